@@ -1,0 +1,144 @@
+"""Every error of the project, on one page.
+
+    ForwardpassError
+    ├── RequestError                 one request was refused or failed; carries its gRPC status and its reason
+    │   ├── InvalidRequest           INVALID_ARGUMENT     the request cannot be right; sending it again will not help
+    │   ├── UnknownModel             NOT_FOUND            no such model or version
+    │   ├── UnknownMethod            UNIMPLEMENTED        not offered here
+    │   ├── ModelLoading             UNAVAILABLE          not ready yet; try again
+    │   ├── ModelUnusable            FAILED_PRECONDITION  it failed to load; the text says why
+    │   ├── Overloaded               RESOURCE_EXHAUSTED   a bound on rows, requests or bytes is reached
+    │   ├── TooLarge                 RESOURCE_EXHAUSTED   the message, or what it asks for, exceeds a limit
+    │   ├── DeadlineExceeded         DEADLINE_EXCEEDED    expired, or could not have made it
+    │   ├── Cancelled                CANCELLED            the client is gone
+    │   ├── Draining                 UNAVAILABLE          the server is stopping; try another
+    │   ├── Unauthenticated          UNAUTHENTICATED      no token, or a wrong one
+    │   ├── PermissionDenied         PERMISSION_DENIED    the token's role does not allow it
+    │   └── RunFailed                INTERNAL             the network could not be run on these rows
+    ├── ModelError                   a model could not be loaded (repository, contract, configuration, provider)
+    │   ├── ConfigError              its options are wrong: names the field and the file
+    │   └── ContractError            what it answers is not what its contract promises, or its files were changed
+    ├── SettingsError                the server's own settings cannot be used
+    └── ExportError                  an export was refused; nothing was written
+
+Which step raises what: `wire` InvalidRequest, TooLarge; `admission` Overloaded, Draining; `batch_queue`
+DeadlineExceeded, Cancelled; `worker` RunFailed, TooLarge (out of memory); `repository` UnknownModel, ModelLoading,
+ModelUnusable. A door turns a RequestError into a gRPC status in one place: `status_of`.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class Status(enum.IntEnum):
+    """gRPC's status codes, by number, so that no module needs grpcio to name one."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+class ForwardpassError(Exception):
+    """The root of every error this package raises on purpose."""
+
+
+class RequestError(ForwardpassError):
+    """One request was refused or failed. `status` is its gRPC code, `reason` its label in the metrics."""
+
+    status = Status.INTERNAL
+    reason = "error"
+    retry_after: float | None = None  # seconds; sent as google.rpc.RetryInfo where it is set
+
+    def __init__(self, text: str, *, reason: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(text)
+        if reason is not None:
+            self.reason = reason
+        if retry_after is not None:
+            self.retry_after = retry_after
+
+
+class InvalidRequest(RequestError):
+    status, reason = Status.INVALID_ARGUMENT, "invalid"
+
+
+class UnknownModel(RequestError):
+    status, reason = Status.NOT_FOUND, "unknown_model"
+
+
+class UnknownMethod(RequestError):
+    status, reason = Status.UNIMPLEMENTED, "unknown_method"
+
+
+class ModelLoading(RequestError):
+    status, reason = Status.UNAVAILABLE, "loading"
+
+
+class ModelUnusable(RequestError):
+    status, reason = Status.FAILED_PRECONDITION, "unusable"
+
+
+class Overloaded(RequestError):
+    status, reason = Status.RESOURCE_EXHAUSTED, "full"
+
+
+class TooLarge(RequestError):
+    status, reason = Status.RESOURCE_EXHAUSTED, "too_large"
+
+
+class DeadlineExceeded(RequestError):
+    status, reason = Status.DEADLINE_EXCEEDED, "deadline"
+
+
+class Cancelled(RequestError):
+    status, reason = Status.CANCELLED, "cancelled"
+
+
+class Draining(RequestError):
+    status, reason = Status.UNAVAILABLE, "draining"
+
+
+class Unauthenticated(RequestError):
+    status, reason = Status.UNAUTHENTICATED, "unauthenticated"
+
+
+class PermissionDenied(RequestError):
+    status, reason = Status.PERMISSION_DENIED, "permission"
+
+
+class RunFailed(RequestError):
+    status, reason = Status.INTERNAL, "run_failed"
+
+
+class ModelError(ForwardpassError):
+    """A model could not be loaded."""
+
+
+class ConfigError(ModelError):
+    """A model's options are wrong. Names the file and the field."""
+
+
+class ContractError(ModelError):
+    """A model's files or answers are not what its contract promises."""
+
+
+class SettingsError(ForwardpassError):
+    """The server's own settings cannot be used."""
+
+
+class ExportError(ForwardpassError):
+    """An export was refused; nothing was written."""
