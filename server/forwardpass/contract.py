@@ -1,0 +1,439 @@
+"""The numerical contract of an exported model: `contract.json` beside `model.onnx`.
+
+It names every file with its sha256, every tensor, and a few sample rows with the answers the network must give to
+them. The exporter writes it; a server checks it on the provider it is about to serve on. A leaf: it runs no network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NoReturn, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from forwardpass.errors import ContractError
+
+CONTRACT_FILE = "contract.json"
+MODEL_FILE = "model.onnx"
+
+# The protocol's datatypes that ONNX Runtime exchanges with numpy. BYTES travels as an array of Python strings.
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+    "BYTES": np.dtype(np.object_),
+}
+
+# JSON has no NaN and no infinities: these words stand for them, spelled as in protobuf's JSON mapping.
+_NOT_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+class TensorSpec(_Part):
+    """One input or output. `shape` has -1 where any size goes; axis 0 is the batch where the model is batchable.
+
+    `labels`, if any, name the places of the last axis, in order.
+    """
+
+    name: str = Field(min_length=1)
+    datatype: str
+    shape: list[int]
+    labels: list[str] | None = None
+
+    @field_validator("datatype")
+    @classmethod
+    def _known(cls, datatype: str) -> str:
+        if datatype not in DTYPES:
+            raise ValueError(f"is {datatype!r}; expected one of {', '.join(DTYPES)}")
+        return datatype
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Self:
+        if any(size < -1 for size in self.shape):
+            raise ValueError(
+                f"tensor {self.name!r} has shape {self.shape}; expected sizes of at least 0, or -1 for any"
+            )
+        if self.labels is not None:
+            places = self.shape[-1] if self.shape else 0
+            if places not in (-1, len(self.labels)):
+                raise ValueError(
+                    f"tensor {self.name!r} has {len(self.labels)} labels for {places} places of its last axis"
+                )
+        return self
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return DTYPES[self.datatype]
+
+
+class Tolerance(_Part):
+    """An answer is right where |got - expected| <= atol + rtol * |expected|."""
+
+    rtol: float = Field(ge=0, allow_inf_nan=False)
+    atol: float = Field(ge=0, allow_inf_nan=False)
+
+
+class Samples(_Part):
+    """Sample rows and what must come back for them, as nested lists by tensor name. `Contract` gives them as arrays.
+
+    `rows` is the size of the batch they make; 1 where the model is not batchable.
+    """
+
+    rows: int = Field(ge=1)
+    inputs: dict[str, Any]
+    expected: dict[str, Any]
+
+    @classmethod
+    def from_arrays(cls, rows: int, inputs: Arrays, expected: Arrays) -> Samples:
+        """The same values as lists, exact to the last bit: integers as integers, NaN and infinities as words."""
+        return cls(
+            rows=rows,
+            inputs={name: _as_lists(array) for name, array in inputs.items()},
+            expected={name: _as_lists(array) for name, array in expected.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far answers lie from what was expected."""
+
+    largest: float  # the largest |got - expected| of all elements; inf where one is not finite or has no counterpart
+    failure: str | None  # None: all within tolerance. Otherwise which output, which element, by how much
+
+
+class Contract(_Part):
+    """What an exported model is and what it must answer. Fields are as in the JSON file, in this order.
+
+    - `files` names every file of the version's folder but the contract itself.
+    - `samples.inputs` has exactly the inputs, `samples.expected` exactly the outputs; hidden outputs are not sampled.
+    - `expected` is the reference in float64 for floating outputs, exact values for all others.
+    """
+
+    format: Literal[1] = 1
+    model: str = Field(min_length=1)
+    version: int = Field(ge=1)
+    files: dict[str, str]  # relative path in the folder, with "/" -> sha256 in hex
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec] = Field(min_length=1)
+    hidden: list[TensorSpec] = []  # outputs that are computed only when they are asked for
+    batchable: bool  # axis 0 of every input and output is the batch
+    batch_invariant: bool | None  # a row's answer is the same, bit for bit, alone and in a batch; None: not measured
+    opset: int
+    torch: str
+    onnxruntime: str
+    provider: str  # the execution provider the difference was measured on
+    reference: Literal["float64", "float32"] = "float64"  # what the network computed `expected` in
+    source: str | None = None  # a digest of what it was made from, where the exporter's caller gave one
+    samples: Samples
+    tolerance: Tolerance
+    largest_difference: float = Field(ge=0, allow_inf_nan=False)  # measured by the exporter over all its trials
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, str]) -> dict[str, str]:
+        for name, digest in files.items():
+            path = PurePosixPath(name)
+            if (
+                not name
+                or "\\" in name
+                or "\0" in name
+                or path.is_absolute()
+                or ".." in path.parts
+                or str(path) != name
+            ):
+                raise ValueError(f"names the file {name!r}; expected a path inside the version's folder")
+            if name == CONTRACT_FILE:
+                raise ValueError(f"names {CONTRACT_FILE}, which cannot hold its own digest")
+            if len(digest) != 64 or digest.strip("0123456789abcdef"):
+                raise ValueError(f"gives {name!r} the digest {digest!r}; expected 64 lower-case hexadecimal digits")
+        return files
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        for kind, tensors in (("inputs", self.inputs), ("outputs", [*self.outputs, *self.hidden])):
+            names = [tensor.name for tensor in tensors]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{kind}: named twice: {', '.join(twice)}")
+        for kind, values, tensors in (
+            ("samples.inputs", self.samples.inputs, self.inputs),
+            ("samples.expected", self.samples.expected, self.outputs),
+        ):
+            declared = {tensor.name for tensor in tensors}
+            if set(values) != declared:
+                raise ValueError(f"{kind}: has {sorted(values)}; expected {sorted(declared)}")
+            for tensor in tensors:
+                array = _as_array(values[tensor.name], tensor.dtype, f"{kind}.{tensor.name}")
+                _check_shape(array.shape, tensor, self.samples.rows if self.batchable else None, kind)
+        return self
+
+    @classmethod
+    def load(cls, path: Path) -> Contract:
+        """Read and validate. Raises ContractError naming the file, the field and what is wrong with it."""
+        try:
+            data = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        except OSError as error:
+            raise ContractError(f"{path}: cannot be read: {error.strerror or error}") from None
+        except (ValueError, RecursionError) as error:
+            raise ContractError(f"{path}: is not JSON: {error}") from None
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            field = ".".join(str(part) for part in first["loc"])
+            text = first["msg"].removeprefix("Value error, ")
+            raise ContractError(f"{path}: {field}: {text}" if field else f"{path}: {text}") from None
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, one field a line, and flush it to the disk. Raises OSError."""
+        fields = self.model_dump(mode="python")
+        lines = [f"  {json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in fields.items()]
+        with path.open("w", encoding="utf-8") as file:
+            file.write("{\n" + ",\n".join(lines) + "\n}\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def verify_files(self, folder: Path) -> None:
+        """Every file is there, unchanged, inside the folder, and there is no other. Raises ContractError naming it.
+
+        Links are followed as long as they end inside the folder; the entries named `..*` by which Kubernetes swaps
+        a mounted volume at once are not files of the version.
+        """
+        present = set(_files(folder))
+        missing = sorted(set(self.files) - present)
+        if missing:
+            raise ContractError(f"{folder}: missing {', '.join(missing)}, which its contract lists")
+        extra = sorted(present - set(self.files))
+        if extra:
+            raise ContractError(f"{folder}: has {', '.join(extra)}, which its contract does not list")
+        for name, expected in self.files.items():
+            found = file_digest(folder / name)
+            if found != expected:
+                raise ContractError(f"{folder / name}: was changed: sha256 is {found}, its contract says {expected}")
+
+    def input_arrays(self) -> dict[str, NDArray[Any]]:
+        """The sample rows, [rows, ...] each, in the inputs' own dtypes (BYTES: arrays of str)."""
+        return {
+            tensor.name: _as_array(self.samples.inputs[tensor.name], tensor.dtype, tensor.name)
+            for tensor in self.inputs
+        }
+
+    def expected_arrays(self) -> dict[str, NDArray[Any]]:
+        """What must come back for them: float64 for floating outputs, the outputs' own dtypes for all others."""
+        return {
+            tensor.name: _as_array(self.samples.expected[tensor.name], reference_dtype(tensor.dtype), tensor.name)
+            for tensor in self.outputs
+        }
+
+    def check(self, outputs: Arrays) -> Difference:
+        """Hold answers to the samples against the contract; `outputs` may have further names (hidden outputs).
+
+        Raises ContractError saying which output, which element, what was expected, what came, and what was allowed.
+        """
+        for tensor in self.outputs:
+            got = outputs.get(tensor.name)
+            if got is not None and np.asarray(got).dtype.kind not in _kinds(tensor):
+                raise ContractError(f"output {tensor.name!r} has dtype {got.dtype}; expected {tensor.datatype}")
+            if got is not None and tensor.datatype != "BYTES" and got.dtype != tensor.dtype:
+                raise ContractError(f"output {tensor.name!r} has dtype {got.dtype}; expected {tensor.dtype}")
+        difference = compare(outputs, self.expected_arrays(), self.tolerance)
+        if difference.failure is not None:
+            raise ContractError(difference.failure)
+        return difference
+
+
+def compare(outputs: Arrays, expected: Arrays, tolerance: Tolerance) -> Difference:
+    """Hold every expected array against the output of the same name; outputs that are not expected are not looked at.
+
+    Floats are right within the tolerance, NaN where NaN is expected, an infinity where the same one is; everything
+    else is right where it is equal. The failure tells of the element that lies furthest beyond what is allowed.
+    """
+    largest = 0.0
+    worst = 0.0
+    failure: str | None = None
+    for name, want in expected.items():
+        if name not in outputs:
+            return Difference(float("inf"), f"output {name!r} is missing; got {', '.join(outputs) or 'none'}")
+        got = np.asarray(outputs[name])
+        if got.shape != want.shape:
+            return Difference(float("inf"), f"output {name!r} has shape {list(got.shape)}; expected {list(want.shape)}")
+        if not want.size:
+            continue
+        distance, allowed = _distances(got, want, tolerance)
+        largest = max(largest, float(distance.max()))
+        excess = distance - allowed
+        place = np.unravel_index(int(excess.argmax()), want.shape)
+        if excess[place] > worst:
+            worst = float(excess[place])
+            failure = (
+                f"output {name!r} at {[int(i) for i in place]}: expected {_plain(want[place])}, "
+                f"got {_plain(got[place])}: |difference| {distance[place]:.3g}, allowed {allowed[place]:.3g}; "
+                f"{int(np.count_nonzero(excess > 0))} of {want.size} elements are off"
+            )
+    return Difference(largest, failure)
+
+
+def reference_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype that expected values are kept in: float64 for floats of any width, else the dtype itself."""
+    return np.dtype(np.float64) if dtype.kind == "f" else dtype
+
+
+def datatype_of(dtype: np.dtype[Any]) -> str:
+    """The protocol's name of a numpy dtype. Raises ContractError where it has none."""
+    for name, known in DTYPES.items():
+        if known == dtype:
+            return name
+    raise ContractError(f"dtype {dtype} has no name in the protocol; expected one of {', '.join(DTYPES)}")
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file, in hex. Raises ContractError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ContractError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _distances(got: NDArray[Any], want: NDArray[Any], tolerance: Tolerance) -> tuple[NDArray[Any], NDArray[Any]]:
+    """|got - want| and what is allowed, float64, elementwise."""
+    if want.dtype.kind != "f":
+        unequal = np.asarray(got != want, dtype=np.bool_)
+        distance = unequal.astype(np.float64)
+        if want.dtype.kind in "iu":
+            # Through Python's integers: the difference of two 64-bit ones need not fit in 64 bits.
+            distance[unequal] = [abs(int(g) - int(w)) for g, w in zip(got[unequal], want[unequal], strict=True)]
+        return distance, np.zeros(want.shape)
+    wide = got.astype(np.float64)
+    same = (wide == want) | (np.isnan(wide) & np.isnan(want))
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.abs(wide - want)
+        allowed = tolerance.atol + tolerance.rtol * np.abs(want)
+    both_finite = np.isfinite(wide) & np.isfinite(want)
+    return (
+        np.where(same, 0.0, np.where(both_finite, apart, np.inf)),
+        np.where(np.isfinite(allowed), allowed, tolerance.atol),
+    )
+
+
+def _kinds(tensor: TensorSpec) -> str:
+    return "OSU" if tensor.datatype == "BYTES" else tensor.dtype.kind
+
+
+def _plain(value: Any) -> str:
+    plain = value.item() if isinstance(value, np.generic) else value
+    return f"{plain:.9g}" if isinstance(plain, float) else repr(plain)
+
+
+def _check_shape(shape: tuple[int, ...], tensor: TensorSpec, rows: int | None, kind: str) -> None:
+    wanted = list(tensor.shape)
+    if rows is not None:
+        if not wanted or wanted[0] not in (-1, rows):
+            raise ValueError(f"tensor {tensor.name!r} has shape {tensor.shape}; expected axis 0 to be the batch, -1")
+        wanted[0] = rows
+    if len(shape) != len(wanted) or any(want not in (-1, size) for size, want in zip(shape, wanted, strict=True)):
+        raise ValueError(f"{kind}.{tensor.name}: has shape {list(shape)}; expected {wanted}")
+
+
+def _as_lists(array: NDArray[Any]) -> Any:
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        wide = array.astype(np.float64).astype(object)
+        wide[np.isnan(array)] = "NaN"
+        wide[np.isposinf(array)] = "Infinity"
+        wide[np.isneginf(array)] = "-Infinity"
+        return wide.tolist()
+    if array.dtype.kind in "OSU":
+        return np.vectorize(_as_text, otypes=[object])(array).tolist() if array.size else array.tolist()
+    return array.tolist()
+
+
+def _as_text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _as_array(values: Any, dtype: np.dtype[Any], field: str) -> NDArray[Any]:
+    """Nested lists as an array, refusing what does not fit the dtype exactly. Raises ValueError naming the field."""
+    shape = _shape_of(values)
+    flat = list(_leaves(values, len(shape)))
+    if len(flat) != int(np.prod(shape)):
+        raise ValueError(f"{field}: its rows differ in length")
+    if dtype.kind == "f":
+        flat = [_NOT_FINITE.get(value, value) if isinstance(value, str) else value for value in flat]
+        fits: tuple[type, ...] = (float, int)
+    else:
+        fits = {"b": (bool,), "O": (str,)}.get(dtype.kind, (int,))
+    for value in flat:
+        if not isinstance(value, fits) or (isinstance(value, bool) and dtype.kind != "b"):
+            raise ValueError(f"{field}: has the value {value!r}; expected {dtype if dtype.kind != 'O' else 'text'}")
+    array = np.empty(len(flat), dtype)
+    try:
+        with np.errstate(over="raise"):
+            array[:] = np.array(flat, np.float64) if dtype.kind == "f" else flat
+    except (OverflowError, FloatingPointError):
+        raise ValueError(f"{field}: has a value that does not fit {dtype}") from None
+    return array.reshape(shape)
+
+
+def _shape_of(values: Any) -> list[int]:
+    shape = []
+    while isinstance(values, list):
+        shape.append(len(values))
+        if not values:
+            break
+        values = values[0]
+    return shape
+
+
+def _leaves(values: Any, depth: int) -> Iterator[Any]:
+    if depth == 0:
+        yield values
+    elif isinstance(values, list):
+        for value in values:
+            yield from _leaves(value, depth - 1)
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Every file below the folder but the contract, as relative paths with "/". Raises ContractError on a link out."""
+    home = folder.resolve()
+    if not home.is_dir():
+        raise ContractError(f"{folder}: is not a folder")
+    # Resolved folders, so that a ring of links ends.
+    visited = {home}
+    pending = [folder]
+    while pending:
+        for entry in sorted(pending.pop().iterdir()):
+            if entry.name.startswith("..") or entry == folder / CONTRACT_FILE:
+                continue
+            target = entry.resolve()
+            if not target.is_relative_to(home):
+                raise ContractError(f"{entry}: links to {target}, outside the version's folder")
+            if not entry.is_dir():
+                yield entry.relative_to(folder).as_posix()
+            elif target not in visited:
+                visited.add(target)
+                pending.append(entry)
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"has {text}, which JSON does not know; expected the string {text!r}")
