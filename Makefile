@@ -1,0 +1,88 @@
+# Forwardpass: what a developer runs, by name; `make` alone lists it.
+# Needs make and Python 3.11 or later with pip. Everything else goes into .venv, and once it is there nothing below
+# touches the network again, until pyproject.toml changes. pip's own environment variables reach pip.
+
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PYTHON ?=# the interpreter that makes .venv; by default the first that is new enough
+TORCH  ?= 2.13.0
+EXTRAS ?= cpu,train,dev
+MODELS ?= document digits mnist
+ARGS   ?=
+
+# A copy of the pyproject.toml that .venv was made from. Written last, so that an interrupted set-up is taken up again.
+READY  := $(VENV)/ready.toml
+RECENT := import sys; sys.exit(sys.version_info < (3, 11))
+
+ORT_DISABLE_TELEMETRY ?= 1
+export ORT_DISABLE_TELEMETRY
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv models demo test test-slow lint format types proto bench serve clean distclean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# torch goes first and pinned: asked for together with the rest, pip may take another build of it. What is compared is
+# pyproject.toml's content, not its time: a branch switch that leaves it as it was installs nothing.
+venv: ## set up .venv (PYTHON=..., TORCH=2.13.0, EXTRAS=cpu,train,dev)
+	@if cmp -s pyproject.toml $(READY) && $(PY) -c '' 2>/dev/null; then exit 0; fi; \
+	set -eu; quiet=-q; if [ -t 1 ]; then quiet=; fi; \
+	if ! $(PY) -c '$(RECENT)' 2>/dev/null; then \
+	    found=; \
+	    for p in $(or $(PYTHON),python3.11 python3.12 python3.13 python3); do \
+	        if "$$p" -c '$(RECENT)' 2>/dev/null; then found=$$p; break; fi; \
+	    done; \
+	    if [ -z "$$found" ]; then \
+	        echo "Forwardpass needs Python 3.11 or later; here is: $$($(or $(PYTHON),python3) --version 2>&1 || true)" >&2; \
+	        echo "Install one, or name it: make venv PYTHON=/path/to/python3.12" >&2; exit 1; \
+	    fi; \
+	    echo "[1/3] making $(VENV) with $$("$$found" --version)"; \
+	    if "$$found" -c 'import ensurepip' 2>/dev/null; then "$$found" -m venv --clear $(VENV); \
+	    else "$$found" -m venv --clear --without-pip $(VENV); "$$found" -m pip --python $(PY) install $$quiet pip; fi; \
+	fi; \
+	echo "[2/3] installing torch $(TORCH) (its CUDA build is several GB: CONTRIBUTING.md says how to get the CPU build)"; \
+	$(PY) -m pip install $$quiet 'torch==$(TORCH)'; \
+	echo "[3/3] installing forwardpass with [$(EXTRAS)]"; \
+	$(PY) -m pip install $$quiet -e '.[$(EXTRAS)]'; \
+	cp pyproject.toml $(READY); echo "$(VENV) is ready"
+
+models: venv ## train and export the three recipes (MODELS='document digits mnist')
+	@set -e; for name in $(MODELS); do $(PY) models/$$name/train.py --repository models; done
+
+demo: venv ## train digits, serve it, call it from concurrent clients, compare with PyTorch
+	@$(PY) -m forwardpass.demo $(ARGS)
+
+test: venv ## the tests, in minutes (ARGS='-k wire' and the like reach pytest)
+	@$(PY) -m pytest -m "not slow" $(ARGS)
+
+test-slow: venv ## the tests that take minutes each
+	@$(PY) -m pytest -m slow $(ARGS)
+
+lint: venv ## ruff: rules and format
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+format: venv ## let ruff mend what it can
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+types: venv ## mypy, strict
+	@$(PY) -m mypy
+
+proto: venv ## make again what is generated from proto/
+	@$(PY) proto/generate.py
+
+bench: venv ## measure this machine
+	@$(PY) benchmarks/bench.py $(ARGS)
+
+serve: venv ## serve models/ (ARGS='--grpc-port 0')
+	@$(PY) -m forwardpass.cli serve models $(ARGS)
+
+clean: ## remove caches and build outputs
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis benchmarks/out
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv and the trained versions too
+	rm -rf $(VENV) models/*/[0-9]* models/*/*.pt
