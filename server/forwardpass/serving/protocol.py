@@ -1,0 +1,190 @@
+"""The wire contract as Python objects: message classes, method tables and the datatype table.
+
+All of it is read from `protocol.binpb`, the compiled proto/*.proto, into a descriptor pool of our own: other packages
+(tritonclient, kserve, mlserver) register the same names in protobuf's default pool, which holds each name once.
+No I/O but that one file, no gRPC library, nothing about any model.
+
+A class from here and one of another package with the same full name are different types: exchange bytes, not objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+INFERENCE_SERVICE: Final = "inference.GRPCInferenceService"
+HEALTH_SERVICE: Final = "grpc.health.v1.Health"
+
+# The classes are made at run time, so no type checker can know their fields.
+MessageClass = type[Any]
+
+
+def _load_pool() -> descriptor_pool.DescriptorPool:
+    data = resources.files(__package__).joinpath("protocol.binpb").read_bytes()
+    pool = descriptor_pool.DescriptorPool()
+    for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:  # each after those it imports
+        pool.AddSerializedFile(file.SerializeToString())
+    return pool
+
+
+# Holds `inference`, `grpc.health.v1`, `google.rpc` and the google.protobuf types they use. Server reflection reads it.
+POOL: Final = _load_pool()
+
+
+def message(full_name: str) -> MessageClass:
+    """Return the class of a message by its full name ("inference.ModelInferRequest"). KeyError if there is none."""
+    cls: MessageClass = message_factory.GetMessageClass(POOL.FindMessageTypeByName(full_name))
+    return cls
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One RPC: what it is called and what it takes and gives."""
+
+    service: str  # full name: "inference.GRPCInferenceService"
+    name: str  # "ModelInfer"
+    request: MessageClass
+    response: MessageClass
+    client_streaming: bool
+    server_streaming: bool
+
+    @property
+    def path(self) -> str:
+        """The method as HTTP/2's :path has it: "/inference.GRPCInferenceService/ModelInfer"."""
+        return f"/{self.service}/{self.name}"
+
+
+def _methods(service: str) -> Mapping[str, Method]:
+    found = {}
+    for method in POOL.FindServiceByName(service).methods:
+        found[method.name] = Method(
+            service=service,
+            name=method.name,
+            request=message_factory.GetMessageClass(method.input_type),
+            response=message_factory.GetMessageClass(method.output_type),
+            client_streaming=method.client_streaming,
+            server_streaming=method.server_streaming,
+        )
+    return MappingProxyType(found)
+
+
+# By short name, in the order of the .proto file.
+METHODS: Final = _methods(INFERENCE_SERVICE)
+HEALTH_METHODS: Final = _methods(HEALTH_SERVICE)
+
+ServerLiveRequest = message("inference.ServerLiveRequest")
+ServerLiveResponse = message("inference.ServerLiveResponse")
+ServerReadyRequest = message("inference.ServerReadyRequest")
+ServerReadyResponse = message("inference.ServerReadyResponse")
+ModelReadyRequest = message("inference.ModelReadyRequest")
+ModelReadyResponse = message("inference.ModelReadyResponse")
+ServerMetadataRequest = message("inference.ServerMetadataRequest")
+ServerMetadataResponse = message("inference.ServerMetadataResponse")
+ModelMetadataRequest = message("inference.ModelMetadataRequest")
+ModelMetadataResponse = message("inference.ModelMetadataResponse")
+
+InferParameter = message("inference.InferParameter")
+InferTensorContents = message("inference.InferTensorContents")
+ModelInferRequest = message("inference.ModelInferRequest")
+ModelInferResponse = message("inference.ModelInferResponse")
+ModelStreamInferResponse = message("inference.ModelStreamInferResponse")
+
+ModelConfig = message("inference.ModelConfig")
+ModelConfigRequest = message("inference.ModelConfigRequest")
+ModelConfigResponse = message("inference.ModelConfigResponse")
+StatisticDuration = message("inference.StatisticDuration")
+InferStatistics = message("inference.InferStatistics")
+InferBatchStatistics = message("inference.InferBatchStatistics")
+ModelStatistics = message("inference.ModelStatistics")
+ModelStatisticsRequest = message("inference.ModelStatisticsRequest")
+ModelStatisticsResponse = message("inference.ModelStatisticsResponse")
+
+ModelRepositoryParameter = message("inference.ModelRepositoryParameter")
+RepositoryIndexRequest = message("inference.RepositoryIndexRequest")
+RepositoryIndexResponse = message("inference.RepositoryIndexResponse")
+RepositoryModelLoadRequest = message("inference.RepositoryModelLoadRequest")
+RepositoryModelLoadResponse = message("inference.RepositoryModelLoadResponse")
+RepositoryModelUnloadRequest = message("inference.RepositoryModelUnloadRequest")
+RepositoryModelUnloadResponse = message("inference.RepositoryModelUnloadResponse")
+
+SystemSharedMemoryStatusRequest = message("inference.SystemSharedMemoryStatusRequest")
+SystemSharedMemoryStatusResponse = message("inference.SystemSharedMemoryStatusResponse")
+SystemSharedMemoryRegisterRequest = message("inference.SystemSharedMemoryRegisterRequest")
+SystemSharedMemoryRegisterResponse = message("inference.SystemSharedMemoryRegisterResponse")
+SystemSharedMemoryUnregisterRequest = message("inference.SystemSharedMemoryUnregisterRequest")
+SystemSharedMemoryUnregisterResponse = message("inference.SystemSharedMemoryUnregisterResponse")
+CudaSharedMemoryStatusRequest = message("inference.CudaSharedMemoryStatusRequest")
+CudaSharedMemoryStatusResponse = message("inference.CudaSharedMemoryStatusResponse")
+CudaSharedMemoryRegisterRequest = message("inference.CudaSharedMemoryRegisterRequest")
+CudaSharedMemoryRegisterResponse = message("inference.CudaSharedMemoryRegisterResponse")
+CudaSharedMemoryUnregisterRequest = message("inference.CudaSharedMemoryUnregisterRequest")
+CudaSharedMemoryUnregisterResponse = message("inference.CudaSharedMemoryUnregisterResponse")
+
+TraceSettingRequest = message("inference.TraceSettingRequest")
+TraceSettingResponse = message("inference.TraceSettingResponse")
+LogSettingsRequest = message("inference.LogSettingsRequest")
+LogSettingsResponse = message("inference.LogSettingsResponse")
+
+HealthCheckRequest = message("grpc.health.v1.HealthCheckRequest")
+HealthCheckResponse = message("grpc.health.v1.HealthCheckResponse")
+HealthListRequest = message("grpc.health.v1.HealthListRequest")
+HealthListResponse = message("grpc.health.v1.HealthListResponse")
+
+# Serialised into the trailing metadata key `grpc-status-details-bin`. RpcStatus.details takes these classes' own
+# Any: `RpcStatus().details.add().Pack(RetryInfo(...))`.
+RpcStatus = message("google.rpc.Status")
+RetryInfo = message("google.rpc.RetryInfo")
+
+
+@dataclass(frozen=True, slots=True)
+class Datatype:
+    """One element type, by each name it goes by."""
+
+    name: str  # on the wire: "FP32"
+    numpy: np.dtype[Any] | None  # how raw bytes are read (little-endian); None: not of one size (BYTES)
+    itemsize: int  # bytes an element in raw contents; 0 for BYTES, where each element says its own
+    contents: str | None  # its field of InferTensorContents; None: it travels raw only
+    ort: str  # ONNX Runtime's name of a tensor of it: "tensor(float)"
+    config: str  # its value of inference.DataType: "TYPE_FP32"
+
+
+def _datatype(name: str, numpy: str | None, contents: str | None, ort: str, config: str = "") -> Datatype:
+    dtype = None if numpy is None else np.dtype(numpy)
+    itemsize = 0 if dtype is None else dtype.itemsize
+    return Datatype(name, dtype, itemsize, contents, f"tensor({ort})", config or f"TYPE_{name}")
+
+
+# By wire name.
+DATATYPES: Final[Mapping[str, Datatype]] = MappingProxyType(
+    {
+        datatype.name: datatype
+        for datatype in (
+            _datatype("BOOL", "?", "bool_contents", "bool"),
+            _datatype("UINT8", "u1", "uint_contents", "uint8"),
+            _datatype("UINT16", "<u2", "uint_contents", "uint16"),
+            _datatype("UINT32", "<u4", "uint_contents", "uint32"),
+            _datatype("UINT64", "<u8", "uint64_contents", "uint64"),
+            _datatype("INT8", "i1", "int_contents", "int8"),
+            _datatype("INT16", "<i2", "int_contents", "int16"),
+            _datatype("INT32", "<i4", "int_contents", "int32"),
+            _datatype("INT64", "<i8", "int64_contents", "int64"),
+            _datatype("FP16", "<f2", None, "float16"),
+            _datatype("FP32", "<f4", "fp32_contents", "float"),
+            _datatype("FP64", "<f8", "fp64_contents", "double"),
+            _datatype("BYTES", None, "bytes_contents", "string", "TYPE_STRING"),
+            # numpy has no bfloat16: uint16 carries its bits. Rows of it can be cut and stacked, not computed with.
+            _datatype("BF16", "<u2", None, "bfloat16"),
+        )
+    }
+)
+
+# By ONNX Runtime's name of the tensor type, and by value name of inference.DataType. A type that is missing here
+# ("tensor(complex64)", "seq(tensor(float))") cannot cross the wire.
+BY_ORT_TYPE: Final[Mapping[str, Datatype]] = MappingProxyType({d.ort: d for d in DATATYPES.values()})
+BY_CONFIG_TYPE: Final[Mapping[str, Datatype]] = MappingProxyType({d.config: d for d in DATATYPES.values()})
