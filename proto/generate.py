@@ -31,7 +31,8 @@ def compile_descriptor_set() -> bytes:
         files = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes())
     for file in files.file:
         file.ClearField("options")
-    return files.SerializeToString(deterministic=True)
+    data: bytes = files.SerializeToString(deterministic=True)
+    return data
 
 
 def main() -> int:
