@@ -28,7 +28,7 @@ help: ## list these targets
 # pyproject.toml's content, not its time: a branch switch that leaves it as it was installs nothing.
 venv: ## set up .venv (PYTHON=..., TORCH=2.13.0, EXTRAS=cpu,train,dev)
 	@if cmp -s pyproject.toml $(READY) && $(PY) -c '' 2>/dev/null; then exit 0; fi; \
-	set -eu; quiet=-q; if [ -t 1 ]; then quiet=; fi; \
+	set -eu; quiet=-qq; if [ -t 1 ]; then quiet=; fi; \
 	if ! $(PY) -c '$(RECENT)' 2>/dev/null; then \
 	    found=; \
 	    for p in $(or $(PYTHON),python3.11 python3.12 python3.13 python3); do \

@@ -1,0 +1,233 @@
+"""The rules of the house, held by reading the code: who may import whom, what a file must have, what the metadata says.
+
+Imports are read from the syntax tree, so one inside a function or under TYPE_CHECKING counts like any other; then the
+modules are really imported, in a fresh interpreter, and what came along is looked at.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import forwardpass
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "server" / "forwardpass"
+SERVING = PACKAGE / "serving"
+
+# What serving/ is made of, in the order of a request's way, callees first. A module imports from rows above its own,
+# never from its own row or below; beside those, from the leaves.
+ORDER = (
+    ("protocol",),
+    ("wire",),
+    ("matrix",),
+    ("session",),
+    ("model_config",),
+    ("metrics",),
+    ("admission",),
+    ("batch_queue",),
+    ("worker",),
+    ("repository",),
+    ("native_front", "grpc_server"),
+    ("lifecycle",),
+)
+RANK = {f"forwardpass.serving.{name}": rank for rank, row in enumerate(ORDER) for name in row}
+LEAVES = {"forwardpass", "forwardpass.errors", "forwardpass.settings", "forwardpass.contract"}
+
+# What a server or a client may import beside the standard library: the base dependencies, by the names they are
+# imported under, and onnxruntime, which the extras `cpu` and `gpu` bring. So neither torch nor anything of `train`.
+ALLOWED = ("numpy", "google.protobuf", "grpc", "pydantic", "prometheus_client", "pygrpc_native", "onnxruntime")
+
+LINES = 400
+LONGER: dict[str, str] = {}  # files over the limit, as posix paths below server/forwardpass/, and why
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+CLIENT = [path for path in [PACKAGE / "client.py"] if path.exists()]
+SERVER_SIDE = [*sorted(SERVING.rglob("*.py")), *CLIENT]
+# `python FILE` puts the file's own folder first on the path, so a name taken there hides the standard library's too.
+SCRIPTS = sorted(path for folder in ("models", "benchmarks", "proto") for path in (ROOT / folder).rglob("*.py"))
+
+
+def _name(path: Path) -> str:
+    """A file of the package by its module's name: .../serving/wire.py is forwardpass.serving.wire."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _is_ours(module: str) -> bool:
+    path = PACKAGE.parent.joinpath(*module.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def _imports(source: str, package: str) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import in a file of `package`; in `from p import m`, m itself where it is our module."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=names):
+                yield from ((node.lineno, alias.name) for alias in names)
+            case ast.ImportFrom(module=module, names=names, level=level):
+                above = package.split(".")[: len(package.split(".")) - level + 1] if level else []
+                base = ".".join([*above, *([module] if module else [])])
+                for alias in names:
+                    below = f"{base}.{alias.name}"
+                    yield node.lineno, below if _is_ours(below) else base
+            case ast.Call(
+                func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__"),
+                args=[ast.Constant(value=str(named)), *_],
+            ):
+                yield node.lineno, named
+
+
+def _imports_of(path: Path) -> Iterator[tuple[str, str]]:
+    """(`file:line`, module) of every import in a file of the package."""
+    name = _name(path)
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for line, module in _imports(path.read_text("utf-8"), package):
+        yield f"{path.relative_to(ROOT)}:{line}", module
+
+
+def test_the_reader_of_imports_sees_every_kind() -> None:
+    # The tests below are only as good as this: each way to import, in the places where one could hide.
+    source = """
+import a.b as c
+from forwardpass import errors
+from ..errors import Status
+from . import nothing_of_ours
+def later():
+    import d
+    importlib.import_module("e.f")
+    __import__("g")
+if TYPE_CHECKING:
+    from h import i
+"""
+    assert [module for _, module in sorted(_imports(source, "forwardpass.serving"))] == [
+        "a.b",
+        "forwardpass.errors",
+        "forwardpass.errors",
+        "forwardpass.serving",
+        "d",
+        "e.f",
+        "g",
+        "h",
+    ]
+
+
+def test_nothing_in_serving_is_unknown_to_the_order() -> None:
+    unknown = {_name(path) for path in SERVING.rglob("*.py")} - RANK.keys() - {"forwardpass.serving"}
+    assert not unknown, f"give {sorted(unknown)} a place in ORDER, above whatever imports it"
+
+
+def test_imports_go_one_way() -> None:
+    wrong = []
+    for path in SERVING.rglob("*.py"):
+        rank = RANK.get(_name(path), -1)  # -1: the package's own __init__ imports none of its modules
+        for where, module in _imports_of(path):
+            if module.partition(".")[0] != "forwardpass" or module in LEAVES:
+                continue
+            if module not in RANK or RANK[module] >= rank:
+                wrong.append(f"{where} imports {module}")
+    assert not wrong, "not above it in ORDER, and no leaf:\n" + "\n".join(wrong)
+
+
+def test_leaves_import_only_leaves() -> None:
+    wrong = [
+        f"{where} imports {module}"
+        for path in FILES
+        if _name(path) in LEAVES - {"forwardpass"}
+        for where, module in _imports_of(path)
+        if module.partition(".")[0] == "forwardpass" and module not in LEAVES
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_server_and_client_import_only_what_the_base_install_has() -> None:
+    wrong = []
+    for path in SERVER_SIDE:
+        for where, module in _imports_of(path):
+            top = module.partition(".")[0]
+            if top in sys.stdlib_module_names or any(f"{module}.".startswith(f"{name}.") for name in ALLOWED):
+                continue
+            if top != "forwardpass" or module.startswith(
+                ("forwardpass.export", "forwardpass.insight", "forwardpass.loadtest")
+            ):
+                wrong.append(f"{where} imports {module}")
+    assert not wrong, "not in a serving install:\n" + "\n".join(wrong)
+
+
+def _loaded_by(statement: str) -> set[str]:
+    """The top-level modules in memory after `statement`, in an interpreter of its own."""
+    report = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", report], check=True, capture_output=True, text=True, timeout=60)
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert not _loaded_by("import forwardpass") & {"torch", "onnxruntime", "numpy", "grpc", "google"}
+
+
+@pytest.mark.parametrize("path", CLIENT, ids=_name)
+def test_importing_the_client_loads_no_runtime(path: Path) -> None:
+    assert not _loaded_by(f"import {_name(path)}") & {"torch", "onnx", "onnxruntime"}
+
+
+def test_importing_all_of_serving_loads_no_torch() -> None:
+    names = [_name(path) for path in SERVING.rglob("*.py")]
+    assert not _loaded_by(f"import {', '.join(names)}") & {"torch", "onnx", "onnxscript", "sklearn", "mlxtend"}
+
+
+@pytest.mark.parametrize("path", [*FILES, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_module_takes_a_name_of_the_standard_library(path: Path) -> None:
+    taken = sys.stdlib_module_names & {path.stem, path.parent.name}
+    assert not taken, f"{path.relative_to(ROOT)}: {taken} is a module of Python's own; pick another name"
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_a_file_says_its_job_and_keeps_to_the_limit(path: Path) -> None:
+    source = path.read_text("utf-8")
+    if source:  # an empty __init__.py has no job
+        assert ast.get_docstring(ast.parse(source)), f"{_name(path)} opens without a docstring"
+    lines = source.count("\n")
+    key = path.relative_to(PACKAGE).as_posix()
+    if key in LONGER:
+        assert lines > LINES, f"{key} has {lines} lines again: take it off LONGER"
+    else:
+        assert lines <= LINES, f"{key} has {lines} lines, more than {LINES}: divide it, or say in LONGER why not"
+
+
+def test_longer_files_exist() -> None:
+    assert all((PACKAGE / key).is_file() and reason for key, reason in LONGER.items())
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_no_machine_of_ours_shows_in_the_documents(name: str) -> None:
+    text = (ROOT / name).read_text("utf-8")
+    # A path below a home folder, or below the checkout that this runs in, is of use to nobody else.
+    found = re.findall(r"(?<![\w.~-])/(?:home|root|Users|work)/\S*", text)
+    assert not found and str(ROOT) not in text, f"{name} names paths of one machine: {found or ROOT}"
+
+
+def test_the_metadata_tells_the_version_and_the_licence() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["version"] == forwardpass.__version__
+    licence = (ROOT / "LICENSE").read_text("utf-8")
+    assert project["license"] == "Apache-2.0"
+    assert "Apache License" in licence and "Version 2.0, January 2004" in licence and "END OF TERMS" in licence
+
+
+def test_the_base_install_has_neither_torch_nor_onnxruntime() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    base = {re.split(r"[^A-Za-z0-9._-]", requirement)[0].lower() for requirement in project["dependencies"]}
+    assert base, "pyproject.toml lists no dependencies"
+    assert not {name for name in base if name.startswith(("torch", "onnxruntime"))}
+    # One build of ONNX Runtime each: installed together, the two overwrite each other's files.
+    extras = project["optional-dependencies"]
+    assert [r for r in extras["cpu"] if r.startswith("onnxruntime>")]
+    assert [r for r in extras["gpu"] if r.startswith("onnxruntime-gpu[")]
+    assert not [r for name, extra in extras.items() if name not in ("cpu", "gpu") for r in extra if "onnxruntime" in r]
