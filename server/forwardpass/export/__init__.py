@@ -1,0 +1,31 @@
+"""Export a PyTorch network to ONNX with a numerical contract: `from forwardpass.export import export`.
+
+Needs the `train` extra (torch, onnx, onnxscript) and ONNX Runtime. Serving never imports this package.
+The stations, in order: input_spec -> network -> translate -> staging -> parity -> the contract; `exporter` wires them.
+"""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+__all__ = ["ExportedModel", "InputSpec", "export"]
+
+if TYPE_CHECKING:
+    from forwardpass.export.exporter import ExportedModel, export
+    from forwardpass.export.input_spec import InputSpec
+
+
+# ONNX Runtime's Linux wheels report their use to their maker unless told not to.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: `forwardpass export --help` does not wait for torch.
+    if name in ("ExportedModel", "export"):
+        from forwardpass.export import exporter
+
+        return getattr(exporter, name)
+    if name == "InputSpec":
+        from forwardpass.export.input_spec import InputSpec
+
+        return InputSpec
+    raise AttributeError(f"module 'forwardpass.export' has no attribute {name!r}")

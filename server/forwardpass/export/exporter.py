@@ -1,0 +1,236 @@
+"""The export, from a torch module to a version in a repository: `export`. Wires the other modules of this package.
+
+Nothing is written to the repository before the network has run, and nothing stays there unless all checks hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from forwardpass.contract import CONTRACT_FILE, MODEL_FILE, Contract, Samples, TensorSpec, Tolerance, file_digest
+from forwardpass.errors import ExportError
+from forwardpass.export import parity
+from forwardpass.export.input_spec import InputSpec, batch_symbol, draw, fit_samples, parse_inputs, symbols
+from forwardpass.export.network import Network
+from forwardpass.export.staging import Staging
+from forwardpass.export.translate import translate
+
+# What an answer may be off, by the narrowest float in the network: a few hundred roundings of its last place.
+TOLERANCES = {
+    np.dtype(np.float16): Tolerance(rtol=1e-2, atol=1e-3),
+    np.dtype(np.float32): Tolerance(rtol=1e-4, atol=1e-5),
+    np.dtype(np.float64): Tolerance(rtol=1e-10, atol=1e-12),
+}
+# Rows tried where the caller gives none; as many as the largest batch that is tried.
+_DRAWN_ROWS = max(parity.BATCH_SIZES)
+# The contract is read at every start of a server: it takes at most these rows, and these numbers, of an input.
+_SAMPLE_ROWS = 8
+_SAMPLE_NUMBERS = 65_536
+# Indices must stay in the tables they look up, whose sizes are not known: the widest range that runs is taken.
+_INTEGER_BOUNDS = (128, 16, 4, 2, 1)
+
+Labels = Sequence[str] | Mapping[str, Sequence[str]]
+Values = dict[str, NDArray[Any]]
+Part = TypeVar("Part", TensorSpec, Contract)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedModel:
+    """A version that was written."""
+
+    path: Path  # <repository>/<name>/<version>
+    contract: Contract
+    parameters: int  # trained numbers
+    row_difference: float | None  # largest difference of a row alone and in a batch; None: the model has no batch
+
+
+def export(
+    module: torch.nn.Module,
+    inputs: Mapping[str, str] | Iterable[str | InputSpec],
+    name: str,
+    repository: str | Path,
+    *,
+    version: int | None = None,
+    outputs: Sequence[str] | None = None,
+    labels: Labels | None = None,
+    opset: int = 20,
+    tolerance: Tolerance | None = None,
+    samples: Mapping[str, Any] | None = None,
+    source: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> ExportedModel:
+    """Export a network to `<repository>/<name>/<version>/{model.onnx, contract.json}`, all or nothing.
+
+    - `inputs`: `{"x": "float32[batch,64]"}`, or `["x:float32[batch,64]"]`. They go to the parameters of forward by
+      name where all are named like one, else in their order. A symbol that is axis 0 of every input, and no other
+      axis, is the batch: then every output must have a row for every row.
+    - `version`: the next free number where None. An existing version is never overwritten.
+    - `outputs`: their names; else the keys of the dict that forward gives, or `output`, or `output_0`, `output_1`, ...
+    - `labels`: the names of the places of the output's last axis; for several outputs a mapping by output.
+    - `tolerance`: what an answer may be off the float64 reference; None takes `TOLERANCES`.
+    - `samples`: rows to hold parity on, arrays [rows, ...] by input; the first few go into the contract. Where None
+      they are drawn: standard normal for floats, small integers, with a fixed seed.
+    - `source`: a digest of what it was made from, kept in the contract as it is.
+    - `progress` is called with a few words before each stage that takes time.
+
+    The module is not changed. Raises ExportError where it cannot be done or does not hold: what differed, where, and
+    by how much. Not for several threads at once; several processes may export the same model.
+    """
+    tell = progress or (lambda _stage: None)
+    network = Network(module, parse_inputs(inputs))
+    if version is not None and version < 1:
+        raise ExportError(f"version {version}: expected a number from 1")
+    batch = batch_symbol(network.specs)
+    tell("running the network")
+    rows, sizes = _rows(network, samples, batch, outputs)
+    tolerance = tolerance or TOLERANCES[network.coarsest(rows)]
+    tell("translating to ONNX")
+    model = translate(network, _example(network, sizes, batch), opset)
+    with Staging(Path(repository), name) as staging:
+        path = staging.write(MODEL_FILE, model)
+        runner = parity.Runner(path)
+        runner.check_inputs(network.specs)
+        tell("checking it against the reference")
+        independence = None
+        if batch is not None:
+            parity.check_outputs_follow(runner, rows, batch)
+            independence = parity.row_independence(runner, rows, _DRAWN_ROWS, tolerance)
+        largest = parity.check_parity(runner, network, _trials(network, rows, sizes, batch), tolerance)
+        sample_count = _sample_count(rows) if batch is not None else 1
+        sample = parity.take(rows, slice(sample_count)) if batch is not None else rows
+        contract = _checked(
+            Contract,
+            model=name,
+            version=version or 1,
+            files={MODEL_FILE: file_digest(path)},
+            inputs=[spec.tensor() for spec in network.specs],
+            outputs=_label(runner.outputs, labels),
+            batchable=batch is not None,
+            batch_invariant=independence.bit_identical if independence is not None else None,
+            rows_independent=independence.within_tolerance if independence is not None else None,
+            opset=opset,
+            torch=torch.__version__,
+            onnxruntime=onnxruntime.__version__,
+            provider=parity.PROVIDER,
+            reference=network.reference,
+            source=source,
+            samples=Samples.from_arrays(sample_count, sample, network.expected(sample)),
+            tolerance=tolerance,
+            largest_difference=largest,
+        )
+        # What a server will do at every start, once before anybody can see the version.
+        contract.check(runner.run(contract.input_arrays()))
+
+        def numbered(number: int) -> Contract:
+            return contract.model_copy(update={"version": number})
+
+        place = staging.publish(version, lambda folder, number: numbered(number).save(folder / CONTRACT_FILE))
+    return ExportedModel(
+        path=place,
+        contract=numbered(int(place.name)),
+        parameters=network.parameters,
+        row_difference=independence.largest if independence is not None else None,
+    )
+
+
+def _rows(
+    network: Network, samples: Mapping[str, Any] | None, batch: str | None, outputs: Sequence[str] | None
+) -> tuple[Values, dict[str, int]]:
+    """The values to try, at least `_DRAWN_ROWS` rows where there is a batch, and the sizes of all symbols in them."""
+    if samples is not None:
+        rows, sizes = fit_samples(network.specs, samples)
+        if batch is not None and sizes[batch] < _DRAWN_ROWS:
+            rows = parity.take(rows, np.arange(_DRAWN_ROWS) % sizes[batch])
+            sizes[batch] = _DRAWN_ROWS
+        network.try_on(rows, outputs)
+        return rows, sizes
+    sizes = _sizes(network, batch, first=5, step=2)
+    has_integers = any(spec.dtype.kind in "iu" for spec in network.specs)
+    for bound in _INTEGER_BOUNDS if has_integers else _INTEGER_BOUNDS[-1:]:
+        rows = draw(network.specs, sizes, bound, np.random.default_rng(0))
+        try:
+            network.try_on(rows, outputs)
+            break
+        except ExportError:
+            if bound == _INTEGER_BOUNDS[-1]:
+                raise
+    return rows, sizes
+
+
+def _sizes(network: Network, batch: str | None, first: int, step: int) -> dict[str, int]:
+    """A size for every symbol, all different where `step` is not 0."""
+    others = [symbol for symbol in symbols(network.specs) if symbol != batch]
+    sizes = {symbol: first + step * i for i, symbol in enumerate(others)}
+    return sizes if batch is None else {**sizes, batch: _DRAWN_ROWS}
+
+
+def _example(network: Network, sizes: Mapping[str, int], batch: str | None) -> Values:
+    """What torch traces with: shapes matter, values do not; a size of 1 it would take for a constant."""
+    if any(size == 1 for size in sizes.values()):
+        sizes = _sizes(network, batch, first=5, step=2)
+    if batch is not None:
+        sizes = {**sizes, batch: 3}
+    return draw(network.specs, sizes, 1, np.random.default_rng(0))
+
+
+def _trials(network: Network, rows: Values, sizes: Mapping[str, int], batch: str | None) -> Iterator[Values]:
+    """All batches parity is held on: every size, all rows, and other sizes of the other symbols."""
+    if batch is None:
+        yield rows
+    else:
+        for count in parity.BATCH_SIZES:
+            yield parity.take(rows, slice(count))
+        for start in range(_DRAWN_ROWS, sizes[batch], _DRAWN_ROWS):
+            yield parity.take(rows, slice(start, start + _DRAWN_ROWS))
+    if len(sizes) == (batch is not None):
+        return
+    bound = 1 + max((int(rows[spec.name].max()) for spec in network.specs if spec.dtype.kind in "iu"), default=0)
+    for first, step in ((12, 3), (1, 0), (2, 0)):
+        drawn = draw(network.specs, _sizes(network, batch, first, step), bound, np.random.default_rng(first))
+        # Not every network takes every size (a kernel may need more); what the original refuses proves nothing.
+        if network.takes(drawn):
+            yield drawn
+            if batch is not None:
+                yield parity.take(drawn, slice(1))
+
+
+def _sample_count(rows: Values) -> int:
+    numbers = max(math.prod(value.shape[1:]) for value in rows.values())
+    return max(1, min(_SAMPLE_ROWS, _SAMPLE_NUMBERS // max(numbers, 1)))
+
+
+def _label(outputs: list[TensorSpec], labels: Labels | None) -> list[TensorSpec]:
+    names = [tensor.name for tensor in outputs]
+    if labels is None:
+        return outputs
+    if not isinstance(labels, Mapping):
+        if len(outputs) > 1:
+            raise ExportError(f"labels: expected a mapping by output, as there are several: {', '.join(names)}")
+        labels = {names[0]: labels}
+    unknown = sorted(set(labels) - set(names))
+    if unknown:
+        raise ExportError(f"labels: are for {', '.join(unknown)}; the outputs are {', '.join(names)}")
+    return [
+        _checked(TensorSpec, **{**tensor.model_dump(), "labels": list(labels[tensor.name])})
+        if tensor.name in labels
+        else tensor
+        for tensor in outputs
+    ]
+
+
+def _checked(part: type[Part], **fields: Any) -> Part:
+    try:
+        return part(**fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        raise ExportError(first["msg"].removeprefix("Value error, ")) from error
