@@ -26,13 +26,17 @@ SERVING = PACKAGE / "serving"
 # never from its own row or below; beside those, from the leaves.
 ORDER = (
     ("protocol",),
-    ("wire",),
+    ("interface",),
     ("matrix",),
+    ("wire",),
+    ("threads",),
     ("session",),
     ("model_config",),
     ("metrics",),
     ("admission",),
+    ("run_time",),
     ("batch_queue",),
+    ("runner",),
     ("worker",),
     ("repository",),
     ("native_front", "grpc_server"),
