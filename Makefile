@@ -52,6 +52,7 @@ models: venv ## train and export the three recipes (MODELS='document digits mnis
 	@set -e; for name in $(MODELS); do $(PY) models/$$name/train.py --repository models; done
 
 demo: venv ## train digits, serve it, call it from concurrent clients, compare with PyTorch
+	@$(PY) models/digits/train.py --repository models
 	@$(PY) -m forwardpass.demo $(ARGS)
 
 test: venv ## the tests, in minutes (ARGS='-k wire' and the like reach pytest)

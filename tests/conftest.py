@@ -21,32 +21,22 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 MODELS = Path(__file__).parents[1] / "models"
 
 
-def _trained(name: str) -> list[Path]:
-    """The version folders of models/<name>, which are trained now if there are none."""
+def _repository(name: str, folder: Path) -> Path:
+    """A repository in `folder`: one recipe's newest version, copied as version 1, so that no test spoils another run.
+
+    The recipe does nothing where that version was made from the sources as they are now.
+    """
     recipe = MODELS / name / "train.py"
+    command = [sys.executable, str(recipe), "--repository", str(MODELS)]
     # Runs side by side take turns: the first trains, the others find what it made. The lock ends with the process.
     with recipe.open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _versions(name):
-            command = [sys.executable, str(recipe), "--repository", str(MODELS)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
-            assert done.returncode == 0, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}"
-    return _versions(name)
-
-
-def _versions(name: str) -> list[Path]:
-    return sorted(path.parent for path in MODELS.glob(f"{name}/[0-9]*/model.onnx"))
-
-
-def _repository(name: str, folder: Path) -> Path:
-    """A repository in `folder` with a copy of one trained model, so that no test can spoil another run's."""
-    versions = _trained(name)
-    assert versions, f"models/{name}/train.py ended well, but left no version in models/{name}"
-    for version in versions:
-        shutil.copytree(version, folder / name / version.name)
-    options = MODELS / name / "model.toml"
-    if options.exists():
-        shutil.copy2(options, folder / name)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
+    assert done.returncode == 0, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}"
+    versions = [path.parent for path in MODELS.glob(f"{name}/*/model.onnx") if path.parent.name.isdecimal()]
+    assert versions, f"{' '.join(command)} left no version in {MODELS / name}:\n{done.stdout}"
+    shutil.copytree(max(versions, key=lambda path: int(path.name)), folder / name / "1")
+    shutil.copy2(MODELS / name / "model.toml", folder / name)
     return folder
 
 

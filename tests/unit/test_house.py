@@ -29,8 +29,10 @@ ORDER = (
     ("interface",),
     ("matrix",),
     ("wire",),
+    ("status",),
     ("threads",),
     ("session",),
+    ("invariance",),
     ("model_config",),
     ("metrics",),
     ("admission",),
@@ -38,7 +40,9 @@ ORDER = (
     ("batch_queue",),
     ("runner",),
     ("worker",),
+    ("loader",),
     ("repository",),
+    ("intake",),
     ("native_front", "grpc_server"),
     ("lifecycle",),
 )
@@ -54,7 +58,12 @@ LONGER: dict[str, str] = {}  # files over the limit, as posix paths below server
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 CLIENT = [path for path in [PACKAGE / "client.py"] if path.exists()]
-SERVER_SIDE = [*sorted(SERVING.rglob("*.py")), *CLIENT]
+# All that a server or a client is made of. Left out: the root and the command table, which load the exporter when it is
+# asked for, and the demonstration, which compares with PyTorch.
+SERVER_SIDE = [
+    *sorted(SERVING.rglob("*.py")),
+    *sorted(path for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "cli", "demo")),
+]
 # `python FILE` puts the file's own folder first on the path, so a name taken there hides the standard library's too.
 SCRIPTS = sorted(path for folder in ("models", "benchmarks", "proto") for path in (ROOT / folder).rglob("*.py"))
 
