@@ -1,0 +1,39 @@
+"""`forwardpass serve`: settings in, a server out. The one place where the process itself is set up."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import sys
+
+from forwardpass import settings as settings_module
+from forwardpass.errors import SettingsError
+
+add_arguments = settings_module.add_arguments
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status: 0 after a drain, 1 when nothing could be served."""
+    settings = settings_module.from_sources(vars(args))
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    if not settings.repository.is_dir():
+        raise SettingsError(f"the repository {settings.repository} is not a folder")
+    # Imported here: `forwardpass serve --help` needs neither gRPC nor ONNX Runtime.
+    from forwardpass.serving import threads
+    from forwardpass.serving.lifecycle import Server
+
+    server = Server(settings, threads.available(), say=_say)
+    # What start-up made lives as long as the process: the collector need not look at it again at every pass.
+    gc.collect()
+    gc.freeze()
+    return asyncio.run(server.run())
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

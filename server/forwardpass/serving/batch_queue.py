@@ -1,0 +1,386 @@
+"""Which requests make the next batch. Policy only: no threads, no I/O, no clock (every `now` is passed in, in seconds).
+
+A request goes NEW -> QUEUED -> RUNNING -> SETTLED, and may be settled from any of them:
+
+    step      from      to        when
+    offer     NEW       QUEUED    there is room, and its deadline can still be met
+                        SETTLED   otherwise (returned with the refusal)
+    take      QUEUED    RUNNING   it is in the batch
+                        SETTLED   it expired, or can no longer make it (returned with the batch, as dropped)
+    cancel    QUEUED    SETTLED   its client is gone: it never runs
+              RUNNING   SETTLED   its client is gone: its rows are computed, its answer is thrown away
+    finish    RUNNING   SETTLED   its batch is done (returned, for its reply)
+
+The caller holds one lock around every call; whoever receives a request as settled owes its client the reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from forwardpass.errors import DeadlineExceeded, Overloaded
+from forwardpass.serving.request import NEVER, QUEUED, RUNNING, SETTLED, Batch, Limits, Request, Settled
+from forwardpass.serving.run_time import RunTime
+
+# Where a request without a deadline stands among those that have one: as if it had this many seconds. Without it,
+# steady traffic with deadlines would starve the rest for ever.
+PATIENCE = 1.0
+
+# How far ahead a batch is planned under deadlines, in full batches. Enough to see an overload, little enough to be
+# cheap beside the run.
+LOOKAHEAD = 8
+
+
+class BatchQueue:
+    """Requests of one model version that wait for an instance.
+
+    - Every offered request is settled exactly once: by offer, take, cancel or finish.
+    - A batch holds one signature, at most `max_batch_rows` rows (a single larger request stands alone).
+    - Within a priority the earliest deadline goes first; equal ones in the order of arrival.
+    - Nothing that is expired or cancelled is ever in a batch.
+    - rows, requests and nbytes are those of the QUEUED requests, and never exceed the limits; an empty queue takes
+      any single request.
+    - While everything waiting can make its deadline, the order is kept. When it can't, the batch that answers the
+      most rows per second goes first, for otherwise each batch shrinks to the few rows that its most urgent request
+      leaves time for, and an overloaded server answers nobody.
+    """
+
+    def __init__(self, limits: Limits, run_time: RunTime) -> None:
+        self.limits = limits
+        self.run_time = run_time
+        self.rows = self.requests = self.nbytes = 0
+        self.running_requests = self.running_rows = 0
+        self.busy_until = 0.0  # when the run under way is expected to end, at the earliest; single-instance models
+        self._groups: dict[Any, list[Request]] = {}
+        self._dated = 0  # queued requests that have a deadline
+        self._dead = 0  # cancelled requests still standing in a group
+
+    def __len__(self) -> int:
+        return self.requests
+
+    # -- in ---------------------------------------------------------------------------------------------------------
+
+    def offer(self, requests: Iterable[Request], now: float) -> list[Settled]:
+        """Queue `requests`; the refused ones come back. Never blocks.
+
+        Refused are those beyond a bound (Overloaded, with a time to retry after) and those whose deadline can't be met
+        even if they went next (DeadlineExceeded).
+        """
+        refused: list[Settled] = []
+        limits = self.limits
+        groups = self._groups
+        dated = limits.deadlines
+        for request in requests:
+            rows = request.rows
+            if self.requests and (
+                self.rows + rows > limits.rows
+                or self.requests >= limits.requests
+                or self.nbytes + request.nbytes > limits.nbytes
+            ):
+                request.state = SETTLED
+                refused.append(Settled(request, self._full()))
+                continue
+            if request.deadline != NEVER:
+                if dated:
+                    request.order = (request.priority, request.deadline)
+                    start = self.busy_until if self.busy_until > now else now
+                    if request.deadline < start + self.run_time.optimistic(rows):
+                        request.state = SETTLED
+                        refused.append(Settled(request, self._late(request, now, "refused")))
+                        continue
+                self._dated += 1
+            elif dated:
+                request.order = (request.priority, request.arrival + PATIENCE)
+            request.state = QUEUED
+            self.rows += rows
+            self.requests += 1
+            self.nbytes += request.nbytes
+            group = groups.get(request.signature)
+            if group is None:
+                groups[request.signature] = [request]
+            elif not group or group[-1].order <= request.order:
+                group.append(request)
+            else:
+                _insert(group, request)
+        return refused
+
+    def cancel(self, request: Request) -> bool:
+        """The client is gone. True if this settled the request; False if it was settled before."""
+        if request.state == QUEUED:
+            self._forget(request)
+            request.buffers = ()
+            self._dead += 1
+            if self._dead > 64 and self._dead > self.requests:
+                self._sweep()
+        elif request.state != RUNNING:
+            return False
+        request.state = SETTLED
+        return True
+
+    def clear(self) -> list[Request]:
+        """Settle and return everything that waits: the model is going away."""
+        waiting = [r for group in self._groups.values() for r in group if r.state == QUEUED]
+        for request in waiting:
+            self._forget(request)
+            request.state = SETTLED
+        self._groups.clear()
+        self._dead = 0
+        return waiting
+
+    # -- out --------------------------------------------------------------------------------------------------------
+
+    def closes_at(self, now: float) -> float:
+        """When the next batch may be taken: `now` or earlier for at once, inf when nothing waits."""
+        if not self.requests:
+            return NEVER
+        limits = self.limits
+        if not limits.delay or self.rows >= limits.max_batch_rows or self.rows in limits.preferred:
+            return now
+        oldest = min(r.arrival for group in self._groups.values() for r in group if r.state == QUEUED)
+        close = oldest + limits.delay
+        if self._dated:
+            urgent = min(r.deadline for group in self._groups.values() for r in group if r.state == QUEUED)
+            close = min(close, urgent - self.run_time.cautious(self.rows))
+        return close
+
+    def take(self, now: float) -> Batch | None:
+        """The next batch, or None when nothing waits. `dropped` holds those that expired or can't make it any more.
+
+        The batch may be empty when something was dropped.
+        """
+        group = self._next_group()
+        if group is None:
+            return None
+        if self._dated or self._dead:
+            return self._take_dated(group, now)
+        limit = self.limits.max_batch_rows
+        if self.rows <= limit or len(group) == 1:
+            chosen = group[:]
+            group.clear()
+        else:
+            chosen = _prefix(group, limit)
+            del group[: len(chosen)]
+        return self._start(chosen, now, [])
+
+    def finish(self, batch: Batch) -> list[bool]:
+        """The batch is done: for each of its requests, whether it is owed a reply (False: cancelled meanwhile)."""
+        self.running_requests -= len(batch.requests)
+        self.running_rows -= batch.rows
+        if not self.running_requests:
+            self.busy_until = 0.0
+        owed = []
+        for request in batch.requests:
+            owed.append(request.state == RUNNING)
+            request.state = SETTLED
+        return owed
+
+    # -- how --------------------------------------------------------------------------------------------------------
+
+    def _next_group(self) -> list[Request] | None:
+        """The group whose first live request comes first of all."""
+        groups = self._groups
+        if len(groups) == 1 and not self._dead:
+            (group,) = groups.values()
+            return group or None
+        best: list[Request] | None = None
+        for signature in list(groups):
+            group = groups[signature]
+            dead = 0
+            while dead < len(group) and group[dead].state == SETTLED:
+                dead += 1
+            if dead:
+                del group[:dead]
+                self._dead -= dead
+            if not group:
+                del groups[signature]
+            elif best is None or group[0].order < best[0].order:
+                best = group
+        return best
+
+    def _take_dated(self, group: list[Request], now: float) -> Batch:
+        """As `take`, where deadlines or cancelled requests are about."""
+        limit = self.limits.max_batch_rows
+        live: list[Request] = []
+        dropped: list[Settled] = []
+        seen = rows = 0
+        optimistic = self.run_time.optimistic if self.limits.deadlines else None
+        for request in group:
+            seen += 1
+            if request.state == SETTLED:
+                self._dead -= 1
+            elif request.deadline <= now:
+                self._drop(request, now, "expired", dropped)
+            elif optimistic is not None and request.deadline < now + optimistic(request.rows):
+                self._drop(request, now, "hopeless", dropped)
+            else:
+                live.append(request)
+                rows += request.rows
+                if rows >= LOOKAHEAD * limit:
+                    break
+        if self.limits.deadlines:
+            first, count = self._choose(live, now)
+        else:
+            first, count = 0, len(_prefix(live, limit)) if live else 0
+        chosen = live[first : first + count]
+        group[:seen] = live[:first] + live[first + count :]
+        return self._start(chosen, now, dropped)
+
+    def _choose(self, live: Sequence[Request], now: float) -> tuple[int, int]:
+        """Which of `live`, in the queue's order, make the batch: index of the first, and how many."""
+        if not live:
+            return 0, 0
+        run_time = self.run_time
+        limit = self.limits.max_batch_rows
+        count, rows, room = self._fill(live, 0, now)
+        safe = live[0].deadline >= now + run_time.cautious(rows)
+        # A full batch that is in time, or a short one that makes nobody late: the order stands.
+        if safe and (count == len(live) or room <= 0):
+            return 0, count
+        if self._feasible(live, count, now + run_time.predict(rows)):
+            return 0, count
+        # Overload: skip ahead, within the first one's priority, to the batch with the most rows per second that is in
+        # time. What is skipped keeps its place, and expires there unless the load falls.
+        waiting = sum(r.rows for r in live)
+        best, best_rate = 0, 0.0
+        for i, request in enumerate(live):
+            if request.priority != live[0].priority:
+                break
+            fits = min(max(limit, request.rows), waiting, run_time.rows_within(request.deadline - now))
+            waiting -= request.rows
+            if fits >= request.rows:
+                rate = fits / max(run_time.predict(int(fits)), 1e-9)
+                if rate > best_rate * 1.0001:
+                    best, best_rate = i, rate
+        return best, self._fill(live, best, now)[0]
+
+    def _fill(self, live: Sequence[Request], first: int, now: float) -> tuple[int, int, int]:
+        """Greedily from `first`: how many requests, their rows, and the rows of room left in the matrix.
+
+        A request joins while the batch, with it, is still expected to make the earliest deadline in it. Room 0 means
+        that the matrix is full, not that a deadline closed it.
+        """
+        limit = self.limits.max_batch_rows
+        request = live[first]
+        rows = request.rows
+        earliest = request.deadline
+        count = 1
+        within = self.run_time.rows_within
+        allowed = NEVER if earliest == NEVER else within(earliest - now)
+        for request in live[first + 1 : first + limit]:
+            total = rows + request.rows
+            if total > limit:
+                return count, rows, 0
+            if request.deadline < earliest:
+                earliest = request.deadline
+                allowed = within(earliest - now)
+            if total > allowed:
+                return count, rows, limit - rows
+            rows = total
+            count += 1
+        return count, rows, max(0, limit - rows)
+
+    def _feasible(self, live: Sequence[Request], start: int, free_at: float) -> bool:
+        """Whether live[start:], run in order in full batches from `free_at` on, would all be in time."""
+        limit = self.limits.max_batch_rows
+        rows = 0
+        batch: list[Request] = []
+        earliest = NEVER
+        for request in live[start:]:
+            if batch and rows + request.rows > limit:
+                free_at += self.run_time.predict(rows)
+                if free_at > earliest:
+                    return False
+                rows, earliest, batch = 0, NEVER, []
+            batch.append(request)
+            rows += request.rows
+            earliest = min(earliest, request.deadline)
+        return free_at + self.run_time.predict(rows) <= earliest
+
+    def _start(self, chosen: list[Request], now: float, dropped: list[Settled]) -> Batch:
+        rows = nbytes = 0
+        for request in chosen:
+            request.state = RUNNING
+            rows += request.rows
+            nbytes += request.nbytes
+        if self._dated:
+            self._dated -= sum(1 for r in chosen if r.deadline != NEVER)
+        self.rows -= rows
+        self.requests -= len(chosen)
+        self.nbytes -= nbytes
+        self.running_requests += len(chosen)
+        self.running_rows += rows
+        return Batch(chosen, rows, now, dropped)
+
+    def _drop(self, request: Request, now: float, how: str, dropped: list[Settled]) -> None:
+        self._forget(request)
+        request.state = SETTLED
+        dropped.append(Settled(request, self._late(request, now, how)))
+
+    def _forget(self, request: Request) -> None:
+        """A queued request leaves without running."""
+        self.rows -= request.rows
+        self.requests -= 1
+        self.nbytes -= request.nbytes
+        if request.deadline != NEVER:
+            self._dated -= 1
+
+    def _sweep(self) -> None:
+        for signature in list(self._groups):
+            kept = [r for r in self._groups[signature] if r.state == QUEUED]
+            if kept:
+                self._groups[signature] = kept
+            else:
+                del self._groups[signature]
+        self._dead = 0
+
+    def _full(self) -> Overloaded:
+        """What the refused are told: the bound that is reached, and when the queue should be half empty."""
+        limits = self.limits
+        if self.requests >= limits.requests:
+            what, have, bound = "requests", self.requests, limits.requests
+        elif self.rows >= limits.rows or self.nbytes < limits.nbytes // 2:
+            what, have, bound = "rows", self.rows, limits.rows
+        else:
+            what, have, bound = "bytes", self.nbytes, limits.nbytes
+        batches = self.rows / limits.max_batch_rows / 2
+        wait = batches * self.run_time.predict(limits.max_batch_rows)
+        return Overloaded(
+            f"the model's queue is full: {have} {what} wait, the bound is {bound}",
+            reason=f"queue_{what}",
+            retry_after=min(5.0, max(0.005, wait)),
+        )
+
+    def _late(self, request: Request, now: float, how: str) -> DeadlineExceeded:
+        left = (request.deadline - now) * 1e3
+        if how == "expired":
+            text = f"the deadline passed {-left:.1f} ms ago, after {(now - request.arrival) * 1e3:.1f} ms in the queue"
+        else:
+            need = self.run_time.predict(request.rows) * 1e3
+            text = f"the deadline is in {left:.1f} ms and {request.rows} row(s) take {need:.1f} ms"
+        return DeadlineExceeded(text, reason=f"deadline_{how}")
+
+
+def _prefix(group: list[Request], limit: int) -> list[Request]:
+    """As many requests from the front as fit `limit` rows; at least one."""
+    rows = group[0].rows
+    count = 1
+    for request in group[1:limit]:
+        rows += request.rows
+        if rows > limit:
+            break
+        count += 1
+    return group[:count]
+
+
+def _insert(group: list[Request], request: Request) -> None:
+    """Keep the group sorted by order, equal ones by arrival."""
+    low, high = 0, len(group)
+    order = request.order
+    while low < high:
+        middle = (low + high) // 2
+        if order < group[middle].order:
+            high = middle
+        else:
+            low = middle + 1
+    group.insert(low, request)

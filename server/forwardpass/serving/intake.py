@@ -1,0 +1,145 @@
+"""From a door's calls to the workers' queues: decode, admit, submit in groups, then see that they are run.
+
+Both doors use this, so that they accept, refuse and count alike. A door collects the calls that have arrived, calls
+`take` for each and `flush` once, and then `step` until it says that nothing is left for this thread to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from forwardpass.errors import InvalidRequest, RequestError, RunFailed
+from forwardpass.serving.admission import Admission
+from forwardpass.serving.matrix import Buffer
+from forwardpass.serving.metrics import ModelMetrics
+from forwardpass.serving.repository import Repository
+from forwardpass.serving.request import Request
+from forwardpass.serving.wire import Decoder, Header
+from forwardpass.serving.worker import Door, Worker
+
+logger = logging.getLogger(__name__)
+
+TIMINGS_KEY = "forwardpass-timings"  # request metadata: asks for the timings in the trailing metadata
+
+
+class Intake:
+    """One door's way in. Not thread-safe: each door has its own, used by one thread."""
+
+    def __init__(
+        self,
+        door: Door,
+        repository: Repository,
+        admission: Admission,
+        metrics: ModelMetrics,
+        max_message_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._door = door
+        self._decoder = Decoder(repository.resolve, lambda: repository.generation, max_message_bytes)
+        self._admission = admission
+        self._metrics = metrics  # for what belongs to no model
+        self._clock = clock
+        self._groups: dict[Worker, list[Request]] = {}
+        self._pending: list[Worker] = []  # whose queues this thread has promised to come back for
+        self.now = clock()
+
+    def begin(self) -> None:
+        """A group of calls has arrived: they share one time of arrival."""
+        self.now = self._clock()
+        self._decoder.refresh()
+
+    def take(self, call: Any, message: bytes, seconds_left: float | None, timings: bool = False) -> Request | None:
+        """Decode one call's message. None: it was refused, and has been answered."""
+        try:
+            header, buffers = self._decoder.decode(message)
+        except RequestError as error:
+            self._refuse(call, error)
+            return None
+        except Exception:
+            logger.exception("a request could not be decoded")
+            self._refuse(call, RunFailed("internal error; the server's log has the details"))
+            return None
+        return self.enqueue(call, header, buffers, len(message), seconds_left, timings)
+
+    def enqueue(
+        self,
+        call: Any,
+        header: Header,
+        buffers: Sequence[Buffer],
+        nbytes: int,
+        seconds_left: float | None,
+        timings: bool,
+    ) -> Request:
+        """Put a decoded request into the group of its model."""
+        worker: Worker = header.target
+        deadline = math.inf if seconds_left is None else self.now + seconds_left
+        if header.timeout != math.inf:
+            deadline = min(deadline, self.now + header.timeout)
+        elif deadline == math.inf and worker.options.default_timeout != math.inf:
+            deadline = self.now + worker.options.default_timeout
+        request = Request(
+            header,
+            buffers,
+            header.signature,
+            header.rows or 1,
+            nbytes,
+            self.now,
+            deadline,
+            header.priority or worker.options.default_priority,
+            self._door,
+            call,
+            timings,
+        )
+        group = self._groups.get(worker)
+        if group is None:
+            self._groups[worker] = [request]
+        else:
+            group.append(request)
+        return request
+
+    def flush(self) -> None:
+        """Submit what was taken since `begin`."""
+        if not self._groups:
+            return
+        groups, self._groups = self._groups, {}
+        spent = self._clock() - self.now
+        total = sum(map(len, groups.values()))
+        for worker, requests in groups.items():
+            worker.metrics.decoded(len(requests), spent * len(requests) / total)
+            error = self._admission.admit(len(requests), sum([r.nbytes for r in requests]))
+            if error is None:
+                worker.submit(requests, self.now)
+            else:
+                self._one_by_one(worker, requests)
+            if worker not in self._pending:
+                self._pending.append(worker)
+
+    def step(self) -> bool:
+        """Run what is this thread's to run, one batch per model. True: call again, after a look for new arrivals."""
+        if self._pending:
+            self._pending = [worker for worker in self._pending if worker.step()]
+        return bool(self._pending)
+
+    def _one_by_one(self, worker: Worker, requests: Sequence[Request]) -> None:
+        """The group as a whole exceeds the server's bounds: take what fits."""
+        for request in requests:
+            error = self._admission.admit(1, request.nbytes)
+            if error is None:
+                worker.submit([request], self.now)
+            else:
+                worker.metrics.refused(error.status.name, error.reason)
+                self._door.deliver([request], [error], None)
+
+    def _refuse(self, call: Any, error: RequestError) -> None:
+        self._metrics.refused(error.status.name, error.reason)
+        request = Request(None, (), None, 0, 0, self.now, math.inf, 1, self._door, call)
+        self._door.deliver([request], [error], None)
+
+
+def empty_message() -> InvalidRequest:
+    """A call that ended without a message."""
+    return InvalidRequest("the call carried no message")

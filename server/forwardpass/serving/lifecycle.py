@@ -1,0 +1,247 @@
+"""Start, ready, drain, stop, in a fixed order; signals; the watchdog.
+
+start   doors listen (not ready: models load) -> models load, off the event loop -> ready
+stop    SIGTERM or SIGINT -> not ready -> refuse new calls -> finish what is in flight, for `grace` seconds at most ->
+        close the doors -> exit 0. A second signal ends the grace at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, start_http_server
+
+from forwardpass.errors import SettingsError
+from forwardpass.serving import native_front
+from forwardpass.serving.admission import Admission
+from forwardpass.serving.grpc_server import GrpcServer
+from forwardpass.serving.health import Health
+from forwardpass.serving.intake import Intake
+from forwardpass.serving.metrics import Exporter, ModelMetrics
+from forwardpass.serving.native_front import NativeFront
+from forwardpass.serving.repository import Entry, Repository, State
+from forwardpass.serving.service import Service
+from forwardpass.serving.threads import Cores
+from forwardpass.serving.worker import Door
+from forwardpass.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+# How long a thread may keep the interpreter while others want it. The default of 5 ms is longer than many a request;
+# much less, and threads that decode a group of calls are interrupted in the middle of it.
+SWITCH_INTERVAL = 0.001
+
+
+class Server:
+    """One server: every object, wired. `run` is all of its life."""
+
+    def __init__(self, settings: Settings, cores: Cores, say: Callable[[str], None] = print) -> None:
+        self.settings = settings
+        self._cores = cores
+        self._say = say
+        self._ready = False
+        self._admission = Admission(settings.max_requests, settings.max_bytes)
+        self._metrics = ModelMetrics("", "")  # of what belongs to no model
+        self.repository = Repository(settings, cores, self._admission)
+
+    async def run(self) -> int:
+        """Serve until a signal says otherwise; the exit status. Raises SettingsError when it can't start."""
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        health = Health(self.repository, lambda: self._ready)
+        with contextlib.ExitStack() as stack, _signals() as stop:
+            entries = self.repository.announce()
+            door, front = await self._open(health, stack)
+            stop_metrics = self._serve_metrics()
+            watchdog = asyncio.create_task(self._watch_runs())
+            try:
+                if await self._load(entries, stop):
+                    self._ready = True
+                    health.changed()
+                    self._say("ready")
+                    await stop.first.wait()
+                elif not stop.first.is_set():
+                    self._say("no model could be loaded")
+                    return 1
+                return await self._drain(health, door, front, stop)
+            finally:
+                watchdog.cancel()
+                stop_metrics()
+
+    async def _open(self, health: Health, stack: contextlib.ExitStack) -> tuple[GrpcServer, NativeFront | None]:
+        """Both doors, listening."""
+        settings = self.settings
+        service = Service(self.repository, lambda: self._ready)
+
+        def intake(door: Door) -> Intake:
+            return Intake(door, self.repository, self._admission, self._metrics, settings.max_message_bytes)
+
+        door = GrpcServer(
+            service,
+            health,
+            self._metrics,
+            settings.max_message_bytes,
+            settings.max_streams,
+            settings.max_metadata_bytes,
+            intake,
+        )
+        address = f"{settings.host}:{settings.grpc_port}"
+        if not self._native():
+            port = _bind(lambda: door.listen(address), address)
+            await door.start()
+            self._say(f"grpc {settings.host}:{port} (grpcio)")
+            return door, None
+        # A folder of our own, so that no other user can reach the socket.
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="forwardpass-"))
+        path = str(Path(folder) / "grpc.sock")
+        door.listen(f"unix:{path}")
+        await door.start()
+        threads = settings.io_threads or max(1, self._cores.count // 4)
+        front = _bind(
+            lambda: NativeFront(address, threads, settings.max_streams, settings.max_metadata_bytes, intake), address
+        )
+        front.start(path)
+        self._say(f"grpc {settings.host}:{front.port} (native for ModelInfer, grpcio behind it; {threads} I/O threads)")
+        return door, front
+
+    def _native(self) -> bool:
+        if self.settings.transport == "native" and not native_front.AVAILABLE:
+            raise SettingsError("transport: native needs the package pygrpc-native, which is not installed")
+        return self.settings.transport != "grpcio" and native_front.AVAILABLE
+
+    def _serve_metrics(self) -> Callable[[], None]:
+        """/metrics over HTTP; returns what stops it."""
+        settings = self.settings
+        if settings.metrics_port < 0:
+            return lambda: None
+        registry = CollectorRegistry()
+        registry.register(Exporter(self._collect))
+        server, thread = _bind(
+            lambda: start_http_server(settings.metrics_port, settings.host, registry),
+            f"{settings.host}:{settings.metrics_port}",
+        )
+        self._say(f"metrics http://{settings.host}:{server.server_port}/metrics")
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join(2.0)
+
+        return stop
+
+    def _collect(self, into: dict[str, Any]) -> None:
+        self._metrics.snapshot(into)
+        for entry in self.repository.entries():
+            if entry.loaded is None:
+                continue
+            worker = entry.loaded.worker
+            worker.metrics.snapshot(into)
+            labels = worker.metrics.labels
+            queue = worker.queue
+            into["forwardpass_queue_requests"].add_metric(labels, queue.requests)
+            into["forwardpass_queue_rows"].add_metric(labels, queue.rows)
+            into["forwardpass_running_requests"].add_metric(labels, queue.running_requests)
+            into["forwardpass_run_seconds_fitted"].add_metric((*labels, "a"), queue.run_time.a)
+            into["forwardpass_run_seconds_fitted"].add_metric((*labels, "b"), queue.run_time.b)
+            into["forwardpass_model_instances"].add_metric(labels, worker.options.instances)
+            info = (*labels, entry.loaded.placement.label, entry.loaded.invariance.value)
+            into["forwardpass_model_info"].add_metric(info, 1)
+        into["forwardpass_in_flight_requests"].add_metric((), self._admission.requests)
+        into["forwardpass_in_flight_bytes"].add_metric((), self._admission.nbytes)
+        into["forwardpass_ready"].add_metric((), int(self._ready))
+
+    async def _load(self, entries: list[Entry], stop: Stop) -> bool:
+        """Load every model, saying what became of it. Whether any can be served (and nobody asked to stop)."""
+        usable = False
+        for entry in entries:
+            loaded = await asyncio.to_thread(self.repository.load, entry)
+            self._say(_report(loaded))
+            usable = usable or loaded.state is State.READY
+            if stop.first.is_set():
+                return False
+        return usable
+
+    async def _watch_runs(self) -> None:
+        """End runs that take longer than the server allows."""
+        limit = self.settings.run_timeout
+        while True:
+            await asyncio.sleep(min(1.0, limit / 4))
+            for worker in self.repository.workers():
+                ended = worker.end_runs_since(time.monotonic() - limit)
+                if ended:
+                    logger.warning("model %s: ended %d run(s) of more than %g s", worker.name, ended, limit)
+
+    async def _drain(self, health: Health, door: GrpcServer, front: NativeFront | None, stop: Stop) -> int:
+        self._ready = False
+        health.changed()
+        self._admission.close()
+        self._say(f"draining: {self._admission.requests} requests in flight, {self.settings.grace:g} s for them")
+        deadline = time.monotonic() + self.settings.grace
+        while self._admission.requests and time.monotonic() < deadline and not stop.second.is_set():
+            await asyncio.to_thread(self._admission.wait_empty, 0.05)
+        left = max(0.0, deadline - time.monotonic()) if not stop.second.is_set() else 0.0
+        await asyncio.to_thread(self.repository.close, min(left, 1.0) if not self._admission.requests else 0.0)
+        health.end()
+        # Answers that were just handed to the transports are still on their way out.
+        await asyncio.sleep(0.05)
+        if front is not None:
+            await asyncio.to_thread(front.close)
+        await door.stop(min(left, 0.5))
+        self._say("stopped")
+        return 0
+
+
+class Stop:
+    """`first` is set by the first signal, `second` by one more."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+
+    def signalled(self) -> None:
+        (self.second if self.first.is_set() else self.first).set()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Stop]:
+    """SIGTERM and SIGINT as events, for as long as this is entered."""
+    stop = Stop()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.signalled)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _bind(listen: Callable[[], Any], address: str) -> Any:
+    """`listen()`, with a failure to bind as one clear error."""
+    try:
+        return listen()
+    except (OSError, RuntimeError) as error:
+        raise SettingsError(f"cannot listen on {address}: {error}") from None
+
+
+def _report(entry: Entry) -> str:
+    """What became of one model, on one line."""
+    if entry.loaded is None:
+        return f"model {entry.name} version {entry.version}: NOT served: {entry.reason}"
+    worker, placement = entry.loaded.worker, entry.loaded.placement
+    rows, instances = worker.options.limits.max_batch_rows, worker.options.instances
+    verdict = entry.loaded.invariance.value
+    batching = f"batches of up to {rows} rows" if entry.loaded.invariance.batches else "one request at a time"
+    return (
+        f"model {entry.name} version {entry.version}: {batching} ({verdict}: {entry.loaded.why}); "
+        f"{placement.label}, {instances} instance(s) of {placement.threads} thread(s) ({placement.why}); "
+        f"loaded in {entry.loaded.seconds:.2f} s"
+    )

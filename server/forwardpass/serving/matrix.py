@@ -1,0 +1,74 @@
+"""Rows to one matrix X [B, ...], and the matrix of answers back to each request's rows. Pure; copies once each way."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forwardpass.errors import InvalidRequest
+from forwardpass.serving.interface import Tensor
+
+Buffer = bytes | memoryview
+_LENGTH = struct.Struct("<I")
+
+
+def stack(tensor: Tensor, buffers: Sequence[Buffer], shape: tuple[int, ...]) -> NDArray[Any]:
+    """The array of `shape` ([B, ...]) whose rows are those of `buffers` (C order, little-endian), one after the other.
+
+    A single buffer is not copied. The array may be read-only.
+    """
+    if tensor.datatype.numpy is None:
+        return np.array([e for b in buffers for e in elements(b, tensor.name)], dtype=object).reshape(shape)
+    data = buffers[0] if len(buffers) == 1 else b"".join(buffers)
+    return np.frombuffer(data, dtype=tensor.datatype.numpy).reshape(shape)
+
+
+def raw(array: NDArray[Any]) -> bytes:
+    """The array's elements as raw contents: C order, little-endian; BYTES with their lengths before them."""
+    if array.dtype == object:
+        return pack(e if isinstance(e, bytes) else str(e).encode() for e in array.ravel())
+    return array.tobytes()
+
+
+def pack(items: Any) -> bytes:
+    """BYTES elements as raw contents: each with its length in four little-endian bytes before it."""
+    parts: list[bytes] = []
+    for item in items:
+        parts += (_LENGTH.pack(len(item)), item)
+    return b"".join(parts)
+
+
+def elements(data: Buffer, name: str, expected: int | None = None) -> list[str]:
+    """BYTES raw contents as strings.
+
+    Raises InvalidRequest when a length reaches beyond the end, when the count is not `expected`, or when an element
+    is not UTF-8 (the only text ONNX Runtime's string tensors take).
+    """
+    found: list[str] = []
+    position, end = 0, len(data)
+    while position < end:
+        if end - position < 4:
+            raise InvalidRequest(
+                f"input '{name}': element {len(found)} has {end - position} bytes of its 4-byte length"
+            )
+        (length,) = _LENGTH.unpack_from(data, position)
+        position += 4
+        if length > end - position:
+            raise InvalidRequest(
+                f"input '{name}': element {len(found)} claims {length} bytes, {end - position} are left"
+            )
+        try:
+            found.append(str(data[position : position + length], "utf-8"))
+        except UnicodeDecodeError:
+            raise InvalidRequest(f"input '{name}': element {len(found)} is not UTF-8") from None
+        position += length
+        if expected is not None and len(found) > expected:
+            break
+    if expected is not None and len(found) != expected:
+        got = f"more than {expected}" if len(found) > expected else str(len(found))
+        raise InvalidRequest(f"input '{name}': expected {expected} elements, got {got}")
+    return found

@@ -1,0 +1,211 @@
+"""Every metric, named once. Fed once per batch (or group of arrivals), read once per scrape.
+
+One labelled observation in a metrics library costs about as much as parsing a request, so requests are not observed
+one by one: a batch of 32 that arrived in three groups records three queue times, each with its weight. What is
+exported are plain Prometheus histograms and counters all the same.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+# Seconds. From 50 µs, under which nothing crosses a network, to 10 s.
+LATENCY_BOUNDS = (
+    50e-6, 100e-6, 200e-6, 300e-6, 500e-6, 750e-6, 1e-3, 1.5e-3, 2e-3, 3e-3, 5e-3, 7.5e-3, 10e-3, 15e-3, 20e-3, 30e-3,
+    50e-3, 75e-3, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
+)  # fmt: skip
+ROWS_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+STAGES = ("decode", "queue", "run", "encode", "total")
+
+# name: (kind, labels, what it says)
+METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "forwardpass_stage_seconds": (
+        "histogram",
+        ("model", "version", "stage"),
+        "Seconds a request spent in each stage: decode, queue, run (its matrix in the network), encode (the answer, "
+        "and handing it to the transport), total (from arrival to there). Decode, run and encode are those of its "
+        "group or batch, counted for each request in it.",
+    ),
+    "forwardpass_batch_rows": ("histogram", ("model", "version"), "Rows in each matrix that was run."),
+    "forwardpass_requests_total": (
+        "counter",
+        ("model", "version", "code"),
+        "Requests answered, by gRPC status. A model that is not known counts under an empty name.",
+    ),
+    "forwardpass_refused_total": (
+        "counter",
+        ("model", "version", "reason"),
+        "Requests refused or failed, by reason: invalid, too_large, unknown_model, queue_rows, queue_requests, "
+        "queue_bytes, server_requests, server_bytes, deadline_refused, deadline_expired, deadline_hopeless, "
+        "run_timeout, out_of_memory, run_failed, draining, loading, unusable, cancelled.",
+    ),
+    "forwardpass_rows_total": ("counter", ("model", "version"), "Rows run through the network."),
+    "forwardpass_batches_total": ("counter", ("model", "version"), "Matrices run through the network."),
+    "forwardpass_isolated_total": (
+        "counter",
+        ("model", "version"),
+        "Batches that failed and were run again in halves, to answer all but the culprit.",
+    ),
+    "forwardpass_queue_requests": ("gauge", ("model", "version"), "Requests waiting for an instance."),
+    "forwardpass_queue_rows": ("gauge", ("model", "version"), "Rows waiting for an instance."),
+    "forwardpass_running_requests": ("gauge", ("model", "version"), "Requests in a matrix that is being run."),
+    "forwardpass_run_seconds_fitted": (
+        "gauge",
+        ("model", "version", "term"),
+        "The run-time model a + b·rows that deadlines are judged by: term a in seconds, term b in seconds a row.",
+    ),
+    "forwardpass_model_info": (
+        "gauge",
+        ("model", "version", "provider", "batch_invariance"),
+        "1 for each model version that serves. batch_invariance: exact, rounding, dependent, asserted or none.",
+    ),
+    "forwardpass_model_instances": (
+        "gauge",
+        ("model", "version"),
+        "Runs of the model that may go on at the same time.",
+    ),
+    "forwardpass_in_flight_requests": ("gauge", (), "Requests accepted and not yet answered, over all models."),
+    "forwardpass_in_flight_bytes": ("gauge", (), "Bytes of those requests."),
+    "forwardpass_ready": ("gauge", (), "1 while the server is ready for traffic."),
+}
+
+
+class Histogram:
+    """Counts of values by upper bound. Not thread-safe by itself."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def record(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.total += value * times
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative, as Prometheus wants them."""
+        found: list[tuple[str, float]] = []
+        running = 0
+        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
+            running += count
+            found.append(("+Inf" if bound == float("inf") else f"{bound:g}", running))
+        return found
+
+
+class ModelMetrics:
+    """What one model version did. Thread-safe; its methods are called per batch or per group of arrivals."""
+
+    def __init__(self, model: str, version: str) -> None:
+        self.labels = (model, version)
+        self.stages = {stage: Histogram(LATENCY_BOUNDS) for stage in STAGES}
+        self.batch_rows = Histogram(ROWS_BOUNDS)
+        self.codes: dict[str, int] = {}
+        self.reasons: dict[str, int] = {}
+        self.rows = self.batches = self.isolated = 0
+        self._lock = threading.Lock()
+
+    def decoded(self, requests: int, seconds: float) -> None:
+        """A group of `requests` was decoded in `seconds`, all together."""
+        with self._lock:
+            self.stages["decode"].record(seconds / requests, requests)
+
+    def ran(
+        self,
+        waits: Iterable[tuple[float, int]],
+        requests: int,
+        matrices: Sequence[int],
+        taken: float,
+        run: float,
+        done: float,
+    ) -> None:
+        """A batch of `requests` requests was answered.
+
+        `waits`: (time of arrival, how many came then); `matrices`: rows of each matrix it took; `taken` and `done` are
+        times on the same clock as the arrivals, `run` the seconds in the network.
+        """
+        with self._lock:
+            stages = self.stages
+            queue, total = stages["queue"], stages["total"]
+            for arrival, count in waits:
+                queue.record(taken - arrival, count)
+                total.record(done - arrival, count)
+            stages["run"].record(run, requests)
+            stages["encode"].record(max(0.0, done - taken - run), requests)
+            for rows in matrices:
+                self.batch_rows.record(rows)
+                self.rows += rows
+            self.batches += len(matrices)
+
+    def answered(self, code: str, times: int = 1) -> None:
+        with self._lock:
+            self.codes[code] = self.codes.get(code, 0) + times
+
+    def refused(self, code: str, reason: str, times: int = 1) -> None:
+        with self._lock:
+            self.codes[code] = self.codes.get(code, 0) + times
+            self.reasons[reason] = self.reasons.get(reason, 0) + times
+
+    def isolate(self) -> None:
+        with self._lock:
+            self.isolated += 1
+
+    def snapshot(self, into: dict[str, Any]) -> None:
+        """Add this model's samples to the families `into`."""
+        with self._lock:
+            model, version = self.labels
+            for stage, histogram in self.stages.items():
+                into["forwardpass_stage_seconds"].add_metric(
+                    (model, version, stage), histogram.buckets(), histogram.total
+                )
+            into["forwardpass_batch_rows"].add_metric(self.labels, self.batch_rows.buckets(), self.batch_rows.total)
+            for code, count in self.codes.items():
+                into["forwardpass_requests_total"].add_metric((model, version, code), count)
+            for reason, count in self.reasons.items():
+                into["forwardpass_refused_total"].add_metric((model, version, reason), count)
+            into["forwardpass_rows_total"].add_metric(self.labels, self.rows)
+            into["forwardpass_batches_total"].add_metric(self.labels, self.batches)
+            into["forwardpass_isolated_total"].add_metric(self.labels, self.isolated)
+
+
+_FAMILIES: dict[str, Callable[..., Any]] = {
+    "histogram": HistogramMetricFamily,
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+}
+
+
+class Exporter(Collector):
+    """What a scrape reads. `source` adds the samples of everything that is there to a table of families."""
+
+    def __init__(self, source: Callable[[dict[str, Any]], None]) -> None:
+        self._source = source
+
+    def describe(self) -> Iterable[Metric]:
+        return self._empty().values()
+
+    def collect(self) -> Iterator[Metric]:
+        families = self._empty()
+        self._source(families)
+        yield from families.values()
+
+    @staticmethod
+    def _empty() -> dict[str, Any]:
+        return {
+            name: _FAMILIES[kind](name, text, labels=list(labels)) for name, (kind, labels, text) in METRICS.items()
+        }
+
+
+def table() -> str:
+    """The README's table of metrics, as Markdown."""
+    lines = ["| metric | kind | labels | meaning |", "| --- | --- | --- | --- |"]
+    for name, (kind, labels, text) in METRICS.items():
+        lines.append(f"| `{name}` | {kind} | {', '.join(labels) or '-'} | {text} |")
+    return "\n".join(lines)

@@ -1,0 +1,127 @@
+"""The fast door: unary ModelInfer on the plaintext port, with HTTP/2 outside the interpreter's lock (pygrpc-native).
+
+Every other method of the port goes through its fallback to the grpcio door, on a Unix socket. One thread receives
+calls in groups, decodes and queues them, and runs short batches itself. What pygrpc-native leaves unbounded is
+bounded here as far as it can be: a message's size is checked once it is in memory (not before), calls and bytes in
+flight by admission.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from forwardpass.errors import RequestError
+from forwardpass.serving import protocol
+from forwardpass.serving.intake import TIMINGS_KEY, Intake
+from forwardpass.serving.request import Request
+from forwardpass.serving.status import status_of
+from forwardpass.serving.worker import Answer, Timing, Worker
+
+logger = logging.getLogger(__name__)
+
+try:
+    from pygrpc_native import EVENT_CALL, NativeGrpcFront
+
+    AVAILABLE = True
+except ImportError:  # pragma: no cover - where there is no wheel of it
+    AVAILABLE = False
+
+GROUP = 256  # calls taken in one go: enough to fill several batches, little enough to keep the first one's wait short
+
+
+class NativeFront:
+    """Owns the listening port, its I/O threads and one receiving thread.
+
+    - Every call that was received is answered once, or was cancelled by its client.
+    - `deliver` may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        io_threads: int,
+        max_streams: int,
+        max_metadata_bytes: int,
+        make_intake: Callable[[NativeFront], Intake],
+    ) -> None:
+        self._front = NativeGrpcFront(
+            address,
+            [(protocol.METHODS["ModelInfer"].path, False)],
+            io_threads=io_threads,
+            call_details=True,
+            max_concurrent_streams=max_streams,
+            max_metadata_size=max_metadata_bytes,
+        )
+        self.port: int = self._front.bound_port
+        self._calls: dict[int, Request] = {}  # by the transport's id: what EVENT_CANCEL speaks of
+        self._intake = make_intake(self)
+        self._thread = threading.Thread(target=self._receive, name="native-front", daemon=True)
+
+    def start(self, fallback: str) -> None:
+        """Listen. `fallback`: path of the Unix socket where every other method is served."""
+        self._front.set_fallback(fallback)
+        self._front.start()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Close every connection and end the threads. Call once everything in flight was answered."""
+        self._front.close()
+        self._thread.join(5.0)
+
+    def deliver(self, requests: Sequence[Request], answers: Sequence[Answer], timing: Timing | None) -> None:
+        respond = self._front.respond
+        forget = self._calls.pop
+        for request, answer in zip(requests, answers, strict=True):
+            call = request.call
+            forget(call, None)
+            if answer.__class__ is bytes:
+                if request.timings and timing is not None:
+                    respond(call, answer, None, timing.trailers(request.arrival))
+                else:
+                    respond(call, answer)
+            else:
+                assert isinstance(answer, RequestError)
+                code, text, trailers = status_of(answer)
+                self._front.fail(call, code, text, trailers)
+
+    def _receive(self) -> None:
+        front, intake = self._front, self._intake
+        more = False
+        while True:
+            # While this thread has batches of its own to run it only looks for what has arrived meanwhile.
+            events = front.recv_batch_details(GROUP, 0) if more else front.recv_batch_details(GROUP)
+            if events is None:
+                return
+            try:
+                if events:
+                    self._take(events)
+                more = intake.step()
+            except Exception:
+                logger.exception("the native door failed on a group of %d events", len(events))
+
+    def _take(self, events: Sequence[Any]) -> None:
+        intake, calls = self._intake, self._calls
+        take = intake.take
+        intake.begin()
+        gone: list[int] = []
+        for kind, call, _, message, _, details in events:
+            if kind != EVENT_CALL:
+                gone.append(call)
+                continue
+            metadata, _, seconds_left = details
+            timings = False
+            for key, value in metadata:
+                if key == TIMINGS_KEY:
+                    timings = value != "0"
+            request = take(call, message, seconds_left, timings)
+            if request is not None:
+                calls[call] = request
+        intake.flush()
+        for call in gone:
+            request = calls.pop(call, None)
+            if request is not None:
+                worker: Worker = request.header.target
+                worker.cancel(request)

@@ -1,0 +1,94 @@
+"""A request on its way through the server, and the batch it ends up in: plain data, no behaviour.
+
+The request carries its own reply slot and timestamps, so that there is no table of requests beside the queue to keep in
+step with it.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from forwardpass.errors import RequestError
+
+NEVER = math.inf  # a deadline that is none
+
+
+class State(enum.IntEnum):
+    NEW = 0
+    QUEUED = 1
+    RUNNING = 2
+    SETTLED = 3
+
+
+# Plain integers on the hot path; the enum is for those who read them.
+NEW, QUEUED, RUNNING, SETTLED = (int(s) for s in State)
+
+
+class Request:
+    """One call's rows on their way through the server, with its reply slot (`door`, `call`) and its timestamps."""
+
+    __slots__ = (
+        "arrival", "buffers", "call", "deadline", "door", "header", "nbytes", "order", "priority", "rows",
+        "signature", "state", "timings",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        header: Any,
+        buffers: Any,
+        signature: Any,
+        rows: int,
+        nbytes: int,
+        arrival: float,
+        deadline: float,
+        priority: int,
+        door: Any,
+        call: Any,
+        timings: bool = False,
+    ) -> None:
+        self.header = header  # what its message says beside the tensor bytes (wire.Header)
+        self.buffers = buffers  # one buffer per input of the model, in the model's order
+        self.signature = signature  # only requests of equal signature share a matrix
+        self.rows = rows  # what it counts for in every bound: at least 1
+        self.nbytes = nbytes  # of its message
+        self.arrival = arrival  # seconds, on the server's monotonic clock
+        self.deadline = deadline  # seconds, on the same clock; inf: none
+        self.priority = priority  # 1 is the highest
+        self.door = door
+        self.call = call
+        self.timings = timings
+        self.state = NEW
+        self.order: tuple[int, float] = (priority, arrival)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one queue. `rows`, `requests` and `nbytes` are what may wait, all together."""
+
+    max_batch_rows: int = 64
+    rows: int = 8192
+    requests: int = 4096
+    nbytes: int = 256 << 20
+    delay: float = 0.0  # seconds a batch that is not full may wait for more rows
+    preferred: tuple[int, ...] = ()  # row counts at which a delayed batch stops waiting
+    deadlines: bool = True  # earliest deadline first and early refusal; off: first come, first served
+
+
+class Settled(NamedTuple):
+    """A request that will not run, and what to tell its client."""
+
+    request: Request
+    error: RequestError
+
+
+@dataclass(slots=True)
+class Batch:
+    """Requests of one signature that run as one matrix, in the order of their rows."""
+
+    requests: list[Request]
+    rows: int
+    taken: float  # seconds, when it left the queue
+    dropped: list[Settled] = field(default_factory=list)

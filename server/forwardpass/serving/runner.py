@@ -1,0 +1,136 @@
+"""One batch through the network: stack its rows, run, cut the answer into responses. No threads, no queue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forwardpass.errors import DeadlineExceeded, RequestError, RunFailed
+from forwardpass.serving.interface import Interface
+from forwardpass.serving.matrix import raw, stack
+from forwardpass.serving.request import Request
+from forwardpass.serving.session import Session
+from forwardpass.serving.wire import Header, reply_parts
+
+REMEMBERED_SHAPES = 16  # of answers, per header: more only where shapes depend on the data
+
+Arrays = Sequence[NDArray[Any]]
+
+
+class Runner:
+    """Runs requests of one signature as one matrix, or in slices of `max_rows` where rows are independent."""
+
+    def __init__(self, session: Session, interface: Interface, max_rows: int, row_independent: bool) -> None:
+        self.session = session
+        self.interface = interface
+        self.max_rows = max_rows
+        self.row_independent = row_independent
+
+    def run(self, requests: Sequence[Request], options: Any, matrices: list[int]) -> tuple[list[NDArray[Any]], Any]:
+        """Stack and run: the outputs [B, ...] that any of the requests wants, and their places.
+
+        Appends the rows of each matrix to `matrices`. Raises the RequestError that the run failed with.
+        """
+        first: Header = requests[0].header
+        wanted = first.outputs
+        rows = 0
+        for request in requests:
+            header = request.header
+            rows += header.rows
+            if header.outputs is not wanted and header.outputs != wanted:
+                wanted = tuple(sorted({*wanted, *header.outputs}))
+        interface = self.interface
+        batchable = interface.batchable
+        arrays = []
+        for i, tensor in enumerate(interface.inputs):
+            shape = (rows, *first.batch_shapes[i][1:]) if batchable else first.batch_shapes[i]
+            arrays.append(stack(tensor, [r.buffers[i] for r in requests], shape))
+        if not batchable or rows <= self.max_rows or not self.row_independent:
+            matrices.append(rows if batchable else 1)
+            outputs = self._once(arrays, wanted, options)
+        else:
+            outputs = self._slices(arrays, wanted, rows, options, matrices)
+        if batchable:
+            for place, output in zip(wanted, outputs, strict=True):
+                if not output.ndim or output.shape[0] != rows:
+                    raise RunFailed(
+                        f"output '{interface.outputs[place].name}' has shape {list(output.shape)} for {rows} rows: its "
+                        "first axis is not the batch"
+                    )
+        return outputs, wanted
+
+    def _once(self, arrays: Arrays, wanted: Sequence[int], options: Any) -> list[NDArray[Any]]:
+        try:
+            return self.session.run(arrays, wanted, options)
+        except RequestError:
+            if options.terminate:
+                raise DeadlineExceeded("the run took longer than the server allows", reason="run_timeout") from None
+            raise
+
+    def _slices(
+        self, arrays: Arrays, wanted: Sequence[int], rows: int, options: Any, matrices: list[int]
+    ) -> list[NDArray[Any]]:
+        """As `_once` for more rows than a matrix may have."""
+        parts = []
+        for start in range(0, rows, self.max_rows):
+            piece = [a[start : start + self.max_rows] for a in arrays]
+            matrices.append(len(piece[0]))
+            parts.append(self._once(piece, wanted, options))
+        return [np.concatenate(p) for p in zip(*parts, strict=True)]
+
+    def scatter(self, requests: Sequence[Request], outputs: Arrays, wanted: tuple[int, ...]) -> list[bytes]:
+        """Each request's rows of the answer, as the bytes of its response."""
+        if not self.interface.batchable:
+            return [_reply(requests[0].header, outputs, wanted)]
+        if len(wanted) != 1 or outputs[0].dtype == object:
+            answers = []
+            start = 0
+            for request in requests:
+                end = start + request.header.rows
+                answers.append(_reply(request.header, [o[start:end] for o in outputs], wanted))
+                start = end
+            return answers
+        # One output of fixed-size elements: the common case, kept short.
+        (output,) = outputs
+        blob = output.tobytes()
+        trailing = output.shape[1:]
+        stride = len(blob) // len(output) if len(output) else 0
+        answers = []
+        last: Header | None = None
+        prefix = b""
+        start = size = 0
+        for request in requests:
+            header = request.header
+            if header is not last:
+                last = header
+                size = header.rows * stride
+                parts = header.replies.get(trailing)
+                if parts is None:
+                    parts = _remember(header, trailing, ((header.rows, *trailing),), (size,))
+                prefix = parts[0]
+            end = start + size
+            answers.append(prefix + blob[start:end])
+            start = end
+        return answers
+
+
+def _reply(header: Header, outputs: Arrays, wanted: tuple[int, ...]) -> bytes:
+    """One request's response from its own part of the outputs at the places `wanted`."""
+    chosen = [outputs[wanted.index(place)] for place in header.outputs]
+    blobs = [raw(o) for o in chosen]
+    shapes = tuple(o.shape for o in chosen)
+    sizes = tuple(len(b) for b in blobs)
+    parts = header.replies.get((shapes, sizes)) or _remember(header, (shapes, sizes), shapes, sizes)
+    return b"".join(piece for pair in zip(parts, blobs, strict=True) for piece in pair)
+
+
+def _remember(
+    header: Header, key: Any, shapes: tuple[tuple[int, ...], ...], sizes: tuple[int, ...]
+) -> tuple[bytes, ...]:
+    if len(header.replies) >= REMEMBERED_SHAPES:
+        header.replies.clear()
+    parts = header.replies[key] = reply_parts(header, shapes, sizes)
+    return parts

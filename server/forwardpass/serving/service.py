@@ -1,0 +1,88 @@
+"""Every unary method but ModelInfer, as functions from request message to response message. No gRPC, no I/O.
+
+They raise RequestError; a door turns that into a status.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from forwardpass import __version__
+from forwardpass.errors import RequestError
+from forwardpass.serving import protocol
+from forwardpass.serving.interface import Tensor
+from forwardpass.serving.repository import Repository, State
+
+PLATFORM = "onnxruntime_onnx"  # what Triton calls a model of this kind; clients compare it
+EXTENSIONS = ("model_repository", "schedule_policy")
+
+
+class Service:
+    """The control side of GRPCInferenceService. Thread-safe: it only reads."""
+
+    def __init__(self, repository: Repository, ready: Callable[[], bool]) -> None:
+        self._repository = repository
+        self._ready = ready
+        self.methods: Mapping[str, Callable[[Any], Any]] = {
+            "ServerLive": self.server_live,
+            "ServerReady": self.server_ready,
+            "ServerMetadata": self.server_metadata,
+            "ModelReady": self.model_ready,
+            "ModelMetadata": self.model_metadata,
+            "RepositoryIndex": self.repository_index,
+        }
+
+    def server_live(self, _request: Any) -> Any:
+        return protocol.ServerLiveResponse(live=True)
+
+    def server_ready(self, _request: Any) -> Any:
+        return protocol.ServerReadyResponse(ready=self._ready())
+
+    def server_metadata(self, _request: Any) -> Any:
+        return protocol.ServerMetadataResponse(name="forwardpass", version=__version__, extensions=EXTENSIONS)
+
+    def model_ready(self, request: Any) -> Any:
+        """Ready or not; a model that is not there at all is an error, as Triton has it."""
+        try:
+            self._repository.resolve(request.name, request.version)
+        except RequestError as error:
+            if error.reason in ("unknown_model", "invalid"):
+                raise
+            return protocol.ModelReadyResponse(ready=False)
+        return protocol.ModelReadyResponse(ready=True)
+
+    def model_metadata(self, request: Any) -> Any:
+        """Name, versions, platform, tensors with their shapes (-1: any size; the batch axis included) and labels."""
+        loaded = self._repository.loaded(request.name, request.version)
+        worker = loaded.worker
+        versions = [e.version for e in self._repository.entries() if e.name == worker.name and e.loaded]
+        response = protocol.ModelMetadataResponse(name=worker.name, versions=versions, platform=PLATFORM)
+        response.inputs.extend(_tensor(t) for t in worker.interface.inputs)
+        response.outputs.extend(_tensor(t) for t in worker.interface.outputs)
+        said = response.parameters
+        said["batch_invariance"].string_param = loaded.invariance.value
+        said["max_batch_size"].int64_param = worker.options.limits.max_batch_rows if loaded.invariance.batches else 0
+        said["provider"].string_param = loaded.placement.label
+        said["contract"].bool_param = loaded.contract is not None
+        return response
+
+    def repository_index(self, request: Any) -> Any:
+        """Every version and its state; with `ready` only those that serve."""
+        response = protocol.RepositoryIndexResponse()
+        for entry in self._repository.entries():
+            if entry.state is State.READY or not request.ready:
+                response.models.add(
+                    name=entry.name, version=entry.version, state=entry.state.value, reason=entry.reason
+                )
+        return response
+
+
+def _tensor(tensor: Tensor) -> Any:
+    message = protocol.message("inference.ModelMetadataResponse.TensorMetadata")(
+        name=tensor.name, datatype=tensor.datatype.name, shape=tensor.shape
+    )
+    if tensor.labels:
+        message.parameters["labels"].string_param = json.dumps(tensor.labels, ensure_ascii=False)
+    return message

@@ -1,0 +1,163 @@
+"""One network on one ONNX Runtime execution provider: opened, described, warmed, run. Knows nothing of requests.
+
+Opening holds the interpreter's lock for its length, so it is done off the hot path. `run` releases it, and may be
+called by several threads at once on the CPU provider.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forwardpass.errors import InvalidRequest, ModelError, RequestError, RunFailed, SettingsError, TooLarge
+from forwardpass.serving.interface import Interface, Tensor
+from forwardpass.serving.protocol import BY_ORT_TYPE
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # its Linux wheel would report usage; the user may set 0
+
+try:
+    import onnxruntime as ort
+except ImportError as error:  # pragma: no cover - needs an environment without it
+    raise SettingsError(
+        "onnxruntime is not installed: install forwardpass[cpu], or forwardpass[gpu] for CUDA (not both: they "
+        "overwrite each other)"
+    ) from error
+
+BF16_ONNX = 16  # TensorProto.BFLOAT16
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where and how a session runs, and why: printed at start-up."""
+
+    provider: str  # "CPUExecutionProvider"
+    device: int
+    threads: int  # inside one run
+    why: str
+
+    @property
+    def label(self) -> str:
+        return "cpu" if self.provider.startswith("CPU") else f"cuda:{self.device}"
+
+
+def place(wanted: str, threads: int, why: str) -> Placement:
+    """The provider for `wanted` (auto, cpu). Raises SettingsError for what is not to be had."""
+    name, _, _device = wanted.partition(":")
+    if name in ("auto", "cpu"):
+        return Placement("CPUExecutionProvider", 0, threads, why)
+    raise SettingsError(f"provider: expected auto or cpu, got {wanted!r}")
+
+
+class Session:
+    """An open network. `interface` says what it takes and gives."""
+
+    def __init__(self, path: Path, placement: Placement) -> None:
+        """Open `path`. Raises ModelError with the runtime's reason when it can't be."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = placement.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Spinning threads burn a core between requests to save microseconds within one.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=[placement.provider])
+        except Exception as error:
+            raise ModelError(f"{path.name} cannot be opened: {reason(error)}") from None
+        # ONNX Runtime falls back to the CPU without an error where a provider can't start.
+        got = self._session.get_providers()[0]
+        if got != placement.provider:
+            raise ModelError(f"asked for {placement.provider}, but ONNX Runtime can only offer {got}")
+        self.placement = placement
+        self.interface = read_interface(self._session)
+        self._names = [t.name for t in self.interface.outputs]
+        self._inputs = [t.name for t in self.interface.inputs]
+        self._bf16 = any(t.datatype.name == "BF16" for t in (*self.interface.inputs, *self.interface.outputs))
+
+    def run(self, arrays: Sequence[NDArray[Any]], outputs: Sequence[int], options: Any = None) -> list[NDArray[Any]]:
+        """The answers at the places `outputs` for one array per input.
+
+        Raises InvalidRequest when the network rejects the values, TooLarge when memory runs out, else RunFailed.
+        """
+        names = [self._names[i] for i in outputs]
+        try:
+            if self._bf16:
+                return self._run_values(arrays, names, options)
+            found: list[NDArray[Any]] = self._session.run(names, dict(zip(self._inputs, arrays, strict=True)), options)
+            return found
+        except Exception as error:
+            raise translate(error) from None
+
+    def _run_values(self, arrays: Sequence[NDArray[Any]], names: list[str], options: Any) -> list[NDArray[Any]]:
+        """As `run` where bfloat16 is about: numpy has no such type, so its bits go in and out as uint16."""
+        feeds = {}
+        for tensor, array in zip(self.interface.inputs, arrays, strict=True):
+            if tensor.datatype.name == "BF16":
+                value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array), BF16_ONNX)
+            else:
+                value = ort.OrtValue.ortvalue_from_numpy(array)
+            feeds[tensor.name] = value
+        found = []
+        for value in self._session.run_with_ort_values(names, feeds, options):
+            if value.data_type() != "tensor(bfloat16)":
+                found.append(value.numpy())
+                continue
+            shape = value.shape()
+            count = int(np.prod(shape))
+            bits = (ctypes.c_uint16 * count).from_address(value.data_ptr()) if count else ()
+            found.append(np.array(bits, dtype="<u2").reshape(shape))
+        return found
+
+
+def new_run_options() -> Any:
+    """What a watchdog ends a run by: set `.terminate`."""
+    return ort.RunOptions()
+
+
+def read_interface(session: Any) -> Interface:
+    """A network's inputs and outputs as its file declares them. Raises ModelError for types that can't be served."""
+
+    def tensors(nodes: Any, what: str) -> tuple[Tensor, ...]:
+        found = []
+        for node in nodes:
+            datatype = BY_ORT_TYPE.get(node.type)
+            if datatype is None:
+                raise ModelError(f"{what} '{node.name}' is of type {node.type}, which the protocol cannot carry")
+            shape = tuple(s if isinstance(s, int) and s >= 0 else -1 for s in node.shape)
+            found.append(Tensor(node.name, datatype, shape))
+        return tuple(found)
+
+    inputs, outputs = tensors(session.get_inputs(), "input"), tensors(session.get_outputs(), "output")
+    if not outputs:
+        raise ModelError("the network has no outputs")
+    batchable = bool(inputs) and all(t.shape and t.shape[0] == -1 for t in (*inputs, *outputs))
+    return Interface(inputs, outputs, batchable)
+
+
+def reason(error: BaseException) -> str:
+    """What ONNX Runtime says, without its error prefix and source positions, on one line of at most 300 characters."""
+    text = str(error)
+    _, found, status = text.partition("Status Message:")
+    text = status if found else text
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"\S+\.(?:cc|h|cpp):\d+\s*", "", text)
+    return " ".join(text.split())[:300]
+
+
+def translate(error: Exception) -> RequestError:
+    """A run's exception as the error its requests get."""
+    kind = type(error).__name__
+    text = str(error)
+    if isinstance(error, MemoryError) or "bad_alloc" in text or "llocate" in text or "out of memory" in text.lower():
+        return TooLarge("there is not enough memory for this run", reason="out_of_memory")
+    if kind == "InvalidArgument" or "out of data bounds" in text or "out of bounds" in text:
+        return InvalidRequest(f"the network cannot be run on these values: {reason(error)}")
+    return RunFailed(f"the run failed: {reason(error)}")

@@ -1,0 +1,24 @@
+"""A RequestError as gRPC sees it: code, one-line text, trailing metadata. The one place where errors become status."""
+
+from __future__ import annotations
+
+from forwardpass.errors import RequestError
+from forwardpass.serving import protocol
+from forwardpass.serving.wire import printable
+
+DETAILS_KEY = "grpc-status-details-bin"
+TEXT_LIMIT = 1024  # characters of a status text: it travels as a header
+
+Trailers = list[tuple[str, str | bytes]]
+
+
+def status_of(error: RequestError) -> tuple[int, str, Trailers | None]:
+    """Code, text and trailing metadata. Where the error says when to retry, google.rpc.RetryInfo goes along."""
+    text = printable(str(error), TEXT_LIMIT)
+    if error.retry_after is None:
+        return int(error.status), text, None
+    info = protocol.RetryInfo()
+    info.retry_delay.FromMicroseconds(round(error.retry_after * 1e6))
+    status = protocol.RpcStatus(code=int(error.status), message=text)
+    status.details.add().Pack(info)
+    return int(error.status), text, [(DETAILS_KEY, status.SerializeToString())]

@@ -1,0 +1,326 @@
+"""Runs one model version: takes batches from its queue, stacks, runs, scatters, and settles every reply exactly once.
+
+A model has `instances` slots, each one run at a time. A slot is used by one of the model's own threads, or, when the
+run is predicted to be shorter than a hand-over is worth, by the thread of the door that received the request (`step`).
+Whoever holds a slot comes back for what has gathered meanwhile, so a queue that isn't empty always has somebody coming.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from forwardpass.errors import DeadlineExceeded, ModelLoading, RequestError, RunFailed
+from forwardpass.serving.admission import Admission
+from forwardpass.serving.batch_queue import BatchQueue
+from forwardpass.serving.interface import Interface
+from forwardpass.serving.metrics import ModelMetrics
+from forwardpass.serving.request import Batch, Limits, Request, Settled
+from forwardpass.serving.run_time import RunTime
+from forwardpass.serving.runner import Runner
+from forwardpass.serving.session import Session, new_run_options
+
+logger = logging.getLogger(__name__)
+
+Answer = bytes | RequestError
+
+
+class Door(Protocol):
+    """Where replies go. `deliver` is called from any thread, once per request, and does not block."""
+
+    def deliver(self, requests: Sequence[Request], answers: Sequence[Answer], timing: Timing | None) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Of one batch, in seconds on the server's clock; sent to the requests that asked for it."""
+
+    taken: float
+    run: float
+    done: float
+    rows: int
+
+    def trailers(self, arrival: float) -> list[tuple[str, str]]:
+        """As trailing metadata, in whole microseconds."""
+        return [
+            ("forwardpass-queue-us", str(round((self.taken - arrival) * 1e6))),
+            ("forwardpass-run-us", str(round(self.run * 1e6))),
+            ("forwardpass-total-us", str(round((self.done - arrival) * 1e6))),
+            ("forwardpass-batch-rows", str(self.rows)),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a worker was told, with every choice made."""
+
+    limits: Limits
+    instances: int = 1
+    row_independent: bool = True  # a request of more rows than a matrix may be run in slices
+    max_request_rows: int = 65536
+    priority_levels: int = 1
+    default_priority: int = 1
+    default_timeout: float = float("inf")  # seconds
+    inline_run_limit: float = 0.0  # seconds; 0: always hand over
+
+
+class Worker:
+    """One model version that serves. Thread-safe.
+
+    - A request passed to `submit` is answered through its door exactly once, or was cancelled.
+    - A failed batch is run again in halves until the culprit stands alone; its neighbours get their answers.
+    - `close` answers what is still waiting and returns when no thread is left.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        session: Session,
+        interface: Interface,
+        options: Options,
+        run_time: RunTime,
+        metrics: ModelMetrics,
+        admission: Admission,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.session = session
+        self.interface = interface
+        self.options = options
+        self.metrics = metrics
+        self.queue = BatchQueue(options.limits, run_time)
+        self.max_request_rows = options.max_request_rows
+        self.priority_levels = options.priority_levels
+        self._runner = Runner(session, interface, options.limits.max_batch_rows, options.row_independent)
+        self._admission = admission
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._idle = options.instances
+        self._closing = False
+        self._inline = options.inline_run_limit > 0 and options.instances == 1 and not options.limits.delay
+        self._running: dict[int, tuple[float, Any]] = {}  # batch -> when its run began, what ends it
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"{name}/{version}#{i}", daemon=True)
+            for i in range(options.instances)
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    # -- called by the doors ------------------------------------------------------------------------------------------
+
+    def submit(self, requests: Sequence[Request], now: float) -> None:
+        """Queue admitted requests. Never blocks; what is refused is answered here. Follow with `step`."""
+        with self._lock:
+            if self._closing:
+                refused = [Settled(r, self._going()) for r in requests]
+            else:
+                refused = self.queue.offer(requests, now)
+        if refused:
+            self._refuse(refused)
+
+    def step(self) -> bool:
+        """See to it that what waits is run: by this thread, if that is quicker than waking another.
+
+        True: something is left and nobody else is coming for it; call again once newly arrived requests are in.
+        """
+        with self._lock:
+            queue = self.queue
+            if not queue.requests or not self._idle:
+                return False
+            rows = min(queue.rows, queue.limits.max_batch_rows)
+            if not self._inline or queue.run_time.predict(rows) > self.options.inline_run_limit:
+                self._wake.notify()
+                return False
+            batch = self._take()
+        if batch is not None:
+            self._run(batch)
+        return bool(self.queue.requests)
+
+    def cancel(self, request: Request) -> None:
+        """The client of `request` is gone."""
+        with self._lock:
+            settled = self.queue.cancel(request)
+        if settled:
+            self.metrics.refused("CANCELLED", "cancelled")
+            self._admission.release(1, request.nbytes)
+
+    # -- the threads --------------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        while True:
+            with self._lock:
+                batch = self._next()
+            if batch is None:
+                return
+            self._run(batch)
+
+    def _next(self) -> Batch | None:
+        """Wait for a slot and for a batch that may close. None: the model is going and nothing is left. Lock held."""
+        while True:
+            now = self._clock()
+            closes = self.queue.closes_at(now)
+            if self._idle and (closes <= now or (self._closing and self.queue.requests)):
+                batch = self._take()
+                if batch is not None:
+                    return batch
+                continue
+            if self._closing and not self.queue.requests:
+                return None
+            self._wake.wait(None if closes == float("inf") or not self._idle else max(0.0, closes - now))
+
+    def _take(self) -> Batch | None:
+        """A batch and a slot for it. Lock held."""
+        now = self._clock()
+        queue = self.queue
+        batch = queue.take(now)
+        if batch is None:
+            return None
+        self._idle -= 1
+        if self.options.instances == 1:
+            queue.busy_until = now + queue.run_time.optimistic(batch.rows)
+        if self._idle and queue.requests:
+            self._wake.notify()
+        return batch
+
+    def _run(self, batch: Batch) -> None:
+        """Run a batch that was taken, answer its requests, give the slot back."""
+        requests = batch.requests
+        if batch.dropped:
+            self._refuse(batch.dropped)
+        if not requests:
+            self._give_back(batch)
+            return
+        matrices: list[int] = []
+        try:
+            answers, run, failed = self._answers(requests, matrices)
+        except Exception:
+            logger.exception("model %s version %s: a batch failed unexpectedly", self.name, self.version)
+            unexpected = RunFailed("internal error; the server's log has the details")
+            answers, run, failed = [unexpected] * len(requests), 0.0, True
+        ended = self._clock()
+        if not failed:
+            self.queue.run_time.observe(batch.rows, ended - batch.taken)
+        owed = self._give_back(batch)
+        timing = Timing(batch.taken, run, ended, sum(matrices))
+        self._deliver(requests, answers, owed, timing)
+        self._record(
+            requests, owed, matrices, timing, [a for a in answers if isinstance(a, RequestError)] if failed else []
+        )
+
+    def _give_back(self, batch: Batch) -> list[bool]:
+        with self._lock:
+            owed = self.queue.finish(batch)
+            self._idle += 1
+            if self._closing or (self.queue.requests and self.options.instances > 1):
+                self._wake.notify_all()
+            return owed
+
+    def _answers(self, requests: Sequence[Request], matrices: list[int]) -> tuple[list[Answer], float, bool]:
+        """An answer for each request, the seconds in the network, and whether any run failed."""
+        options = new_run_options()
+        began = self._clock()
+        self._running[id(options)] = (began, options)
+        try:
+            outputs, wanted = self._runner.run(requests, options, matrices)
+            run = self._clock() - began
+            return list(self._runner.scatter(requests, outputs, wanted)), run, False
+        except RequestError as error:
+            if len(requests) == 1 or isinstance(error, DeadlineExceeded):
+                return [error] * len(requests), self._clock() - began, True
+        finally:
+            del self._running[id(options)]
+        # Somebody in this batch can't be run. Halve it until they stand alone.
+        self.metrics.isolate()
+        middle = len(requests) // 2
+        first, run_first, _ = self._answers(requests[:middle], matrices)
+        second, run_second, _ = self._answers(requests[middle:], matrices)
+        return first + second, run_first + run_second, True
+
+    # -- settling -----------------------------------------------------------------------------------------------------
+
+    def _deliver(
+        self, requests: Sequence[Request], answers: Sequence[Answer], owed: Sequence[bool], timing: Timing
+    ) -> None:
+        """Hand out the answers, door by door."""
+        if not all(owed):
+            kept = [i for i, is_owed in enumerate(owed) if is_owed]
+            requests, answers = [requests[i] for i in kept], [answers[i] for i in kept]
+        while requests:
+            door = requests[0].door
+            others = [i for i, r in enumerate(requests) if r.door is not door]
+            if not others:
+                door.deliver(requests, answers, timing)
+                return
+            mine = [i for i, r in enumerate(requests) if r.door is door]
+            door.deliver([requests[i] for i in mine], [answers[i] for i in mine], timing)
+            requests, answers = [requests[i] for i in others], [answers[i] for i in others]
+
+    def _record(
+        self,
+        requests: Sequence[Request],
+        owed: Sequence[bool],
+        matrices: Sequence[int],
+        timing: Timing,
+        errors: Sequence[RequestError],
+    ) -> None:
+        waits: list[tuple[float, int]] = []
+        count = nbytes = answered = 0
+        arrival = requests[0].arrival
+        for request, is_owed in zip(requests, owed, strict=True):
+            if request.arrival != arrival:
+                waits.append((arrival, count))
+                arrival, count = request.arrival, 0
+            count += 1
+            if is_owed:
+                nbytes += request.nbytes
+                answered += 1
+        waits.append((arrival, count))
+        self.metrics.ran(waits, len(requests), matrices, timing.taken, timing.run, self._clock())
+        for error in errors:
+            self.metrics.refused(error.status.name, error.reason)
+        self.metrics.answered("OK", max(0, answered - len(errors)))
+        self._admission.release(answered, nbytes)
+
+    def _refuse(self, refused: Sequence[Settled]) -> None:
+        for request, error in refused:
+            self.metrics.refused(error.status.name, error.reason)
+            request.door.deliver([request], [error], None)
+            self._admission.release(1, request.nbytes)
+
+    def _going(self) -> ModelLoading:
+        return ModelLoading(
+            f"version {self.version} of model '{self.name}' is being replaced; try again", reason="unloading"
+        )
+
+    # -- its end ------------------------------------------------------------------------------------------------------
+
+    def end_runs_since(self, limit: float) -> int:
+        """End every run that began before `limit` seconds on the clock; how many. For the watchdog."""
+        late = [options for began, options in list(self._running.values()) if began < limit]
+        for options in late:
+            options.terminate = True
+        return len(late)
+
+    def close(self, seconds: float) -> bool:
+        """Take no more, finish what is queued within `seconds`, refuse the rest. Whether all threads ended in time."""
+        with self._lock:
+            self._closing = True
+            self._wake.notify_all()
+        deadline = self._clock() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - self._clock()))
+        with self._lock:
+            left = self.queue.clear()
+            self._wake.notify_all()
+        if left:
+            self._refuse([Settled(r, self._going()) for r in left])
+        return not any(t.is_alive() for t in self._threads)

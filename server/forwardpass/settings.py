@@ -1,0 +1,134 @@
+"""Every setting of the server, once: its name, unit, default and advice.
+
+The command line (`--grpc-port`), the environment (`FORWARDPASS_GRPC_PORT`) and the README's table are made from the
+fields below. Precedence: command line, then environment, then default. What belongs to one model rather than to the
+server is in `serving/model_config.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from forwardpass.errors import SettingsError
+
+PREFIX = "FORWARDPASS_"
+MIB = 1 << 20
+
+
+class Settings(BaseModel):
+    """What one server is told. Times are in seconds, sizes in bytes, unless the text says otherwise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    repository: Path = Field(Path("models"), description="The folder of models, or one model's own folder.")
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    grpc_port: int = Field(8001, ge=0, le=65535, description="Port for gRPC; 0 picks a free one and prints it.")
+    metrics_port: int = Field(
+        8002, ge=-1, le=65535, description="Port for Prometheus' /metrics over HTTP; 0 picks one, -1 turns it off."
+    )
+    transport: Literal["auto", "native", "grpcio"] = Field(
+        "auto",
+        description="Which door answers ModelInfer: native (HTTP/2 outside the interpreter's lock) where it is "
+        "installed, or grpcio. auto takes native when it can.",
+    )
+    provider: str = Field(
+        "auto", description="Where networks run: auto, cpu, cuda or cuda:N. A model's own option comes before it."
+    )
+    intra_op_threads: int = Field(
+        0, ge=0, description="Threads inside one run, for models that do not say; 0 lets the server choose and say why."
+    )
+    instances: int = Field(
+        0, ge=0, description="Runs of one model at the same time, for models that do not say; 0: one."
+    )
+    max_batch_size: int = Field(64, ge=1, description="Rows in one matrix, for models that do not say.")
+    max_message_bytes: int = Field(
+        16 * MIB, ge=1024, description="The largest request in bytes; a larger one is refused as RESOURCE_EXHAUSTED."
+    )
+    max_requests: int = Field(16384, ge=1, description="Requests in flight over all models; one more is refused.")
+    max_bytes: int = Field(512 * MIB, ge=1024, description="Bytes of requests in flight over all models.")
+    max_streams: int = Field(1024, ge=1, description="Concurrent calls on one connection.")
+    max_metadata_bytes: int = Field(16384, ge=1024, description="Request metadata in bytes; more is refused.")
+    io_threads: int = Field(
+        0, ge=0, description="Threads of the native door; 0: one for every four cores, at least one."
+    )
+    inline_run_limit: float = Field(
+        0.0005,
+        ge=0,
+        description="A run predicted to be shorter than this many seconds is made by the thread that received the "
+        "request, which saves a hand-over; 0 always hands over.",
+    )
+    run_timeout: float = Field(
+        30.0, gt=0, description="Seconds after which a run is ended and its requests fail with DEADLINE_EXCEEDED."
+    )
+    grace: float = Field(20.0, ge=0, description="Seconds that requests in flight get to finish when the server stops.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged to stderr.")
+
+
+def _annotation(name: str) -> Any:
+    return Settings.model_fields[name].annotation
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One option per setting. Absent ones stay absent, so that the environment and the defaults get their turn."""
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        text = f"{field.description} [{default}; {PREFIX}{name.upper()}]".replace("%", "%%")
+        if name == "repository":
+            parser.add_argument(name, nargs="?", default=argparse.SUPPRESS, help=text)
+        elif isinstance(default, bool):
+            parser.add_argument(
+                f"--{name.replace('_', '-')}",
+                action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS,
+                help=text,
+            )
+        else:
+            annotation = _annotation(name)
+            choices = get_args(annotation) if get_origin(annotation) is Literal else None
+            parser.add_argument(
+                f"--{name.replace('_', '-')}",
+                default=argparse.SUPPRESS,
+                choices=choices,
+                metavar=None if choices else name.rsplit("_", 1)[-1].upper(),
+                help=text,
+            )
+
+
+def from_sources(arguments: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings from parsed arguments, then the environment, then the defaults.
+
+    Raises SettingsError, which names each setting that cannot be used, what it may be and what came.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for name in Settings.model_fields:
+        variable = PREFIX + name.upper()
+        if name in arguments:
+            values[name] = arguments[name]
+            origin[name] = "--" + name.replace("_", "-") if name != "repository" else "REPOSITORY"
+        elif environ.get(variable, "") != "":
+            values[name] = environ[variable]
+            origin[name] = variable
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        problems = [
+            f"{origin.get(str(e['loc'][0]), e['loc'][0])}: {e['msg']}, got {e['input']!r}" for e in error.errors()
+        ]
+        raise SettingsError("; ".join(problems)) from None
+
+
+def table() -> str:
+    """The README's table of settings, as Markdown."""
+    lines = ["| option | environment | default | meaning |", "| --- | --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        option = "`REPOSITORY`" if name == "repository" else f"`--{name.replace('_', '-')}`"
+        lines.append(f"| {option} | `{PREFIX}{name.upper()}` | `{field.default}` | {field.description} |")
+    return "\n".join(lines)
