@@ -1,0 +1,166 @@
+"""`forwardpass export`: a network in a Python file and its weights, to a version in a model repository.
+
+Only arguments and what is printed; the work is in `weights` and `exporter`, which are loaded when the command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forwardpass.contract import Tolerance
+from forwardpass.errors import ExportError
+
+if TYPE_CHECKING:
+    from forwardpass.export.exporter import ExportedModel
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    add = parser.add_argument
+    add("network", metavar="FILE.py:NAME", help="the class of the network, or a function that makes it")
+    add("--weights", type=Path, metavar="FILE", help="its state dict, as torch.save writes it; every class needs one")
+    add("--input", action="append", required=True, dest="inputs", metavar="NAME:DTYPE[DIM,...]",
+        help="an input, as in 'x:float32[batch,64]'; a word stands for any size; once for each input")  # fmt: skip
+    add("--output", action="append", dest="outputs", metavar="NAME", help="an output's name; once for each output")
+    add("--labels", action="append", metavar="[OUTPUT=]A,B,C|FILE",
+        help="what the places of the output's last axis stand for: words, or a file with one a line")  # fmt: skip
+    add("--args", metavar="JSON", help="the constructor's arguments, as one JSON object")
+    add("--arg", action="append", default=[], metavar="KEY=VALUE",
+        help="one argument of the constructor; the value is read as JSON where it is JSON, else as text")  # fmt: skip
+    add("--name", required=True, help="the model's name")
+    add("--repository", type=Path, required=True, metavar="DIR", help="the model repository; made where it is missing")
+    add("--version", type=int, metavar="N", help="the version's number (default: the next free one)")
+    add("--opset", type=int, default=20, metavar="N", help="the ONNX operator set (default: %(default)s)")
+    add(
+        "--rtol",
+        type=float,
+        help="relative tolerance of the answers (default: by the network's precision, 1e-4 for float32)",
+    )
+    add(
+        "--atol",
+        type=float,
+        help="absolute tolerance of the answers (default: by the network's precision, 1e-5 for float32)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export, and print what was written; the exit status. Raises ExportError."""
+    arguments = _constructor_arguments(args.args, args.arg)
+    tolerance = _tolerance(args.rtol, args.atol)
+    labels = _labels(args.labels or [])
+    _say("loading torch")
+    try:
+        from forwardpass.export import exporter, weights
+    except ImportError as error:
+        _say("")
+        raise ExportError(f"{error.name} is missing: pip install 'forwardpass[train,cpu]'") from error
+    try:
+        network, is_class = weights.build(args.network, arguments)
+        if args.weights is not None:
+            weights.load_weights(network, args.weights)
+        elif is_class:
+            raise ExportError(f"{args.network} is a class, whose weights would be random: give --weights FILE")
+        exported = exporter.export(
+            network,
+            args.inputs,
+            args.name,
+            args.repository,
+            version=args.version,
+            outputs=args.outputs,
+            labels=labels,
+            opset=args.opset,
+            tolerance=tolerance,
+            progress=_say,
+        )
+    finally:
+        _say("")
+    print(report(exported))
+    return 0
+
+
+def report(exported: ExportedModel) -> str:
+    """What was written, in a few lines."""
+    contract = exported.contract
+    tolerance = contract.tolerance
+    lines = [
+        f"wrote {exported.path}",
+        f"  inputs       {_tensors(contract.inputs)}",
+        f"  outputs      {_tensors(contract.outputs)}",
+        f"  opset        {contract.opset}",
+        f"  parameters   {exported.parameters:,}",
+        f"  difference   {contract.largest_difference:.3g} at most from PyTorch in {contract.reference}, over batches "
+        f"of many sizes (allowed: {tolerance.atol:g} + {tolerance.rtol:g} x |expected|)",
+    ]
+    if contract.batch_invariant is None:
+        lines.append("  batch        none: the inputs share no symbolic axis 0")
+    elif contract.batch_invariant:
+        lines.append("  batch        invariant: a row's answer is the same, bit for bit, alone and in a batch")
+    else:
+        mixes = "its last bits depend" if contract.rows_independent else "it depends"
+        lines.append(
+            f"  batch        not invariant: a row's answer is not the same alone and in a batch: {mixes} on the other "
+            f"rows, by up to {exported.row_difference:.3g}"
+        )
+    return "\n".join(lines)
+
+
+def _tensors(tensors: Sequence[Any]) -> str:
+    return ", ".join(
+        f"{tensor.name} {tensor.datatype} [{', '.join('any' if size == -1 else str(size) for size in tensor.shape)}]"
+        for tensor in tensors
+    )
+
+
+def _constructor_arguments(text: str | None, pairs: Sequence[str]) -> dict[str, Any]:
+    arguments: Any = {}
+    if text is not None:
+        try:
+            arguments = json.loads(text)
+        except ValueError as error:
+            raise ExportError(f"--args {text!r}: is not JSON: {error}") from None
+        if not isinstance(arguments, dict):
+            raise ExportError(f"--args {text!r}: expected a JSON object, as in '{{\"hidden\": 64}}'")
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise ExportError(f"--arg {pair!r}: expected KEY=VALUE, as in 'hidden=64'")
+        try:
+            arguments[key] = json.loads(value)
+        except ValueError:
+            arguments[key] = value
+    return dict(arguments)
+
+
+def _tolerance(rtol: float | None, atol: float | None) -> Tolerance | None:
+    if rtol is None and atol is None:
+        return None
+    if rtol is None or atol is None:
+        raise ExportError("--rtol and --atol: give both or neither; what is allowed is atol + rtol x |expected|")
+    if not (0 <= rtol < 1 and 0 <= atol < float("inf")):
+        raise ExportError(f"--rtol {rtol} --atol {atol}: expected 0 <= rtol < 1, and atol from 0")
+    return Tolerance(rtol=rtol, atol=atol)
+
+
+def _labels(given: Sequence[str]) -> list[str] | dict[str, list[str]] | None:
+    by_output: dict[str, list[str]] = {}
+    for text in given:
+        output, equals, words = text.rpartition("=")
+        path = Path(words)
+        try:
+            by_output[output] = path.read_text("utf-8").splitlines() if path.is_file() else words.split(",")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ExportError(f"--labels {text!r}: cannot be read: {error}") from None
+        if output == "" and (equals or len(given) > 1):
+            raise ExportError(f"--labels {text!r}: expected OUTPUT=LABELS, as several are given")
+    return by_output.get("", by_output) if by_output else None
+
+
+def _say(stage: str) -> None:
+    """Show the stage that takes time on a terminal, in one line that the next one replaces; '' removes it."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{stage}", end="", file=sys.stderr, flush=True)
