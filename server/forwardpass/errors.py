@@ -19,6 +19,7 @@
     │   ├── ConfigError              its options are wrong: names the field and the file
     │   └── ContractError            what it answers is not what its contract promises, or its files were changed
     ├── SettingsError                the server's own settings cannot be used
+    ├── CallError                    a call failed, as its client sees it; the tree below it is in `call_errors`
     └── ExportError                  an export was refused; nothing was written
 
 Which step raises what: `wire` InvalidRequest, TooLarge; `admission` Overloaded, Draining; `batch_queue`

@@ -1,0 +1,225 @@
+"""What a server tells its client, as Python values: models, versions, answers, timings; and how they are read. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from forwardpass.call_errors import Internal, InvalidArgument
+from forwardpass.serving import protocol
+from forwardpass.serving.wire import RAW_OUT, varint
+from forwardpass.tensors import TensorInfo, from_raw, from_typed
+
+Parameter = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model takes and gives, and the versions that are served now."""
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    parameters: Mapping[str, Parameter]  # facts beyond the protocol's own, where the server tells any
+
+    @cached_property
+    def input_named(self) -> dict[str, TensorInfo]:
+        return {tensor.name: tensor for tensor in self.inputs}
+
+    def only_input(self) -> TensorInfo:
+        """The input of a model that has one. Raises InvalidArgument, naming them, where there are several."""
+        if len(self.inputs) != 1:
+            raise InvalidArgument(f"model '{self.name}' has the inputs {names(self.inputs)}: give a mapping of arrays")
+        return self.inputs[0]
+
+    def labels(self, output: str) -> tuple[str, ...]:
+        """Labels of the places of an output's last axis, in order; empty where the model has none."""
+        return next((tensor.labels for tensor in self.outputs if tensor.name == output), ())
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """One version of a model in the server's repository. `version` is empty where none is loaded."""
+
+    name: str
+    version: str
+    state: str  # READY, LOADING, UNLOADING, UNAVAILABLE
+    reason: str  # why it is not ready
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    name: str
+    version: str
+    extensions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the server spent a request's time, in microseconds, and the rows of the matrix it was part of.
+
+    None where the server did not say.
+    """
+
+    queue_us: float | None
+    run_us: float | None
+    total_us: float | None
+    batch_rows: int | None
+
+
+class Answer(Mapping[str, NDArray[Any]]):
+    """The outputs of one request by name, in the order they came; each array is the caller's own."""
+
+    __slots__ = ("_arrays", "_info", "id", "model", "timings", "version")
+
+    def __init__(
+        self,
+        arrays: dict[str, NDArray[Any]],
+        info: ModelInfo,
+        model: str,
+        version: str,
+        id: str,
+        timings: Timings | None,
+    ) -> None:
+        self._arrays = arrays
+        self._info = info
+        self.model = model
+        self.version = version  # the version that answered
+        self.id = id
+        self.timings = timings  # None where they were not asked for
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def only(self) -> NDArray[Any]:
+        """The array of an answer with one output. Raises InvalidArgument, naming them, where there are several."""
+        if len(self._arrays) != 1:
+            raise InvalidArgument(f"model '{self.model}' gives {', '.join(self._arrays)}: ask for one of them")
+        return next(iter(self._arrays.values()))
+
+    def labels(self, name: str) -> tuple[str, ...]:
+        """Labels of the places of an output's last axis, in order; empty where the model has none."""
+        return self._info.labels(name)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name}: {array.dtype}{list(array.shape)}" for name, array in self._arrays.items())
+        return f"<Answer of {self.model!r} version {self.version!r}: {shapes}>"
+
+
+class Template(NamedTuple):
+    """An answer with one output and no id, but its tensor bytes: the same from call to call, and slow to parse."""
+
+    length: int  # of the whole message
+    prefix: bytes  # up to the tensor bytes, with which the message ends
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    model: str
+    version: str
+
+
+def read_answer(
+    message: bytes, info: ModelInfo, timings: Timings | None, known: Template | None
+) -> tuple[Answer, Template | None]:
+    """The answer in a serialised ModelInferResponse, and what to know the next one by.
+
+    Raises Internal where it is no such message, or its bytes are not its shapes.
+    """
+    if known is not None and len(message) == known.length and message.startswith(known.prefix):
+        array = np.frombuffer(message, known.dtype, offset=len(known.prefix)).reshape(known.shape).copy()
+        return Answer({known.name: array}, info, known.model, known.version, "", timings), known
+    response = parse(protocol.ModelInferResponse, message)
+    raw = response.raw_output_contents
+    if raw and len(raw) != len(response.outputs):
+        raise Internal(f"the answer has {len(response.outputs)} outputs and {len(raw)} raw contents")
+    arrays = {}
+    for place, tensor in enumerate(response.outputs):
+        name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
+        if raw:
+            arrays[name] = from_raw(raw[place], datatype, shape, name)
+        else:
+            arrays[name] = from_typed(tensor.contents, datatype, shape, name)
+    answer = Answer(arrays, info, response.model_name, response.model_version, response.id, timings)
+    return answer, _template(message, answer, raw)
+
+
+def _template(message: bytes, answer: Answer, raw: Sequence[bytes]) -> Template | None:
+    if len(answer) != 1 or len(raw) != 1 or not raw[0] or answer.id:
+        return None
+    ((name, array),) = answer.items()
+    prefix = message[: -len(raw[0])]
+    if array.dtype == object or not prefix.endswith(RAW_OUT + varint(len(raw[0]))) or not message.endswith(raw[0]):
+        return None
+    return Template(len(message), prefix, name, array.dtype, array.shape, answer.model, answer.version)
+
+
+def read_timings(trailing: Iterable[tuple[str, str | bytes]]) -> Timings:
+    """What the server says in an answer's trailing metadata of where the time went."""
+    said = {key: float(value) for key, value in trailing if key.startswith("forwardpass-")}
+    rows = said.get("forwardpass-batch-rows")
+    return Timings(
+        queue_us=said.get("forwardpass-queue-us"),
+        run_us=said.get("forwardpass-run-us"),
+        total_us=said.get("forwardpass-total-us"),
+        batch_rows=None if rows is None else int(rows),
+    )
+
+
+def parse(cls: protocol.MessageClass, data: bytes) -> Any:
+    """`data` as a message. Raises Internal."""
+    try:
+        return cls.FromString(data)
+    except DecodeError:
+        raise Internal(f"the answer is no {cls.DESCRIPTOR.name}") from None
+
+
+def read_info(response: Any) -> ModelInfo:
+    """What a ModelMetadataResponse tells."""
+    return ModelInfo(
+        name=response.name,
+        versions=tuple(response.versions),
+        platform=response.platform,
+        inputs=tuple(_tensor(tensor) for tensor in response.inputs),
+        outputs=tuple(_tensor(tensor) for tensor in response.outputs),
+        parameters={key: _value(parameter) for key, parameter in sorted(response.parameters.items())},
+    )
+
+
+def _tensor(metadata: Any) -> TensorInfo:
+    labels: Any = []
+    if "labels" in metadata.parameters:
+        try:
+            labels = json.loads(metadata.parameters["labels"].string_param)
+        except ValueError:
+            labels = []  # some other server's idea of labels
+    return TensorInfo(
+        name=metadata.name,
+        datatype=metadata.datatype,
+        shape=tuple(metadata.shape),
+        labels=tuple(str(label) for label in labels) if isinstance(labels, list) else (),
+    )
+
+
+def _value(parameter: Any) -> Parameter:
+    kind = parameter.WhichOneof("parameter_choice")
+    value: Parameter = getattr(parameter, kind) if kind else ""
+    return value
+
+
+def names(tensors: Iterable[TensorInfo]) -> str:
+    return ", ".join(f"'{tensor.name}'" for tensor in tensors)

@@ -1,0 +1,267 @@
+"""What a client says and hears, with no channel in it: requests built, answers read, what is remembered of a model.
+
+Each operation is a generator that yields a `Call`, is sent the `Reply` (or has a CallError thrown in), and returns the
+operation's result. `client` runs them over a blocking or an asyncio channel, so there is one copy of everything here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from forwardpass.answers import (
+    Answer,
+    ModelInfo,
+    ModelState,
+    Parameter,
+    ServerInfo,
+    Template,
+    names,
+    parse,
+    read_answer,
+    read_info,
+    read_timings,
+)
+from forwardpass.call_errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from forwardpass.serving import protocol
+from forwardpass.serving.wire import RAW_IN, varint
+from forwardpass.tensors import TensorInfo, fit, to_raw
+
+Inputs = Mapping[str, ArrayLike] | ArrayLike
+
+_INFER = protocol.METHODS["ModelInfer"].path
+_ID = b"\x1a"  # tag of ModelInferRequest.id (field 3, length-delimited)
+_ASK_TIMINGS = (("forwardpass-timings", "1"),)
+_REMEMBERED = 4096  # models, and kinds of requests
+_INT64 = range(-(1 << 63), 1 << 63)
+
+
+class Call(NamedTuple):
+    """One unary call to make."""
+
+    path: str
+    request: bytes
+    timeout: float | None  # seconds; None: as long as it takes
+    metadata: tuple[tuple[str, str], ...] = ()
+
+
+class Reply(NamedTuple):
+    """What came of it."""
+
+    message: bytes
+    trailing: Iterable[tuple[str, str | bytes]]
+
+
+class Kind:
+    """Requests that say the same but for their id and tensor bytes, and what the last answer to one looked like."""
+
+    __slots__ = ("answered", "head")
+
+    def __init__(self, head: bytes) -> None:
+        self.head = head
+        self.answered: Template | None = None
+
+
+T = TypeVar("T")
+Fitted = list[tuple[TensorInfo, NDArray[Any]]]
+Built = tuple[Kind, bytes]
+Steps = Generator[Call, Reply, T]
+
+
+class Calls:
+    """Every operation of a client. Holds what it learned of the models; may be used from many threads.
+
+    - A model's metadata is fetched once and kept until the server refuses a request, or another version answers.
+    - A request that was built on remembered metadata and refused is built again, once, if the metadata has changed.
+    - What a request says beside its id and tensors is the same from call to call: it is made once and kept too.
+    """
+
+    def __init__(self, timeout: float | None) -> None:
+        self._timeout = timeout
+        self._infos: dict[tuple[str, str], ModelInfo] = {}
+        self._kinds: dict[Any, Kind] = {}
+
+    def infer(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: str,
+        outputs: Iterable[str] | None,
+        id: str,
+        timeout: float | None,
+        priority: int,
+        parameters: Mapping[str, Parameter] | None,
+        timings: bool,
+    ) -> Steps[Answer]:
+        wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs or ())
+
+        def build(info: ModelInfo) -> Built:
+            return self._request(_fitted(info, inputs), model, version, wanted, id, priority, parameters)
+
+        return (yield from self._exchange(model, version, build, timeout, timings))
+
+    def predict(
+        self, model: str, x: ArrayLike, *, output: str | None, version: str, timeout: float | None, priority: int
+    ) -> Steps[NDArray[Any]]:
+        array = np.asarray(x)
+        wanted = () if output is None else (output,)
+        one_row = False
+
+        def build(info: ModelInfo) -> Built:
+            nonlocal one_row
+            tensor = info.only_input()
+            one_row = array.ndim == len(tensor.shape) - 1
+            rows = fit(array[np.newaxis] if one_row else array, tensor)
+            return self._request([(tensor, rows)], model, version, wanted, "", priority, None)
+
+        answer = yield from self._exchange(model, version, build, timeout, False)
+        result = answer.only()
+        return result[0] if one_row and result.shape[:1] == (1,) else result
+
+    def metadata(self, model: str, *, version: str, timeout: float | None) -> Steps[ModelInfo]:
+        request = protocol.ModelMetadataRequest(name=model, version=version)
+        response = yield from self._ask("ModelMetadata", request, timeout)
+        info = read_info(response)
+        if len(self._infos) >= _REMEMBERED:
+            self._infos.clear()
+        self._infos[model, version] = info
+        return info
+
+    def models(self, *, ready: bool, timeout: float | None) -> Steps[list[ModelState]]:
+        response = yield from self._ask("RepositoryIndex", protocol.RepositoryIndexRequest(ready=ready), timeout)
+        return [ModelState(model.name, model.version, model.state, model.reason) for model in response.models]
+
+    def server(self, *, timeout: float | None) -> Steps[ServerInfo]:
+        response = yield from self._ask("ServerMetadata", protocol.ServerMetadataRequest(), timeout)
+        return ServerInfo(response.name, response.version, tuple(response.extensions))
+
+    def live(self, *, timeout: float | None) -> Steps[bool]:
+        try:
+            response = yield from self._ask("ServerLive", protocol.ServerLiveRequest(), timeout)
+        except Unavailable:
+            return False
+        return bool(response.live)
+
+    def ready(self, model: str | None, *, version: str, timeout: float | None) -> Steps[bool]:
+        try:
+            if model is None:
+                response = yield from self._ask("ServerReady", protocol.ServerReadyRequest(), timeout)
+            else:
+                request = protocol.ModelReadyRequest(name=model, version=version)
+                response = yield from self._ask("ModelReady", request, timeout)
+        except Unavailable:
+            return False
+        return bool(response.ready)
+
+    def _exchange(
+        self, model: str, version: str, build: Callable[[ModelInfo], Built], timeout: float | None, timings: bool
+    ) -> Steps[Answer]:
+        """The answer to the request that `build` makes of the model's metadata."""
+        remembered = self._infos.get((model, version))
+        info = remembered or (yield from self.metadata(model, version=version, timeout=timeout))
+        while True:
+            try:
+                kind, request = build(info)
+                reply = yield Call(_INFER, request, self._limit(timeout), _ASK_TIMINGS if timings else ())
+                break
+            except (InvalidArgument, NotFound, FailedPrecondition):
+                self._infos.pop((model, version), None)
+                if remembered is None:
+                    raise
+                info = yield from self.metadata(model, version=version, timeout=timeout)
+                if info == remembered:
+                    raise
+                remembered = None
+        told = read_timings(reply.trailing) if timings else None
+        answer, kind.answered = read_answer(reply.message, info, told, kind.answered)
+        if info.versions and answer.version not in info.versions:
+            # Another version serves by now: what it takes and gives may differ.
+            self._infos.pop((model, version), None)
+        return answer
+
+    def _ask(self, method: str, request: Any, timeout: float | None) -> Steps[Any]:
+        called = protocol.METHODS[method]
+        reply = yield Call(called.path, request.SerializeToString(), self._limit(timeout))
+        return parse(called.response, reply.message)
+
+    def _limit(self, timeout: float | None) -> float | None:
+        limit = self._timeout if timeout is None else timeout
+        return None if limit == math.inf else limit
+
+    def _request(
+        self,
+        given: Fitted,
+        model: str,
+        version: str,
+        outputs: tuple[str, ...],
+        id: str,
+        priority: int,
+        parameters: Mapping[str, Parameter] | None,
+    ) -> Built:
+        """A ModelInferRequest, its tensor bytes last."""
+        key = (model, version, outputs, priority, *[(t.name, t.datatype, array.shape) for t, array in given])
+        kind = None if parameters else self._kinds.get(key)
+        if kind is None:
+            kind = Kind(_head(given, model, version, outputs, priority, parameters or {}))
+            if not parameters:
+                if len(self._kinds) >= _REMEMBERED:
+                    self._kinds.clear()
+                self._kinds[key] = kind
+        parts = [kind.head]
+        if id:
+            text = id.encode()
+            parts += (_ID, varint(len(text)), text)
+        for tensor, array in given:
+            raw = to_raw(array, tensor.name)
+            parts += (RAW_IN, varint(len(raw)), raw)
+        return kind, b"".join(parts)
+
+
+def _fitted(info: ModelInfo, inputs: Inputs) -> Fitted:
+    if isinstance(inputs, np.ndarray) or not isinstance(inputs, Mapping):
+        only = info.only_input()
+        return [(only, fit(np.asarray(inputs), only))]
+    fitted = []
+    for name, value in inputs.items():
+        tensor = info.input_named.get(name)
+        if tensor is None:
+            raise InvalidArgument(f"model '{info.name}' has no input '{name}'; expected {names(info.inputs)}")
+        fitted.append((tensor, fit(np.asarray(value), tensor)))
+    return fitted
+
+
+def _head(
+    given: Fitted,
+    model: str,
+    version: str,
+    outputs: tuple[str, ...],
+    priority: int,
+    parameters: Mapping[str, Parameter],
+) -> bytes:
+    """All of a ModelInferRequest but its id and its tensor bytes."""
+    request = protocol.ModelInferRequest(model_name=model, model_version=version)
+    for tensor, array in given:
+        request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=array.shape)
+    for name in outputs:
+        request.outputs.add(name=name)
+    if priority:
+        request.parameters["priority"].uint64_param = priority
+    for key, value in parameters.items():
+        parameter = request.parameters[key]
+        match value:
+            case bool():
+                parameter.bool_param = value
+            case int() if value in _INT64:
+                parameter.int64_param = value
+            case int():
+                parameter.uint64_param = value
+            case float():
+                parameter.double_param = value
+            case _:
+                parameter.string_param = value
+    return bytes(request.SerializeToString())

@@ -1,0 +1,162 @@
+"""numpy arrays to the protocol's tensors and back, for a client. Pure: knows what a model takes, not how it is reached.
+
+An array whose dtype is not the model's is converted only where the values stay what they are: floats to another width
+are rounded, integers and booleans must come through exactly, floats never become integers.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forwardpass.call_errors import Internal, InvalidArgument
+from forwardpass.serving import protocol
+
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One input or output of a model. `shape` has -1 where any size goes; axis 0 is the batch where the model batches.
+
+    `labels` name the places of the last axis, in order; empty where the model has none.
+    """
+
+    name: str
+    datatype: str  # "FP32", "INT64", "BYTES" ...
+    shape: tuple[int, ...]
+    labels: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.datatype}[{','.join('?' if size < 0 else str(size) for size in self.shape)}]"
+
+
+def fit(array: NDArray[Any], tensor: TensorInfo) -> NDArray[Any]:
+    """`array` in the dtype of `tensor`; itself where it has it. Shapes are left to the server, which knows more.
+
+    BYTES takes arrays of str or bytes; BF16 takes its bits as uint16. Raises InvalidArgument, naming the dtype
+    expected, the dtype that came and, where it is a value that does not fit, the value.
+    """
+    datatype = protocol.DATATYPES.get(tensor.datatype)
+    if datatype is None:
+        raise InvalidArgument(f"input '{tensor.name}' is of datatype {tensor.datatype}, which this client cannot send")
+    want = datatype.numpy
+    if array.dtype == want:
+        return array
+    if want is None:
+        if array.dtype.kind in "OUS":
+            return array
+        raise _unfit(array, tensor, "str or bytes")
+    if datatype.name == "BF16":
+        if array.dtype.name == "bfloat16":
+            return array.view(np.uint16)
+        raise _unfit(array, tensor, "its bits as uint16")
+    have = array.dtype
+    if have.kind == "f" and want.kind == "f":
+        try:
+            with np.errstate(over="raise", under="ignore"):
+                return array.astype(want)
+        except FloatingPointError:
+            with np.errstate(over="ignore"):
+                outside = array[np.isinf(array.astype(want)) & np.isfinite(array)]
+            raise InvalidArgument(f"input '{tensor.name}': {outside[0]} does not fit {tensor.datatype}") from None
+    if have.kind not in "biu" or want.kind == "b":
+        raise _unfit(array, tensor, str(want))
+    if have.itemsize < want.itemsize and np.can_cast(have, want, "safe"):
+        return array.astype(want)
+    return _exactly(array, want, tensor)
+
+
+def _exactly(array: NDArray[Any], want: np.dtype[Any], tensor: TensorInfo) -> NDArray[Any]:
+    """Integers as another type of numbers, each as it was."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        there = array.astype(want)
+        back = there.astype(array.dtype)
+    changed = back != array
+    if want.kind in "iu":
+        changed |= (there < 0) != (array < 0)
+    elif array.dtype.kind != "b":
+        # The largest integers round up to a power of two beyond them, and what that comes back as is undefined.
+        changed |= there.astype(np.float64) >= 2.0 ** (8 * array.dtype.itemsize - (array.dtype.kind == "i"))
+    if changed.any():
+        raise InvalidArgument(
+            f"input '{tensor.name}': expected {want} ({tensor.datatype}), got {array.dtype} "
+            f"with the value {array[changed].flat[0]}, which {want} cannot hold exactly"
+        )
+    return there
+
+
+def _unfit(array: NDArray[Any], tensor: TensorInfo, expected: str) -> InvalidArgument:
+    return InvalidArgument(f"input '{tensor.name}': expected {expected} ({tensor.datatype}), got {array.dtype}")
+
+
+def to_raw(array: NDArray[Any], name: str) -> bytes:
+    """The elements as raw contents: row-major, little-endian, BYTES with their lengths before them. After `fit`."""
+    if array.dtype.kind not in "OUS":
+        return array.tobytes()
+    parts: list[bytes] = []
+    for element in array.ravel().tolist():
+        if isinstance(element, str):
+            element = element.encode()
+        elif not isinstance(element, bytes):
+            raise InvalidArgument(f"input '{name}': expected str or bytes (BYTES), got {type(element).__name__}")
+        parts += (_LENGTH.pack(len(element)), element)
+    return b"".join(parts)
+
+
+def from_raw(data: bytes, datatype: str, shape: Sequence[int], name: str) -> NDArray[Any]:
+    """Raw contents as an array of its own, writable. Raises Internal where the bytes are not what `shape` says.
+
+    BYTES: an object array of str; of bytes, if any element is not UTF-8. BF16: its bits, as uint16.
+    """
+    known = protocol.DATATYPES.get(datatype)
+    if known is None:
+        raise Internal(f"output '{name}' came as datatype '{datatype}', which the protocol does not have")
+    try:
+        if known.numpy is not None:
+            return np.frombuffer(data, known.numpy).reshape(shape).copy()
+        return _texts(list(_elements(data)), shape)
+    except (ValueError, struct.error):
+        raise Internal(
+            f"output '{name}' came with {len(data)} bytes, which are no {datatype} of shape {list(shape)}"
+        ) from None
+
+
+def from_typed(contents: Any, datatype: str, shape: Sequence[int], name: str) -> NDArray[Any]:
+    """As `from_raw`, for a server that answers in an InferTensorContents."""
+    known = protocol.DATATYPES.get(datatype)
+    if known is None or known.contents is None:
+        raise Internal(f"output '{name}' came as datatype '{datatype}' without raw contents")
+    values = getattr(contents, known.contents)
+    try:
+        if known.numpy is not None:
+            return np.array(values, known.numpy).reshape(shape)
+        return _texts(list(values), shape)
+    except (ValueError, OverflowError):
+        raise Internal(
+            f"output '{name}' came with {len(values)} values, which are no {datatype} of shape {list(shape)}"
+        ) from None
+
+
+def _elements(data: bytes) -> Iterator[bytes]:
+    position = 0
+    while position < len(data):
+        (length,) = _LENGTH.unpack_from(data, position)
+        position += _LENGTH.size + length
+        if position > len(data):
+            raise ValueError("an element reaches beyond the end")
+        yield data[position - length : position]
+
+
+def _texts(elements: list[bytes], shape: Sequence[int]) -> NDArray[Any]:
+    array = np.empty(len(elements), object)
+    try:
+        array[:] = [element.decode() for element in elements]
+    except UnicodeDecodeError:
+        array[:] = elements
+    return array.reshape(shape)
