@@ -20,7 +20,8 @@
     │   └── ContractError            what it answers is not what its contract promises, or its files were changed
     ├── SettingsError                the server's own settings cannot be used
     ├── CallError                    a call failed, as its client sees it; the tree below it is in `call_errors`
-    └── ExportError                  an export was refused; nothing was written
+    ├── ExportError                  an export was refused; nothing was written
+    └── InsightError                 a look into a model could not be taken: no such model, data that do not fit it
 
 Which step raises what: `wire` InvalidRequest, TooLarge; `admission` Overloaded, Draining; `batch_queue`
 DeadlineExceeded, Cancelled; `worker` RunFailed, TooLarge (out of memory); `repository` UnknownModel, ModelLoading,
@@ -143,3 +144,7 @@ class SettingsError(ForwardpassError):
 
 class ExportError(ForwardpassError):
     """An export was refused; nothing was written."""
+
+
+class InsightError(ForwardpassError):
+    """A look into a model could not be taken; nothing was served from it."""
