@@ -19,6 +19,7 @@ COMMANDS = {
     "models": ("forwardpass.predict", "list what a server serves"),
     "predict": ("forwardpass.predict", "send rows to a served model and print or save its answer"),
     "export": ("forwardpass.export.command", "export a PyTorch network to ONNX with a numerical contract"),
+    "trace": ("forwardpass.insight.trace", "show a network's layers: shapes, costs, fusion, times, equations"),
 }
 
 

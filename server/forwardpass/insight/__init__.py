@@ -1,0 +1,4 @@
+"""What a forward pass does, seen on a model of yours: its layers, representations, memory and batch size.
+
+Reads ONNX files and runs them; never imported by serving. Commands: trace, represent, memory, sweep.
+"""

@@ -1,0 +1,93 @@
+"""What a node costs by its shapes alone: stored numbers, floating-point operations, bytes moved. Pure.
+
+How it is counted: a multiplication and an addition are two operations, a bias one more per place, an elementwise
+function one per element (softmax four, normalisations as listed), moving and renaming none. Bytes are those of the
+tensors read and written once; weights are read once a batch, whatever its rows. Caches and fusion are left out: they
+are why a measured time may be better than these bytes suggest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from forwardpass.insight.graph import Graph, Node
+
+_MOVES = {
+    *("Cast", "Concat", "Constant", "Dropout", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Shape"),
+    *("Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
+}
+_PER_ELEMENT = {"Softmax": 4, "LogSoftmax": 4, "BatchNormalization": 4, "LayerNormalization": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one node, or of several together. None where a shape is not known."""
+
+    parameters: int  # stored numbers it reads
+    weight_bytes: int
+    flops: int | None  # a batch
+    activation_bytes: int | None  # a batch: inputs read and outputs written
+
+    @property
+    def batch_bytes(self) -> int | None:
+        return None if self.activation_bytes is None else self.weight_bytes + self.activation_bytes
+
+
+def of_node(graph: Graph, node: Node) -> Cost:
+    """The cost of one run of a batch of `graph.rows` rows. What is computed from stored numbers alone costs nothing."""
+    stored = [name for name in dict.fromkeys(node.inputs) if name in graph.constants]
+    parameters = sum(graph.constants[name].size for name in stored)
+    weight_bytes = sum(graph.constants[name].nbytes for name in stored)
+    if graph.is_fixed(node):
+        return Cost(parameters, weight_bytes, 0, 0)
+    moved = [name for name in (*dict.fromkeys(node.inputs), *node.outputs) if name and name not in graph.fixed]
+    sizes = [graph.elements(name) for name in moved]
+    nbytes = (
+        None
+        if None in sizes
+        else sum((size or 0) * graph.itemsize(name) for size, name in zip(sizes, moved, strict=True))
+    )
+    return Cost(parameters, weight_bytes, _flops(graph, node), nbytes)
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """All together; unknown where one is."""
+    every = list(costs)
+    flops = [c.flops for c in every]
+    moved = [c.activation_bytes for c in every]
+    return Cost(
+        sum(c.parameters for c in every),
+        sum(c.weight_bytes for c in every),
+        None if None in flops else sum(f or 0 for f in flops),
+        None if None in moved else sum(m or 0 for m in moved),
+    )
+
+
+def _flops(graph: Graph, node: Node) -> int | None:
+    given = graph.elements(node.outputs[0])
+    if node.domain not in ("", "ai.onnx") or given is None:
+        return None
+    if node.op in _MOVES:
+        return 0
+    if node.op in ("Gemm", "MatMul"):
+        shape = _shape(graph, node.inputs[0])
+        if not shape:
+            return None
+        inner = shape[0] if node.op == "Gemm" and node.attributes.get("transA") else shape[-1]
+        return given * (2 * inner + (len(node.inputs) > 2 and bool(node.inputs[2])))
+    if node.op == "Conv":
+        weight = _shape(graph, node.inputs[1])
+        if not weight:
+            return None
+        inner = 1
+        for size in weight[1:]:
+            inner *= size
+        return given * (2 * inner + (len(node.inputs) > 2 and bool(node.inputs[2])))
+    if node.op.startswith("Reduce"):
+        return graph.elements(node.inputs[0])
+    return given * _PER_ELEMENT.get(node.op, 1)
+
+
+def _shape(graph: Graph, name: str) -> tuple[int, ...] | None:
+    return graph.constants[name].shape if name in graph.constants else graph.shapes.get(name)
