@@ -1,0 +1,152 @@
+"""The benchmarks' own parts: h2load's output, bodies, ratios, tables; and that the document tells the recorded result."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))  # its scripts find each other there, as when they are run
+
+import bodies  # noqa: E402
+import h2load  # noqa: E402
+import harness  # noqa: E402
+import report  # noqa: E402
+from forwardpass.serving import protocol  # noqa: E402
+
+SAID = """starting benchmark...
+finished in 3.30s, 5443.50 req/s, 1.96MB/s
+requests: 10895 total, 10951 started, 10887 done, 10880 succeeded, 8 failed, 3 errored, 0 timeout
+status codes: 10880 2xx, 0 3xx, 0 4xx, 7 5xx
+traffic: 3.91MB (4105103) total, 128.51KB (131596) headers (space savings 88.57%), 3.60MB (3777789) data
+                     min         max         mean         sd        +/- sd
+time for request:     3.17ms     21.23ms     11.71ms       870us    91.32%
+"""
+
+
+def test_h2loads_summary_is_read() -> None:
+    assert h2load.parse(SAID) == h2load.Summary(succeeded=10880, failed=8, data_bytes=3777789)
+
+
+def test_a_summary_that_is_none_is_said_to_be() -> None:
+    with pytest.raises(harness.BenchmarkError, match="Could not connect"):
+        h2load.parse("Could not connect to host")
+
+
+def test_the_log_gives_ends_and_windows() -> None:
+    log = h2load.parse_log(b"1000000\t200\t500000\n1200000\t200\t100000\n1600000\t-1\t400000\n")
+    assert log.ended == pytest.approx([1.5, 1.3, 2.0])
+    inside = log.between(1.2, 1.9)
+    assert inside.took == pytest.approx([0.5, 0.1])
+    assert inside.ok.all()
+    assert not log.ok.all()
+    assert not len(h2load.parse_log(b"").took)
+
+
+def test_an_unfinished_last_line_of_the_log_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"1000000\t200\t5\n20000")
+    assert len(h2load.read_log(tmp_path / "log").took) == 1
+
+
+def test_a_body_is_a_framed_model_infer_request() -> None:
+    rows = np.arange(128, dtype=np.float32).reshape(2, 64)
+    body = bodies.framed(bodies.request("digits", rows, timeout_us=20_000))
+    compressed, length = bodies.PREFIX.unpack(body[:5])
+    assert (compressed, length) == (0, len(body) - 5)
+    message = protocol.ModelInferRequest.FromString(body[5:])
+    assert message.model_name == "digits"
+    assert list(message.inputs[0].shape) == [2, 64]
+    assert message.parameters["timeout"].int64_param == 20_000
+    assert np.frombuffer(message.raw_input_contents[0], "<f4").tolist() == rows.ravel().tolist()
+
+
+def test_an_answer_is_read_back() -> None:
+    response = protocol.ModelInferResponse(raw_output_contents=[np.float32([1, 2, 3, 4]).tobytes()])
+    response.outputs.add(name="logits", datatype="FP32", shape=[2, 2])
+    assert bodies.answer(response.SerializeToString()).tolist() == [[1, 2], [3, 4]]
+
+
+def _result(digits_cpu: float = 20.0, wrong: int = 0) -> report.Result:
+    """A result with round figures, two repeats each."""
+
+    def repeats(*cpu: float, p50: float = 100.0, **more: float) -> list[dict[str, object]]:
+        common = {"requests_per_second": 50_000.0, "p50_us": p50, "p99_us": 300.0, "problems": []}
+        return [common | {"cpu_us": value} | more for value in cpu]
+
+    return {
+        "date": "2026-01-31",
+        "machine": {
+            "cpu": "Some CPU", "cores": 2, "server_core": 0, "load_core": 1, "kernel": "6.1", "python": "3.11.7",
+            "packages": {"numpy": "2.4"}, "h2load": "nghttp2/1.52.0",
+        },
+        "repeats": 2,
+        "apart": True,
+        "scenarios": {
+            "aio-echo/4x16": repeats(200.0, 200.0),
+            "aio-echo/1x1": repeats(200.0, 200.0, p50=200.0),
+            "digits/4x16": repeats(digits_cpu - 1, digits_cpu + 1, batch_rows=40.0, checked=100, wrong=wrong),
+            "digits/8x64": repeats(20.0, 20.0, batch_rows=60.0, checked=100, wrong=0),
+            "digits/1x1": repeats(150.0, 150.0, p50=80.0),
+            "digits-16-rows/4x16": repeats(40.0, 40.0),
+            "mnist/4x16": repeats(27.0, 27.0),
+        },
+        "alone": {"digits": [{"1": 9.0, "64": 80.0}] * 2, "mnist": [{"64": 640.0}] * 2},
+    }  # fmt: skip
+
+
+def test_ratios_are_those_that_are_aimed_at() -> None:
+    values = [ratio.value for ratio in report.ratios(_result())]
+    assert values == pytest.approx([20 / 200, 40 / (80 / 4), 27 / (640 / 64), 80 / 200, 60.0, 0])
+    verdicts = [ratio.verdict for ratio in report.ratios(_result())]
+    assert verdicts == [
+        "met, not the goal",
+        "met, not the goal",
+        "met, not the goal",
+        "met, and the goal",
+        "met",
+        "met",
+    ]
+
+
+def test_what_is_missed_is_said() -> None:
+    verdicts = [ratio.verdict for ratio in report.ratios(_result(digits_cpu=30.0, wrong=1))]
+    assert verdicts[0] == "NOT met"
+    assert verdicts[-1] == "NOT met"
+
+
+def test_ratios_of_what_was_not_measured_are_left_out() -> None:
+    result = _result()
+    del result["scenarios"]["aio-echo/4x16"], result["alone"]["mnist"]
+    whats = [ratio.what for ratio in report.ratios(result)]
+    assert len(whats) == 4
+    assert not any("mnist" in what for what in whats)
+
+
+def test_tables_show_medians_with_least_and_most() -> None:
+    text = report.markdown(_result())
+    assert "| Forwardpass, digits, 1 row | 4x16 | 50,000 | 20.0 (19.0-21.0) | 0.100 | 0.300 | 40.0 |" in text
+    assert "| digits | 64 | 80.0 | 1.25 |" in text
+    assert "Some CPU, 2 cores" in text
+
+
+def test_a_single_core_is_not_passed_over_in_silence() -> None:
+    assert "SHARED ONE CORE" in report.text(_result() | {"apart": False})
+
+
+def test_rendering_replaces_what_is_between_the_markers_and_nothing_else() -> None:
+    document = f"# Title\n\n{report.BEGIN}\nold\n{report.END}\n\nthe rest\n"
+    once = report.rendered(document, "| new |")
+    assert "old" not in once
+    assert once.startswith("# Title\n\n")
+    assert once.endswith(f"| new |\n\n{report.END}\n\nthe rest\n")
+    assert report.rendered(once, "| new |") == once
+    with pytest.raises(ValueError, match="bench: end"):
+        report.rendered("# Title", "| new |")
+
+
+def test_the_document_tells_the_newest_recorded_result() -> None:
+    document = report.DOCS.read_text("utf-8")
+    assert document == report.rendered(document, report.markdown(report.newest())), "run benchmarks/report.py"
