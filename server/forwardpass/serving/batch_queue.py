@@ -17,6 +17,7 @@ The caller holds one lock around every call; whoever receives a request as settl
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import Any
 
 from forwardpass.errors import DeadlineExceeded, Overloaded
@@ -79,7 +80,7 @@ class BatchQueue:
                 or self.nbytes + request.nbytes > limits.nbytes
             ):
                 request.state = SETTLED
-                refused.append(Settled(request, self._full()))
+                refused.append(Settled(request, self._full(request)))
                 continue
             if request.deadline != NEVER:
                 if dated:
@@ -218,56 +219,67 @@ class BatchQueue:
                 rows += request.rows
                 if rows >= LOOKAHEAD * limit:
                     break
-        if self.limits.deadlines:
-            first, count = self._choose(live, now)
-        else:
-            first, count = 0, len(_prefix(live, limit)) if live else 0
-        chosen = live[first : first + count]
-        group[:seen] = live[:first] + live[first + count :]
-        return self._start(chosen, now, dropped)
+        chosen = [] if not live else self._choose(live, now) if self.limits.deadlines else _prefix(live, limit)
+        batch = self._start(chosen, now, dropped)
+        group[:seen] = [r for r in live if r.state == QUEUED]
+        return batch
 
-    def _choose(self, live: Sequence[Request], now: float) -> tuple[int, int]:
-        """Which of `live`, in the queue's order, make the batch: index of the first, and how many."""
-        if not live:
-            return 0, 0
+    def _choose(self, live: Sequence[Request], now: float) -> list[Request]:
+        """Which of `live`, in the queue's order, make the batch."""
         run_time = self.run_time
-        limit = self.limits.max_batch_rows
-        count, rows, room = self._fill(live, 0, now)
+        count, rows, room = self._fill(live, now)
         safe = live[0].deadline >= now + run_time.cautious(rows)
         # A full batch that is in time, or a short one that makes nobody late: the order stands.
         if safe and (count == len(live) or room <= 0):
-            return 0, count
+            return list(live[:count])
         if self._feasible(live, count, now + run_time.predict(rows)):
-            return 0, count
-        # Overload: skip ahead, within the first one's priority, to the batch with the most rows per second that is in
-        # time. What is skipped keeps its place, and expires there unless the load falls.
+            return list(live[:count])
+        return self._best(live, now) or list(live[:count])
+
+    def _best(self, live: Sequence[Request], now: float) -> list[Request]:
+        """Overload: the batch with the most rows per second that is in time, in the queue's order.
+
+        It leaves out whoever has less time than the batch takes: within the first one's priority, the deadline
+        below which requests are left out is the one that pays best. They keep their place, and expire there unless
+        the load falls. Empty when no batch is in time.
+        """
+        run_time = self.run_time
+        limit = self.limits.max_batch_rows
+        peers = sorted((r for r in live if r.priority == live[0].priority), key=attrgetter("deadline"))
         waiting = sum(r.rows for r in live)
-        best, best_rate = 0, 0.0
-        for i, request in enumerate(live):
-            if request.priority != live[0].priority:
-                break
+        threshold, best_rate = NEVER, 0.0
+        for request in peers:
             fits = min(max(limit, request.rows), waiting, run_time.rows_within(request.deadline - now))
             waiting -= request.rows
             if fits >= request.rows:
                 rate = fits / max(run_time.predict(int(fits)), 1e-9)
                 if rate > best_rate * 1.0001:
-                    best, best_rate = i, rate
-        return best, self._fill(live, best, now)[0]
+                    threshold, best_rate = request.deadline, rate
+        within = run_time.rows_within(threshold - now)
+        chosen: list[Request] = []
+        rows = 0
+        for request in live:
+            if request.deadline < threshold or request.rows > within:
+                continue
+            rows += request.rows
+            if chosen and rows > min(limit, within):
+                break
+            chosen.append(request)
+        return chosen
 
-    def _fill(self, live: Sequence[Request], first: int, now: float) -> tuple[int, int, int]:
-        """Greedily from `first`: how many requests, their rows, and the rows of room left in the matrix.
+    def _fill(self, live: Sequence[Request], now: float) -> tuple[int, int, int]:
+        """Greedily from the first: how many requests, their rows, and the rows of room left in the matrix.
 
         A request joins while the batch, with it, is still expected to make the earliest deadline in it. Room 0 means
         that the matrix is full, not that a deadline closed it.
         """
         limit = self.limits.max_batch_rows
-        request = live[first]
-        rows = request.rows
-        earliest = request.deadline
+        rows = live[0].rows
+        earliest = live[0].deadline
         count = 1
         within = self.run_time.rows_within
         allowed = NEVER if earliest == NEVER else within(earliest - now)
-        for request in live[first + 1 : first + limit]:
+        for request in live[1:limit]:
             total = rows + request.rows
             if total > limit:
                 return count, rows, 0
@@ -334,19 +346,19 @@ class BatchQueue:
                 del self._groups[signature]
         self._dead = 0
 
-    def _full(self) -> Overloaded:
+    def _full(self, request: Request) -> Overloaded:
         """What the refused are told: the bound that is reached, and when the queue should be half empty."""
         limits = self.limits
         if self.requests >= limits.requests:
-            what, have, bound = "requests", self.requests, limits.requests
-        elif self.rows >= limits.rows or self.nbytes < limits.nbytes // 2:
-            what, have, bound = "rows", self.rows, limits.rows
+            what, have, more, bound = "requests", self.requests, 1, limits.requests
+        elif self.rows + request.rows > limits.rows:
+            what, have, more, bound = "rows", self.rows, request.rows, limits.rows
         else:
-            what, have, bound = "bytes", self.nbytes, limits.nbytes
+            what, have, more, bound = "bytes", self.nbytes, request.nbytes, limits.nbytes
         batches = self.rows / limits.max_batch_rows / 2
         wait = batches * self.run_time.predict(limits.max_batch_rows)
         return Overloaded(
-            f"the model's queue is full: {have} {what} wait, the bound is {bound}",
+            f"the model's queue is full: {have} {what} wait, the bound is {bound}, and {more} would come",
             reason=f"queue_{what}",
             retry_after=min(5.0, max(0.005, wait)),
         )
