@@ -20,6 +20,7 @@ COMMANDS = {
     "predict": ("forwardpass.predict", "send rows to a served model and print or save its answer"),
     "export": ("forwardpass.export.command", "export a PyTorch network to ONNX with a numerical contract"),
     "trace": ("forwardpass.insight.trace", "show a network's layers: shapes, costs, fusion, times, equations"),
+    "represent": ("forwardpass.insight.represent", "show how separable the classes become, layer by layer"),
 }
 
 
