@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 
 LABELS = [str(digit) for digit in range(10)]
 _HELD_OUT = 360  # one in five
@@ -28,6 +27,8 @@ def held_out() -> Split:
 
 
 def _shuffled() -> Split:
+    from sklearn.datasets import load_digits  # a second to import
+
     x, y = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(x))
     return x[order].astype(np.float32), y[order].astype(np.int64)

@@ -7,14 +7,20 @@ import sys
 from pathlib import Path
 
 from data import LABELS, held_out, training
-from network import Digits
 
 sys.path.append(str(Path(__file__).parents[1]))
 from recipe import Recipe, run  # found beside the recipes' folders
 
+
+def network():
+    from network import Digits  # brings PyTorch in
+
+    return Digits()
+
+
 RECIPE = Recipe(
     folder=Path(__file__).parent,
-    network=Digits,
+    network=network,
     training=training,
     held_out=held_out,
     labels=LABELS,

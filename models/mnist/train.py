@@ -7,21 +7,27 @@ import sys
 from pathlib import Path
 
 from data import LABELS, held_out, training
-from network import Mnist
 
 sys.path.append(str(Path(__file__).parents[1]))
 from recipe import Recipe, run  # found beside the recipes' folders
 
+
+def network():
+    from network import Mnist  # brings PyTorch in
+
+    return Mnist()
+
+
 RECIPE = Recipe(
     folder=Path(__file__).parent,
-    network=Mnist,
+    network=network,
     training=training,
     held_out=held_out,
     labels=LABELS,
     one_scale=True,
-    epochs=20,
-    batch_rows=64,
-    learning_rate=0.001,
+    epochs=15,
+    batch_rows=128,
+    learning_rate=0.002,
     accuracy=0.94,
 )
 

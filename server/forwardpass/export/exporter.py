@@ -87,16 +87,15 @@ def export(
     by how much. Not for several threads at once; several processes may export the same model.
     """
     tell = progress or (lambda _stage: None)
+    staging = Staging(Path(repository), name, version)
     network = Network(module, parse_inputs(inputs))
-    if version is not None and version < 1:
-        raise ExportError(f"version {version}: expected a number from 1")
     batch = batch_symbol(network.specs)
     tell("running the network")
     rows, sizes = _rows(network, samples, batch, outputs)
     tolerance = tolerance or TOLERANCES[network.coarsest(rows)]
     tell("translating to ONNX")
     model = translate(network, _example(network, sizes, batch), opset)
-    with Staging(Path(repository), name) as staging:
+    with staging:
         path = staging.write(MODEL_FILE, model)
         runner = parity.Runner(path)
         runner.check_inputs(network.specs)
@@ -134,7 +133,7 @@ def export(
         def numbered(number: int) -> Contract:
             return contract.model_copy(update={"version": number})
 
-        place = staging.publish(version, lambda folder, number: numbered(number).save(folder / CONTRACT_FILE))
+        place = staging.publish(lambda folder, number: numbered(number).save(folder / CONTRACT_FILE))
     return ExportedModel(
         path=place,
         contract=numbered(int(place.name)),

@@ -41,13 +41,21 @@ class Staging:
     - Not for several threads; any number of processes may stage the same model at once.
     """
 
-    def __init__(self, repository: Path, name: str) -> None:
-        """Raises ExportError where the name cannot be a model's."""
+    def __init__(self, repository: Path, name: str, version: int | None = None) -> None:
+        """`version` None: the next free number. Writes nothing yet.
+
+        Raises ExportError where the name cannot be a model's, or the version cannot be made or exists already.
+        """
         if _NAME.fullmatch(name) is None:
             raise ExportError(
                 f"model name {name!r}: expected letters, digits, '_', '-' and '.', at most 128, not a leading '.'"
             )
+        if version is not None and version < 1:
+            raise ExportError(f"version {version}: expected a number from 1")
         self._model = repository / name
+        self._version = version
+        if version is not None and (self._model / str(version)).exists():
+            raise _exists(self._model / str(version))
         self._made: list[Path] = []  # folders that were not there before, the innermost last
         self._lock: int | None = None
         self.folder = self._model / f"{PREFIX}{secrets.token_hex(8)}"
@@ -84,26 +92,26 @@ class Staging:
             raise _cannot_write(error, path, len(data)) from None
         return path
 
-    def publish(self, version: int | None, finish: Callable[[Path, int], None]) -> Path:
-        """Rename into the version's place; the next free number where `version` is None. Its path.
+    def publish(self, finish: Callable[[Path, int], None]) -> Path:
+        """Rename into the version's place, and return it.
 
         `finish(folder, number)` writes what depends on the number, and flushes it; it is called again with a higher
-        one where another process took the number meanwhile. Raises ExportError where the version exists already.
+        one where another process took the number meanwhile. Raises ExportError where the version exists by now.
         """
         while True:
-            number = version if version is not None else max(versions(self._model), default=0) + 1
+            number = self._version if self._version is not None else max(versions(self._model), default=0) + 1
             place = self._model / str(number)
             try:
-                if version is not None and place.exists():
-                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+                if self._version is not None and place.exists():  # an empty folder would be replaced
+                    raise _exists(place)
                 finish(self.folder, number)
                 _flush_folder(self.folder)
                 self.folder.rename(place)
             except OSError as error:
-                if error.errno in _TAKEN and version is None:
+                if error.errno in _TAKEN and self._version is None:
                     continue
                 if error.errno in _TAKEN:
-                    raise ExportError(f"{place}: exists already; versions are not overwritten") from None
+                    raise _exists(place) from None
                 raise _cannot_write(error, place) from None
             with contextlib.suppress(OSError):  # it is in place; only whether it survives a power cut is open
                 _flush_folder(self._model)
@@ -173,6 +181,10 @@ def _flush_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def _exists(place: Path) -> ExportError:
+    return ExportError(f"{place}: exists already; versions are not overwritten")
 
 
 def _cannot_write(error: OSError, path: Path, size: int | None = None) -> ExportError:
