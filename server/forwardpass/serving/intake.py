@@ -39,7 +39,7 @@ class Intake:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._door = door
-        self._decoder = Decoder(repository.resolve, lambda: repository.generation, max_message_bytes)
+        self._decoder = Decoder(repository, max_message_bytes)
         self._admission = admission
         self._metrics = metrics  # for what belongs to no model
         self._clock = clock
@@ -107,15 +107,19 @@ class Intake:
             return
         groups, self._groups = self._groups, {}
         spent = self._clock() - self.now
-        total = sum(map(len, groups.values()))
+        total = sum(map(len, groups.values())) if len(groups) > 1 else 0
         for worker, requests in groups.items():
-            worker.metrics.decoded(len(requests), spent * len(requests) / total)
-            error = self._admission.admit(len(requests), sum([r.nbytes for r in requests]))
-            if error is None:
-                worker.submit(requests, self.now)
-            else:
+            count = len(requests)
+            error = self._admission.admit(count, sum([r.nbytes for r in requests]))
+            settled = False
+            if error is not None:
                 self._one_by_one(worker, requests)
-            if worker not in self._pending:
+            elif count == 1 and worker.alone(requests[0], self.now):
+                settled = not worker.queue.requests  # unless something came in by the other door meanwhile
+            else:
+                worker.submit(requests, self.now)
+            worker.metrics.decoded(count, spent * count / (total or count))
+            if not settled and worker not in self._pending:
                 self._pending.append(worker)
 
     def step(self) -> bool:

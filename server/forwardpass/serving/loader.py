@@ -160,7 +160,7 @@ def _replay(session: Session, contract: Contract) -> str:
 
 def _run_named(session: Session, contract: Contract) -> dict[str, NDArray[Any]]:
     given = contract.input_arrays()
-    places = range(len(session.interface.outputs))
+    places = tuple(range(len(session.interface.outputs)))
     try:
         found = session.run([given[t.name] for t in session.interface.inputs], places)
     except RequestError as error:
@@ -179,7 +179,7 @@ def _invariance(
     if wanted == 0:
         return Invariance.NONE, "max_batch_size = 0 in the model's options"
     samples = _samples(interface, contract)
-    places = range(len(interface.outputs))
+    places = tuple(range(len(interface.outputs)))
     return probe(interface, lambda arrays: session.run(arrays, places), max(wanted, 8), samples)
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from os import sched_yield
+from time import monotonic
 from typing import Any
 
 from forwardpass.errors import RequestError
@@ -29,6 +31,7 @@ try:
 except ImportError:  # pragma: no cover - where there is no wheel of it
     AVAILABLE = False
 
+POLL_SECONDS = 200e-6  # how long a receiving thread that is being kept busy asks for more before it sleeps
 GROUP = 256  # calls taken in one go: enough to fill several batches, little enough to keep the first one's wait short
 
 
@@ -58,6 +61,7 @@ class NativeFront:
         self.port: int = self._front.bound_port
         self._calls: dict[int, Request] = {}  # by the transport's id: what EVENT_CANCEL speaks of
         self._intake = make_intake(self)
+        self._brisk = False  # whether the last wait was shorter than POLL_SECONDS
         self._thread = threading.Thread(target=self._receive, name="native-front", daemon=True)
 
     def start(self, fallback: str) -> None:
@@ -92,7 +96,7 @@ class NativeFront:
         more = False
         while True:
             # While this thread has batches of its own to run it only looks for what has arrived meanwhile.
-            events = front.recv_batch_details(GROUP, 0) if more else front.recv_batch_details(GROUP)
+            events = front.recv_batch_details(GROUP, 0) if more else self._wait()
             if events is None:
                 return
             try:
@@ -101,6 +105,26 @@ class NativeFront:
                 more = intake.step()
             except Exception:
                 logger.exception("the native door failed on a group of %d events", len(events))
+
+    def _wait(self) -> Any:
+        """The next group of events. Sleeps for it, unless the last one came so soon that asking again is quicker.
+
+        Going to sleep and being woken takes longer than a small network's run, on a virtual machine above all. Every
+        poll yields the core and the interpreter, and one that was in vain is not repeated before calls come fast again:
+        an idle server sleeps.
+        """
+        front = self._front
+        began = monotonic()
+        if self._brisk:
+            until = began + POLL_SECONDS
+            while monotonic() < until:
+                events = front.recv_batch_details(GROUP, 0)
+                if events or events is None:
+                    return events
+                sched_yield()
+        events = front.recv_batch_details(GROUP)
+        self._brisk = monotonic() - began < POLL_SECONDS
+        return events
 
     def _take(self, events: Sequence[Any]) -> None:
         intake, calls = self._intake, self._calls

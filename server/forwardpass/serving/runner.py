@@ -54,15 +54,14 @@ class Runner:
         else:
             outputs = self._slices(arrays, wanted, rows, options, matrices)
         if batchable:
-            for place, output in zip(wanted, outputs, strict=True):
+            for output in outputs:
                 if not output.ndim or output.shape[0] != rows:
                     raise RunFailed(
-                        f"output '{interface.outputs[place].name}' has shape {list(output.shape)} for {rows} rows: its "
-                        "first axis is not the batch"
+                        f"an output has shape {list(output.shape)} for {rows} rows: axis 0 is not the batch"
                     )
         return outputs, wanted
 
-    def _once(self, arrays: Arrays, wanted: Sequence[int], options: Any) -> list[NDArray[Any]]:
+    def _once(self, arrays: Arrays, wanted: tuple[int, ...], options: Any) -> list[NDArray[Any]]:
         try:
             return self.session.run(arrays, wanted, options)
         except RequestError:
@@ -71,7 +70,7 @@ class Runner:
             raise
 
     def _slices(
-        self, arrays: Arrays, wanted: Sequence[int], rows: int, options: Any, matrices: list[int]
+        self, arrays: Arrays, wanted: tuple[int, ...], rows: int, options: Any, matrices: list[int]
     ) -> list[NDArray[Any]]:
         """As `_once` for more rows than a matrix may have."""
         parts = []

@@ -9,7 +9,7 @@ is parsed in full. The same goes for answers: all but the tensor bytes is made o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -81,29 +81,34 @@ class Header:
         self.start = 0
 
 
-class Decoder:
-    """Decodes for one door. Not thread-safe: every door has its own.
+class Models(Protocol):
+    """Where decoding finds the models.
 
     `resolve(name, version)` gives the model version that serves, or raises UnknownModel, ModelLoading, ModelUnusable.
-    `generation()` changes whenever `resolve` might answer differently; what was remembered is then forgotten.
+    `generation` changes whenever `resolve` might answer differently.
     """
 
-    def __init__(
-        self, resolve: Callable[[str, str], Target], generation: Callable[[], int], max_message_bytes: int
-    ) -> None:
-        self._resolve = resolve
-        self._generation = generation
+    generation: int
+
+    def resolve(self, name: str, version: str) -> Target: ...
+
+
+class Decoder:
+    """Decodes for one door. Not thread-safe: every door has its own."""
+
+    def __init__(self, models: Models, max_message_bytes: int) -> None:
+        self._models = models
         self._max = max_message_bytes
         self._known: dict[int, list[Header]] = {}
         self._count = 0
-        self._current = generation()
+        self._current = models.generation
 
     def refresh(self) -> None:
         """Call once before a group of messages: forget what was remembered if a model was swapped since."""
-        if self._generation() != self._current:
+        if self._models.generation != self._current:
+            self._current = self._models.generation
             self._known.clear()
             self._count = 0
-            self._current = self._generation()
 
     def decode(self, message: bytes) -> tuple[Header, Sequence[Buffer]]:
         """The header of `message` and its tensors' bytes, in the order of the model's inputs.
@@ -133,7 +138,7 @@ class Decoder:
     def read(self, request: Any) -> tuple[Header, Sequence[Buffer]]:
         """As `decode`, from a parsed message."""
         _names(request)
-        target = self._resolve(request.model_name, request.model_version)
+        target = self._models.resolve(request.model_name, request.model_version)
         interface = target.interface
         priority, timeout = _parameters(request, target)
         buffers, shapes = _inputs(request, interface)

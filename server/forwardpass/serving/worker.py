@@ -18,8 +18,8 @@ from forwardpass.errors import DeadlineExceeded, ModelLoading, RequestError, Run
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.batch_queue import BatchQueue
 from forwardpass.serving.interface import Interface
-from forwardpass.serving.metrics import ModelMetrics
-from forwardpass.serving.request import Batch, Limits, Request, Settled
+from forwardpass.serving.metrics import ModelMetrics, Ran
+from forwardpass.serving.request import RUNNING, SETTLED, Batch, Limits, Request, Settled
 from forwardpass.serving.run_time import RunTime
 from forwardpass.serving.runner import Runner
 from forwardpass.serving.session import Session, new_run_options
@@ -145,6 +145,42 @@ class Worker:
             self._run(batch)
         return bool(self.queue.requests)
 
+    def alone(self, request: Request, now: float) -> bool:
+        """Run an admitted request here and now if nothing waits and a slot is free; False: `submit` it instead.
+
+        What `submit` and `step` come to for a lone request, without the queue: half the time on top of its run.
+        """
+        with self._lock:
+            run_time = self.queue.run_time
+            if (
+                not self._inline
+                or self._idle != 1
+                or self.queue.requests
+                or self._closing
+                or request.deadline < now + run_time.optimistic(request.rows)
+                or run_time.predict(request.rows) > self.options.inline_run_limit
+            ):
+                return False
+            self._idle = 0
+        request.state = RUNNING
+        matrices: list[int] = []
+        taken = self._clock()
+        answers, run, failed = self._guarded([request], matrices)
+        ended = self._clock()
+        request.state = SETTLED
+        timing = Timing(taken, run, ended, sum(matrices)) if request.timings else None
+        request.door.deliver([request], answers, timing)
+        # From here on nobody waits for us.
+        with self._lock:
+            self._free_slot()
+            if not failed:
+                run_time.observe(request.rows, ended - taken)
+        if failed:
+            self._count(answers)
+        self.metrics.ran(Ran(((request.arrival, 1),), matrices, taken, run, self._clock(), 0 if failed else 1))
+        self._admission.release(1, request.nbytes)
+        return True
+
     def cancel(self, request: Request) -> None:
         """The client of `request` is gone."""
         with self._lock:
@@ -200,29 +236,38 @@ class Worker:
             self._give_back(batch)
             return
         matrices: list[int] = []
-        try:
-            answers, run, failed = self._answers(requests, matrices)
-        except Exception:
-            logger.exception("model %s version %s: a batch failed unexpectedly", self.name, self.version)
-            unexpected = RunFailed("internal error; the server's log has the details")
-            answers, run, failed = [unexpected] * len(requests), 0.0, True
+        answers, run, failed = self._guarded(requests, matrices)
         ended = self._clock()
-        if not failed:
-            self.queue.run_time.observe(batch.rows, ended - batch.taken)
         owed = self._give_back(batch)
         timing = Timing(batch.taken, run, ended, sum(matrices))
         self._deliver(requests, answers, owed, timing)
-        self._record(
-            requests, owed, matrices, timing, [a for a in answers if isinstance(a, RequestError)] if failed else []
-        )
+        # From here on nobody waits for us.
+        errors = self._count(answers) if failed else 0
+        self._record(requests, owed, matrices, timing, errors)
+        if not failed:
+            with self._lock:
+                self.queue.run_time.observe(batch.rows, ended - batch.taken)
 
     def _give_back(self, batch: Batch) -> list[bool]:
         with self._lock:
             owed = self.queue.finish(batch)
-            self._idle += 1
-            if self._closing or (self.queue.requests and self.options.instances > 1):
-                self._wake.notify_all()
+            self._free_slot()
             return owed
+
+    def _free_slot(self) -> None:
+        """Lock held."""
+        self._idle += 1
+        if self._closing or (self.queue.requests and self.options.instances > 1):
+            self._wake.notify_all()
+
+    def _guarded(self, requests: Sequence[Request], matrices: list[int]) -> tuple[list[Answer], float, bool]:
+        """As `_answers`; what nobody foresaw becomes an error for each request, and a trace in the log."""
+        try:
+            return self._answers(requests, matrices)
+        except Exception:
+            logger.exception("model %s version %s: a batch failed unexpectedly", self.name, self.version)
+            unexpected = RunFailed("internal error; the server's log has the details")
+            return [unexpected] * len(requests), 0.0, True
 
     def _answers(self, requests: Sequence[Request], matrices: list[int]) -> tuple[list[Answer], float, bool]:
         """An answer for each request, the seconds in the network, and whether any run failed."""
@@ -270,7 +315,7 @@ class Worker:
         owed: Sequence[bool],
         matrices: Sequence[int],
         timing: Timing,
-        errors: Sequence[RequestError],
+        errors: int,
     ) -> None:
         waits: list[tuple[float, int]] = []
         count = nbytes = answered = 0
@@ -284,11 +329,15 @@ class Worker:
                 nbytes += request.nbytes
                 answered += 1
         waits.append((arrival, count))
-        self.metrics.ran(waits, len(requests), matrices, timing.taken, timing.run, self._clock())
+        self.metrics.ran(Ran(waits, matrices, timing.taken, timing.run, self._clock(), max(0, answered - errors)))
+        self._admission.release(answered, nbytes)
+
+    def _count(self, answers: Sequence[Answer]) -> int:
+        """Count the errors among `answers`; how many."""
+        errors = [a for a in answers if isinstance(a, RequestError)]
         for error in errors:
             self.metrics.refused(error.status.name, error.reason)
-        self.metrics.answered("OK", max(0, answered - len(errors)))
-        self._admission.release(answered, nbytes)
+        return len(errors)
 
     def _refuse(self, refused: Sequence[Settled]) -> None:
         for request, error in refused:
