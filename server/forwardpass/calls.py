@@ -121,7 +121,7 @@ class Calls:
 
         answer = yield from self._exchange(model, version, build, timeout, False)
         result = answer.only()
-        return result[0] if one_row and result.shape[:1] == (1,) else result
+        return result.reshape(result.shape[1:]) if one_row and result.shape[:1] == (1,) else result
 
     def metadata(self, model: str, *, version: str, timeout: float | None) -> Steps[ModelInfo]:
         request = protocol.ModelMetadataRequest(name=model, version=version)

@@ -46,12 +46,12 @@ def fit(array: NDArray[Any], tensor: TensorInfo) -> NDArray[Any]:
     if datatype is None:
         raise InvalidArgument(f"input '{tensor.name}' is of datatype {tensor.datatype}, which this client cannot send")
     want = datatype.numpy
-    if array.dtype == want:
-        return array
-    if want is None:
+    if want is None:  # before any comparison of dtypes: numpy takes None for float64
         if array.dtype.kind in "OUS":
             return array
         raise _unfit(array, tensor, "str or bytes")
+    if array.dtype == want:
+        return array
     if datatype.name == "BF16":
         if array.dtype.name == "bfloat16":
             return array.view(np.uint16)

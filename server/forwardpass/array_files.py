@@ -1,0 +1,205 @@
+"""Arrays from files and to files, for the commands: .npy, .npz, .csv and .json. No network, no model but its tensors.
+
+A CSV file is one array [rows, columns]; a first line with a cell that is no number, where numbers are expected, is a
+header and skipped. A JSON file holds nested lists, or an object of them by input name. Errors name the file and the
+place in it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forwardpass.errors import ForwardpassError
+from forwardpass.serving import protocol
+from forwardpass.tensors import TensorInfo
+
+READ = (".npy", ".npz", ".csv", ".json")
+WRITTEN = (".npy", ".npz", ".csv", ".json")
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def read(path: Path, stdin: io.TextIOBase | Any, tensors: Sequence[TensorInfo]) -> Arrays:
+    """The arrays in a file, by input name; `-` reads JSON from `stdin`.
+
+    What has no names in it is the input of a model that has one, so `tensors` are all that the file may be about. The
+    dtypes are those of the file, not yet the model's.
+    """
+    try:
+        if str(path) == "-":
+            return _named(_json(stdin.read(), "stdin"), "stdin", tensors)
+        match path.suffix.lower():
+            case ".npy":
+                return _named(np.load(path, allow_pickle=False), path, tensors)
+            case ".npz":
+                with np.load(path, allow_pickle=False) as arrays:
+                    return _named({name: arrays[name] for name in arrays.files}, path, tensors)
+            case ".json":
+                return _named(_json(path.read_text("utf-8"), path), path, tensors)
+            case ".csv":
+                tensor = _only(path, tensors)
+                return {tensor.name: _csv(path, tensor)}
+            case suffix:
+                raise ForwardpassError(f"{path}: cannot read '{suffix}' files; expected one of {', '.join(READ)}")
+    except OSError as error:
+        raise ForwardpassError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, EOFError) as error:
+        raise ForwardpassError(f"{path}: {error}") from None
+
+
+def save(path: Path, outputs: Mapping[str, NDArray[Any]], labels: Mapping[str, Sequence[str]]) -> None:
+    """Write outputs in the format that the file's name asks for; .npy and .csv hold one output.
+
+    CSV gets a header, `<output>_<label or place>`, and each number with the digits that give it back exactly.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in WRITTEN:
+        raise ForwardpassError(f"{path}: cannot write '{suffix}' files; expected one of {', '.join(WRITTEN)}")
+    if suffix in (".npy", ".csv") and len(outputs) != 1:
+        raise ForwardpassError(
+            f"{path}: holds one output, got {', '.join(outputs)}; choose one, or save as .npz or .json"
+        )
+    try:
+        if suffix == ".json":
+            path.write_text(json.dumps({name: plain(array) for name, array in outputs.items()}) + "\n", "utf-8")
+        elif suffix == ".npz":
+            # What np.savez does, for outputs of any name: it takes some names as its own arguments.
+            with zipfile.ZipFile(path, "w") as archive:
+                for name, array in outputs.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                        np.lib.format.write_array(file, _without_objects(array), allow_pickle=False)
+        else:
+            ((name, array),) = outputs.items()
+            if suffix == ".npy":
+                np.save(path, _without_objects(array))
+            else:
+                _write_csv(path, name, array, labels.get(name, ()))
+    except OSError as error:
+        raise ForwardpassError(f"{path}: {error.strerror or error}") from None
+
+
+def plain(array: NDArray[Any]) -> Any:
+    """Nested lists for JSON; what JSON has no number for is the word NaN, Infinity or -Infinity, bytes are latin-1."""
+    if array.dtype.kind == "f":
+        # Through text: the shortest digits that give the number back in its own width, not in double's.
+        flat: list[Any] = [float(str(value)) for value in array.ravel()]
+        flat = [value if math.isfinite(value) else _word(value) for value in flat]
+    else:
+        flat = [value.decode("latin-1") if isinstance(value, bytes) else value for value in array.ravel().tolist()]
+    filled = np.empty(len(flat), object)
+    filled[:] = flat
+    return filled.reshape(array.shape).tolist()
+
+
+def _word(value: float) -> str:
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _only(path: Path | str, tensors: Sequence[TensorInfo]) -> TensorInfo:
+    if len(tensors) != 1:
+        names = ", ".join(tensor.name for tensor in tensors)
+        raise ForwardpassError(f"{path}: the model has the inputs {names}: say which, as NAME={path}")
+    return tensors[0]
+
+
+def _named(content: Any, path: Path | str, tensors: Sequence[TensorInfo]) -> Arrays:
+    if not isinstance(content, dict):
+        return {_only(path, tensors).name: _rectangular(content, path)}
+    known = {tensor.name for tensor in tensors}
+    if len(content) == 1 and len(tensors) == 1 and not known & content.keys():
+        # One array for one input: whatever numpy called it ("arr_0").
+        return {tensors[0].name: _rectangular(next(iter(content.values())), path)}
+    for name in content:
+        if name not in known:
+            raise ForwardpassError(f"{path}: has '{name}'; expected {', '.join(sorted(known))}")
+    return {name: _rectangular(value, f"{path}: {name}") for name, value in content.items()}
+
+
+def _rectangular(value: Any, where: Path | str) -> NDArray[Any]:
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise ForwardpassError(f"{where}: its rows differ in length") from None
+    if array.dtype.kind not in "biufUS":
+        raise ForwardpassError(f"{where}: expected numbers or texts in nested lists, got {array.dtype}")
+    return array
+
+
+def _json(text: str, where: Path | str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ForwardpassError(f"{where}: is not JSON: {error}") from None
+
+
+def _csv(path: Path, tensor: TensorInfo) -> NDArray[Any]:
+    datatype = protocol.DATATYPES.get(tensor.datatype)
+    text = datatype is None or datatype.numpy is None
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = [(number, cells) for number, cells in enumerate(csv.reader(file), 1) if cells]
+    if lines and not text and not all(_is_number(cell) for cell in lines[0][1]):
+        del lines[0]
+    if not lines:
+        raise ForwardpassError(f"{path}: has no rows")
+    columns = len(lines[0][1])
+    whole = datatype is not None and datatype.numpy is not None and datatype.numpy.kind in "iub"
+    rows: list[list[Any]] = []
+    for number, cells in lines:
+        if len(cells) != columns:
+            raise ForwardpassError(f"{path}, line {number}: has {len(cells)} cells; expected {columns}")
+        if text:
+            rows.append(list(cells))
+            continue
+        for place, cell in enumerate(cells, 1):
+            if not _is_number(cell, whole):
+                wanted = "a whole number" if whole else "a number"
+                raise ForwardpassError(f"{path}, line {number}, cell {place}: expected {wanted}, got {cell!r}")
+        rows.append([int(cell) if whole else float(cell or "nan") for cell in cells])
+    array = np.array(rows)
+    if datatype is not None and datatype.name == "BOOL":
+        array = array != 0
+    trailing = tensor.shape[1:]
+    # Columns are all that a line has: fold them into the axes that the model wants.
+    if len(trailing) != 1 and min(trailing, default=1) >= 0 and math.prod(trailing) == columns:
+        return array.reshape(len(rows), *trailing)
+    return array
+
+
+def _is_number(cell: str, whole: bool = False) -> bool:
+    """As people write them: an empty cell is a missing float, and Python's 1_000 is none."""
+    if "_" in cell:
+        return False
+    try:
+        if whole:
+            int(cell)
+        else:
+            float(cell.strip() or "nan")
+    except ValueError:
+        return False
+    return True
+
+
+def _without_objects(array: NDArray[Any]) -> NDArray[Any]:
+    """Texts as numpy's own fixed-width type: an array of objects could only be pickled."""
+    if array.dtype != object:
+        return array
+    return array.astype(bytes if any(isinstance(value, bytes) for value in array.flat) else str)
+
+
+def _write_csv(path: Path, name: str, array: NDArray[Any], labels: Sequence[str]) -> None:
+    rows = array.reshape(len(array) if array.ndim else 1, -1) if array.size else array.reshape(0, 0)
+    header = [f"{name}_{labels[place] if place < len(labels) else place}" for place in range(rows.shape[1])]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows([str(value) for value in row] for row in rows)

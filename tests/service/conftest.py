@@ -1,0 +1,31 @@
+"""Whole servers for the tests here: `forwardpass serve` in a process of its own, on free ports of 127.0.0.1."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from forwardpass.server_process import ServerProcess
+
+Serve = Callable[..., ServerProcess]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """`serve(repository, *options)`: a server of the test's own, ready. It is stopped when the test ends."""
+    with ExitStack() as stack:
+        yield lambda repository, *options: stack.enter_context(ServerProcess(repository, *options))
+
+
+@pytest.fixture(scope="module", params=["native", "grpcio"])
+def server(request: pytest.FixtureRequest, digits_repository: Path) -> Iterator[ServerProcess]:
+    """A server of `digits`, once behind each door, shared by the tests of one module: leave it as it was."""
+    if request.param == "native" and importlib.util.find_spec("pygrpc_native") is None:
+        pytest.skip("the native door needs the package pygrpc-native, which is not installed")
+    with ServerProcess(digits_repository, "--transport", request.param) as running:
+        yield running
+        assert running.stop() == 0, running.tail()

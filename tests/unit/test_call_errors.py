@@ -1,0 +1,63 @@
+"""Every gRPC status as an exception, with what came beside it."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from forwardpass import call_errors
+from forwardpass.call_errors import CallError, DeadlineExceeded, ResourceExhausted, Unavailable, from_status
+from forwardpass.errors import ForwardpassError, Overloaded, Status
+from forwardpass.serving.status import status_of
+
+
+@pytest.mark.parametrize("status", [status for status in Status if status is not Status.OK])
+def test_every_status_has_an_error(status: Status) -> None:
+    error = from_status(status, "why", (), address="host:1", timeout=None)
+    assert isinstance(error, CallError) and isinstance(error, ForwardpassError)
+    assert error.status is status
+    assert str(error).startswith(f"{status.name}: ")
+    assert "why" in error.details
+    named = getattr(call_errors, status.name.title().replace("_", ""), CallError)
+    assert type(error) is named
+
+
+def test_the_statuses_that_a_server_sends_have_their_own_classes() -> None:
+    sent = {error.status for error in _all_subclasses(ForwardpassError) if hasattr(error, "reason")}
+    assert sent <= {cls.status for cls in CallError.__subclasses__()}
+
+
+def _all_subclasses(cls: type) -> set[type]:
+    return {cls}.union(*(_all_subclasses(sub) for sub in cls.__subclasses__()))
+
+
+def test_what_the_server_says_of_retrying_is_understood() -> None:
+    code, text, trailing = status_of(Overloaded("the queue is full", retry_after=0.25))
+    assert trailing is not None
+    error = from_status(code, text, [("other", "x"), *trailing], address="host:1", timeout=1.0)
+    assert type(error) is ResourceExhausted
+    assert error.retry_after == 0.25
+    assert str(error) == "RESOURCE_EXHAUSTED: the queue is full"
+
+
+@pytest.mark.parametrize("details", [b"\xff\xff", b"", "text"])
+def test_details_that_are_none_are_ignored(details: bytes | str) -> None:
+    trailing = [("grpc-status-details-bin", details)]
+    assert from_status(8, "full", trailing, address="host:1", timeout=None).retry_after is None
+
+
+def test_the_text_says_who_and_how_long_and_is_one_line() -> None:
+    gone = from_status(14, "Connection\nrefused", (), address="host:1", timeout=None)
+    assert type(gone) is Unavailable and str(gone) == "UNAVAILABLE: host:1: Connection refused"
+    late = from_status(4, "Deadline Exceeded", (), address="host:1", timeout=0.05)
+    assert type(late) is DeadlineExceeded and late.details == "no answer from host:1 within 0.05 s"
+    server_side = from_status(4, "it could not be in time", (), address="host:1", timeout=0.05)
+    assert server_side.details == "it could not be in time"
+
+
+def test_an_error_survives_pickling() -> None:
+    error = from_status(8, "full", (), address="host:1", timeout=None)
+    error.retry_after = 2.0
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), copy.retry_after) == (ResourceExhausted, str(error), 2.0)

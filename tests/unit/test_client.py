@@ -1,0 +1,64 @@
+"""What a client is told when it is made, and what it has told gRPC by then. The calls themselves are in service/."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Any
+
+import pytest
+
+import forwardpass
+from forwardpass import client as client_module
+from forwardpass.client import AsyncClient, Client
+from forwardpass.serving import protocol
+
+
+def arguments(**options: Any) -> dict[str, Any]:
+    return dict(Client("nowhere:1", **options)._arguments)
+
+
+def test_the_defaults_suit_a_service_with_many_addresses() -> None:
+    told = arguments()
+    config = json.loads(told["grpc.service_config"])
+    assert config["loadBalancingConfig"] == [{"round_robin": {}}]
+    assert config["healthCheckConfig"] == {"serviceName": ""}
+    (general, probes) = config["methodConfig"]
+    assert general["name"] == [{"service": protocol.INFERENCE_SERVICE}]
+    assert general["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+    assert general["retryPolicy"]["maxAttempts"] == 4
+    assert {name["method"] for name in probes["name"]} <= set(protocol.METHODS)
+    assert "retryPolicy" not in probes
+    assert told["grpc.max_receive_message_length"] == told["grpc.max_send_message_length"] == 64 << 20
+
+
+def test_every_option_is_heard() -> None:
+    told = arguments(attempts=1, health_check=False, max_message_bytes=1000, keepalive=0)
+    config = json.loads(told["grpc.service_config"])
+    assert "healthCheckConfig" not in config and "retryPolicy" not in config["methodConfig"][0]
+    assert told["grpc.max_receive_message_length"] == told["grpc.max_send_message_length"] == 1000
+    assert "grpc.keepalive_time_ms" not in told
+    assert arguments(keepalive=1.5)["grpc.keepalive_time_ms"] == 1500
+    assert arguments(options=[("grpc.service_config", "{}"), ("a", 1)])["grpc.service_config"] == "{}"
+    with pytest.raises(ValueError, match="attempts: expected 1 to 5, got 6"):
+        Client(attempts=6)
+
+
+def test_the_two_clients_have_the_same_operations_with_the_same_arguments() -> None:
+    def operations(cls: type) -> dict[str, inspect.Signature]:
+        return {name: inspect.signature(f) for name, f in vars(cls).items() if inspect.isfunction(f) and name[0] != "_"}
+
+    assert operations(Client) == operations(AsyncClient)
+    assert {"infer", "predict", "metadata", "models", "server", "live", "ready", "close"} == set(operations(Client))
+
+
+def test_a_client_that_never_called_can_be_closed_and_then_does_not_call() -> None:
+    with Client("nowhere:1") as client:
+        pass
+    with pytest.raises(ValueError, match="the client is closed"):
+        client.live()
+
+
+def test_the_package_offers_the_clients_and_the_module_its_errors() -> None:
+    assert forwardpass.Client is Client and forwardpass.AsyncClient is AsyncClient
+    assert all(hasattr(client_module, name) for name in client_module.__all__)
