@@ -21,6 +21,7 @@ COMMANDS = {
     "export": ("forwardpass.export.command", "export a PyTorch network to ONNX with a numerical contract"),
     "trace": ("forwardpass.insight.trace", "show a network's layers: shapes, costs, fusion, times, equations"),
     "represent": ("forwardpass.insight.represent", "show how separable the classes become, layer by layer"),
+    "memory": ("forwardpass.insight.memory", "measure what a forward pass takes, and that a server keeps none of it"),
 }
 
 

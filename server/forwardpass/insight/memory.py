@@ -1,0 +1,242 @@
+"""`forwardpass memory`: what a forward pass takes with autograd's cache, without it, and in the server's session.
+
+Each point is measured in a process of its own (see memory_point, which also says how). Then a server is started, sent
+requests, and its resident memory watched: it keeps nothing of a request. Linux only: the kernel's own marks are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from forwardpass.client import Client
+from forwardpass.contract import MODEL_FILE
+from forwardpass.errors import InsightError
+from forwardpass.insight import batches, pictures, runtime, source
+from forwardpass.insight.graph import open_graph
+from forwardpass.insight.source import Source
+from forwardpass.insight.tables import si, table
+from forwardpass.server_process import ServerProcess
+
+MODES = {
+    "autograd": "PyTorch, kept for backward",
+    "no_grad": "PyTorch, no_grad",
+    "inference_mode": "PyTorch, inference_mode",
+    "session": "the server's session",
+}
+_UNITS = ("MB", "µs", "MB resident")  # of the picture's panels
+_SAMPLES = 20  # of the server's memory
+_MOST_ROWS = 8  # of a request to it; they take turns from 1
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One pass. Bytes are those over what was there before it."""
+
+    mode: str
+    rows: int
+    peak: int
+    held: int  # resident after the pass, while its answer is held
+    seconds: float
+    saved: int  # bytes kept for the backward pass, by PyTorch's own count; 0 without it
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A server's resident bytes while it was sent requests."""
+
+    requests: tuple[int, ...]  # sent so far, at each look
+    resident: tuple[int, ...]
+
+    @property
+    def slope(self) -> float:
+        """Bytes a request, fitted to the second half: by then everything has grown to its size."""
+        half = len(self.requests) // 2
+        return float(np.polyfit(self.requests[half:], self.resident[half:], 1)[0])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    source.add_arguments(parser)
+    parser.add_argument(
+        "--batches", type=batches.parse, default=(1, 64, 256, 1024, 4096, 16384), metavar="B,B,...", help="batch sizes"
+    )
+    parser.add_argument(
+        "--requests", type=int, default=20000, metavar="N", help="requests to a server; 0: none [%(default)s]"
+    )
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draw memory and time against batch size")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print, draw. Raises InsightError."""
+    if not Path("/proc/self/clear_refs").exists():
+        raise InsightError("needs Linux: the high-water mark of /proc/self/status, and /proc/self/clear_refs")
+    if importlib.util.find_spec("torch") is None:
+        raise InsightError("needs torch, which is not installed: pip install 'forwardpass[train]'")
+    found = source.find(args.model, args.repository)
+    points = list(measure(found.path, args.batches))
+    served = serve(found, args.requests) if args.requests > 0 else None
+    if args.png is not None:
+        pictures.save(_figure(found.title, points, served), args.png)
+    if args.json:
+        print(json.dumps(_report(found, points, served), indent=1))
+    else:
+        print(f"{found.title}: one forward pass, bytes over what was there before it; one thread")
+        print(_table(points))
+        print("\n".join(said(points, served)))
+    return 0
+
+
+def measure(path: Path, sizes: Sequence[int]) -> Iterator[Point]:
+    """Every mode at every batch size. Raises InsightError with the reason where a pass cannot be run."""
+    command = [sys.executable, "-m", "forwardpass.insight.memory_point"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **_ONE_THREAD}
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        for rows in sizes:
+            for mode in MODES:
+                print(json.dumps({"path": str(path), "mode": mode, "rows": rows}), file=process.stdin, flush=True)
+                line = process.stdout.readline()
+                answer: dict[str, Any] = json.loads(line) if line else {"error": "the measuring process ended"}
+                if "error" in answer:
+                    raise InsightError(f"{MODES[mode]}, {rows} rows: {answer['error']}")
+                yield Point(mode, rows, answer["peak"], answer["held"], answer["seconds"], answer["saved"])
+        process.stdin.close()
+
+
+def serve(found: Source, requests: int) -> Served:
+    """Start a server with this model alone, send it `requests` requests, and look at its memory on the way."""
+    with tempfile.TemporaryDirectory(prefix="forwardpass-memory-") as folder:
+        version = Path(folder) / found.name / "1"
+        if found.version:
+            shutil.copytree(found.path.parent, version)
+        else:
+            version.mkdir(parents=True)
+            shutil.copy2(found.path, version / MODEL_FILE)
+        rows = runtime.example_rows(open_graph(found.path, _MOST_ROWS), found.contract)
+        looks = np.unique(np.linspace(0, requests, _SAMPLES + 1).astype(int))
+        resident = []
+        with ServerProcess(Path(folder)) as server, Client(server.address) as client:
+            sent = 0
+            for look in looks:
+                while sent < look:
+                    count = sent % _MOST_ROWS + 1
+                    client.infer(found.name, {name: array[:count] for name, array in rows.items()})
+                    sent += 1
+                resident.append(_resident(server.pid))
+    return Served(tuple(int(look) for look in looks), tuple(resident))
+
+
+def _resident(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) * 1024
+    raise InsightError(f"process {pid} shows no resident memory")
+
+
+def said(points: Sequence[Point], served: Served | None) -> list[str]:
+    """What the numbers come down to."""
+    largest = max(point.rows for point in points)
+    at = {point.mode: point for point in points if point.rows == largest}
+    kept, free, session = at["autograd"], at["no_grad"], at["session"]
+    per_row = kept.saved / largest
+    lines = [
+        f"autograd keeps {per_row:,.0f} bytes a row for the backward pass, by PyTorch's own count",
+        f"at {largest:,} rows it peaks at {si(kept.peak, 'B')}, against {si(free.peak, 'B')} under no_grad, and holds "
+        f"{si(kept.held, 'B')} afterwards, against {si(free.held, 'B')}",
+        f"the session's arena grows to {si(session.held, 'B')} and is used again by every later run of up to as many "
+        "rows",
+    ]
+    if served is not None:
+        mean_rows = (_MOST_ROWS + 1) / 2
+        total = served.requests[-1]
+        half = len(served.requests) // 2
+        lines.append(
+            f"a server was at {si(served.resident[half], 'B')} after {served.requests[half]:,} requests and at "
+            f"{si(served.resident[-1], 'B')} after {total:,}: {served.slope:+.1f} bytes a request over the second "
+            f"half; a backward cache kept for each would have been {mean_rows * per_row:,.0f} bytes a request"
+        )
+    return lines
+
+
+def _table(points: Sequence[Point]) -> str:
+    rows = [
+        [
+            f"{point.rows:,}",
+            MODES[point.mode],
+            si(point.peak, "B"),
+            si(point.held, "B"),
+            f"{point.seconds * 1e3:.3g}",
+            f"{point.seconds / point.rows * 1e6:.3g}",
+        ]
+        for point in points
+    ]
+    return table(["rows", "in", "peak", "held after", "ms", "µs/row"], rows, left=(1,))
+
+
+def _report(found: Source, points: Sequence[Point], served: Served | None) -> Mapping[str, Any]:
+    return {
+        "model": found.title,
+        "points": [
+            {
+                "mode": p.mode,
+                "rows": p.rows,
+                "peak_bytes": p.peak,
+                "held_bytes": p.held,
+                "seconds": p.seconds,
+                "saved_for_backward_bytes": p.saved,
+            }
+            for p in points
+        ],
+        "served": None
+        if served is None
+        else {"requests": served.requests, "resident_bytes": served.resident, "bytes_a_request": served.slope},
+        "said": said(points, served),
+    }
+
+
+def _figure(title: str, points: Sequence[Point], served: Served | None) -> Any:
+    drawn, axes = pictures.figure(3 if served is not None else 2, 1, 4.3)
+    sizes = sorted({point.rows for point in points})
+    for place, (mode, words) in enumerate(MODES.items()):
+        own = [point for point in points if point.mode == mode]
+        style = {"color": pictures.hue(place), "marker": "os^D"[place], "markersize": 5}
+        axes[0].plot(sizes, [point.peak / 1e6 for point in own], label=words, **style)
+        axes[1].plot(sizes, [point.seconds / point.rows * 1e6 for point in own], **style)
+    kept = [point for point in points if point.mode == "autograd"]
+    axes[0].plot(sizes, [p.held / 1e6 for p in kept], "--", color=pictures.hue(0), label="kept for backward, after it")
+    for axis, title, unit in zip(
+        axes, ("peak memory of a pass", "time of a row", "a server's memory"), _UNITS, strict=False
+    ):
+        axis.set_title(title)
+        axis.set_ylabel(unit)
+    pictures.log_axis(axes[1], sizes)
+    axes[1].set_yscale("log")
+    for axis in axes[:2]:
+        axis.set_xlabel("rows in the batch")
+        axis.tick_params(labelsize=9)
+        axis.tick_params(axis="x", rotation=45)
+    if served is not None:
+        axes[2].plot(served.requests, [nbytes / 1e6 for nbytes in served.resident], color=pictures.hue(3), marker=".")
+        axes[2].set_ylim(0, max(served.resident) * 1.3 / 1e6)
+        axes[2].set_xlabel("requests answered")
+        axes[2].tick_params(labelsize=9)
+        axes[2].tick_params(axis="x", rotation=45)
+    drawn.suptitle(f"{title}: memory of a forward pass, one thread", fontsize=12)
+    handles, names = axes[0].get_legend_handles_labels()
+    drawn.legend(handles, names, loc="outside lower center", ncols=3)
+    return drawn
