@@ -71,8 +71,8 @@ class _Connection:
     ) -> None:
         """Does not touch the network; the first call connects.
 
-        - `address`: any gRPC target: "host:port", "unix:/path", "dns:///service.namespace:8001", which calls every
-          address of a headless service in turn.
+        - `address`: any gRPC target: "host:port", "unix:/path"; "dns:///service.namespace:8001" or
+          "ipv4:10.0.0.1:8001,10.0.0.2:8001", of which every address is called in turn.
         - `timeout`: seconds a call may take where the call does not say itself; None or inf: as long as it takes.
         - `max_message_bytes`: the largest message sent or received.
         - `keepalive`: seconds of silence in a call after which the server is asked whether it is still there; 0: never.
@@ -95,6 +95,10 @@ class _Connection:
         }
         if keepalive:
             arguments["grpc.keepalive_time_ms"] = int(keepalive * 1000)
+        scheme, _, rest = address.partition(":")
+        if scheme in ("ipv4", "ipv6"):
+            # Of a list of addresses gRPC would make an authority with commas in it, which strict servers refuse.
+            arguments["grpc.default_authority"] = rest.lstrip("/").partition(",")[0]
         self._arguments = tuple((arguments | dict(options)).items())
         self._channel: Any = None
         self._closed = False

@@ -13,7 +13,6 @@ import importlib.util
 import platform
 import sys
 import time
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,24 +147,21 @@ async def _drive(server: ServerProcess, x: NDArray[np.float32], clients: int, ca
 
         version = (await client.infer(MODEL, x[:1])).version
         await asyncio.gather(*map(warm_up, range(clients)))
-        matrices, rows = await asyncio.to_thread(_batches, server.metrics_url)
+        matrices, rows = _batches(await asyncio.to_thread(server.metrics))
         _say(f"{calls} calls of one row, {clients} at a time")
         numbers = iter(range(calls))  # shared: whoever is free takes the next
         began = time.perf_counter()
         await asyncio.gather(*(caller(numbers) for _ in range(clients)))
         seconds = time.perf_counter() - began
-        after = await asyncio.to_thread(_batches, server.metrics_url)
+        after = _batches(await asyncio.to_thread(server.metrics))
     batch_rows = (after[1] - rows) / max(1.0, after[0] - matrices)
     return Run(version, info.outputs[0].name, answers, latencies, seconds, batch_rows)
 
 
-def _batches(url: str) -> tuple[float, float]:
-    """Matrices that were run so far, and rows in them, from /metrics."""
-    # Loopback: no proxy, whatever the environment says.
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=10) as response:
-        text = response.read().decode()
+def _batches(metrics: str) -> tuple[float, float]:
+    """Matrices that were run so far, and rows in them, from what /metrics says."""
     found = {"forwardpass_batch_rows_count": 0.0, "forwardpass_batch_rows_sum": 0.0}
-    for family in text_string_to_metric_families(text):
+    for family in text_string_to_metric_families(metrics):
         for sample in family.samples:
             if sample.name in found and sample.labels.get("model") == MODEL:
                 found[sample.name] += sample.value

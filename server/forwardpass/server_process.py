@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 from pathlib import Path
 from typing import Self
 
@@ -78,6 +79,14 @@ class ServerProcess:
     def returncode(self) -> int | None:
         """Its exit status once it has ended; negative: the signal that ended it."""
         return self._process.poll()
+
+    def metrics(self) -> str:
+        """What /metrics says now, in Prometheus' text format. Raises OSError where nobody answers."""
+        # Loopback: no proxy, whatever the environment says.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(self.metrics_url, timeout=10) as response:
+            text: str = response.read().decode()
+        return text
 
     def tail(self) -> str:
         """The last lines of its output."""

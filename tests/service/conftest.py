@@ -1,8 +1,12 @@
-"""Whole servers for the tests here: `forwardpass serve` in a process of its own, on free ports of 127.0.0.1."""
+"""Whole servers for the tests here: `forwardpass serve` in a process of its own, on free ports of 127.0.0.1.
+
+Lets the tests import `models`, which lies beside them.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from forwardpass.server_process import ServerProcess
+
+sys.path.append(str(Path(__file__).parent))
 
 Serve = Callable[..., ServerProcess]
 

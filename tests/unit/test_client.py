@@ -44,6 +44,16 @@ def test_every_option_is_heard() -> None:
         Client(attempts=6)
 
 
+def test_a_list_of_addresses_has_an_authority_that_is_one() -> None:
+    for address, authority in (
+        ("ipv4:10.0.0.1:8001,10.0.0.2:8001", "10.0.0.1:8001"),
+        ("ipv6:[::1]:1,[::1]:2", "[::1]:1"),
+        ("localhost:8001", None),
+        ("dns:///a.b:8001", None),
+    ):
+        assert dict(Client(address)._arguments).get("grpc.default_authority") == authority
+
+
 def test_the_two_clients_have_the_same_operations_with_the_same_arguments() -> None:
     def operations(cls: type) -> dict[str, inspect.Signature]:
         return {name: inspect.signature(f) for name, f in vars(cls).items() if inspect.isfunction(f) and name[0] != "_"}
