@@ -19,7 +19,7 @@ export ORT_DISABLE_TELEMETRY
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv models demo test test-slow lint format types proto bench serve clean distclean
+.PHONY: help venv models demo test test-slow lint format types tables proto bench serve clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ format: venv ## let ruff mend what it can
 
 types: venv ## mypy, strict
 	@$(PY) -m mypy
+
+tables: venv ## write the README's generated tables anew
+	@$(PY) docs/tables.py
 
 proto: venv ## make again what is generated from proto/
 	@$(PY) proto/generate.py

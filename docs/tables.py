@@ -1,0 +1,35 @@
+"""Writes the generated tables of README.md anew, from the code they describe: `make tables`.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. A test checks that none is stale.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from forwardpass import settings
+from forwardpass.serving import metrics, model_config
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+TABLES = {"settings": settings.table, "model options": model_config.table, "metrics": metrics.table}
+BLOCK = re.compile(r"(<!-- table: (?P<name>[a-z ]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def fresh(text: str) -> str:
+    """`text` with every table as the code has it now. Raises KeyError for a name that is no table's."""
+    return BLOCK.sub(lambda block: f"{block[1]}\n{TABLES[block['name']]()}\n\n{block[3]}", text)
+
+
+def main() -> int:
+    text = README.read_text(encoding="utf-8")
+    new = fresh(text)
+    if "--check" in sys.argv[1:]:
+        return int(new != text)
+    README.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
