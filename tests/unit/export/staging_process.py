@@ -1,9 +1,9 @@
 """A process of its own for the staging tests: they kill it, race it, and take the disk from it. No torch in here.
 
-python staging_process.py publish REPOSITORY TIMES     publishes TIMES versions of the model `m`
-python staging_process.py hold REPOSITORY              stages a file, prints the folder, waits to be killed
-python staging_process.py no-space REPOSITORY          writes more than the process may, prints the error
-python staging_process.py lines REPOSITORY             exports in children that die at the 1st, 2nd, ... line of it
+Its arguments are an action, a repository, and numbers:
+`publish` TIMES publishes versions of the model `m`; `hold` stages a file, prints the folder and waits to be killed;
+`no-space` SIZE LIMIT publishes a model of SIZE bytes where no file may exceed LIMIT, and prints the error;
+`lines` publishes in children that die at the first, second, ... line of it.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def hold(repository: Path) -> None:
         signal.pause()
 
 
-def without_space(repository: Path) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+def without_space(repository: Path, size: int, limit: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
-        stage_and_publish(repository, b"\1" * 10_000)
+        stage_and_publish(repository, b"\1" * size)
     except ExportError as error:
         print(error)
 
@@ -129,8 +129,10 @@ def main(action: str, repository: Path, *rest: str) -> None:
     if action == "publish":
         for _ in range(int(rest[0])):
             print(stage_and_publish(repository, os.urandom(1000)).name)
+    elif action == "no-space":
+        without_space(repository, *map(int, rest))
     else:
-        {"hold": hold, "no-space": without_space, "lines": die_at_every_line}[action](repository)
+        {"hold": hold, "lines": die_at_every_line}[action](repository)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
+
+from forwardpass.contract import CONTRACT_FILE, MODEL_FILE, Contract, Tolerance
+from forwardpass.errors import ExportError
+from forwardpass.export import ExportedModel, export
 from networks import (
     Attend,
     Branches,
@@ -29,11 +34,6 @@ from networks import (
     TwoTowers,
     trained,
 )
-from torch import nn
-
-from forwardpass.contract import CONTRACT_FILE, MODEL_FILE, Contract, Tolerance
-from forwardpass.errors import ExportError
-from forwardpass.export import ExportedModel, export
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -218,7 +218,7 @@ def test_a_version_of_the_callers_choice(tmp_path: Path) -> None:
 
 def test_nothing_is_printed_and_logging_is_as_before(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     stages: list[str] = []
-    disabled = logging.root.manager.disable
+    logging.disable(logging.NOTSET)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         export(Mlp(), ["x:float32[n,5]"], "m", tmp_path, progress=stages.append)
@@ -226,7 +226,7 @@ def test_nothing_is_printed_and_logging_is_as_before(tmp_path: Path, capfd: pyte
             export(Branches(), ["x:float32[n,5]"], "m", tmp_path)
     assert capfd.readouterr() == ("", "")
     assert not caught
-    assert logging.root.manager.disable == disabled
+    assert logging.root.manager.disable == logging.NOTSET
     assert len(stages) == 3
 
 

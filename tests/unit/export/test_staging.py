@@ -112,9 +112,16 @@ def test_the_new_version_can_be_read_by_others(tmp_path: Path) -> None:
     assert place.stat().st_mode == plain.stat().st_mode  # as the umask has it, not closed like a temporary folder
 
 
-def test_no_space_leaves_nothing_and_says_where(tmp_path: Path) -> None:
-    said = finish(start("no-space", tmp_path / "repository"))
-    assert "model.onnx: cannot be written (10000 bytes): File too large" in said
+@pytest.mark.parametrize(
+    ("size", "limit", "says"),
+    [
+        (10_000, 4096, "model.onnx: cannot be written (10000 bytes): File too large"),
+        (100, 300, "m/1: cannot be written: File too large"),  # the model fits, the contract does not
+    ],
+)
+def test_no_space_leaves_nothing_and_says_where(tmp_path: Path, size: int, limit: int, says: str) -> None:
+    said = finish(start("no-space", tmp_path / "repository", size, limit))
+    assert says in said
     assert list(tmp_path.iterdir()) == []
 
 
