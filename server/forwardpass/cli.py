@@ -19,9 +19,10 @@ COMMANDS = {
     "models": ("forwardpass.predict", "list what a server serves"),
     "predict": ("forwardpass.predict", "send rows to a served model and print or save its answer"),
     "export": ("forwardpass.export.command", "export a PyTorch network to ONNX with a numerical contract"),
-    "trace": ("forwardpass.insight.trace", "show a network's layers: shapes, costs, fusion, times, equations"),
+    "trace": ("forwardpass.insight.layers", "show a network's layers: shapes, costs, fusion, times, equations"),
     "represent": ("forwardpass.insight.represent", "show how separable the classes become, layer by layer"),
     "memory": ("forwardpass.insight.memory", "measure what a forward pass takes, and that a server keeps none of it"),
+    "sweep": ("forwardpass.insight.sweep", "measure throughput and latency against batch size, and find the knee"),
 }
 
 

@@ -36,7 +36,7 @@ ORDER = (
     ("model_config",),
     ("metrics",),
     ("admission",),
-    ("run_time",),
+    ("run_time", "knee"),
     ("batch_queue",),
     ("runner",),
     ("worker",),

@@ -8,7 +8,7 @@ are why a measured time may be better than these bytes suggest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from forwardpass.insight.graph import Graph, Node
@@ -49,6 +49,28 @@ def of_node(graph: Graph, node: Node) -> Cost:
         else sum((size or 0) * graph.itemsize(name) for size, name in zip(sizes, moved, strict=True))
     )
     return Cost(parameters, weight_bytes, _flops(graph, node), nbytes)
+
+
+def moved_bytes(graph: Graph, groups: Iterable[Sequence[str]]) -> int | None:
+    """Bytes of activations that cross from one group of nodes to another, written once and read once each.
+
+    `groups`: names of nodes that run as one. What stays inside a group is never in memory. None where a shape is not
+    known.
+    """
+    by_name = {node.name: node for node in graph.nodes}
+    moved = 0
+    readers = {name: [node.name for node in graph.nodes if name in node.inputs] for name in graph.shapes}
+    for group in groups:
+        nodes = [by_name[name] for name in group]
+        inner = {name for node in nodes for name in node.outputs}
+        read = {name for node in nodes for name in node.inputs if name and name not in graph.fixed} - inner
+        given = {name for name in inner if name in graph.outputs or any(r not in group for r in readers.get(name, ()))}
+        for name in (*read, *given):
+            size = graph.elements(name)
+            if size is None:
+                return None
+            moved += size * graph.itemsize(name)
+    return moved
 
 
 def total(costs: Iterable[Cost]) -> Cost:
