@@ -30,6 +30,7 @@ from forwardpass.serving.metrics import Exporter, ModelMetrics
 from forwardpass.serving.native_front import NativeFront
 from forwardpass.serving.repository import Entry, Repository, State
 from forwardpass.serving.service import Service
+from forwardpass.serving.session import share_threads
 from forwardpass.serving.threads import Cores
 from forwardpass.serving.worker import Door
 from forwardpass.settings import Settings
@@ -57,6 +58,8 @@ class Server:
         """Serve until a signal says otherwise; the exit status. Raises SettingsError when it can't start."""
         sys.setswitchinterval(SWITCH_INTERVAL)
         health = Health(self.repository, lambda: self._ready)
+        if self.settings.intra_op_threads > 1:
+            share_threads(self.settings.intra_op_threads)
         with contextlib.ExitStack() as stack, _signals() as stop:
             entries = self.repository.announce()
             door, front = await self._open(health, stack)
@@ -70,6 +73,9 @@ class Server:
                     await stop.first.wait()
                 elif not stop.first.is_set():
                     self._say("no model could be loaded")
+                    if front is not None:
+                        await asyncio.to_thread(front.close)
+                    await door.stop(0.0)
                     return 1
                 return await self._drain(health, door, front, stop)
             finally:
