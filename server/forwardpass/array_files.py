@@ -116,9 +116,9 @@ def _named(content: Any, path: Path | str, tensors: Sequence[TensorInfo]) -> Arr
     if not isinstance(content, dict):
         return {_only(path, tensors).name: _rectangular(content, path)}
     known = {tensor.name for tensor in tensors}
-    if len(content) == 1 and len(tensors) == 1 and not known & content.keys():
-        # One array for one input: whatever numpy called it ("arr_0").
-        return {tensors[0].name: _rectangular(next(iter(content.values())), path)}
+    if len(tensors) == 1 and content.keys() == {"arr_0"}:
+        # What numpy.savez calls an array that it was given without a name.
+        return {tensors[0].name: _rectangular(content["arr_0"], path)}
     for name in content:
         if name not in known:
             raise ForwardpassError(f"{path}: has '{name}'; expected {', '.join(sorted(known))}")
@@ -200,6 +200,6 @@ def _write_csv(path: Path, name: str, array: NDArray[Any], labels: Sequence[str]
     rows = array.reshape(len(array) if array.ndim else 1, -1) if array.size else array.reshape(0, 0)
     header = [f"{name}_{labels[place] if place < len(labels) else place}" for place in range(rows.shape[1])]
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows([str(value) for value in row] for row in rows)
