@@ -41,10 +41,13 @@ class Settings(BaseModel):
         "auto", description="Where networks run: auto, cpu, cuda or cuda:N. A model's own option comes before it."
     )
     intra_op_threads: int = Field(
-        0, ge=0, description="Threads inside one run, for models that do not say; 0 lets the server choose and say why."
+        0,
+        ge=0,
+        description="Threads inside one run; 0 lets the server choose and say why. More than 1 makes one pool that all "
+        "models share.",
     )
     instances: int = Field(
-        0, ge=0, description="Runs of one model at the same time, for models that do not say; 0: one."
+        0, ge=0, description="Runs of one model at the same time, for models that do not say; 0 lets the server choose."
     )
     max_batch_size: int = Field(64, ge=1, description="Rows in one matrix, for models that do not say.")
     max_message_bytes: int = Field(

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 WARM_UP_SECONDS = 0.5  # a model's warm-up stops after this, however slow a run is; every size runs at least once
 WARM_UP_RUNS = 5
-SMALL_NETWORK = 50e-6  # seconds a row: below this, threads inside a run cost more than they save
+LARGE_RUN = 4e-3  # seconds of a full batch, from which on a model gets an instance for each core
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,9 +78,11 @@ def load(
     )
     run_time = RunTime()
     _warm_up(interface, session, limits.max_batch_rows, run_time, contract)
+    instances, reason = _instances(config, settings, cores, placement, run_time.predict(limits.max_batch_rows))
+    placement = dataclasses.replace(placement, why=f"{placement.why}; {reason}")
     options = Options(
         limits=limits,
-        instances=config.instances or settings.instances or 1,
+        instances=instances,
         row_independent=batches,
         max_request_rows=config.max_request_rows,
         priority_levels=config.priority_levels,
@@ -110,10 +112,33 @@ def _contract(folder: Path) -> Contract | None:
 def _placement(config: ModelConfig, settings: Settings, cores: Cores) -> Placement:
     """Small networks run on one thread: several runs at once make better use of cores than one that is split."""
     wanted = config.provider or settings.provider
-    threads = config.intra_op_threads or settings.intra_op_threads
-    if threads:
-        return place(wanted, threads, "as configured")
-    return place(wanted, 1, f"one a run: {cores.why}, used by runs side by side")
+    shared = settings.intra_op_threads
+    if shared > 1:
+        if config.intra_op_threads not in (None, shared):
+            raise ConfigError(
+                f"intra_op_threads: expected {shared} or nothing, got {config.intra_op_threads}: the server was told to "
+                f"share one pool of {shared} threads among its models"
+            )
+        return place(wanted, shared, "one pool for all models, as configured", shared=True)
+    if config.intra_op_threads or shared:
+        return place(wanted, config.intra_op_threads or shared, "as configured")
+    return place(wanted, 1, cores.why)
+
+
+def _instances(
+    config: ModelConfig, settings: Settings, cores: Cores, placement: Placement, run: float
+) -> tuple[int, str]:
+    """How many runs of a model at once, and why. `run`: seconds of a full batch.
+
+    A small network is outrun by the transport: one instance, run where its requests are received, is the quickest. A
+    large one is worth every core, each with a run of its own.
+    """
+    told = config.instances or settings.instances
+    if told:
+        return told, f"{told} instance(s) as configured"
+    if run < LARGE_RUN or placement.threads > 1 or cores.count == 1:
+        return 1, "one instance outruns the transport"
+    return cores.count, f"an instance for each core, since a full batch takes {run * 1e3:.1f} ms"
 
 
 def _interface(found: Interface, config: ModelConfig, contract: Contract | None, home: Path) -> Interface:

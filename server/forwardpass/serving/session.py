@@ -42,18 +42,27 @@ class Placement:
     device: int
     threads: int  # inside one run
     why: str
+    shared: bool = False  # those threads are one pool for all models
 
     @property
     def label(self) -> str:
         return "cpu" if self.provider.startswith("CPU") else f"cuda:{self.device}"
 
 
-def place(wanted: str, threads: int, why: str) -> Placement:
+def place(wanted: str, threads: int, why: str, shared: bool = False) -> Placement:
     """The provider for `wanted` (auto, cpu). Raises SettingsError for what is not to be had."""
     name, _, _device = wanted.partition(":")
     if name in ("auto", "cpu"):
-        return Placement("CPUExecutionProvider", 0, threads, why)
+        return Placement("CPUExecutionProvider", 0, threads, why, shared)
     raise SettingsError(f"provider: expected auto or cpu, got {wanted!r}")
+
+
+def share_threads(threads: int) -> None:
+    """Give every session of this process one pool of `threads` threads. Before the first session with `shared`.
+
+    ONNX Runtime has it all or nothing: from then on a session with a pool of its own can't be opened.
+    """
+    ort.set_global_thread_pool_sizes(threads, 1)
 
 
 class Session:
@@ -62,8 +71,11 @@ class Session:
     def __init__(self, path: Path, placement: Placement) -> None:
         """Open `path`. Raises ModelError with the runtime's reason when it can't be."""
         options = ort.SessionOptions()
-        options.intra_op_num_threads = placement.threads
-        options.inter_op_num_threads = 1
+        if placement.shared:
+            options.use_per_session_threads = False
+        else:
+            options.intra_op_num_threads = placement.threads
+            options.inter_op_num_threads = 1
         options.log_severity_level = 3
         # Spinning threads burn a core between requests to save microseconds within one.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
