@@ -1,0 +1,134 @@
+"""Where a request's microseconds go inside the process: each station's share, measured by itself, per request.
+
+    python benchmarks/stages.py [--model digits] [--batch 50] [--rows 1]
+
+Runs the server's own objects without a transport: a group of `--batch` requests is decoded, queued, stacked, run and cut
+into answers again and again on one core, and each station is timed in a loop of its own. What the transport adds is the
+difference to the CPU time a request in `make bench`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bodies import request as make_message
+from forwardpass.serving.admission import Admission
+from forwardpass.serving.intake import Intake
+from forwardpass.serving.matrix import stack
+from forwardpass.serving.metrics import ModelMetrics, Ran
+from forwardpass.serving.repository import Repository
+from forwardpass.serving.request import NEW, Request
+from forwardpass.serving.session import new_run_options
+from forwardpass.serving.threads import available
+from forwardpass.serving.worker import Answer, Timing, Worker
+from forwardpass.settings import Settings
+
+REPEATS = 7  # of each measurement; the smallest counts, since whatever else the machine does only adds
+SECONDS = 0.1  # of each repeat
+
+
+class Nowhere:
+    """A door that takes the answers and does nothing with them."""
+
+    def deliver(self, requests: Sequence[Request], answers: Sequence[Answer], timing: Timing | None) -> None:
+        pass
+
+
+def microseconds(work: Callable[[], object]) -> float:
+    """The quickest of several averages of `work`, in microseconds."""
+    work()
+    best = float("inf")
+    for _ in range(REPEATS):
+        count, began = 0, time.perf_counter()
+        while (spent := time.perf_counter() - began) < SECONDS:
+            for _ in range(10):
+                work()
+            count += 10
+        best = min(best, spent / max(count, 1))
+    return best * 1e6
+
+
+def measure(repository: Path, model: str, batch: int, rows: int) -> list[tuple[str, float]]:
+    """(station, microseconds for a batch of `batch` requests of `rows` rows), the whole way last."""
+    settings = Settings(repository=repository, max_requests=1 << 40, max_bytes=1 << 60)
+    admission = Admission(settings.max_requests, settings.max_bytes)
+    models = Repository(settings, available(), admission)
+    for entry in models.announce():
+        if entry.name == model:
+            models.load(entry)
+    worker: Worker = models.resolve(model, "")
+    intake = Intake(Nowhere(), models, admission, ModelMetrics("", ""), settings.max_message_bytes)
+    tensor = worker.interface.inputs[0]
+    message = make_message(model, np.random.default_rng(0).standard_normal((rows, tensor.shape[1])).astype("<f4"))
+
+    def take() -> list[Request]:
+        intake.begin()
+        found = [intake.take(i, message, None) for i in range(batch)]
+        intake._groups.clear()
+        return [r for r in found if r is not None]
+
+    def whole() -> None:
+        intake.begin()
+        for i in range(batch):
+            intake.take(i, message, None)
+        intake.flush()
+        while intake.step():
+            pass
+
+    requests = take()
+    queue, runner, options = worker.queue, worker._runner, new_run_options()
+
+    def queued() -> None:
+        for request in requests:
+            request.state = NEW
+        queue.offer(requests, 0.0)
+        taken = queue.take(1.0)
+        assert taken is not None
+        queue.finish(taken)
+
+    buffers = [r.buffers[0] for r in requests]
+    shape = (batch * rows, *tensor.shape[1:])
+    array = stack(tensor, buffers, shape)
+    wanted = worker.interface.default_outputs
+    outputs = worker.session.run([array], wanted, options)
+    note = Ran(((0.0, batch),), (batch * rows,), 0.0, 1e-5, 1e-4, batch)
+    decoder = intake._decoder
+    decode = microseconds(lambda: [decoder.decode(message) for _ in range(batch)])
+    stations = [
+        ("decode: message to header and tensor bytes", decode),
+        ("intake: a request object, its group, its deadline", microseconds(take) - decode),
+        ("queue: offer, take, finish", microseconds(queued)),
+        ("stack: rows to one matrix", microseconds(lambda: stack(tensor, buffers, shape))),
+        ("run: ONNX Runtime", microseconds(lambda: worker.session.run([array], wanted, options))),
+        ("encode: the matrix of answers to responses", microseconds(lambda: runner.scatter(requests, outputs, wanted))),
+        ("metrics: noting a batch, folding it in", microseconds(lambda: worker.metrics.ran(note))),
+    ]
+    total = microseconds(whole)
+    rest = total - sum(spent for _, spent in stations)
+    return [*stations, ("the rest: admission, slots, settling, glue", rest), ("all of it", total)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--repository", type=Path, default=Path("models"))
+    parser.add_argument("--model", default="digits")
+    parser.add_argument("--batch", type=int, default=50, help="requests in one matrix [50]")
+    parser.add_argument("--rows", type=int, default=1, help="rows a request [1]")
+    args = parser.parse_args()
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    found = measure(args.repository, args.model, args.batch, args.rows)
+    print(f"| {args.model}, {args.batch} requests of {args.rows} row(s) in a batch | µs a request | share |")
+    print("| --- | ---: | ---: |")
+    for station, spent in found:
+        print(f"| {station} | {spent / args.batch:.2f} | {100 * spent / found[-1][1]:.0f} % |")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
