@@ -2,9 +2,9 @@
 
     python benchmarks/stages.py [--model digits] [--batch 50] [--rows 1]
 
-Runs the server's own objects without a transport: a group of `--batch` requests is decoded, queued, stacked, run and cut
-into answers again and again on one core, and each station is timed in a loop of its own. What the transport adds is the
-difference to the CPU time a request in `make bench`.
+Runs the server's own objects without a transport: a group of `--batch` requests is decoded, queued, stacked, run
+and cut into answers again and again on one core, and each station is timed in a loop of its own. What the transport
+adds is the difference to the CPU time a request in `make bench`.
 """
 
 from __future__ import annotations
