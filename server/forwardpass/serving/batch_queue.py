@@ -201,40 +201,47 @@ class BatchQueue:
 
     def _take_dated(self, group: list[Request], now: float) -> Batch:
         """As `take`, where deadlines or cancelled requests are about."""
-        limit = self.limits.max_batch_rows
-        live: list[Request] = []
-        dropped: list[Settled] = []
-        seen = rows = 0
-        optimistic = self.run_time.optimistic if self.limits.deadlines else None
-        for request in group:
+        limit, deadlines = self.limits.max_batch_rows, self.limits.deadlines
+        live, dropped = list[Request](), list[Settled]()
+        seen = self._survey(group, 0, limit, live, dropped, now)
+        chosen = live
+        if live and not deadlines:
+            chosen = _prefix(live, limit)
+        elif live:
+            count, rows, room = self._fill(live, now)
+            chosen = live[:count]
+            # A full batch that is in time, or all there is: the order stands. Else look further ahead.
+            safe = live[0].deadline >= now + self.run_time.cautious(rows)
+            if not (safe and (room <= 0 or (count == len(live) and seen == len(group)))):
+                seen = self._survey(group, seen, LOOKAHEAD * limit, live, dropped, now)
+                if not self._feasible(live, count, now + self.run_time.predict(rows)):
+                    chosen = self._best(live, now) or chosen
+        batch = self._start(chosen, now, dropped)
+        group[:seen] = [r for r in live if r.state == QUEUED]
+        return batch
+
+    def _survey(
+        self, group: list[Request], seen: int, limit: int, live: list[Request], dropped: list[Settled], now: float
+    ) -> int:
+        """Sort group[seen:] into those that live and those dropped, until `limit` rows live; how many were seen."""
+        run_time = self.run_time
+        trust = 1.0 - run_time.margin if self.limits.deadlines else 0.0
+        soonest, each = now + run_time.a * trust, run_time.b * trust  # as RunTime.optimistic, without the calls
+        rows = sum([r.rows for r in live])
+        for request in group[seen:] if seen else group:
+            if rows >= limit:
+                break
             seen += 1
             if request.state == SETTLED:
                 self._dead -= 1
             elif request.deadline <= now:
                 self._drop(request, now, "expired", dropped)
-            elif optimistic is not None and request.deadline < now + optimistic(request.rows):
+            elif request.deadline < soonest + each * request.rows:
                 self._drop(request, now, "hopeless", dropped)
             else:
                 live.append(request)
                 rows += request.rows
-                if rows >= LOOKAHEAD * limit:
-                    break
-        chosen = [] if not live else self._choose(live, now) if self.limits.deadlines else _prefix(live, limit)
-        batch = self._start(chosen, now, dropped)
-        group[:seen] = [r for r in live if r.state == QUEUED]
-        return batch
-
-    def _choose(self, live: Sequence[Request], now: float) -> list[Request]:
-        """Which of `live`, in the queue's order, make the batch."""
-        run_time = self.run_time
-        count, rows, room = self._fill(live, now)
-        safe = live[0].deadline >= now + run_time.cautious(rows)
-        # A full batch that is in time, or a short one that makes nobody late: the order stands.
-        if safe and (count == len(live) or room <= 0):
-            return list(live[:count])
-        if self._feasible(live, count, now + run_time.predict(rows)):
-            return list(live[:count])
-        return self._best(live, now) or list(live[:count])
+        return seen
 
     def _best(self, live: Sequence[Request], now: float) -> list[Request]:
         """Overload: the batch with the most rows per second that is in time, in the queue's order.
@@ -243,28 +250,25 @@ class BatchQueue:
         below which requests are left out is the one that pays best. They keep their place, and expire there unless
         the load falls. Empty when no batch is in time.
         """
-        run_time = self.run_time
         limit = self.limits.max_batch_rows
-        peers = sorted((r for r in live if r.priority == live[0].priority), key=attrgetter("deadline"))
-        waiting = sum(r.rows for r in live)
-        threshold, best_rate = NEVER, 0.0
-        for request in peers:
-            fits = min(max(limit, request.rows), waiting, run_time.rows_within(request.deadline - now))
+        a, b, within = self.run_time.a, self.run_time.b, self.run_time.rows_within
+        waiting = sum([r.rows for r in live])
+        threshold, best = NEVER, 0.0
+        for request in sorted([r for r in live if r.priority == live[0].priority], key=attrgetter("deadline")):
+            fits = min(max(limit, request.rows), waiting, within(request.deadline - now))
             waiting -= request.rows
-            if fits >= request.rows:
-                rate = fits / max(run_time.predict(int(fits)), 1e-9)
-                if rate > best_rate * 1.0001:
-                    threshold, best_rate = request.deadline, rate
-        within = run_time.rows_within(threshold - now)
-        chosen: list[Request] = []
-        rows = 0
+            if fits >= request.rows and (rate := fits / (a + b * fits + 1e-9)) > best * 1.0001:
+                threshold, best = request.deadline, rate
+                if fits >= limit:
+                    break
+        allowed = within(threshold - now)
+        chosen, rows = list[Request](), 0
         for request in live:
-            if request.deadline < threshold or request.rows > within:
-                continue
-            rows += request.rows
-            if chosen and rows > min(limit, within):
-                break
-            chosen.append(request)
+            if request.deadline >= threshold and request.rows <= allowed:
+                rows += request.rows
+                if chosen and rows > min(limit, allowed):
+                    break
+                chosen.append(request)
         return chosen
 
     def _fill(self, live: Sequence[Request], now: float) -> tuple[int, int, int]:
@@ -294,20 +298,18 @@ class BatchQueue:
 
     def _feasible(self, live: Sequence[Request], start: int, free_at: float) -> bool:
         """Whether live[start:], run in order in full batches from `free_at` on, would all be in time."""
-        limit = self.limits.max_batch_rows
-        rows = 0
-        batch: list[Request] = []
-        earliest = NEVER
+        limit, predict = self.limits.max_batch_rows, self.run_time.predict
+        rows, earliest = 0, NEVER
         for request in live[start:]:
-            if batch and rows + request.rows > limit:
-                free_at += self.run_time.predict(rows)
+            if rows and rows + request.rows > limit:
+                free_at += predict(rows)
                 if free_at > earliest:
                     return False
-                rows, earliest, batch = 0, NEVER, []
-            batch.append(request)
+                rows, earliest = 0, NEVER
             rows += request.rows
-            earliest = min(earliest, request.deadline)
-        return free_at + self.run_time.predict(rows) <= earliest
+            if request.deadline < earliest:
+                earliest = request.deadline
+        return free_at + predict(rows) <= earliest
 
     def _start(self, chosen: list[Request], now: float, dropped: list[Settled]) -> Batch:
         rows = nbytes = 0
