@@ -1,0 +1,440 @@
+"""The queue's invariants, held over random schedules with a clock of the test's own; then each rule on its own."""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.serving.made import exact_run_time, queued
+
+from forwardpass.errors import DeadlineExceeded, Overloaded
+from forwardpass.serving.batch_queue import PATIENCE, BatchQueue
+from forwardpass.serving.request import NEVER, QUEUED, RUNNING, SETTLED, Batch, Limits, Request, Settled
+from forwardpass.serving.run_time import RunTime
+
+LITTLE = 1e-9  # seconds: what sums of floats may be off by
+
+
+class Machine:
+    """A queue, a server whose batches take exactly a + b·rows, and what should be true of them after every step."""
+
+    def __init__(self, limits: Limits, a: float, b: float, instances: int = 1) -> None:
+        self.limits = limits
+        self.a, self.b = a, b
+        self.queue = BatchQueue(limits, exact_run_time(a, b))
+        self.instances = instances
+        self.now = 0.0
+        self.requests: list[Request] = []
+        self.batches: list[Batch] = []  # running, and when each will be done
+        self.ends: list[float] = []
+        self.told: Counter[int] = Counter()  # how often each request was settled, by its number
+        self.ran: list[Request] = []  # in the order in which they were taken
+        self.cancelled: set[int] = set()
+
+    def takes(self, rows: int) -> float:
+        return self.a + self.b * rows
+
+    # -- steps ------------------------------------------------------------------------------------------------------
+
+    def offer(self, *requests: Request) -> list[Settled]:
+        before = self.queue.requests, self.queue.rows, self.queue.nbytes
+        refused = self.queue.offer(requests, self.now)
+        self.requests += requests
+        for request, error in refused:
+            self.settle(request)
+            if isinstance(error, Overloaded):
+                count, rows, nbytes = before  # at least; more were taken in since
+                assert error.reason in ("queue_rows", "queue_requests", "queue_bytes")
+                assert error.retry_after is not None and error.retry_after > 0
+                beyond = (
+                    count + len(requests) > self.limits.requests
+                    or rows + sum(r.rows for r in requests) > self.limits.rows
+                    or nbytes + sum(r.nbytes for r in requests) > self.limits.nbytes
+                )
+                assert beyond, f"{error}, and yet there was room"
+            else:
+                assert isinstance(error, DeadlineExceeded) and error.reason == "deadline_refused"
+                free_at = min(self.ends, default=self.now) if len(self.ends) == self.instances else self.now
+                assert request.deadline < free_at + self.takes(request.rows) + LITTLE, "it would have made it"
+        self.check()
+        return refused
+
+    def cancel(self, request: Request) -> None:
+        was = request.state
+        settled = self.queue.cancel(request)
+        assert settled == (was in (QUEUED, RUNNING))
+        if settled:
+            self.cancelled.add(request.call)
+            self.settle(request)
+        self.check()
+
+    def take(self) -> Batch | None:
+        order = sorted((r for r in self.requests if r.state == QUEUED), key=self.place)
+        batch = self.queue.take(self.now)
+        assert (batch is None) == (not order), "work must be taken exactly when there is some"
+        if batch is None:
+            return None
+        assert batch.requests or batch.dropped, "nothing was taken and nothing dropped: this would go on for ever"
+        for request, error in batch.dropped:
+            self.settle(request)
+            assert error.reason in ("deadline_expired", "deadline_hopeless")
+            if error.reason == "deadline_expired":
+                assert request.deadline <= self.now
+            else:
+                assert request.deadline < self.now + self.takes(request.rows) + LITTLE, "it would have made it"
+        taken = batch.requests
+        assert batch.rows == sum(r.rows for r in taken)
+        assert batch.rows <= self.limits.max_batch_rows or len(taken) == 1
+        assert len({r.signature for r in taken}) <= 1
+        assert all(r.deadline > self.now and r.call not in self.cancelled for r in taken)
+        (signature,) = {r.signature for r in (*taken, *(s.request for s in batch.dropped))}
+        front = {r.signature for r in order if self.place(r)[:2] == self.place(order[0])[:2]}
+        assert signature in front, "another signature's requests were before these"
+        if self.limits.deadlines and len(taken) > 1:
+            done = self.now + self.takes(batch.rows)
+            assert all(done <= r.deadline for r in taken), "neighbours made somebody late"
+        if taken:
+            self.check_order([r for r in order if r.signature == taken[0].signature], batch)
+            self.ran += taken
+            self.batches.append(batch)
+            self.ends.append(self.now + self.takes(batch.rows))
+            if self.instances == 1:
+                self.queue.busy_until = self.now + self.queue.run_time.optimistic(batch.rows)
+        else:
+            self.queue.finish(batch)
+        self.check()
+        return batch
+
+    def finish(self) -> None:
+        place = self.ends.index(min(self.ends))
+        batch = self.batches.pop(place)
+        self.now = max(self.now, self.ends.pop(place))
+        owed = self.queue.finish(batch)
+        assert owed == [r.call not in self.cancelled for r in batch.requests]
+        for request, is_owed in zip(batch.requests, owed, strict=True):
+            if is_owed:
+                self.settle(request)
+        self.check()
+
+    def drain(self) -> None:
+        """Run until nothing is left, as a worker would."""
+        while self.queue.requests or self.batches:
+            while self.queue.requests and len(self.batches) < self.instances:
+                self.take()
+            if self.batches:
+                self.finish()
+        assert all(r.state == SETTLED for r in self.requests)
+        assert self.told == Counter(r.call for r in self.requests), "settled more than once, or not at all"
+        queue = self.queue
+        assert (queue.rows, queue.requests, queue.nbytes) == (0, 0, 0)
+        assert (queue.running_rows, queue.running_requests, len(queue)) == (0, 0, 0)
+        assert queue.take(self.now) is None and queue.closes_at(self.now) == NEVER
+        assert (queue._dated, queue._dead) == (0, 0), "the short way is not taken again"
+
+    def wait(self, seconds: float) -> None:
+        """Time passes; what ends meanwhile is finished when it ends."""
+        until = self.now + seconds
+        while self.ends and min(self.ends) <= until:
+            self.finish()
+        self.now = max(self.now, until)
+
+    # -- what must hold ----------------------------------------------------------------------------------------------
+
+    def settle(self, request: Request) -> None:
+        self.told[request.call] += 1
+        assert request.state == SETTLED and self.told[request.call] == 1
+
+    def check(self) -> None:
+        waiting = [r for r in self.requests if r.state == QUEUED]
+        queue, limits = self.queue, self.limits
+        assert queue.requests == len(waiting)
+        assert queue.rows == sum(r.rows for r in waiting)
+        assert queue.nbytes == sum(r.nbytes for r in waiting)
+        assert queue.requests <= limits.requests
+        assert queue.requests <= 1 or (queue.rows <= limits.rows and queue.nbytes <= limits.nbytes)
+        assert queue.running_requests == sum(len(b.requests) for b in self.batches)
+        assert queue.running_rows == sum(b.rows for b in self.batches)
+        if not limits.delay:
+            assert not waiting or queue.closes_at(self.now) <= self.now, "an idle worker would leave this lying"
+
+    def place(self, request: Request) -> tuple[float, ...]:
+        """Where the rules put a request in the order of the queue."""
+        if not self.limits.deadlines:
+            return (request.priority, request.arrival, request.call)
+        urgency = request.arrival + PATIENCE if request.deadline == NEVER else request.deadline
+        return (request.priority, urgency, request.call)
+
+    def check_order(self, order: list[Request], batch: Batch) -> None:
+        """The batch is the front of its signature's queue, unless that would make somebody late."""
+        dropped = {s.request.call for s in batch.dropped}
+        front = [r for r in order if r.call not in dropped]
+        if self.limits.deadlines and not self.all_in_time(front):
+            return
+        assert [r.call for r in batch.requests] == [r.call for r in front[: len(batch.requests)]]
+
+    def all_in_time(self, order: list[Request]) -> bool:
+        """Whether running them all in this order, in full batches, makes every deadline, with room to spare."""
+        at, rows, earliest = self.now, 0, NEVER
+        for request in order:
+            if rows and rows + request.rows > self.limits.max_batch_rows:
+                at += self.takes(rows) * 1.2
+                if at > earliest:
+                    return False
+                rows, earliest = 0, NEVER
+            rows += request.rows
+            earliest = min(earliest, request.deadline)
+        return at + self.takes(rows) * 1.2 <= earliest
+
+
+STEPS = ("offer", "offer", "offer", "cancel", "take", "finish", "wait")
+
+
+def play(machine: Machine, rng: random.Random, steps: int, dated: float = 0.6) -> None:
+    """Random steps, and then everything that is left."""
+    for _ in range(steps):
+        match rng.choice(STEPS):
+            case "offer":
+                machine.offer(*(_random(machine, rng, dated) for _ in range(rng.choice((1, 1, 1, 2, 5, 20)))))
+            case "cancel" if machine.requests:
+                machine.cancel(rng.choice(machine.requests[-30:]))
+            case "take" if len(machine.batches) < machine.instances:
+                machine.take()
+            case "finish" if machine.batches:
+                machine.finish()
+            case "wait":
+                machine.wait(rng.choice((0.0, 1e-4, 2e-3, 0.02, 0.1)))
+    machine.drain()
+
+
+def _random(machine: Machine, rng: random.Random, dated: float) -> Request:
+    deadline = NEVER
+    if rng.random() < dated:
+        deadline = machine.now + rng.choice((-0.001, 0.0, 1e-4, 0.005, 0.01, 0.05, 0.2)) * rng.uniform(0.5, 1.5)
+    rows = rng.choice((1, 1, 1, 2, 3, 8, machine.limits.max_batch_rows + 3))
+    return queued(rows, machine.now, deadline, rng.choice((1, 1, 2, 3)), rng.choice("aab"), rng.choice((1, 100, 5000)))
+
+
+def limits_for(rng: random.Random) -> Limits:
+    return Limits(
+        max_batch_rows=rng.choice((1, 4, 16, 64)),
+        rows=rng.choice((8, 64, 8192)),
+        requests=rng.choice((4, 30, 4096)),
+        nbytes=rng.choice((5000, 1 << 20)),
+        deadlines=rng.random() < 0.8,
+    )
+
+
+@pytest.mark.parametrize("start", range(0, 2000, 500))
+def test_invariants_hold_over_thousands_of_schedules(start: int) -> None:
+    for seed in range(start, start + 500):
+        rng = random.Random(seed)
+        machine = Machine(limits_for(rng), rng.choice((0.0, 1e-4, 5e-3)), rng.choice((0.0, 1e-5, 1e-3)), seed % 3 or 1)
+        try:
+            play(machine, rng, 40)
+        except AssertionError as error:
+            raise AssertionError(f"schedule {seed}: {error}") from error
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> tuple[Limits, list[tuple[str, int, float, int, str]]]:
+    limits = Limits(max_batch_rows=draw(st.sampled_from((1, 4, 16))), rows=draw(st.sampled_from((8, 1000))))
+    step = st.tuples(
+        st.sampled_from(STEPS),
+        st.integers(1, 20),
+        st.floats(-0.001, 0.1) | st.just(NEVER),
+        st.integers(1, 3),
+        st.sampled_from("ab"),
+    )
+    return limits, draw(st.lists(step, max_size=30))
+
+
+@settings(max_examples=300, deadline=None)
+@given(schedules(), st.sampled_from((0.0, 1e-3)), st.sampled_from((0.0, 1e-3)))
+def test_invariants_hold_over_whatever_hypothesis_thinks_of(
+    schedule: tuple[Limits, list[tuple[str, int, float, int, str]]], a: float, b: float
+) -> None:
+    limits, steps = schedule
+    machine = Machine(limits, a, b)
+    for step, number, seconds, priority, signature in steps:
+        match step:
+            case "offer":
+                machine.offer(queued(number, machine.now, machine.now + seconds, priority, signature))
+            case "cancel" if machine.requests:
+                machine.cancel(machine.requests[number % len(machine.requests)])
+            case "take" if not machine.batches:
+                machine.take()
+            case "finish" if machine.batches:
+                machine.finish()
+            case "wait":
+                machine.wait(0.0 if seconds == NEVER else abs(seconds))
+    machine.drain()
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_without_deadlines_it_is_first_come_first_served(seed: int) -> None:
+    rng = random.Random(seed)
+    machine = Machine(Limits(max_batch_rows=rng.choice((1, 7, 64)), deadlines=rng.random() < 0.5), 1e-3, 1e-4)
+    arrivals: Iterator[int] = iter(range(200))
+    for _ in range(60):
+        if rng.random() < 0.6:
+            machine.now += 1e-4
+            machine.offer(*(queued(rng.randint(1, 9), machine.now) for _ in range(rng.randint(1, 4)) if next(arrivals)))
+        elif not machine.batches:
+            machine.take()
+        else:
+            machine.finish()
+    machine.drain()
+    assert [r.call for r in machine.ran] == [r.call for r in machine.requests]
+
+
+def machine(a: float = 0.01, b: float = 0.0, **limits: object) -> Machine:
+    return Machine(Limits(**{"max_batch_rows": 4, **limits}), a, b)  # type: ignore[arg-type]
+
+
+def test_everything_there_is_taken_up_to_the_limit() -> None:
+    m = machine()
+    m.offer(*(queued() for _ in range(6)))
+    first, second = m.take(), m.take()
+    assert first is not None and second is not None
+    assert (first.rows, second.rows) == (4, 2)
+    assert m.queue.take(m.now) is None
+
+
+def test_the_earliest_deadline_goes_first_within_a_priority() -> None:
+    m = machine(max_batch_rows=1)
+    late, soon, urgent = queued(deadline=3.0), queued(deadline=2.0), queued(deadline=9.0, priority=1)
+    late.priority = soon.priority = 2
+    m.offer(late, soon, urgent)
+    m.drain()
+    assert m.ran == [urgent, soon, late]
+
+
+def test_a_request_without_a_deadline_is_not_starved_by_those_that_have_one() -> None:
+    m = machine(max_batch_rows=1)
+    patient = queued()
+    m.offer(patient)
+    while patient.state == QUEUED:
+        m.offer(queued(arrival=m.now, deadline=m.now + 0.5))
+        m.take()
+        m.finish()
+    assert PATIENCE - 0.5 <= m.now <= PATIENCE
+
+
+def test_a_deadline_that_the_running_batch_alone_breaks_is_refused_at_once() -> None:
+    m = machine(a=1.0)
+    m.offer(queued())
+    m.take()
+    (hopeless,) = m.offer(queued(deadline=1.5))
+    assert "deadline is in 1500.0 ms" in str(hopeless.error) and "1000.0 ms" in str(hopeless.error)
+    assert not m.offer(queued(deadline=2.1))
+    m.finish()
+    assert not m.offer(queued(arrival=1.0, deadline=2.1))  # alone, it makes it
+
+
+def test_what_expired_while_it_waited_is_dropped_and_says_so() -> None:
+    m = machine(a=1e-3)
+    waiting = queued(deadline=0.05)
+    m.offer(queued(deadline=9.0), waiting)
+    m.now = 0.1
+    batch = m.take()
+    assert batch is not None and len(batch.requests) == 1
+    ((request, error),) = batch.dropped
+    assert request is waiting and error.reason == "deadline_expired"
+    assert "50.0 ms ago, after 100.0 ms in the queue" in str(error)
+
+
+def test_nothing_is_refused_on_a_guess() -> None:
+    queue = BatchQueue(Limits(), RunTime())  # has never seen a batch
+    assert not queue.offer([queued(rows=10_000, deadline=1e-6)], 0.0)
+    assert queue.offer([queued(deadline=-1e-6)], 0.0)
+
+
+def test_one_request_larger_than_everything_is_taken_in_when_nothing_waits() -> None:
+    m = machine(rows=10, nbytes=1000)
+    assert not m.offer(queued(rows=500, nbytes=1 << 30))
+    (refused,) = m.offer(queued())
+    assert isinstance(refused.error, Overloaded)
+    batch = m.take()
+    assert batch is not None and batch.rows == 500
+
+
+@pytest.mark.parametrize(
+    ("bounds", "waiting", "offered", "text"),
+    [
+        ({"requests": 2}, [(1, 1), (1, 1)], (1, 1), "2 requests wait, the bound is 2, and 1 would come"),
+        ({"rows": 10}, [(4, 1), (4, 1)], (3, 1), "8 rows wait, the bound is 10, and 3 would come"),
+        ({"nbytes": 100}, [(1, 10)], (1, 95), "10 bytes wait, the bound is 100, and 95 would come"),
+    ],
+)
+def test_the_bound_that_was_reached_is_named(
+    bounds: dict[str, int], waiting: list[tuple[int, int]], offered: tuple[int, int], text: str
+) -> None:
+    m = machine(**bounds)
+    m.offer(*(queued(rows, nbytes=nbytes) for rows, nbytes in waiting))
+    (refused,) = m.offer(queued(offered[0], nbytes=offered[1]))
+    assert text in str(refused.error)
+    assert (
+        refused.error.reason
+        == "queue_" + {"requests": "requests", "rows": "rows", "nbytes": "bytes"}[next(iter(bounds))]
+    )
+
+
+def test_a_delayed_batch_closes_when_it_is_full_preferred_old_or_urgent() -> None:
+    m = machine(delay=0.5, preferred=(2,))
+    assert m.queue.closes_at(0.0) == NEVER
+    m.offer(queued())
+    assert m.queue.closes_at(0.2) == 0.5
+    m.offer(queued(arrival=0.2))
+    assert m.queue.closes_at(0.2) == 0.2  # two rows are preferred
+    m.offer(queued(arrival=0.2))
+    assert m.queue.closes_at(0.2) == 0.5
+    m.offer(queued(arrival=0.2, deadline=0.3))
+    assert m.queue.closes_at(0.2) == 0.2  # full
+    m.cancel(m.requests[0])
+    closes = m.queue.closes_at(0.2)
+    assert 0.3 - 0.015 < closes < 0.3 - 0.01  # in time for the urgent one, with a margin
+
+
+def test_cancelled_requests_do_not_pile_up() -> None:
+    m = machine()
+    held = queued()
+    m.queue.offer([held], 0.0)
+    for _ in range(5000):
+        gone = queued(signature=object())
+        m.queue.offer([gone], 0.0)
+        m.queue.cancel(gone)
+    del gone
+    gc.collect()
+    kept = [o for o in gc.get_objects() if isinstance(o, Request)]
+    assert len(kept) < 200 and m.queue.requests == 1
+
+
+def test_clear_settles_all_that_waits_and_nothing_that_runs() -> None:
+    m = machine()
+    m.offer(*(queued(signature=s) for s in "aaaab"))
+    running = m.take()
+    assert running is not None and len(running.requests) == 4
+    (left,) = m.queue.clear()
+    assert left.state == SETTLED and left.signature == "b"
+    assert (m.queue.requests, m.queue.rows, m.queue.nbytes) == (0, 0, 0)
+    assert m.queue.finish(running) == [True] * 4
+
+
+def test_equal_deadlines_keep_the_order_of_arrival() -> None:
+    m = machine(max_batch_rows=64)
+    m.offer(*(queued(deadline=1.0 + (i % 2)) for i in range(20)))
+    batch = m.take()
+    assert batch is not None
+    assert [r.call - m.requests[0].call for r in batch.requests] == [*range(0, 20, 2), *range(1, 20, 2)]
+
+
+def test_infinity_is_no_deadline() -> None:
+    assert math.isinf(NEVER)
+    m = machine(a=1e6)
+    assert not m.offer(queued(deadline=math.inf))
