@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 PROCESS = Path(__file__).with_name("export_process.py")
-KILLS = 24
+KILLS = 16
 
 
 def test_killing_the_exporter_leaves_the_old_version_or_the_complete_new_one(tmp_path: Path) -> None:
