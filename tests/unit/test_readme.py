@@ -28,8 +28,6 @@ def test_a_stale_table_is_noticed() -> None:
 
 def test_links_lead_somewhere() -> None:
     broken = [
-        link
-        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", README)
-        if "://" not in link and not (ROOT / link).exists()
+        link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", README) if "://" not in link and not (ROOT / link).exists()
     ]
     assert not broken
