@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--repository", type=Path, required=True, metavar="DIR", help="the model repository; made where it is missing")
     add("--version", type=int, metavar="N", help="the version's number (default: the next free one)")
     add("--opset", type=int, default=20, metavar="N", help="the ONNX operator set (default: %(default)s)")
+    add("--expose-hidden", action="store_true",
+        help="make the activations between layers outputs too, a1, a2 ..., for those who ask for them")  # fmt: skip
     add(
         "--rtol",
         type=float,
@@ -75,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
             labels=labels,
             opset=args.opset,
             tolerance=tolerance,
+            expose_hidden=args.expose_hidden,
             progress=_say,
         )
     finally:
@@ -91,6 +94,7 @@ def report(exported: ExportedModel) -> str:
         f"wrote {exported.path}",
         f"  inputs       {_tensors(contract.inputs)}",
         f"  outputs      {_tensors(contract.outputs)}",
+        *([f"  hidden       {_tensors(contract.hidden)}"] if contract.hidden else []),
         f"  opset        {contract.opset}",
         f"  parameters   {exported.parameters:,}",
         f"  difference   {contract.largest_difference:.3g} at most from PyTorch in {contract.reference}, over batches "

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from forwardpass.contract import CONTRACT_FILE, MODEL_FILE, Contract, Samples, TensorSpec, Tolerance, file_digest
 from forwardpass.errors import ExportError
 from forwardpass.export import parity
+from forwardpass.export.exposing import expose
 from forwardpass.export.input_spec import InputSpec, batch_symbol, draw, fit_samples, parse_inputs, symbols
 from forwardpass.export.network import Network
 from forwardpass.export.staging import Staging
@@ -67,6 +68,7 @@ def export(
     tolerance: Tolerance | None = None,
     samples: Mapping[str, Any] | None = None,
     source: str | None = None,
+    expose_hidden: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> ExportedModel:
     """Export a network to `<repository>/<name>/<version>/{model.onnx, contract.json}`, all or nothing.
@@ -81,6 +83,7 @@ def export(
     - `samples`: rows to hold parity on, arrays [rows, ...] by input; the first few go into the contract. Where None
       they are drawn: standard normal for floats, small integers, with a fixed seed.
     - `source`: a digest of what it was made from, kept in the contract as it is.
+    - `expose_hidden`: the activations between layers become outputs `a1`, `a2`, ..., answered to those who name them.
     - `progress` is called with a few words before each stage that takes time.
 
     The module is not changed. Raises ExportError where it cannot be done or does not hold: what differed, where, and
@@ -95,6 +98,9 @@ def export(
     tolerance = tolerance or TOLERANCES[network.coarsest(rows)]
     tell("translating to ONNX")
     model = translate(network, _example(network, sizes, batch), opset)
+    hidden: list[str] = []
+    if expose_hidden:
+        model, hidden = expose(model)
     with staging:
         path = staging.write(MODEL_FILE, model)
         runner = parity.Runner(path)
@@ -113,7 +119,8 @@ def export(
             version=version or 1,
             files={MODEL_FILE: file_digest(path)},
             inputs=[spec.tensor() for spec in network.specs],
-            outputs=_label(runner.outputs, labels),
+            outputs=_label([tensor for tensor in runner.outputs if tensor.name not in hidden], labels),
+            hidden=[tensor for tensor in runner.outputs if tensor.name in hidden],
             batchable=batch is not None,
             batch_invariant=independence.bit_identical if independence is not None else None,
             rows_independent=independence.within_tolerance if independence is not None else None,
