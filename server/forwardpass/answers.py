@@ -132,6 +132,12 @@ class Template(NamedTuple):
     model: str
     version: str
 
+    def tensor_of(self, message: bytes) -> NDArray[Any] | None:
+        """The tensor of an answer that says the same; None of one that does not."""
+        if len(message) != self.length or not message.startswith(self.prefix):
+            return None
+        return np.frombuffer(message, self.dtype, offset=len(self.prefix)).reshape(self.shape).copy()
+
 
 def read_answer(
     message: bytes, info: ModelInfo, timings: Timings | None, known: Template | None
@@ -140,8 +146,7 @@ def read_answer(
 
     Raises Internal where it is no such message, or its bytes are not its shapes.
     """
-    if known is not None and len(message) == known.length and message.startswith(known.prefix):
-        array = np.frombuffer(message, known.dtype, offset=len(known.prefix)).reshape(known.shape).copy()
+    if known is not None and (array := known.tensor_of(message)) is not None:
         return Answer({known.name: array}, info, known.model, known.version, "", timings), known
     response = parse(protocol.ModelInferResponse, message)
     raw = response.raw_output_contents

@@ -37,6 +37,7 @@ _INFER = protocol.METHODS["ModelInfer"].path
 _ID = b"\x1a"  # tag of ModelInferRequest.id (field 3, length-delimited)
 _ASK_TIMINGS = (("forwardpass-timings", "1"),)
 _REMEMBERED = 4096  # models, and kinds of requests
+_CHANGED = (InvalidArgument, NotFound, FailedPrecondition)  # after these the model may not be what it was
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
@@ -66,7 +67,18 @@ class Kind:
         self.answered: Template | None = None
 
 
+class Plain(NamedTuple):
+    """What is left to do for an array of one shape and dtype that a model takes as it is: its bytes after `head`."""
+
+    head: bytes  # up to and including the length of the only tensor
+    kind: Kind
+    info: ModelInfo
+    one_row: bool  # the array is a row without the batch axis
+
+
 T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
 Fitted = list[tuple[TensorInfo, NDArray[Any]]]
 Built = tuple[Kind, bytes]
 Steps = Generator[Call, Reply, T]
@@ -84,6 +96,7 @@ class Calls:
         self._timeout = timeout
         self._infos: dict[tuple[str, str], ModelInfo] = {}
         self._kinds: dict[Any, Kind] = {}
+        self._plain: dict[Any, Plain] = {}
 
     def infer(
         self,
@@ -108,28 +121,45 @@ class Calls:
     def predict(
         self, model: str, x: ArrayLike, *, output: str | None, version: str, timeout: float | None, priority: int
     ) -> Steps[NDArray[Any]]:
-        array = np.asarray(x)
+        array = x if type(x) is np.ndarray else np.asarray(x)
+        like = (model, version, output, priority, array.shape, array.dtype)
+        plain = self._plain.get(like)
+        if plain is not None:
+            try:
+                reply = yield Call(_INFER, plain.head + array.tobytes(), self._limit(timeout))
+            except _CHANGED:
+                self._forget(model, version)
+            else:
+                known = plain.kind.answered
+                result = None if known is None else known.tensor_of(reply.message)
+                if result is None:
+                    result = self._read(reply, plain.kind, plain.info, model, version, False).only()
+                return _row(result) if plain.one_row else result
+
         wanted = () if output is None else (output,)
-        one_row = False
 
         def build(info: ModelInfo) -> Built:
-            nonlocal one_row
+            nonlocal plain
             tensor = info.only_input()
             one_row = array.ndim == len(tensor.shape) - 1
-            rows = fit(array[np.newaxis] if one_row else array, tensor)
-            return self._request([(tensor, rows)], model, version, wanted, "", priority, None)
+            rows = array[np.newaxis] if one_row else array
+            sent = fit(rows, tensor)
+            kind, request = self._request([(tensor, sent)], model, version, wanted, "", priority, None)
+            as_it_is = sent is rows and array.nbytes and array.dtype.kind not in "OUS"
+            plain = Plain(request[: -array.nbytes] if as_it_is else b"", kind, info, one_row)
+            return kind, request
 
         answer = yield from self._exchange(model, version, build, timeout, False)
-        result = answer.only()
-        return result.reshape(result.shape[1:]) if one_row and result.shape[:1] == (1,) else result
+        assert plain is not None
+        if plain.head and self._infos.get((model, version)) is plain.info:
+            _remember(self._plain, like, plain)
+        return _row(answer.only()) if plain.one_row else answer.only()
 
     def metadata(self, model: str, *, version: str, timeout: float | None) -> Steps[ModelInfo]:
         request = protocol.ModelMetadataRequest(name=model, version=version)
         response = yield from self._ask("ModelMetadata", request, timeout)
         info = read_info(response)
-        if len(self._infos) >= _REMEMBERED:
-            self._infos.clear()
-        self._infos[model, version] = info
+        _remember(self._infos, (model, version), info)
         return info
 
     def models(self, *, ready: bool, timeout: float | None) -> Steps[list[ModelState]]:
@@ -169,20 +199,27 @@ class Calls:
                 kind, request = build(info)
                 reply = yield Call(_INFER, request, self._limit(timeout), _ASK_TIMINGS if timings else ())
                 break
-            except (InvalidArgument, NotFound, FailedPrecondition):
-                self._infos.pop((model, version), None)
+            except _CHANGED:
+                self._forget(model, version)
                 if remembered is None:
                     raise
                 info = yield from self.metadata(model, version=version, timeout=timeout)
                 if info == remembered:
                     raise
                 remembered = None
+        return self._read(reply, kind, info, model, version, timings)
+
+    def _read(self, reply: Reply, kind: Kind, info: ModelInfo, model: str, version: str, timings: bool) -> Answer:
         told = read_timings(reply.trailing) if timings else None
         answer, kind.answered = read_answer(reply.message, info, told, kind.answered)
         if info.versions and answer.version not in info.versions:
             # Another version serves by now: what it takes and gives may differ.
-            self._infos.pop((model, version), None)
+            self._forget(model, version)
         return answer
+
+    def _forget(self, model: str, version: str) -> None:
+        self._infos.pop((model, version), None)
+        self._plain.clear()
 
     def _ask(self, method: str, request: Any, timeout: float | None) -> Steps[Any]:
         called = protocol.METHODS[method]
@@ -209,9 +246,7 @@ class Calls:
         if kind is None:
             kind = Kind(_head(given, model, version, outputs, priority, parameters or {}))
             if not parameters:
-                if len(self._kinds) >= _REMEMBERED:
-                    self._kinds.clear()
-                self._kinds[key] = kind
+                _remember(self._kinds, key, kind)
         parts = [kind.head]
         if id:
             text = id.encode()
@@ -220,6 +255,17 @@ class Calls:
             raw = to_raw(array, tensor.name)
             parts += (RAW_IN, varint(len(raw)), raw)
         return kind, b"".join(parts)
+
+
+def _remember(known: dict[K, V], key: K, value: V) -> None:
+    if len(known) >= _REMEMBERED:
+        known.clear()
+    known[key] = value
+
+
+def _row(result: NDArray[Any]) -> NDArray[Any]:
+    """The only row of [1, ...] as [...]; any other array as it is."""
+    return result.reshape(result.shape[1:]) if result.shape[:1] == (1,) else result
 
 
 def _fitted(info: ModelInfo, inputs: Inputs) -> Fitted:
