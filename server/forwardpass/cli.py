@@ -45,12 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status. Errors made on purpose are one line on stderr, not a trace."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     chosen = next((a for a in arguments if not a.startswith("-")), None)
-    args = _parser(chosen).parse_args(arguments)
-    module = importlib.import_module(COMMANDS[args.command][0])
     try:
-        return int(module.run(args))
+        # A command's module may need a package that is not installed, and says so as it is loaded.
+        args = _parser(chosen).parse_args(arguments)
+        return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
     except ForwardpassError as error:
-        print(f"forwardpass {args.command}: {error}", file=sys.stderr)
+        print(f"forwardpass {chosen}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

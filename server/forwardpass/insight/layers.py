@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
-
 from forwardpass.errors import InsightError
 from forwardpass.insight import check, cost, drawing, runtime, source
 from forwardpass.insight.graph import Graph, build, read
@@ -102,7 +100,7 @@ def _report(graph: Graph, found: Source, executed: runtime.Execution, checks: li
         )
     return {
         "model": found.title,
-        "runtime": f"ONNX Runtime {onnxruntime.__version__}, {runtime.PROVIDER}, 1 thread",
+        "runtime": f"ONNX Runtime {runtime.VERSION}, {runtime.PROVIDER}, 1 thread",
         "batch": graph.rows,
         "shapes": [{"tensor": _named(graph, name), "shape": graph.shapes.get(name)} for name in graph.spine],
         "nodes": nodes,

@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--requests", type=int, default=20000, metavar="N", help="requests to a server; 0: none [%(default)s]"
     )
-    parser.add_argument("--png", type=Path, metavar="FILE", help="draw memory and time against batch size")
+    pictures.add_argument(parser, "memory and time against batch size")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 

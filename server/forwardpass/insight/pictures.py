@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import io
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,23 @@ _STYLE = {
 }
 
 
+def add_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    """--png, the same for every command that draws."""
+    parser.add_argument("--png", type=_drawable, metavar="FILE", help=f"draw {what}")
+
+
+def _drawable(text: str) -> Path:
+    """A file for a picture, refused before anything is measured where it could not be drawn."""
+    try:
+        need("matplotlib", "insight")
+    except InsightError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path.parent} is not a folder")
+    return path
+
+
 def figure(columns: int, rows: int = 1, height: float = 4.2) -> tuple[Any, list[Any]]:
     """A figure 10 inches wide, and its axes from left to right and top to bottom. No window is opened."""
     matplotlib = need("matplotlib", "insight")
@@ -43,13 +59,6 @@ def save(drawn: Any, path: Path) -> None:
         drawn.savefig(path)
     except (OSError, ValueError) as error:
         raise InsightError(f"{path}: cannot be written: {error}") from None
-
-
-def embedded(drawn: Any) -> str:
-    """A PNG as the address of an <img>."""
-    data = io.BytesIO()
-    drawn.savefig(data, format="png")
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
 def hue(place: int) -> str:

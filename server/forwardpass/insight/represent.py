@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels", type=Path, required=True, metavar="FILE", help="the class of each row, whole numbers: .npy, .csv"
     )
-    parser.add_argument("--png", type=Path, metavar="FILE", help="draw every layer side by side")
+    pictures.add_argument(parser, "every layer side by side")
     parser.add_argument("--html", type=Path, metavar="FILE", help="the same as a page of its own, dots with their rows")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from forwardpass.insight.needs import need
 from forwardpass.serving.session import Placement
+
+ort = need("onnxruntime", "cpu")
 
 _SIDES = (128, 256, 512, 1024)  # of square products; which is fastest depends on the caches
 _COPIES = (1 << 17, 1 << 20, 1 << 23, 1 << 27)  # bytes read; as many are written

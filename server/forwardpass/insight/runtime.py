@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from forwardpass.contract import Contract
@@ -26,6 +25,9 @@ from forwardpass.insight.needs import need
 from forwardpass.serving import invariance
 from forwardpass.serving.session import read_interface, reason
 
+ort = need("onnxruntime", "cpu")
+
+VERSION = str(ort.__version__)
 PROVIDER = "CPUExecutionProvider"
 _WARM_UP = 10  # runs left out of the average: they allocate, and load code
 _MOST_RUNS = 2000  # the profiler keeps every event in memory

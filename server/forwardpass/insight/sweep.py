@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from forwardpass.errors import ForwardpassError, InsightError
@@ -67,14 +66,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=float, default=0.1, metavar="S", help="for each batch size, loop and product [%(default)s]"
     )
-    parser.add_argument("--png", type=Path, metavar="FILE", help="draw throughput and latency against batch size")
+    pictures.add_argument(parser, "throughput and latency against batch size")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure every provider, print, draw. Raises InsightError where none can be measured."""
     found = source.find(args.model, args.repository)
-    available = ["cpu", *(["cuda:0"] if "CUDAExecutionProvider" in ort.get_available_providers() else [])]
+    available = ["cpu", *(["cuda:0"] if "CUDAExecutionProvider" in runtime.ort.get_available_providers() else [])]
     sweeps = []
     for provider in args.provider or available:
         try:
