@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import json
 import subprocess
 import sys
@@ -129,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BenchmarkError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    today = harness.today()
     result = {"date": today, "machine": harness.machine(cores), "repeats": repeats, "apart": cores.apart, **figures}
     print(report.text(result))
     whole = not args.quick and not args.only and repeats >= REPEATS and cores.apart

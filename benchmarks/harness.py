@@ -6,8 +6,10 @@ Linux only (/proc, sched_setaffinity). Loopback only. A server runs on one core,
 from __future__ import annotations
 
 import contextlib
+import datetime
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -73,6 +75,29 @@ def pin(allow_shared: bool = False) -> Cores:
     chosen = Cores(cores[0], cores[1] if len(cores) > 1 else cores[0])
     os.sched_setaffinity(0, {chosen.load})
     return chosen
+
+
+Verdicts = Sequence[tuple[str, bool]]  # what is asked, with what was found; whether it holds
+
+
+def conclude(name: str, cores: Cores, figures: Mapping[str, Any], verdicts: Verdicts, keep: bool) -> int:
+    """Write the figures of a check to NAME.json, print its verdicts; the exit status: 0 where all hold, else 1.
+
+    With `keep` they go to benchmarks/results, from where report.py takes them into the document.
+    """
+    path = (RESULTS if keep else OUT) / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    said = [{"what": what, "holds": holds} for what, holds in verdicts]
+    result = {"date": today(), "machine": machine(cores), "verdicts": said, **figures}
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    print(f"\nevery figure is in {path}")
+    for what, holds in verdicts:
+        print(f"{'ok  ' if holds else 'FAIL'} {what}")
+    return 0 if all(holds for _, holds in verdicts) else 1
+
+
+def today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 # -- servers ----------------------------------------------------------------------------------------------------------

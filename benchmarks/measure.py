@@ -62,7 +62,7 @@ def measure(server: Server, scenario: Scenario, server_core: int, times: Times) 
     with tempfile.TemporaryDirectory(prefix="bench-") as name, contextlib.ExitStack() as stack:
         path, log_path = Path(name) / "body", Path(name) / "log"
         path.write_bytes(framed(body))
-        checker = stack.enter_context(_checking(server, scenario)) if scenario.checked else None
+        checker = stack.enter_context(checking(server, scenario)) if scenario.checked else None
         ok_before = _ok(server)
         if checker is not None:
             checker.go()
@@ -138,7 +138,7 @@ def _call(address: str, body: bytes) -> bytes:
         return answer
 
 
-class _Checker:
+class Checker:
     """checker.py in a process of its own, on the load core."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -156,7 +156,7 @@ class _Checker:
 
 
 @contextlib.contextmanager
-def _checking(server: Server, scenario: Scenario) -> Iterator[_Checker]:
+def checking(server: Server, scenario: Scenario) -> Iterator[Checker]:
     rate = CHECKS_BESIDE_ONE_STREAM if scenario.load.in_flight == 1 else CHECKS_PER_SECOND
     command = [sys.executable, str(harness.HERE / "checker.py")]
     command += [server.address, scenario.model, str(scenario.rows), str(rate)]
@@ -165,6 +165,6 @@ def _checking(server: Server, scenario: Scenario) -> Iterator[_Checker]:
         assert process.stdout is not None
         if process.stdout.readline().strip() != "checking":
             raise BenchmarkError("the checking client did not start; what it said is above")
-        yield _Checker(process)
+        yield Checker(process)
     finally:
         harness.end(process, 5.0)

@@ -18,7 +18,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs" / "performance.md"
-BEGIN, END = "<!-- bench: begin, rendered by benchmarks/report.py -->", "<!-- bench: end -->"
+# Between them report.py writes; {} is the name of the part.
+BEGIN, END = "<!-- {}: rendered by benchmarks/report.py -->", "<!-- {}: end -->"
 
 Result = dict[str, Any]
 
@@ -228,6 +229,25 @@ def _piped(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])
 
 
+# -- the longer checks ------------------------------------------------------------------------------------------------
+
+CHECKS = ("soak", "deadlines", "killed_client")  # each writes NAME.json
+CHECK_HEAD = ("check", "what was found (what is asked)", "")
+
+
+def checks_markdown(folder: Path = HERE / "results") -> str:
+    """The recorded verdicts of the longer checks, for the document."""
+    rows: list[tuple[str, ...]] = []
+    for name in CHECKS:
+        path = folder / f"{name}.json"
+        if path.exists():
+            result = json.loads(path.read_text("utf-8"))
+            for verdict in result["verdicts"]:
+                holds = "holds" if verdict["holds"] else "does NOT hold"
+                rows.append((f"`{name}.py`, {result['date']}", verdict["what"], holds))
+    return _piped(CHECK_HEAD, rows) if rows else "None has been recorded yet."
+
+
 # -- the document -----------------------------------------------------------------------------------------------------
 
 
@@ -240,17 +260,20 @@ def newest(folder: Path = HERE / "results") -> Result | None:
     return found
 
 
-def rendered(document: str, tables_text: str) -> str:
-    """The document with what stands between the markers replaced. Raises ValueError where a marker is missing."""
-    if document.count(BEGIN) != 1 or document.count(END) != 1:
-        raise ValueError(f"expected one {BEGIN!r} and one {END!r} after it")
-    before, _, rest = document.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{tables_text}\n\n{END}{after}"
+def rendered(document: str, result: str, checks: str) -> str:
+    """The document with what stands between its markers replaced. Raises ValueError where a marker is missing."""
+    for name, table in (("result", result), ("checks", checks)):
+        begin, end = BEGIN.format(name), END.format(name)
+        if document.count(begin) != 1 or document.count(end) != 1:
+            raise ValueError(f"expected one {begin!r} and one {end!r} after it")
+        before, _, rest = document.partition(begin)
+        _, _, after = rest.partition(end)
+        document = f"{before}{begin}\n\n{table}\n\n{end}{after}"
+    return document
 
 
 def main() -> int:
-    DOCS.write_text(rendered(DOCS.read_text("utf-8"), markdown(newest())), "utf-8")
+    DOCS.write_text(rendered(DOCS.read_text("utf-8"), markdown(newest()), checks_markdown()), "utf-8")
     print(f"{DOCS} rendered")
     return 0
 

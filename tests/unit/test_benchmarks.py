@@ -1,12 +1,17 @@
-"""The benchmarks' own parts: h2load's output, bodies, ratios, tables; and that the document tells the recorded result."""
+"""The benchmarks' own parts: h2load's output, bodies, ratios, tables; and that the document tells the result."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pygrpc_native import EVENT_CALL, NativeGrpcFront
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # its scripts find each other there, as when they are run
@@ -14,6 +19,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))  # its scripts find each other ther
 import bodies  # noqa: E402
 import h2load  # noqa: E402
 import harness  # noqa: E402
+import openloop  # noqa: E402
 import report  # noqa: E402
 from forwardpass.serving import protocol  # noqa: E402
 
@@ -137,16 +143,108 @@ def test_a_single_core_is_not_passed_over_in_silence() -> None:
 
 
 def test_rendering_replaces_what_is_between_the_markers_and_nothing_else() -> None:
-    document = f"# Title\n\n{report.BEGIN}\nold\n{report.END}\n\nthe rest\n"
-    once = report.rendered(document, "| new |")
+    parts = [f"{report.BEGIN.format(name)}\nold\n{report.END.format(name)}\n" for name in ("result", "checks")]
+    document = f"# Title\n\n{parts[0]}\nin between\n{parts[1]}\nthe rest\n"
+    once = report.rendered(document, "| new |", "| too |")
     assert "old" not in once
     assert once.startswith("# Title\n\n")
-    assert once.endswith(f"| new |\n\n{report.END}\n\nthe rest\n")
-    assert report.rendered(once, "| new |") == once
-    with pytest.raises(ValueError, match="bench: end"):
-        report.rendered("# Title", "| new |")
+    assert once.index("| new |") < once.index("in between") < once.index("| too |") < once.index("the rest")
+    assert report.rendered(once, "| new |", "| too |") == once
+    with pytest.raises(ValueError, match="result: end"):
+        report.rendered("# Title", "| new |", "| too |")
 
 
-def test_the_document_tells_the_newest_recorded_result() -> None:
+def test_recorded_checks_are_told_with_what_does_not_hold(tmp_path: Path) -> None:
+    assert "None" in report.checks_markdown(tmp_path)
+    verdicts = [{"what": "memory grows by 1%", "holds": True}, {"what": "p99 doubles", "holds": False}]
+    (tmp_path / "soak.json").write_text(json.dumps({"date": "2026-01-31", "verdicts": verdicts}))
+    text = report.checks_markdown(tmp_path)
+    assert "| `soak.py`, 2026-01-31 | memory grows by 1% | holds |" in text
+    assert "| p99 doubles | does NOT hold |" in text
+
+
+def test_the_document_tells_what_is_recorded() -> None:
     document = report.DOCS.read_text("utf-8")
-    assert document == report.rendered(document, report.markdown(report.newest())), "run benchmarks/report.py"
+    expected = report.rendered(document, report.markdown(report.newest()), report.checks_markdown())
+    assert document == expected, "run benchmarks/report.py"
+
+
+# -- the open-loop client, against a real HTTP/2 server ----------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _front(handle: Callable[[NativeGrpcFront, int, bytes, float | None], None]) -> Iterator[str]:
+    """A server of one method on pygrpc-native; `handle` is given each call's id, message and seconds left."""
+    front = NativeGrpcFront("127.0.0.1:0", [(harness.METHOD, False)], io_threads=1, call_details=True)
+    front.start()
+
+    def serve() -> None:
+        while (events := front.recv_batch_details(64)) is not None:
+            for kind, call, _, message, _, details in events:
+                if kind == EVENT_CALL and message is not None and details is not None:
+                    handle(front, call, message, details[2])
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{front.bound_port}"
+    finally:
+        front.close()
+        thread.join(5.0)
+
+
+def test_the_open_loop_client_tells_answers_from_refusals() -> None:
+    def handle(front: NativeGrpcFront, call: int, message: bytes, _: float | None) -> None:
+        if message == b"refuse me":
+            front.fail(call, 8, "no")
+        elif message != b"forget me":
+            front.respond(call, b"header" + message)
+
+    bodies_sent = [openloop.Body(m, b"right") for m in (b"right", b"wrong", b"refuse me", b"forget me")]
+    with _front(handle) as address:
+        outcome = openloop.run(address, bodies_sent, np.arange(8) * 1e-3, None, patience=1.0, connections=2)
+    assert outcome.state.tolist() == [openloop.OK, openloop.WRONG, openloop.REFUSED, openloop.WAITING] * 2
+    assert len(outcome.latencies()) == 2
+    assert np.isnan(outcome.ended).tolist() == [False, False, False, True] * 2
+    assert (outcome.sent >= outcome.due).all()
+
+
+def test_the_open_loop_client_sends_what_is_left_of_a_deadline_and_never_ends_a_call_itself() -> None:
+    told: list[float | None] = []
+
+    def handle(front: NativeGrpcFront, call: int, message: bytes, left: float | None) -> None:
+        told.append(left)
+        front.respond(call, message)
+
+    with _front(handle) as address:
+        openloop.run(address, [openloop.Body(b"m", b"m")], np.zeros(1), 60.0, patience=5.0)
+        openloop.run(address, [openloop.Body(b"m", b"m")], np.zeros(1), None, patience=5.0)
+    assert told[0] is not None
+    assert 30.0 < told[0] <= 60.0
+    assert told[1] is None
+
+
+def test_more_than_the_window_waits_for_the_server_to_grant_it() -> None:
+    def handle(front: NativeGrpcFront, call: int, message: bytes, _: float | None) -> None:
+        front.respond(call, message[-1:])
+
+    big = openloop.Body(bytes(15_999) + b"!", b"!")
+    with _front(handle) as address:
+        outcome = openloop.run(address, [big], np.zeros(32), None, patience=10.0, connections=1)
+    assert outcome.count(openloop.OK) == 32
+
+
+def test_latency_counts_from_when_a_request_was_due() -> None:
+    due, sent, ended = np.array([[0.0, 1.0], [0.5, 1.0], [0.6, 1.01]])
+    outcome = openloop.Outcome(due, sent, ended, np.full(2, openloop.OK, np.int8))
+    assert outcome.latencies() == pytest.approx([0.6, 0.01])
+    assert outcome.lateness() == pytest.approx([0.5, 0.0])
+    assert outcome.in_time(0.02) == 1
+    assert len(outcome.between(0.5, 2.0).due) == 1
+
+
+def test_poisson_arrivals_have_the_rate_they_should() -> None:
+    times = openloop.poisson(1000.0, 10.0)
+    assert len(times) == pytest.approx(10_000, rel=0.05)
+    assert (np.diff(times) >= 0).all()
+    assert times[-1] < 10.0
