@@ -7,6 +7,7 @@
         │                                              it can tell, and then nothing was sent
         ├── DeadlineExceeded      DEADLINE_EXCEEDED    no answer in time, or the server saw that it could not be in time
         ├── NotFound              NOT_FOUND            no such model or version
+        ├── AlreadyExists         ALREADY_EXISTS       the name is taken
         ├── PermissionDenied      PERMISSION_DENIED    the token's role does not allow it
         ├── Unauthenticated       UNAUTHENTICATED      no token, or a wrong one
         ├── ResourceExhausted     RESOURCE_EXHAUSTED   the server is full, or the message is too large
@@ -64,6 +65,10 @@ class DeadlineExceeded(CallError):
 
 class NotFound(CallError):
     status = Status.NOT_FOUND
+
+
+class AlreadyExists(CallError):
+    status = Status.ALREADY_EXISTS
 
 
 class PermissionDenied(CallError):

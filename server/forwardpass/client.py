@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from forwardpass.answers import Answer, ModelInfo, ModelState, Parameter, ServerInfo, Timings
 from forwardpass.call_errors import (
+    AlreadyExists,
     CallError,
     Cancelled,
     DeadlineExceeded,
@@ -42,8 +43,8 @@ from forwardpass.serving.protocol import INFERENCE_SERVICE
 from forwardpass.tensors import TensorInfo
 
 __all__ = [
-    "Answer", "AsyncClient", "CallError", "Cancelled", "Client", "DeadlineExceeded", "FailedPrecondition", "Internal",
-    "InvalidArgument", "ModelInfo", "ModelState", "NotFound", "PermissionDenied", "ResourceExhausted", "ServerInfo",
+    "AlreadyExists", "Answer", "AsyncClient", "CallError", "Cancelled", "Client", "DeadlineExceeded",
+    "FailedPrecondition", "Internal", "InvalidArgument", "ModelInfo", "ModelState", "NotFound", "PermissionDenied", "ResourceExhausted", "ServerInfo",
     "TensorInfo", "Timings", "Unauthenticated", "Unavailable", "Unimplemented",
 ]  # fmt: skip
 
