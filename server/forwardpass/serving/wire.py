@@ -24,7 +24,9 @@ RAW_IN = b"\x3a"  # tag of ModelInferRequest.raw_input_contents (field 7, length
 RAW_OUT = b"\x32"  # tag of ModelInferResponse.raw_output_contents (field 6, length-delimited)
 KNOWN_HEADERS = 1024  # headers remembered, all lengths together
 KNOWN_PER_LENGTH = 8  # and of one length, since these are compared one by one
+KNOWN_PREFIX = 4096  # bytes of the longest one remembered: a client must not fill the memory with parameters
 NAME_LIMIT = 1024  # characters of a model's name or version, or of a request's id
+ELEMENT_LIMIT = 1 << 40  # product of a tensor's sizes other than 0: what is larger can't be sent anyhow
 COPY_BELOW = 4096  # bytes: below this a copy of a tensor is cheaper than a view of the message
 NO_PRIORITY = 0
 # Parameters that mean something here. Others are allowed by the protocol and have no effect, except these families,
@@ -151,15 +153,28 @@ class Decoder:
         return header, buffers
 
     def _remember(self, header: Header, message: bytes, size: int) -> None:
-        """Only a message that ends with `tag, length, tensor` can be known again by the bytes before its tensor."""
+        """Only a message that ends with `tag, length, tensor` can be known again by the bytes before its tensor.
+
+        What stands before that tag must be a message by itself: so the tag is one, and not the middle of some other
+        field that reads like it. BYTES are never remembered, since their elements must be looked at.
+        """
+        tag = RAW_IN + varint(size)
         start = len(message) - size
-        if not size or not message[:start].endswith(RAW_IN + varint(size)):
+        if not size or start > KNOWN_PREFIX or not message[:start].endswith(tag):
             return
-        known = self._known.setdefault(len(message), [])
-        if self._count >= KNOWN_HEADERS or len(known) >= KNOWN_PER_LENGTH:
+        if not header.target.interface.inputs[0].datatype.itemsize:
+            return
+        try:
+            protocol.ModelInferRequest.FromString(message[: start - len(tag)])
+        except (DecodeError, RuntimeError):
+            return
+        if self._count >= KNOWN_HEADERS:
             self._known.clear()
             self._count = 0
-            known = self._known.setdefault(len(message), [])
+        known = self._known.setdefault(len(message), [])
+        if len(known) >= KNOWN_PER_LENGTH:
+            self._count -= len(known)
+            known.clear()
         header.prefix = message[:start]
         header.start = start
         known.append(header)
@@ -275,6 +290,8 @@ def _shape(given: Any, expected: Tensor) -> tuple[int, ...]:
             raise InvalidRequest(f"input '{name}': expected sizes of at least 0, got {_show(shape)}")
         if want >= 0 and got != want:
             raise InvalidRequest(f"input '{name}': expected shape {_show(expected.shape)}, got {_show(shape)}")
+    if math.prod(s or 1 for s in shape) > ELEMENT_LIMIT:  # 0 x 2**62 is empty, and yet no array
+        raise InvalidRequest(f"input '{name}': the sizes of {_show(shape)} are out of range")
     return shape
 
 
