@@ -44,8 +44,8 @@ from forwardpass.tensors import TensorInfo
 
 __all__ = [
     "AlreadyExists", "Answer", "AsyncClient", "CallError", "Cancelled", "Client", "DeadlineExceeded",
-    "FailedPrecondition", "Internal", "InvalidArgument", "ModelInfo", "ModelState", "NotFound", "PermissionDenied", "ResourceExhausted", "ServerInfo",
-    "TensorInfo", "Timings", "Unauthenticated", "Unavailable", "Unimplemented",
+    "FailedPrecondition", "Internal", "InvalidArgument", "ModelInfo", "ModelState", "NotFound", "PermissionDenied",
+    "ResourceExhausted", "ServerInfo", "TensorInfo", "Timings", "Unauthenticated", "Unavailable", "Unimplemented",
 ]  # fmt: skip
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8001"
