@@ -2,8 +2,8 @@
 
     python benchmarks/soak.py [--minutes 10] [--load 0.7]
 
-First the most the server can do in a closed loop (4x16, digits, one row), then `load` of that as a constant rate, every
-connection on its own clock (h2load --rps), while the checking client compares answers. h2load lets a rate out in bursts,
+First the most the server can do in a closed loop (4x16, digits, one row), then `load` of that at a constant rate, each
+connection on its own clock (h2load --rps), while the checking client compares answers. h2load lets a rate out in bursts
 every 10 ms, so the latencies are those of a load that is bursty as well as steady: they are there to be compared with
 each other over the minutes. It writes one log line a request into a pipe that is read as it goes, so that ten minutes
 need no gigabytes. A request that finds all 256 streams of its connection taken waits in h2load and is not timed
