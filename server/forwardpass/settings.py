@@ -69,6 +69,18 @@ class Settings(BaseModel):
     run_timeout: float = Field(
         30.0, gt=0, description="Seconds after which a run is ended and its requests fail with DEADLINE_EXCEEDED."
     )
+    drain_wait: float = Field(
+        0.0,
+        ge=0,
+        description="Seconds that the server goes on accepting calls after its health says NOT_SERVING, when it stops: "
+        "the time that clients and load balancers need to look elsewhere. 5 to 10 on Kubernetes.",
+    )
+    max_connection_age: float = Field(
+        0.0,
+        ge=0,
+        description="Seconds, give or take a tenth, after which the grpcio door asks a client to connect anew, so that "
+        "new servers get their share; calls under way finish. 0: never. The native door cannot.",
+    )
     grace: float = Field(20.0, ge=0, description="Seconds that requests in flight get to finish when the server stops.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged to stderr.")
 

@@ -50,6 +50,7 @@ class GrpcServer:
         max_streams: int,
         max_metadata_bytes: int,
         make_intake: Callable[[GrpcServer], Intake],
+        max_connection_age: float = 0.0,
     ) -> None:
         self._service = service
         self._health = health
@@ -63,8 +64,11 @@ class GrpcServer:
         self._replies: deque[tuple[asyncio.Future[Reply], Reply]] = deque()
         self._scheduled = False  # a call of _flush is on its way
         self._stepping = False  # a call of _step is
+        # gRPC adds a jitter of a tenth to the age by itself; calls under way have as long as they need.
+        aging = [("grpc.max_connection_age_ms", int(max_connection_age * 1000))] if max_connection_age else []
         self._server = grpc.aio.server(
             options=[
+                *aging,
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", max_streams),

@@ -1,6 +1,7 @@
 """grpc.health.v1: what the server says of itself and of each model, and who is watching for a change.
 
-Service names: "" for the server, "inference.GRPCInferenceService" for the same, and a model's name for that model.
+Service names: "" for the server, "inference.GRPCInferenceService" for the same, a model's name for that model, and
+"grpc.health.v1.Health" for the process: SERVING as long as it answers, which is what a liveness probe is to ask.
 Lives on the event loop: no locks.
 """
 
@@ -39,7 +40,9 @@ class Health:
 
     def status(self, service: str) -> int:
         """Of one service name; SERVICE_UNKNOWN where there is no such thing."""
-        if service in ("", protocol.INFERENCE_SERVICE, protocol.HEALTH_SERVICE):
+        if service == protocol.HEALTH_SERVICE:
+            return SERVING
+        if service in ("", protocol.INFERENCE_SERVICE):
             return SERVING if self._ready() else NOT_SERVING
         states = [e.state for e in self._repository.entries() if e.name == service]
         if not states:

@@ -1,8 +1,9 @@
 """Start, ready, drain, stop, in a fixed order; signals; the watchdog.
 
 start   doors listen (not ready: models load) -> models load, off the event loop -> ready
-stop    SIGTERM or SIGINT -> not ready -> refuse new calls -> finish what is in flight, for `grace` seconds at most ->
-        close the doors -> exit 0. A second signal ends the grace at once.
+stop    SIGTERM or SIGINT -> not ready, still accepting for `drain_wait` seconds, while clients look elsewhere -> refuse
+        new calls -> finish what is in flight, for `grace` seconds at most -> close the doors -> exit 0. A second
+        signal ends both waits at once.
 """
 
 from __future__ import annotations
@@ -98,6 +99,8 @@ class Server:
             settings.max_streams,
             settings.max_metadata_bytes,
             intake,
+            # Behind the native door every connection is that door's own, and none of them is to be aged.
+            0.0 if self._native() else settings.max_connection_age,
         )
         address = f"{settings.host}:{settings.grpc_port}"
         if not self._native():
@@ -186,8 +189,13 @@ class Server:
                     logger.warning("model %s: ended %d run(s) of more than %g s", worker.name, ended, limit)
 
     async def _drain(self, health: Health, door: GrpcServer, front: NativeFront | None, stop: Stop) -> int:
-        self._ready = False
+        was_ready, self._ready = self._ready, False
         health.changed()
+        wait = self.settings.drain_wait
+        if was_ready and wait:  # one that never was ready has been sent nobody
+            self._say(f"draining: not ready, accepting calls for another {wait:g} s")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.second.wait(), wait)
         self._admission.close()
         self._say(f"draining: {self._admission.requests} requests in flight, {self.settings.grace:g} s for them")
         deadline = time.monotonic() + self.settings.grace

@@ -1,0 +1,215 @@
+"""Stopping in two phases: NOT_SERVING while still accepting, then UNAVAILABLE, then what is in flight, then exit 0.
+
+No clock is compared: a long wait is ended by the second signal, and a long run keeps the server there to be asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import models
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from forwardpass import Client
+from forwardpass.call_errors import CallError, Unavailable
+from forwardpass.server_process import ServerProcess
+
+Serve = Callable[..., ServerProcess]
+ROW = np.ones((1, 1), np.float32)
+SERVING, NOT_SERVING = 1, 2
+LONG_RUN = 3_000_000.0  # turns of `hold`: seconds, on any machine
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    models.save(tmp_path, "hold", models.hold(), "instances = 2\n")
+    return tmp_path
+
+
+@pytest.fixture(params=["native", "grpcio"])
+def transport(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@contextlib.contextmanager
+def _watch(address: str) -> Iterator[list[int]]:
+    """The statuses that a server tells a watcher, as they come; entered once it has said its first word."""
+    told: list[int] = []
+    heard = threading.Event()
+    with grpc.insecure_channel(address) as channel:
+        stream = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+
+        def listen() -> None:
+            try:
+                for response in stream:
+                    told.append(response.status)
+                    heard.set()
+            except grpc.RpcError:
+                pass  # the server is gone
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        assert heard.wait(20)
+        try:
+            yield told
+        finally:
+            stream.cancel()
+            thread.join(20)
+
+
+def _until(condition: Callable[[], bool], server: ServerProcess) -> None:
+    pause = threading.Event()
+    for _ in range(1000):
+        if condition():
+            return
+        pause.wait(0.02)
+    raise AssertionError(f"it did not come to that:\n{server.tail()}")
+
+
+def _said(server: ServerProcess, words: str) -> Callable[[], bool]:
+    return lambda: any(words in line for line in server.lines)
+
+
+def test_calls_are_accepted_after_watchers_are_told(repository: Path, transport: str, serve: Serve) -> None:
+    server = serve(repository, "--transport", transport, "--drain-wait", "600")
+    with Client(server.address, health_check=False, attempts=1) as old, _watch(server.address) as told:
+        assert old.predict("hold", ROW) == ROW
+        assert told == [SERVING]
+        server.send(signal.SIGTERM)
+        _until(lambda: told == [SERVING, NOT_SERVING], server)
+        # One client that does not heed health keeps its connection, another comes anew: both are served.
+        with Client(server.address, health_check=False, attempts=1) as new:
+            for client in (old, new) * 20:
+                assert client.predict("hold", ROW) == ROW
+            assert not new.ready()
+        assert server.returncode is None
+        server.send(signal.SIGTERM)  # the wait is over
+        assert server.wait() == 0
+    assert told == [SERVING, NOT_SERVING]
+
+
+def test_a_client_that_heeds_health_leaves_in_the_first_phase(repository: Path, transport: str, serve: Serve) -> None:
+    """Two servers, one of them stops, and no call fails though none is made twice."""
+    going = serve(repository, "--transport", transport, "--drain-wait", "600")
+    staying = serve(repository, "--transport", transport)
+    both = "ipv4:" + ",".join(server.address for server in (going, staying))
+    with Client(both, attempts=1) as client, Client(going.address, attempts=1) as lone:
+        for _ in range(50):
+            client.predict("hold", ROW)
+        going.send(signal.SIGTERM)
+
+        def refused() -> bool:
+            try:
+                lone.predict("hold", ROW)
+            except Unavailable:
+                return True
+            return False
+
+        _until(refused, going)
+        before = _answered(going)
+        for _ in range(200):
+            client.predict("hold", ROW)
+        assert _answered(going) - before <= 1  # the one that may still have been on its way to being told
+    going.send(signal.SIGTERM)
+    assert going.wait() == 0
+
+
+def _answered(server: ServerProcess) -> float:
+    return sum(
+        float(line.rsplit(" ", 1)[1])
+        for line in server.metrics().splitlines()
+        if line.startswith("forwardpass_requests_total{") and 'code="OK"' in line
+    )
+
+
+def test_then_calls_are_refused_and_those_in_flight_answered(repository: Path, transport: str, serve: Serve) -> None:
+    server = serve(repository, "--transport", transport, "--drain-wait", "0.5", "--grace", "60")
+    with Client(server.address, health_check=False, attempts=1) as client, ThreadPoolExecutor(1) as pool:
+        long = np.full((1, 1), LONG_RUN, np.float32)
+        in_flight = pool.submit(client.predict, "hold", long, timeout=60)
+        _until(lambda: _running(server) == 1, server)
+        server.send(signal.SIGTERM)
+        outcomes: list[str] = []
+
+        def ask() -> bool:
+            try:
+                client.predict("hold", ROW, timeout=60)
+            except CallError as error:
+                outcomes.append(type(error).__name__)
+                assert "the server is stopping" in str(error)
+                return True
+            outcomes.append("OK")
+            return False
+
+        _until(ask, server)
+        assert set(outcomes[:-1]) == {"OK"} and outcomes[-1] == "Unavailable"
+        assert in_flight.result() == long
+    assert server.wait() == 0
+    assert _said(server, "stopped")()
+
+
+def _running(server: ServerProcess) -> float:
+    return next(
+        float(line.rsplit(" ", 1)[1])
+        for line in server.metrics().splitlines()
+        if line.startswith("forwardpass_running_requests{")
+    )
+
+
+def test_without_a_wait_calls_are_refused_at_once(repository: Path, transport: str, serve: Serve) -> None:
+    server = serve(repository, "--transport", transport, "--grace", "60")
+    with Client(server.address, health_check=False, attempts=1) as client, ThreadPoolExecutor(1) as pool:
+        long = np.full((1, 1), LONG_RUN, np.float32)
+        in_flight = pool.submit(client.predict, "hold", long, timeout=60)
+        _until(lambda: _running(server) == 1, server)
+        server.send(signal.SIGTERM)
+        _until(_said(server, "draining: 1 requests in flight"), server)
+        with pytest.raises(Unavailable, match="the server is stopping"):
+            client.predict("hold", ROW)
+        assert in_flight.result() == long
+    assert server.wait() == 0
+
+
+def test_the_health_service_itself_is_alive_while_it_drains(repository: Path, transport: str, serve: Serve) -> None:
+    """What a liveness probe asks for: a server that drains is not one to be killed."""
+    server = serve(repository, "--transport", transport, "--drain-wait", "600")
+    with _watch(server.address) as told:
+        server.send(signal.SIGTERM)
+        _until(lambda: told[-1] == NOT_SERVING, server)
+    with grpc.insecure_channel(server.address) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        status: dict[str, Any] = {
+            name: check(health_pb2.HealthCheckRequest(service=name), timeout=20).status
+            for name in ("", "hold", "inference.GRPCInferenceService", "grpc.health.v1.Health")
+        }
+    assert status == {
+        "": NOT_SERVING,
+        "hold": NOT_SERVING,
+        "inference.GRPCInferenceService": NOT_SERVING,
+        "grpc.health.v1.Health": SERVING,
+    }
+    server.send(signal.SIGTERM)
+    assert server.wait() == 0
+
+
+def test_a_connection_of_age_is_replaced_without_a_failed_call(repository: Path, serve: Serve) -> None:
+    server = serve(repository, "--transport", "grpcio", "--max-connection-age", "0.3")
+    states: list[grpc.ChannelConnectivity] = []
+    with grpc.insecure_channel(server.address) as channel:
+        channel.subscribe(states.append)
+        check = health_pb2_grpc.HealthStub(channel).Check
+
+        def asked() -> bool:
+            assert check(health_pb2.HealthCheckRequest(), timeout=20).status == SERVING
+            return states.count(grpc.ChannelConnectivity.READY) >= 3
+
+        _until(asked, server)
