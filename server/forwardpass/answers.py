@@ -164,11 +164,21 @@ def read_answer(
 
 
 def _template(message: bytes, answer: Answer, raw: Sequence[bytes]) -> Template | None:
+    """What `answer` is known by, where its message ends with `tag, length, tensor` and has one output of numbers.
+
+    What stands before that tag must be a message by itself: so the tag is one, and not the middle of some other field
+    that reads like it.
+    """
     if len(answer) != 1 or len(raw) != 1 or not raw[0] or answer.id:
         return None
     ((name, array),) = answer.items()
+    tag = RAW_OUT + varint(len(raw[0]))
     prefix = message[: -len(raw[0])]
-    if array.dtype == object or not prefix.endswith(RAW_OUT + varint(len(raw[0]))) or not message.endswith(raw[0]):
+    if array.dtype == object or not prefix.endswith(tag):
+        return None
+    try:
+        protocol.ModelInferResponse.FromString(prefix[: -len(tag)])
+    except DecodeError:
         return None
     return Template(len(message), prefix, name, array.dtype, array.shape, answer.model, answer.version)
 

@@ -279,6 +279,25 @@ def test_an_answer_that_cannot_be_read_is_the_servers_fault() -> None:
             steps.send(Reply(message, ()))
 
 
+def test_what_only_reads_like_a_tensor_is_not_taken_for_one() -> None:
+    # The message ends with a field that no client knows, whose last bytes look like the tensor's field.
+    def answer(other: float) -> bytes:
+        response = protocol.ModelInferResponse(model_name="m", model_version="1")
+        response.outputs.add(name="y", datatype="FP32", shape=[1, 1])
+        response.raw_output_contents.append(np.float32(1).tobytes())
+        decoy = b"\x32\x04" + np.float32(other).tobytes()  # field 6, 4 bytes
+        return bytes(response.SerializeToString()) + b"\x7a" + bytes([len(decoy)]) + decoy  # field 15
+
+    calls, far = Calls(None), Far(ONE)
+    for other in (1.0, 1.0, 2.0):
+
+        def hear(call: Call, other: float = other) -> Reply:
+            return far.hear(call) if call.path.endswith("ModelMetadata") else Reply(answer(other), ())
+
+        got = drive(calls.predict("m", X, output=None, version="", timeout=None, priority=0), hear)
+        assert got.tolist() == [[1.0]]
+
+
 def test_labels_of_another_servers_making_are_no_labels() -> None:
     for text in ("not json", '"a"', "{}"):
         response = protocol.ModelMetadataResponse.FromString(Far(ONE).metadata())
