@@ -4,6 +4,8 @@
     ├── RequestError                 one request was refused or failed; carries its gRPC status and its reason
     │   ├── InvalidRequest           INVALID_ARGUMENT     the request cannot be right; sending it again will not help
     │   ├── UnknownModel             NOT_FOUND            no such model or version
+    │   ├── UnknownRegion            NOT_FOUND            no shared-memory region is registered under this name
+    │   ├── AlreadyExists            ALREADY_EXISTS       the name is taken
     │   ├── UnknownMethod            UNIMPLEMENTED        not offered here
     │   ├── ModelLoading             UNAVAILABLE          not ready yet; try again
     │   ├── ModelUnusable            FAILED_PRECONDITION  it failed to load; the text says why
@@ -21,9 +23,11 @@
     ├── SettingsError                the server's own settings cannot be used
     ├── CallError                    a call failed, as its client sees it; the tree below it is in `call_errors`
     ├── ExportError                  an export was refused; nothing was written
-    └── InsightError                 a look into a model could not be taken: no such model, data that do not fit it
+    ├── InsightError                 a look into a model could not be taken: no such model, data that do not fit it
+    └── LoadTestError                a load test could not be made: nobody answers, options that contradict each other
 
-Which step raises what: `wire` InvalidRequest, TooLarge; `admission` Overloaded, Draining; `batch_queue`
+Which step raises what: `auth` Unauthenticated, PermissionDenied; `wire` and `wishes` InvalidRequest, TooLarge;
+`shared_memory` UnknownRegion, AlreadyExists; `admission` Overloaded, Draining; `batch_queue`
 DeadlineExceeded, Cancelled; `worker` RunFailed, TooLarge (out of memory); `repository` UnknownModel, ModelLoading,
 ModelUnusable. A door turns a RequestError into a gRPC status in one place: `status_of`.
 """
@@ -80,6 +84,14 @@ class InvalidRequest(RequestError):
 
 class UnknownModel(RequestError):
     status, reason = Status.NOT_FOUND, "unknown_model"
+
+
+class UnknownRegion(RequestError):
+    status, reason = Status.NOT_FOUND, "unknown_region"
+
+
+class AlreadyExists(RequestError):
+    status, reason = Status.ALREADY_EXISTS, "already_exists"
 
 
 class UnknownMethod(RequestError):
@@ -148,3 +160,13 @@ class ExportError(ForwardpassError):
 
 class InsightError(ForwardpassError):
     """A look into a model could not be taken; nothing was served from it."""
+
+
+def printable(text: str, limit: int = 80) -> str:
+    """Somebody else's text, safe for one line of an error or a log."""
+    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:limit])
+    return shown + ("…" if len(text) > limit else "")
+
+
+class LoadTestError(ForwardpassError):
+    """A load test could not be made; what was measured until then is not shown as a result."""

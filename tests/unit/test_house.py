@@ -27,9 +27,10 @@ SERVING = PACKAGE / "serving"
 ORDER = (
     ("protocol",),
     ("interface",),
-    ("matrix",),
+    ("matrix", "wishes"),
+    ("contents", "shared_memory"),
     ("wire",),
-    ("status",),
+    ("status", "replies"),
     ("threads",),
     ("session",),
     ("invariance",),

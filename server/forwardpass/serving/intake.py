@@ -18,7 +18,7 @@ from forwardpass.serving.matrix import Buffer
 from forwardpass.serving.metrics import ModelMetrics
 from forwardpass.serving.repository import Repository
 from forwardpass.serving.request import Request
-from forwardpass.serving.wire import Decoder, Header
+from forwardpass.serving.wire import Decoder, Header, Regions
 from forwardpass.serving.worker import Door, Worker
 
 logger = logging.getLogger(__name__)
@@ -37,9 +37,11 @@ class Intake:
         metrics: ModelMetrics,
         max_message_bytes: int,
         clock: Callable[[], float] = time.monotonic,
+        regions: Regions | None = None,
     ) -> None:
+        """`regions` None: shared memory is turned off."""
         self._door = door
-        self._decoder = Decoder(repository, max_message_bytes)
+        self._decoder = Decoder(repository, max_message_bytes, regions)
         self._admission = admission
         self._metrics = metrics  # for what belongs to no model
         self._clock = clock
@@ -57,13 +59,13 @@ class Intake:
         try:
             header, buffers = self._decoder.decode(message)
         except RequestError as error:
-            self._refuse(call, error)
+            self.refuse(call, error)
             return None
         except Exception:
             logger.exception("a request could not be decoded")
-            self._refuse(call, RunFailed("internal error; the server's log has the details"))
+            self.refuse(call, RunFailed("internal error; the server's log has the details"))
             return None
-        return self.enqueue(call, header, buffers, len(message), seconds_left, timings)
+        return self.enqueue(call, header, buffers, len(message) + header.shared, seconds_left, timings)
 
     def enqueue(
         self,
@@ -138,7 +140,8 @@ class Intake:
                 worker.metrics.refused(error.status.name, error.reason)
                 self._door.deliver([request], [error], None)
 
-    def _refuse(self, call: Any, error: RequestError) -> None:
+    def refuse(self, call: Any, error: RequestError) -> None:
+        """Answer a call with an error without decoding it, and count that."""
         self._metrics.refused(error.status.name, error.reason)
         request = Request(None, (), None, 0, 0, self.now, math.inf, 1, self._door, call)
         self._door.deliver([request], [error], None)

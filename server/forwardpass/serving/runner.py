@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from forwardpass.errors import DeadlineExceeded, RequestError, RunFailed
 from forwardpass.serving.interface import Interface
 from forwardpass.serving.matrix import raw, stack
+from forwardpass.serving.replies import wished
 from forwardpass.serving.request import Request
 from forwardpass.serving.session import Session
 from forwardpass.serving.wire import Header, reply_parts
@@ -80,30 +81,34 @@ class Runner:
             parts.append(self._once(piece, wanted, options))
         return [np.concatenate(p) for p in zip(*parts, strict=True)]
 
-    def scatter(self, requests: Sequence[Request], outputs: Arrays, wanted: tuple[int, ...]) -> list[bytes]:
-        """Each request's rows of the answer, as the bytes of its response."""
-        if not self.interface.batchable:
-            return [_reply(requests[0].header, outputs, wanted)]
-        if len(wanted) != 1 or outputs[0].dtype == object:
-            answers = []
-            start = 0
-            for request in requests:
-                end = start + request.header.rows
-                answers.append(_reply(request.header, [o[start:end] for o in outputs], wanted))
-                start = end
-            return answers
+    def scatter(
+        self,
+        requests: Sequence[Request],
+        outputs: Arrays,
+        wanted: tuple[int, ...],
+        failures: list[RequestError] | None = None,
+    ) -> list[bytes | RequestError]:
+        """Each request's rows of the answer, as the bytes of its response.
+
+        An error stands in the place of an answer that cannot be sent the way its request wants it (only those with
+        `header.wishes`), and is appended to `failures`.
+        """
+        if not self.interface.batchable or len(wanted) != 1 or outputs[0].dtype == object:
+            return self._each(requests, outputs, wanted, failures)
         # One output of fixed-size elements: the common case, kept short.
         (output,) = outputs
         blob = output.tobytes()
         trailing = output.shape[1:]
         stride = len(blob) // len(output) if len(output) else 0
-        answers = []
+        answers: list[bytes | RequestError] = []
         last: Header | None = None
         prefix = b""
         start = size = 0
         for request in requests:
             header = request.header
             if header is not last:
+                if header.wishes is not None:
+                    return self._each(requests, outputs, wanted, failures)
                 last = header
                 size = header.rows * stride
                 parts = header.replies.get(trailing)
@@ -115,10 +120,34 @@ class Runner:
             start = end
         return answers
 
+    def _each(
+        self,
+        requests: Sequence[Request],
+        outputs: Arrays,
+        wanted: tuple[int, ...],
+        failures: list[RequestError] | None,
+    ) -> list[bytes | RequestError]:
+        """As `scatter`, request by request."""
+        answers: list[bytes | RequestError] = []
+        start = 0
+        for request in requests:
+            end = start + request.header.rows
+            own = [o[start:end] for o in outputs] if self.interface.batchable else outputs
+            try:
+                answers.append(_reply(request.header, own, wanted))
+            except RequestError as error:
+                answers.append(error)
+                if failures is not None:
+                    failures.append(error)
+            start = end
+        return answers
+
 
 def _reply(header: Header, outputs: Arrays, wanted: tuple[int, ...]) -> bytes:
     """One request's response from its own part of the outputs at the places `wanted`."""
     chosen = [outputs[wanted.index(place)] for place in header.outputs]
+    if header.wishes is not None:
+        return wished(header, header.wishes, chosen)
     blobs = [raw(o) for o in chosen]
     shapes = tuple(o.shape for o in chosen)
     sizes = tuple(len(b) for b in blobs)

@@ -8,17 +8,17 @@ is parsed in full. The same goes for answers: all but the tensor bytes is made o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import numpy as np
 from google.protobuf.message import DecodeError
 
 from forwardpass.errors import InvalidRequest, TooLarge
-from forwardpass.serving import protocol
+from forwardpass.errors import printable as printable
+from forwardpass.serving import contents, protocol
 from forwardpass.serving.interface import Interface, Tensor
-from forwardpass.serving.matrix import Buffer, elements, pack
+from forwardpass.serving.matrix import Buffer
+from forwardpass.serving.wishes import OutputWish, Place, Window, Wishes, all_typed, asked, general, source
 
 RAW_IN = b"\x3a"  # tag of ModelInferRequest.raw_input_contents (field 7, length-delimited)
 RAW_OUT = b"\x32"  # tag of ModelInferResponse.raw_output_contents (field 6, length-delimited)
@@ -26,12 +26,7 @@ KNOWN_HEADERS = 1024  # headers remembered, all lengths together
 KNOWN_PER_LENGTH = 8  # and of one length, since these are compared one by one
 KNOWN_PREFIX = 4096  # bytes of the longest one remembered: a client must not fill the memory with parameters
 NAME_LIMIT = 1024  # characters of a model's name or version, or of a request's id
-ELEMENT_LIMIT = 1 << 40  # product of a tensor's sizes other than 0: what is larger can't be sent anyhow
 COPY_BELOW = 4096  # bytes: below this a copy of a tensor is cheaper than a view of the message
-NO_PRIORITY = 0
-# Parameters that mean something here. Others are allowed by the protocol and have no effect, except these families,
-# whose silent neglect would change an answer.
-REFUSED_PARAMETERS = ("sequence_", "shared_memory_", "classification")
 
 
 class Target(Protocol):
@@ -53,8 +48,8 @@ class Header:
     """What a request's message says beside its tensor bytes, validated; shared by all requests that say the same."""
 
     __slots__ = (
-        "batch_shapes", "id", "outputs", "prefix", "priority", "replies", "rows", "signature", "start", "target",
-        "timeout",
+        "batch_shapes", "id", "outputs", "prefix", "priority", "replies", "rows", "shared", "signature", "start",
+        "target", "timeout", "wishes",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +61,8 @@ class Header:
         request_id: str,
         priority: int,
         timeout: float,
+        wishes: Wishes | None = None,
+        shared: int = 0,
     ) -> None:
         self.target = target
         self.rows = rows  # rows it brings; 1 where the model is not batchable
@@ -78,6 +75,8 @@ class Header:
         self.id = request_id
         self.priority = priority
         self.timeout = timeout  # seconds from arrival; inf: none
+        self.wishes = wishes  # how its answer is to be sent; None: the plain way
+        self.shared = shared  # bytes of its inputs that came from shared memory, not in its message
         self.replies: dict[Any, tuple[bytes, ...]] = {}  # answer's shapes -> the bytes before each of its tensors
         self.prefix = b""  # the message up to its tensor bytes, where it may be remembered
         self.start = 0
@@ -95,12 +94,23 @@ class Models(Protocol):
     def resolve(self, name: str, version: str) -> Target: ...
 
 
+class Regions(Protocol):
+    """Where decoding finds shared memory. `window` raises UnknownRegion, or InvalidRequest beyond a region's end."""
+
+    @property
+    def most(self) -> int: ...  # bytes that one input may have
+
+    def window(self, place: Place) -> Window: ...
+
+
 class Decoder:
     """Decodes for one door. Not thread-safe: every door has its own."""
 
-    def __init__(self, models: Models, max_message_bytes: int) -> None:
+    def __init__(self, models: Models, max_message_bytes: int, regions: Regions | None = None) -> None:
+        """`regions` None: shared memory is turned off."""
         self._models = models
         self._max = max_message_bytes
+        self._regions = regions
         self._known: dict[int, list[Header]] = {}
         self._count = 0
         self._current = models.generation
@@ -133,7 +143,7 @@ class Decoder:
         except (DecodeError, RuntimeError):
             raise InvalidRequest("the message is not a ModelInferRequest") from None
         header, buffers = self.read(request)
-        if len(buffers) == 1 and not request.id and request.raw_input_contents:
+        if len(buffers) == 1 and not request.id and request.raw_input_contents and not _uses_regions(header):
             self._remember(header, message, len(buffers[0]))
         return header, buffers
 
@@ -142,15 +152,93 @@ class Decoder:
         _names(request)
         target = self._models.resolve(request.model_name, request.model_version)
         interface = target.interface
-        priority, timeout = _parameters(request, target)
-        buffers, shapes = _inputs(request, interface)
+        said = general(request.parameters, target.priority_levels)
+        buffers, shapes, windows = self._inputs(request, interface)
         rows = _rows(shapes, interface)
         if rows > target.max_request_rows:
             raise InvalidRequest(
                 f"{rows} rows in one request; model '{target.name}' takes at most {target.max_request_rows}"
             )
-        header = Header(target, rows, shapes, _outputs(request, interface), request.id, priority, timeout)
-        return header, buffers
+        outputs = _outputs(request, interface)
+        wishes = self._wishes(request, interface, outputs, said.typed)
+        # Last, once nothing else can be wrong with the request: these are copies.
+        for place, window in windows.items():
+            buffers[place] = window.read()
+            contents.check(buffers[place], interface.inputs[place], shapes[place])
+        shared = sum(len(buffers[place]) for place in windows)
+        return Header(target, rows, shapes, outputs, request.id, said.priority, said.timeout, wishes, shared), buffers
+
+    def _inputs(
+        self, request: Any, interface: Interface
+    ) -> tuple[list[Buffer], tuple[tuple[int, ...], ...], dict[int, Window]]:
+        """Raw bytes and shape of every input, in the model's order; and by place those still to be read."""
+        given = request.inputs
+        raws = request.raw_input_contents
+        places: dict[int, int] = {}
+        sources: list[Place | None] = []
+        for i, tensor in enumerate(given):
+            place = interface.input_place.get(tensor.name)
+            if place is None:
+                expected = ", ".join(t.name for t in interface.inputs)
+                raise InvalidRequest(f"unexpected input '{printable(tensor.name)}'; expected {expected}")
+            if place in places:
+                raise InvalidRequest(f"input '{printable(tensor.name)}' is given twice")
+            places[place] = i
+            sources.append(source(tensor.parameters, f"input '{tensor.name}'") if tensor.parameters else None)
+        sent = sources.count(None)
+        if raws and len(raws) != sent:
+            raise InvalidRequest(f"{len(raws)} raw_input_contents for {sent} inputs; expected one for each")
+        raw = dict(zip((i for i, where in enumerate(sources) if where is None), raws, strict=False))
+        buffers: list[Buffer] = []
+        shapes: list[tuple[int, ...]] = []
+        windows: dict[int, Window] = {}
+        for place, expected_tensor in enumerate(interface.inputs):
+            if place not in places:
+                raise InvalidRequest(f"missing input '{expected_tensor.name}'")
+            i = places[place]
+            tensor, where = given[i], sources[i]
+            shape = contents.shape_of(tensor, expected_tensor)
+            if (raws or where is not None) and tensor.HasField("contents"):
+                elsewhere = "raw_input_contents" if where is None else "shared memory"
+                raise InvalidRequest(f"input '{tensor.name}': expected contents or {elsewhere}, got both")
+            if where is not None:
+                windows[place] = self._window(where, expected_tensor, shape)
+                buffers.append(b"")
+            elif raws:
+                buffers.append(raw[i])
+                contents.check(raw[i], expected_tensor, shape)
+            else:
+                buffers.append(contents.typed(tensor, expected_tensor, shape))
+            shapes.append(shape)
+        return buffers, tuple(shapes), windows
+
+    def _window(self, place: Place, tensor: Tensor, shape: tuple[int, ...]) -> Window:
+        """Where an input is to be read, checked before anything of it is."""
+        regions = self._shared_memory()
+        window = regions.window(place)
+        if tensor.datatype.numpy is not None:
+            contents.check_size(place.nbytes, tensor, shape)
+        if place.nbytes > regions.most:
+            raise TooLarge(f"input '{tensor.name}': {place.nbytes} bytes, the limit is {regions.most}")
+        return window
+
+    def _wishes(self, request: Any, interface: Interface, outputs: tuple[int, ...], typed: bool) -> Wishes | None:
+        """How the answer is to be sent; None: the plain way."""
+        if not typed and not any(o.parameters for o in request.outputs):
+            return None
+        tensors = [interface.outputs[place] for place in outputs]
+        named: Sequence[Any] = [o.parameters for o in request.outputs] or [{}] * len(outputs)
+        wanted = [asked(parameters, tensor) for parameters, tensor in zip(named, tensors, strict=True)]
+        typed = all_typed(wanted, tensors, typed)
+        found = tuple(
+            OutputWish(w.classes, None if w.place is None else self._shared_memory().window(w.place)) for w in wanted
+        )
+        return Wishes(found, typed) if typed or any(w != OutputWish() for w in found) else None
+
+    def _shared_memory(self) -> Regions:
+        if self._regions is None:
+            raise InvalidRequest("shared memory is turned off on this server")
+        return self._regions
 
     def _remember(self, header: Header, message: bytes, size: int) -> None:
         """Only a message that ends with `tag, length, tensor` can be known again by the bytes before its tensor.
@@ -181,6 +269,11 @@ class Decoder:
         self._count += 1
 
 
+def _uses_regions(header: Header) -> bool:
+    """Whether anything of the request is in shared memory: a region may be unregistered, so that is looked up anew."""
+    return bool(header.shared) or (header.wishes is not None and any(w.window for w in header.wishes.outputs))
+
+
 def varint(value: int) -> bytes:
     """`value` as protobuf writes lengths: seven bits a byte, the lowest first."""
     out = bytearray()
@@ -191,12 +284,6 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
-def printable(text: str, limit: int = 80) -> str:
-    """Somebody else's text, safe for one line of an error or a log."""
-    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:limit])
-    return shown + ("…" if len(text) > limit else "")
-
-
 def _names(request: Any) -> None:
     for what, value in (
         ("model name", request.model_name),
@@ -205,148 +292,6 @@ def _names(request: Any) -> None:
     ):
         if len(value) > NAME_LIMIT:
             raise InvalidRequest(f"the {what} has {len(value)} characters, the limit is {NAME_LIMIT}")
-
-
-def _parameters(request: Any, target: Target) -> tuple[int, float]:
-    """Priority (0: the model's default) and timeout in seconds, from the schedule_policy parameters."""
-    priority, timeout = NO_PRIORITY, math.inf
-    for key, parameter in request.parameters.items():
-        kind = parameter.WhichOneof("parameter_choice")
-        if key in ("priority", "timeout"):
-            if kind not in ("int64_param", "uint64_param"):
-                raise InvalidRequest(f"parameter '{key}': expected an integer, got {kind or 'nothing'}")
-            value = getattr(parameter, kind)
-            if key == "priority":
-                if not 0 <= value <= target.priority_levels:
-                    raise InvalidRequest(
-                        f"parameter 'priority': expected 1 to {target.priority_levels}, or 0 for the default, "
-                        f"got {value}"
-                    )
-                priority = value
-            elif value < 0:
-                raise InvalidRequest(f"parameter 'timeout': expected microseconds, at least 0, got {value}")
-            elif value:
-                timeout = value * 1e-6
-        elif key.startswith(REFUSED_PARAMETERS) and not _idle(parameter, kind):
-            raise InvalidRequest(f"parameter '{printable(key)}' is not supported here")
-    return priority, timeout
-
-
-def _idle(parameter: Any, kind: str | None) -> bool:
-    """Whether a parameter says nothing: clients send `sequence_id` 0 and the like out of habit."""
-    return kind is None or not getattr(parameter, kind)
-
-
-def _inputs(request: Any, interface: Interface) -> tuple[Sequence[Buffer], tuple[tuple[int, ...], ...]]:
-    """Raw bytes and shape of every input, in the model's order."""
-    given = request.inputs
-    contents = request.raw_input_contents
-    if contents and len(contents) != len(given):
-        raise InvalidRequest(f"{len(contents)} raw_input_contents for {len(given)} inputs; expected one for each")
-    places: dict[int, int] = {}
-    for i, tensor in enumerate(given):
-        place = interface.input_place.get(tensor.name)
-        if place is None:
-            expected = ", ".join(t.name for t in interface.inputs)
-            raise InvalidRequest(f"unexpected input '{printable(tensor.name)}'; expected {expected}")
-        if place in places:
-            raise InvalidRequest(f"input '{printable(tensor.name)}' is given twice")
-        places[place] = i
-    buffers: list[Buffer] = []
-    shapes: list[tuple[int, ...]] = []
-    for place, expected_tensor in enumerate(interface.inputs):
-        if place not in places:
-            raise InvalidRequest(f"missing input '{expected_tensor.name}'")
-        tensor = given[places[place]]
-        shape = _shape(tensor, expected_tensor)
-        if contents:
-            if tensor.HasField("contents"):
-                raise InvalidRequest(f"input '{tensor.name}': expected contents or raw_input_contents, got both")
-            buffer = contents[places[place]]
-            _check_raw(buffer, expected_tensor, shape)
-        else:
-            buffer = _typed(tensor, expected_tensor, shape)
-        buffers.append(buffer)
-        shapes.append(shape)
-    return buffers, tuple(shapes)
-
-
-def _shape(given: Any, expected: Tensor) -> tuple[int, ...]:
-    name = expected.name
-    if given.datatype != expected.datatype.name:
-        raise InvalidRequest(
-            f"input '{name}': expected datatype {expected.datatype.name}, got '{printable(given.datatype)}'"
-        )
-    for key, parameter in given.parameters.items():
-        if key.startswith(REFUSED_PARAMETERS) and not _idle(parameter, parameter.WhichOneof("parameter_choice")):
-            raise InvalidRequest(f"input '{name}': parameter '{printable(key)}' is not supported here")
-    shape = tuple(given.shape)
-    if len(shape) != len(expected.shape):
-        raise InvalidRequest(
-            f"input '{name}': expected {len(expected.shape)} dimensions {_show(expected.shape)}, got {_show(shape)}"
-        )
-    for got, want in zip(shape, expected.shape, strict=True):
-        if got < 0:
-            raise InvalidRequest(f"input '{name}': expected sizes of at least 0, got {_show(shape)}")
-        if want >= 0 and got != want:
-            raise InvalidRequest(f"input '{name}': expected shape {_show(expected.shape)}, got {_show(shape)}")
-    if math.prod(s or 1 for s in shape) > ELEMENT_LIMIT:  # 0 x 2**62 is empty, and yet no array
-        raise InvalidRequest(f"input '{name}': the sizes of {_show(shape)} are out of range")
-    return shape
-
-
-def _show(shape: Sequence[int]) -> str:
-    return "[" + ",".join(str(s) for s in shape[:16]) + (",…" if len(shape) > 16 else "") + "]"
-
-
-def _check_raw(buffer: bytes, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    count = math.prod(shape)
-    if tensor.datatype.numpy is None:
-        elements(buffer, tensor.name, count)
-        return
-    expected = count * tensor.datatype.itemsize
-    if len(buffer) != expected:
-        raise InvalidRequest(
-            f"input '{tensor.name}': shape {_show(shape)} of {tensor.datatype.name} takes {expected} bytes, "
-            f"got {len(buffer)}"
-        )
-
-
-def _typed(given: Any, tensor: Tensor, shape: tuple[int, ...]) -> bytes:
-    """Typed contents as raw bytes. Values must be in the one field that belongs to the datatype, and in its range."""
-    datatype = tensor.datatype
-    count = math.prod(shape)
-    filled = [field.name for field, _ in given.contents.ListFields()]
-    if datatype.contents is None:
-        if filled or count:
-            raise InvalidRequest(f"input '{tensor.name}': {datatype.name} travels in raw_input_contents only")
-        return b""
-    wrong = [name for name in filled if name != datatype.contents]
-    if wrong:
-        raise InvalidRequest(
-            f"input '{tensor.name}': {datatype.name} travels in {datatype.contents}, got {', '.join(wrong)}"
-        )
-    values = getattr(given.contents, datatype.contents)
-    if len(values) != count:
-        raise InvalidRequest(
-            f"input '{tensor.name}': shape {_show(shape)} has {count} elements, got {len(values)} in "
-            f"{datatype.contents}"
-        )
-    if datatype.numpy is None:
-        packed = pack(values)
-        elements(packed, tensor.name, count)
-        return packed
-    wide = np.fromiter(values, dtype=_carrier(datatype), count=count)
-    narrow = wide.astype(datatype.numpy)
-    if datatype.numpy.kind in "iu" and not np.array_equal(wide, narrow):
-        worst = wide[np.argmax(wide != narrow)]
-        raise InvalidRequest(f"input '{tensor.name}': {worst} is not in the range of {datatype.name}")
-    return narrow.tobytes()
-
-
-def _carrier(datatype: protocol.Datatype) -> Any:
-    """The type in which protobuf hands out the values of a datatype's contents field."""
-    return {"int_contents": np.int64, "uint_contents": np.uint64}.get(datatype.contents or "", datatype.numpy)
 
 
 def _rows(shapes: tuple[tuple[int, ...], ...], interface: Interface) -> int:
@@ -370,9 +315,6 @@ def _outputs(request: Any, interface: Interface) -> tuple[int, ...]:
             raise InvalidRequest(f"unknown output '{printable(output.name)}'; the outputs are {known}")
         if place in places:
             raise InvalidRequest(f"output '{printable(output.name)}' is requested twice")
-        for key, parameter in output.parameters.items():
-            if key.startswith(REFUSED_PARAMETERS) and not _idle(parameter, parameter.WhichOneof("parameter_choice")):
-                raise InvalidRequest(f"output '{output.name}': parameter '{printable(key)}' is not supported here")
         places.append(place)
     return tuple(places)
 

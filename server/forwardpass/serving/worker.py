@@ -277,7 +277,8 @@ class Worker:
         try:
             outputs, wanted = self._runner.run(requests, options, matrices)
             run = self._clock() - began
-            return list(self._runner.scatter(requests, outputs, wanted)), run, False
+            failures: list[RequestError] = []
+            return self._runner.scatter(requests, outputs, wanted, failures), run, bool(failures)
         except RequestError as error:
             if len(requests) == 1 or isinstance(error, DeadlineExceeded):
                 return [error] * len(requests), self._clock() - began, True

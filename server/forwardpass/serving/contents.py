@@ -1,0 +1,99 @@
+"""One input of a request: its datatype and shape against the model's, its elements as raw bytes. Pure.
+
+Whatever does not fit is InvalidRequest, naming the input, what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from forwardpass.errors import InvalidRequest, printable
+from forwardpass.serving import protocol
+from forwardpass.serving.interface import Tensor
+from forwardpass.serving.matrix import Buffer, elements, pack
+
+ELEMENT_LIMIT = 1 << 40  # product of a tensor's sizes other than 0: what is larger can't be sent anyhow
+
+
+def shape_of(given: Any, expected: Tensor) -> tuple[int, ...]:
+    """The shape of an InferInputTensor, once its datatype and every size are what the model's tensor asks for."""
+    name = expected.name
+    if given.datatype != expected.datatype.name:
+        raise InvalidRequest(
+            f"input '{name}': expected datatype {expected.datatype.name}, got '{printable(given.datatype)}'"
+        )
+    shape = tuple(given.shape)
+    if len(shape) != len(expected.shape):
+        raise InvalidRequest(
+            f"input '{name}': expected {len(expected.shape)} dimensions {_show(expected.shape)}, got {_show(shape)}"
+        )
+    for got, want in zip(shape, expected.shape, strict=True):
+        if got < 0:
+            raise InvalidRequest(f"input '{name}': expected sizes of at least 0, got {_show(shape)}")
+        if want >= 0 and got != want:
+            raise InvalidRequest(f"input '{name}': expected shape {_show(expected.shape)}, got {_show(shape)}")
+    if math.prod(s or 1 for s in shape) > ELEMENT_LIMIT:  # 0 x 2**62 is empty, and yet no array
+        raise InvalidRequest(f"input '{name}': the sizes of {_show(shape)} are out of range")
+    return shape
+
+
+def _show(shape: Sequence[int]) -> str:
+    return "[" + ",".join(str(s) for s in shape[:16]) + (",…" if len(shape) > 16 else "") + "]"
+
+
+def check(buffer: Buffer, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """That raw contents are the elements of `shape`."""
+    if tensor.datatype.numpy is None:
+        elements(buffer, tensor.name, math.prod(shape))
+    else:
+        check_size(len(buffer), tensor, shape)
+
+
+def check_size(nbytes: int, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    expected = math.prod(shape) * tensor.datatype.itemsize
+    if nbytes != expected:
+        raise InvalidRequest(
+            f"input '{tensor.name}': shape {_show(shape)} of {tensor.datatype.name} takes {expected} bytes, "
+            f"got {nbytes}"
+        )
+
+
+def typed(given: Any, tensor: Tensor, shape: tuple[int, ...]) -> bytes:
+    """Typed contents as raw bytes. Values must be in the one field that belongs to the datatype, and in its range."""
+    datatype = tensor.datatype
+    count = math.prod(shape)
+    filled = [field.name for field, _ in given.contents.ListFields()]
+    if datatype.contents is None:
+        if filled or count:
+            raise InvalidRequest(f"input '{tensor.name}': {datatype.name} travels in raw_input_contents only")
+        return b""
+    wrong = [name for name in filled if name != datatype.contents]
+    if wrong:
+        raise InvalidRequest(
+            f"input '{tensor.name}': {datatype.name} travels in {datatype.contents}, got {', '.join(wrong)}"
+        )
+    values = getattr(given.contents, datatype.contents)
+    if len(values) != count:
+        raise InvalidRequest(
+            f"input '{tensor.name}': shape {_show(shape)} has {count} elements, got {len(values)} in "
+            f"{datatype.contents}"
+        )
+    if datatype.numpy is None:
+        packed = pack(values)
+        elements(packed, tensor.name, count)
+        return packed
+    wide = np.fromiter(values, dtype=_carrier(datatype), count=count)
+    narrow = wide.astype(datatype.numpy)
+    if datatype.numpy.kind in "iu" and not np.array_equal(wide, narrow):
+        worst = wide[np.argmax(wide != narrow)]
+        raise InvalidRequest(f"input '{tensor.name}': {worst} is not in the range of {datatype.name}")
+    return narrow.tobytes()
+
+
+def _carrier(datatype: protocol.Datatype) -> Any:
+    """The type in which protobuf hands out the values of a datatype's contents field."""
+    return {"int_contents": np.int64, "uint_contents": np.uint64}.get(datatype.contents or "", datatype.numpy)
