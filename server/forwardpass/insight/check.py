@@ -103,7 +103,8 @@ def _equation(graph: Graph, tensor: str, taken: list[str]) -> str:
             before = next((name for name in nodes[0].inputs if name and name not in graph.fixed), "")
             return f"{graph.labels.get(before, before)} W{layer.number}ᵀ + b{layer.number}"
         if tensor == layer.a:
-            after = [node.op for node in nodes if node.outputs[0] != layer.z]
+            place = next(i for i, node in enumerate(nodes) if layer.z in node.outputs)
+            after = [node.op for node in nodes[place + 1 :]]
             return f"{' ∘ '.join(reversed(after))}(z{layer.number})"
     prepared = [node.op for node in graph.nodes if node.layer == 0 and not graph.is_fixed(node)]
     return f"{' ∘ '.join(reversed(prepared))}({graph.inputs[0]})"

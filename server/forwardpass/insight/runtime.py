@@ -122,7 +122,8 @@ def execute(graph: Graph, path: Path, feeds: Feeds, seconds: float = 0.3) -> Exe
         # The runtime names a nameless node after its operator, with a number.
         key = node.name
         if not key:
-            same = sorted(k for k in spent if k.startswith(f"{node.op_type}_"))
+            same = [k for k in spent if k.startswith(f"{node.op_type}_") and k[len(node.op_type) + 1 :].isdecimal()]
+            same.sort(key=lambda k: (len(k), k))
             nth = unnamed[node.op_type] = unnamed.get(node.op_type, -1) + 1
             key = same[nth] if nth < len(same) else ""
         steps.append(Step(key or node.op_type, node.op_type, covered[place], spent.get(key, 0.0)))
