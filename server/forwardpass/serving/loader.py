@@ -67,6 +67,8 @@ def load(
     wanted = config.max_batch_size if config.max_batch_size is not None else settings.max_batch_size
     invariance, why = _invariance(interface, session, config, contract, wanted)
     batches = invariance.batches and wanted > 0
+    if invariance is Invariance.NONE:
+        interface = dataclasses.replace(interface, batchable=False)  # axis 0 is like any other from here on
     limits = Limits(
         max_batch_rows=wanted if batches else 1,
         rows=config.max_queue_rows,
