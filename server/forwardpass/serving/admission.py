@@ -40,7 +40,7 @@ class Admission:
                     reason="server_requests",
                     retry_after=RETRY_AFTER,
                 )
-            if self.requests and self.nbytes + nbytes > self.max_bytes:
+            if (self.requests or requests > 1) and self.nbytes + nbytes > self.max_bytes:
                 return Overloaded(
                     f"the server has {self.nbytes} bytes of requests in flight, the bound is {self.max_bytes}",
                     reason="server_bytes",
