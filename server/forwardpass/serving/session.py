@@ -32,6 +32,8 @@ except ImportError as error:  # pragma: no cover - needs an environment without 
     ) from error
 
 BF16_ONNX = 16  # TensorProto.BFLOAT16
+# What ONNX Runtime's errors say when memory is short, or when no memory could ever be enough.
+OUT_OF_MEMORY = ("bad_alloc", "llocate", "out of memory", "Out of memory", "size overflowed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +176,7 @@ def translate(error: Exception) -> RequestError:
     """A run's exception as the error its requests get."""
     kind = type(error).__name__
     text = str(error)
-    if isinstance(error, MemoryError) or "bad_alloc" in text or "llocate" in text or "out of memory" in text.lower():
+    if isinstance(error, MemoryError) or any(word in text for word in OUT_OF_MEMORY):
         return TooLarge("there is not enough memory for this run", reason="out_of_memory")
     if kind == "InvalidArgument" or "out of data bounds" in text or "out of bounds" in text:
         return InvalidRequest(f"the network cannot be run on these values: {reason(error)}")
