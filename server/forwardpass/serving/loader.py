@@ -174,8 +174,8 @@ def _agree(found: Interface, contract: Contract) -> None:
 def _labels(path: Path) -> tuple[str, ...]:
     try:
         return tuple(path.read_text(encoding="utf-8").splitlines())
-    except OSError as error:
-        raise ConfigError(f"labels: {path} cannot be read: {error.strerror}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"labels: {path} cannot be read: {error}") from None
 
 
 def _replay(session: Session, contract: Contract) -> str:

@@ -127,9 +127,13 @@ class Repository:
         try:
             config = ModelConfig.load(entry.folder.parent)
             loaded = load(entry.name, entry.version, entry.folder, config, self._settings, self._cores, self._admission)
-        except ModelError as error:
+        except (ModelError, SettingsError) as error:
             logger.error("model %s version %s cannot be served: %s", entry.name, entry.version, error)
             return self._enter(Entry(entry.name, entry.version, entry.folder, State.UNAVAILABLE, str(error)))
+        except Exception:
+            logger.exception("model %s version %s could not be loaded", entry.name, entry.version)
+            why = "internal error; the server's log has the details"
+            return self._enter(Entry(entry.name, entry.version, entry.folder, State.UNAVAILABLE, why))
         loaded.worker.start()
         return self._enter(Entry(entry.name, entry.version, entry.folder, State.READY, "", loaded))
 
