@@ -375,7 +375,7 @@ def _as_array(values: Any, dtype: np.dtype[Any], field: str) -> NDArray[Any]:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Every file below the folder but the contract, as relative paths with "/". Raises ContractError on a link out."""
+    """Every file below `folder` as relative paths with "/", but the contract and options. Raises ContractError."""
     home = folder.resolve()
     if not home.is_dir():
         raise ContractError(f"{folder}: is not a folder")
@@ -384,7 +384,7 @@ def _files(folder: Path) -> Iterator[str]:
     pending = [folder]
     while pending:
         for entry in sorted(pending.pop().iterdir()):
-            if entry.name.startswith("..") or entry == folder / CONTRACT_FILE:
+            if entry.name.startswith("..") or entry in (folder / CONTRACT_FILE, folder / "model.toml"):
                 continue
             target = entry.resolve()
             if not target.is_relative_to(home):

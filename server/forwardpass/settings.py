@@ -27,6 +27,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     repository: Path = Field(Path("models"), description="The folder of models, or one model's own folder.")
+    model_name: str = Field(
+        "",
+        description="Serve the repository's folder as the one model of this name: model.onnx directly in it, as "
+        "version 1, or VERSION/model.onnx. KServe mounts models so.",
+    )
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
     grpc_port: int = Field(8001, ge=0, le=65535, description="Port for gRPC; 0 picks a free one and prints it.")
     metrics_port: int = Field(

@@ -48,6 +48,11 @@ class Loaded:
     seconds: float  # that loading took
 
 
+def options_folder(folder: Path, settings: Settings) -> Path:
+    """Where the options and labels of the version in `folder` are: one above it, unless it is all of the repository."""
+    return folder if folder == settings.repository else folder.parent
+
+
 def load(
     name: str,
     version: str,
@@ -62,7 +67,7 @@ def load(
     contract = _contract(folder)
     placement = _placement(config, settings, cores)
     session = Session(folder / MODEL_FILE, placement)
-    interface = _interface(session.interface, config, contract, folder.parent)
+    interface = _interface(session.interface, config, contract, options_folder(folder, settings))
     replayed = _replay(session, contract) if contract is not None else ""
     wanted = config.max_batch_size if config.max_batch_size is not None else settings.max_batch_size
     invariance, why = _invariance(interface, session, config, contract, wanted)
@@ -118,8 +123,8 @@ def _placement(config: ModelConfig, settings: Settings, cores: Cores) -> Placeme
     if shared > 1:
         if config.intra_op_threads not in (None, shared):
             raise ConfigError(
-                f"intra_op_threads: expected {shared} or nothing, got {config.intra_op_threads}: the server was told to "
-                f"share one pool of {shared} threads among its models"
+                f"intra_op_threads: expected {shared} or nothing, got {config.intra_op_threads}: the server was told "
+                f"to share one pool of {shared} threads among its models"
             )
         return place(wanted, shared, "one pool for all models, as configured", shared=True)
     if config.intra_op_threads or shared:

@@ -1,6 +1,7 @@
 """Which models and versions there are, what state each is in, and who serves a request: load, look up, unload.
 
-A repository is a folder of models, `<name>/<version>/model.onnx`; or one model's own folder, as volumes are mounted.
+A repository is a folder of models, `<name>/<version>/model.onnx`; or one model's own folder, as volumes are mounted;
+or, where the settings name the model, one version's own folder.
 The look-up table is replaced as a whole at every change, so that a request sees either the old or the new.
 """
 
@@ -24,7 +25,7 @@ from forwardpass.errors import (
     UnknownModel,
 )
 from forwardpass.serving.admission import Admission
-from forwardpass.serving.loader import Loaded, load
+from forwardpass.serving.loader import Loaded, load, options_folder
 from forwardpass.serving.model_config import ModelConfig
 from forwardpass.serving.threads import Cores
 from forwardpass.serving.wire import printable
@@ -113,7 +114,7 @@ class Repository:
 
     def announce(self) -> list[Entry]:
         """Find what is to be loaded and enter it as LOADING. Raises SettingsError when there is nothing at all."""
-        found = list(self._find(self._settings.repository))
+        found = list(self._find(self._settings.repository, self._settings.model_name))
         if not found:
             raise SettingsError(
                 f"no models in {self._settings.repository}: expected NAME/VERSION/{MODEL_FILE}, or VERSION/{MODEL_FILE}"
@@ -125,7 +126,7 @@ class Repository:
     def load(self, entry: Entry) -> Entry:
         """Load an announced version and serve it, or enter why it can't be. Blocks for as long as that takes."""
         try:
-            config = ModelConfig.load(entry.folder.parent)
+            config = ModelConfig.load(options_folder(entry.folder, self._settings))
             loaded = load(entry.name, entry.version, entry.folder, config, self._settings, self._cores, self._admission)
         except (ModelError, SettingsError) as error:
             logger.error("model %s version %s cannot be served: %s", entry.name, entry.version, error)
@@ -158,10 +159,13 @@ class Repository:
         return entry
 
     @staticmethod
-    def _find(root: Path) -> Iterator[Entry]:
+    def _find(root: Path, only: str) -> Iterator[Entry]:
         if not root.is_dir():
             raise SettingsError(f"the repository {root} is not a folder")
-        for name, folder in _models(root):
+        for name, folder in [(only, root)] if only else _models(root):
+            if only and (folder / MODEL_FILE).exists():
+                yield Entry(name, "1", folder, State.LOADING)
+                continue
             versions = [p for p in folder.iterdir() if _is_version(p)]
             if versions:
                 latest = max(versions, key=lambda p: _number(p.name))
