@@ -164,6 +164,8 @@ class InsightError(ForwardpassError):
 
 def printable(text: str, limit: int = 80) -> str:
     """Somebody else's text, safe for one line of an error or a log."""
+    if len(text) <= limit and text.isprintable():
+        return text
     shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:limit])
     return shown + ("…" if len(text) > limit else "")
 

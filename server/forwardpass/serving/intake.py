@@ -48,10 +48,12 @@ class Intake:
         self._groups: dict[Worker, list[Request]] = {}
         self._pending: list[Worker] = []  # whose queues this thread has promised to come back for
         self.now = clock()
+        self.saturated = False  # whether all that was flushed last waits for models that are saturated
 
     def begin(self) -> None:
         """A group of calls has arrived: they share one time of arrival."""
         self.now = self._clock()
+        self.saturated = False
         self._decoder.refresh()
 
     def take(self, call: Any, message: bytes, seconds_left: float | None, timings: bool = False) -> Request | None:
@@ -108,6 +110,7 @@ class Intake:
         if not self._groups:
             return
         groups, self._groups = self._groups, {}
+        self.saturated = True
         spent = self._clock() - self.now
         total = sum(map(len, groups.values())) if len(groups) > 1 else 0
         for worker, requests in groups.items():
@@ -120,6 +123,7 @@ class Intake:
                 settled = not worker.queue.requests  # unless something came in by the other door meanwhile
             else:
                 worker.submit(requests, self.now)
+            self.saturated = self.saturated and worker.saturated
             worker.metrics.decoded(count, spent * count / (total or count))
             if not settled and worker not in self._pending:
                 self._pending.append(worker)

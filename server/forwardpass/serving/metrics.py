@@ -45,7 +45,8 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("model", "version", "reason"),
         "Requests refused or failed, by reason: invalid, too_large, unknown_model, queue_rows, queue_requests, "
         "queue_bytes, server_requests, server_bytes, deadline_refused, deadline_expired, deadline_hopeless, "
-        "run_timeout, out_of_memory, run_failed, draining, loading, unusable, cancelled.",
+        "deadline_late, run_timeout, out_of_memory, run_failed, draining, loading, unusable, cancelled, unauthenticated, permission, "
+        "unknown_region.",
     ),
     "forwardpass_rows_total": ("counter", ("model", "version"), "Rows run through the network."),
     "forwardpass_batches_total": ("counter", ("model", "version"), "Matrices run through the network."),
@@ -74,6 +75,11 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     ),
     "forwardpass_in_flight_requests": ("gauge", (), "Requests accepted and not yet answered, over all models."),
     "forwardpass_in_flight_bytes": ("gauge", (), "Bytes of those requests."),
+    "forwardpass_file_reloads_total": (
+        "counter",
+        ("files", "result"),
+        "Changes seen of certificates or tokens, ok or failed: after a failed one the last good files stay in use.",
+    ),
     "forwardpass_ready": ("gauge", (), "1 while the server is ready for traffic."),
 }
 

@@ -12,14 +12,16 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from os import sched_yield
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 from forwardpass.errors import RequestError
 from forwardpass.serving import protocol
+from forwardpass.serving.auth import Role, Tokens
 from forwardpass.serving.intake import TIMINGS_KEY, Intake
 from forwardpass.serving.request import Request
 from forwardpass.serving.status import status_of
+from forwardpass.serving.threads import named, prefer_short_slices
 from forwardpass.serving.worker import Answer, Timing, Worker
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,9 @@ try:
 except ImportError:  # pragma: no cover - where there is no wheel of it
     AVAILABLE = False
 
+IO_THREADS = "grpc-native-io"  # how pygrpc-native names its threads
 POLL_SECONDS = 200e-6  # how long a receiving thread that is being kept busy asks for more before it sleeps
+GATHER_SECONDS = 500e-6  # how long arrivals for saturated models gather before they are received
 GROUP = 256  # calls taken in one go: enough to fill several batches, little enough to keep the first one's wait short
 
 
@@ -49,7 +53,9 @@ class NativeFront:
         max_streams: int,
         max_metadata_bytes: int,
         make_intake: Callable[[NativeFront], Intake],
+        tokens: Tokens | None = None,
     ) -> None:
+        """`tokens` None: whoever reaches the port may call."""
         self._front = NativeGrpcFront(
             address,
             [(protocol.METHODS["ModelInfer"].path, False)],
@@ -61,6 +67,7 @@ class NativeFront:
         self.port: int = self._front.bound_port
         self._calls: dict[int, Request] = {}  # by the transport's id: what EVENT_CANCEL speaks of
         self._intake = make_intake(self)
+        self._tokens = tokens
         self._brisk = False  # whether the last wait was shorter than POLL_SECONDS
         self._thread = threading.Thread(target=self._receive, name="native-front", daemon=True)
 
@@ -93,6 +100,8 @@ class NativeFront:
 
     def _receive(self) -> None:
         front, intake = self._front, self._intake
+        # Whoever receives and answers must not wait behind a core that computes.
+        prefer_short_slices([threading.get_native_id(), *named(IO_THREADS)])
         more = False
         while True:
             # While this thread has batches of its own to run it only looks for what has arrived meanwhile.
@@ -103,6 +112,10 @@ class NativeFront:
                 if events:
                     self._take(events)
                 more = intake.step()
+                if intake.saturated and events and not more:
+                    # Nothing that arrives now can run soon, and receiving it call by call would take much of the core
+                    # from the runs: a switch of threads for each. Received in groups they cost a fraction of that.
+                    sleep(GATHER_SECONDS)
             except Exception:
                 logger.exception("the native door failed on a group of %d events", len(events))
 
@@ -127,7 +140,7 @@ class NativeFront:
         return events
 
     def _take(self, events: Sequence[Any]) -> None:
-        intake, calls = self._intake, self._calls
+        intake, calls, tokens = self._intake, self._calls, self._tokens
         take = intake.take
         intake.begin()
         gone: list[int] = []
@@ -136,6 +149,11 @@ class NativeFront:
                 gone.append(call)
                 continue
             metadata, _, seconds_left = details
+            if tokens is not None:
+                refusal = tokens.refusal(metadata, Role.INFER)
+                if refusal is not None:
+                    intake.refuse(call, refusal)
+                    continue
             timings = False
             for key, value in metadata:
                 if key == TIMINGS_KEY:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -127,6 +128,11 @@ class Worker:
         if refused:
             self._refuse(refused)
 
+    @property
+    def saturated(self) -> bool:
+        """Whether what arrives now can't run before a full batch that waits already. Read without the lock: a hint."""
+        return not self._idle and self.queue.rows >= self.queue.limits.max_batch_rows
+
     def step(self) -> bool:
         """See to it that what waits is run: by this thread, if that is quicker than waking another.
 
@@ -168,6 +174,7 @@ class Worker:
         answers, run, failed = self._guarded([request], matrices)
         ended = self._clock()
         request.state = SETTLED
+        late = self._too_late([request], answers, ended)
         timing = Timing(taken, run, ended, sum(matrices)) if request.timings else None
         request.door.deliver([request], answers, timing)
         # From here on nobody waits for us.
@@ -175,9 +182,9 @@ class Worker:
             self._free_slot()
             if not failed:
                 run_time.observe(request.rows, ended - taken)
-        if failed:
+        if failed or late:
             self._count(answers)
-        self.metrics.ran(Ran(((request.arrival, 1),), matrices, taken, run, self._clock(), 0 if failed else 1))
+        self.metrics.ran(Ran(((request.arrival, 1),), matrices, taken, run, self._clock(), 0 if failed or late else 1))
         self._admission.release(1, request.nbytes)
         return True
 
@@ -240,9 +247,14 @@ class Worker:
         ended = self._clock()
         owed = self._give_back(batch)
         timing = Timing(batch.taken, run, ended, sum(matrices))
-        self._deliver(requests, answers, owed, timing)
+        late = self._too_late(requests, answers, ended)
+        if all(owed):
+            self._deliver(requests, answers, timing)
+        else:
+            kept = [i for i, is_owed in enumerate(owed) if is_owed]
+            self._deliver([requests[i] for i in kept], [answers[i] for i in kept], timing)
         # From here on nobody waits for us.
-        errors = self._count(answers) if failed else 0
+        errors = self._count(answers) if failed or late else 0
         self._record(requests, owed, matrices, timing, errors)
         if not failed:
             with self._lock:
@@ -293,13 +305,8 @@ class Worker:
 
     # -- settling -----------------------------------------------------------------------------------------------------
 
-    def _deliver(
-        self, requests: Sequence[Request], answers: Sequence[Answer], owed: Sequence[bool], timing: Timing
-    ) -> None:
+    def _deliver(self, requests: Sequence[Request], answers: Sequence[Answer], timing: Timing | None) -> None:
         """Hand out the answers, door by door."""
-        if not all(owed):
-            kept = [i for i, is_owed in enumerate(owed) if is_owed]
-            requests, answers = [requests[i] for i in kept], [answers[i] for i in kept]
         while requests:
             door = requests[0].door
             others = [i for i, r in enumerate(requests) if r.door is not door]
@@ -333,18 +340,27 @@ class Worker:
         self.metrics.ran(Ran(waits, matrices, timing.taken, timing.run, self._clock(), max(0, answered - errors)))
         self._admission.release(answered, nbytes)
 
+    @staticmethod
+    def _too_late(requests: Sequence[Request], answers: list[Answer], ended: float) -> bool:
+        """Tell those whose deadline passed while they ran: nobody takes their answer now. Whether there were any."""
+        late = [i for i, request in enumerate(requests) if request.deadline < ended]
+        for i in late:
+            past = (ended - requests[i].deadline) * 1e3
+            answers[i] = DeadlineExceeded(f"the run ended {past:.1f} ms after the deadline", reason="deadline_late")
+        return bool(late)
+
     def _count(self, answers: Sequence[Answer]) -> int:
         """Count the errors among `answers`; how many."""
         errors = [a for a in answers if isinstance(a, RequestError)]
-        for error in errors:
-            self.metrics.refused(error.status.name, error.reason)
+        for (code, reason), times in Counter((e.status.name, e.reason) for e in errors).items():
+            self.metrics.refused(code, reason, times)
         return len(errors)
 
     def _refuse(self, refused: Sequence[Settled]) -> None:
-        for request, error in refused:
-            self.metrics.refused(error.status.name, error.reason)
-            request.door.deliver([request], [error], None)
-            self._admission.release(1, request.nbytes)
+        requests, errors = [r for r, _ in refused], [e for _, e in refused]
+        self._count(errors)
+        self._deliver(requests, errors, None)
+        self._admission.release(len(requests), sum([r.nbytes for r in requests]))
 
     def _going(self) -> ModelLoading:
         return ModelLoading(
