@@ -36,7 +36,7 @@ MODES = {
     "inference_mode": "PyTorch, inference_mode",
     "session": "the server's session",
 }
-_UNITS = ("MB", "µs", "MB resident")  # of the picture's panels
+_PANELS = (("peak memory of a pass", "MB"), ("time of a row", "µs"), ("a server's memory", "MB resident"))
 _SAMPLES = 20  # of the server's memory
 _MOST_ROWS = 8  # of a request to it; they take turns from 1
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -219,13 +219,11 @@ def _figure(title: str, points: Sequence[Point], served: Served | None) -> Any:
         axes[1].plot(sizes, [point.seconds / point.rows * 1e6 for point in own], **style)
     kept = [point for point in points if point.mode == "autograd"]
     axes[0].plot(sizes, [p.held / 1e6 for p in kept], "--", color=pictures.hue(0), label="kept for backward, after it")
-    for axis, title, unit in zip(
-        axes, ("peak memory of a pass", "time of a row", "a server's memory"), _UNITS, strict=False
-    ):
-        axis.set_title(title)
+    for axis, (words, unit) in zip(axes, _PANELS, strict=False):
+        axis.set_title(words)
         axis.set_ylabel(unit)
     pictures.log_axis(axes[1], sizes)
-    axes[1].set_yscale("log")
+    pictures.log_scale(axes[1], [point.seconds / point.rows * 1e6 for point in points])
     for axis in axes[:2]:
         axis.set_xlabel("rows in the batch")
         axis.tick_params(labelsize=9)

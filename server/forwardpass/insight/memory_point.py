@@ -37,7 +37,7 @@ from forwardpass.serving.session import Placement, Session
 
 MODES = ("autograd", "no_grad", "inference_mode", "session")
 _STATUS = Path("/proc/self/status")
-_TIMED_SECONDS = 0.2
+_TIMED_SECONDS = 0.1
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's numbers for these options of mallopt
 
 Pass = Callable[[], Any]

@@ -70,3 +70,13 @@ def log_axis(axis: Any, ticks: Sequence[int]) -> None:
     axis.set_xscale("log", base=2)
     axis.set_xticks(list(ticks), [f"{tick:,}" for tick in ticks])
     axis.minorticks_off()
+
+
+def log_scale(axis: Any, values: Sequence[float]) -> None:
+    """A logarithmic scale upwards for values that may lie close together: ticks at 1, 2 and 5 times powers of ten."""
+    low, high = min(values) / 1.3, max(values) * 1.3
+    axis.set_yscale("log")
+    axis.set_ylim(low, high)
+    ticks = [digit * 10.0**power for power in range(-6, 9) for digit in (1, 2, 5) if low <= digit * 10.0**power <= high]
+    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()

@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads inside a run [%(default)s]")
     parser.add_argument(
-        "--seconds", type=float, default=0.1, metavar="S", help="for each batch size, loop and product [%(default)s]"
+        "--seconds", type=float, default=0.05, metavar="S", help="for each batch size, loop and product [%(default)s]"
     )
     pictures.add_argument(parser, "throughput and latency against batch size")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
