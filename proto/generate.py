@@ -14,7 +14,7 @@ from pathlib import Path
 from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
 
-SOURCES = ("model_config.proto", "grpc_service.proto", "health.proto", "error_details.proto")
+SOURCES = ("model_config.proto", "grpc_service.proto", "health.proto", "reflection.proto", "error_details.proto")
 HERE = Path(__file__).resolve().parent
 TARGET = HERE.parent / "server" / "forwardpass" / "serving" / "protocol.binpb"
 

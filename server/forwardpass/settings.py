@@ -42,6 +42,28 @@ class Settings(BaseModel):
         description="Which door answers ModelInfer: native (HTTP/2 outside the interpreter's lock) where it is "
         "installed, or grpcio. auto takes native when it can.",
     )
+    tls_certificate: Path | None = Field(
+        None,
+        description="The server's certificate with those between it and its authority, in PEM; with it the port speaks "
+        "TLS, by the grpcio door. It, the key and the clients' authority are read again when they change.",
+    )
+    tls_key: Path | None = Field(None, description="The certificate's key in PEM, not encrypted.")
+    tls_client_ca: Path | None = Field(
+        None,
+        description="Authorities in PEM; only clients with a certificate that one of them signed get in (mutual TLS).",
+    )
+    tokens: Path | None = Field(
+        None,
+        description="A file of bearer tokens, a line each: infer TOKEN or admin TOKEN, or sha256:DIGEST in its place. "
+        "With it every call but health needs one; load, unload, shared memory and settings need admin. Read again "
+        "when it changes.",
+    )
+    reflection: bool = Field(False, description="Offer server reflection, for buf curl, grpcurl and the like.")
+    shared_memory: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether clients may register system shared memory. auto: where only this machine reaches the "
+        "port, or tokens are asked for.",
+    )
     provider: str = Field(
         "auto", description="Where networks run: auto, cpu, cuda or cuda:N. A model's own option comes before it."
     )

@@ -25,8 +25,8 @@ SERVING = PACKAGE / "serving"
 # What serving/ is made of, in the order of a request's way, callees first. A module imports from rows above its own,
 # never from its own row or below; beside those, from the leaves.
 ORDER = (
-    ("protocol",),
-    ("interface",),
+    ("protocol", "watched"),
+    ("interface", "auth"),
     ("matrix", "wishes"),
     ("contents", "shared_memory"),
     ("wire",),
@@ -45,7 +45,9 @@ ORDER = (
     ("repository",),
     ("health", "service"),
     ("intake",),
+    ("reflection", "stream", "tls"),
     ("native_front", "grpc_server"),
+    ("guards",),
     ("lifecycle",),
 )
 RANK = {f"forwardpass.serving.{name}": rank for rank, row in enumerate(ORDER) for name in row}

@@ -22,20 +22,23 @@ from google.protobuf.message import DecodeError
 
 from forwardpass.errors import InvalidRequest, RequestError, RunFailed
 from forwardpass.serving import protocol
+from forwardpass.serving.auth import Role, Tokens, role_of
 from forwardpass.serving.health import Health
 from forwardpass.serving.intake import TIMINGS_KEY, Intake
 from forwardpass.serving.metrics import ModelMetrics
+from forwardpass.serving.reflection import METHOD, Reflection
+from forwardpass.serving.reflection import SERVICES as REFLECTION_SERVICES
 from forwardpass.serving.request import Request
 from forwardpass.serving.service import Service
+from forwardpass.serving.shared_memory import SharedMemoryService
 from forwardpass.serving.status import status_of
+from forwardpass.serving.stream import Reply, Stream
 from forwardpass.serving.worker import Answer, Timing, Worker
 
 logger = logging.getLogger(__name__)
 
 FIRST_MESSAGE_SECONDS = 30.0  # a call that has sent no message by then is ended
 CODES = {code.value[0]: code for code in grpc.StatusCode}
-
-Reply = tuple[Answer, Timing | None]
 
 
 class GrpcServer:
@@ -51,11 +54,16 @@ class GrpcServer:
         max_metadata_bytes: int,
         make_intake: Callable[[GrpcServer], Intake],
         max_connection_age: float = 0.0,
+        shared_memory: SharedMemoryService | None = None,
+        tokens: Tokens | None = None,
+        reflection: bool = False,
     ) -> None:
-        self._service = service
+        """`tokens` None: whoever reaches the port may call everything. `reflection`: offer server reflection."""
         self._health = health
         self._metrics = metrics
-        self._max_message_bytes = max_message_bytes
+        self._methods = {**service.methods, **(shared_memory or SharedMemoryService(None)).methods}
+        self._tokens = tokens
+        self._streams: set[Stream] = set()
         self._intake = make_intake(self)
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -77,7 +85,7 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),  # two servers on one port would share its traffic silently
             ]
         )
-        self._server.add_generic_rpc_handlers(self._handlers())
+        self._server.add_generic_rpc_handlers(self._handlers(reflection))
 
     def listen(self, address: str, credentials: Any = None) -> int:
         """Bind before `start`; the port. Raises RuntimeError when the address is taken."""
@@ -90,24 +98,31 @@ class GrpcServer:
 
     async def stop(self, seconds: float) -> None:
         """Take no more calls, give those under way `seconds`."""
+        for stream in self._streams:
+            stream.end()
         await self._server.stop(seconds)
 
     # -- ModelInfer ---------------------------------------------------------------------------------------------------
 
-    async def infer(self, message: bytes, seconds_left: float | None, timings: bool) -> Reply:
-        """Queue one message and wait for its answer. Calls that arrive in one turn of the loop form one group."""
+    def submit(self, message: bytes, seconds_left: float | None, timings: bool) -> asyncio.Future[Reply]:
+        """Queue one message; its answer to come. Calls that arrive in one turn of the loop form one group.
+
+        Whoever is done with the future, answered or not, says so by `abandon`.
+        """
         future: asyncio.Future[Reply] = self._loop.create_future()
         self._arrived.append((future, message, seconds_left, timings))
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._flush)
-        try:
-            return await future
-        finally:
-            request = self._requests.pop(future, None)
-            if request is not None and future.cancelled():
-                worker: Worker = request.header.target
-                worker.cancel(request)
+        return future
+
+    def abandon(self, future: asyncio.Future[Reply]) -> None:
+        """Nobody waits for this answer any more. If it has not come, its request is cancelled."""
+        request = self._requests.pop(future, None)
+        future.cancel()
+        if request is not None and future.cancelled():
+            worker: Worker = request.header.target
+            worker.cancel(request)
 
     def _flush(self) -> None:
         self._scheduled = False
@@ -148,23 +163,43 @@ class GrpcServer:
     # -- from gRPC's calls to the methods
     # -------------------------------------------------------------------------------
 
-    def _handlers(self) -> tuple[Any, ...]:
+    def _handlers(self, reflection: bool) -> tuple[Any, ...]:
         found = []
-        inference: dict[str, Any] = {"ModelInfer": self._unary(self._infer)}
-        for name, method in self._service.methods.items():
-            inference[name] = self._unary(self._plain(protocol.METHODS[name].request, method))
+        inference: dict[str, Any] = {
+            "ModelInfer": self._unary(self._infer, Role.INFER),
+            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._stream),
+        }
+        for name, method in self._methods.items():
+            inference[name] = self._unary(self._plain(protocol.METHODS[name].request, method), role_of(name))
         health = {
             "Check": self._unary(self._plain(protocol.HealthCheckRequest, self._health.check)),
             "List": self._unary(self._plain(protocol.HealthListRequest, self._health.list)),
             "Watch": grpc.stream_stream_rpc_method_handler(self._watch),
         }
-        for service, methods in ((protocol.INFERENCE_SERVICE, inference), (protocol.HEALTH_SERVICE, health)):
-            found.append(grpc.method_handlers_generic_handler(service, methods))
+        services = {protocol.INFERENCE_SERVICE: inference, protocol.HEALTH_SERVICE: health}
+        if reflection:
+            answering = Reflection((*services, protocol.REFLECTION_SERVICE))
+            for name in REFLECTION_SERVICES:
+                services[name] = {METHOD: grpc.stream_stream_rpc_method_handler(self._reflecting(answering))}
+        for name, methods in services.items():
+            found.append(grpc.method_handlers_generic_handler(name, methods))
         return tuple(found)
 
-    def _unary(self, method: Callable[[bytes, Any], Awaitable[bytes]]) -> Any:
+    def _allow(self, context: Any, role: Role) -> None:
+        """Raises Unauthenticated or PermissionDenied for a call that its token does not allow, and counts it."""
+        if self._tokens is not None:
+            refusal = self._tokens.refusal(context.invocation_metadata() or (), role)
+            if refusal is not None:
+                self._metrics.refused(refusal.status.name, refusal.reason)
+                raise refusal
+
+    def _unary(self, method: Callable[[bytes, Any], Awaitable[bytes]], role: Role | None = None) -> Any:
+        """`role`: what the caller's token must have; None: nothing."""
+
         async def handle(_iterator: Any, context: Any) -> bytes:
             try:
+                if role is not None:
+                    self._allow(context, role)
                 return await method(await self._first(context), context)
             except RequestError as error:
                 await self._abort(context, error)
@@ -192,7 +227,11 @@ class GrpcServer:
     async def _infer(self, message: bytes, context: Any) -> bytes:
         timings = any(key == TIMINGS_KEY and value != "0" for key, value in context.invocation_metadata() or ())
         arrived = time.monotonic()
-        answer, timing = await self.infer(message, context.time_remaining(), timings)
+        future = self.submit(message, context.time_remaining(), timings)
+        try:
+            answer, timing = await future
+        finally:
+            self.abandon(future)
         if isinstance(answer, RequestError):
             raise answer
         if timings and timing is not None:
@@ -217,6 +256,29 @@ class GrpcServer:
             return
         async for response in self._health.watch(request):
             yield response.SerializeToString()
+
+    async def _stream(self, _iterator: Any, context: Any) -> None:
+        try:
+            self._allow(context, Role.INFER)
+        except RequestError as error:
+            await self._abort(context, error)
+        stream = Stream(self, context, self._abort)
+        self._streams.add(stream)
+        try:
+            await stream.serve()
+        finally:
+            self._streams.discard(stream)
+
+    def _reflecting(self, reflection: Reflection) -> Callable[[Any, Any], AsyncIterator[bytes]]:
+        async def handle(_iterator: Any, context: Any) -> AsyncIterator[bytes]:
+            try:
+                self._allow(context, Role.INFER)
+                while (message := await context.read()) is not grpc.aio.EOF:
+                    yield reflection.answer(_parse(protocol.ServerReflectionRequest, message)).SerializeToString()
+            except RequestError as error:
+                await self._abort(context, error)
+
+        return handle
 
     @staticmethod
     async def _abort(context: Any, error: RequestError) -> None:

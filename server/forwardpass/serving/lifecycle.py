@@ -25,6 +25,7 @@ from forwardpass.errors import SettingsError
 from forwardpass.serving import native_front
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.grpc_server import GrpcServer
+from forwardpass.serving.guards import Guards
 from forwardpass.serving.health import Health
 from forwardpass.serving.intake import Intake
 from forwardpass.serving.metrics import Exporter, ModelMetrics
@@ -32,6 +33,7 @@ from forwardpass.serving.native_front import NativeFront
 from forwardpass.serving.repository import Entry, Repository, State
 from forwardpass.serving.service import Service
 from forwardpass.serving.session import share_threads
+from forwardpass.serving.shared_memory import SharedMemoryService
 from forwardpass.serving.threads import Cores
 from forwardpass.serving.worker import Door
 from forwardpass.settings import Settings
@@ -53,6 +55,7 @@ class Server:
         self._ready = False
         self._admission = Admission(settings.max_requests, settings.max_bytes)
         self._metrics = ModelMetrics("", "")  # of what belongs to no model
+        self._guards = Guards(settings)
         self.repository = Repository(settings, cores, self._admission)
 
     async def run(self) -> int:
@@ -89,7 +92,14 @@ class Server:
         service = Service(self.repository, lambda: self._ready)
 
         def intake(door: Door) -> Intake:
-            return Intake(door, self.repository, self._admission, self._metrics, settings.max_message_bytes)
+            return Intake(
+                door,
+                self.repository,
+                self._admission,
+                self._metrics,
+                settings.max_message_bytes,
+                regions=self._guards.regions,
+            )
 
         door = GrpcServer(
             service,
@@ -101,12 +111,15 @@ class Server:
             intake,
             # Behind the native door every connection is that door's own, and none of them is to be aged.
             0.0 if self._native() else settings.max_connection_age,
+            SharedMemoryService(self._guards.regions),
+            self._guards.tokens,
+            settings.reflection,
         )
         address = f"{settings.host}:{settings.grpc_port}"
         if not self._native():
-            port = _bind(lambda: door.listen(address), address)
+            port = _bind(lambda: door.listen(address, self._guards.credentials), address)
             await door.start()
-            self._say(f"grpc {settings.host}:{port} (grpcio)")
+            self._say(f"grpc {settings.host}:{port} (grpcio{', TLS' if self._guards.certificates else ''})")
             return door, None
         # A folder of our own, so that no other user can reach the socket.
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="forwardpass-"))
@@ -115,7 +128,10 @@ class Server:
         await door.start()
         threads = settings.io_threads or max(1, self._cores.count // 4)
         front = _bind(
-            lambda: NativeFront(address, threads, settings.max_streams, settings.max_metadata_bytes, intake), address
+            lambda: NativeFront(
+                address, threads, settings.max_streams, settings.max_metadata_bytes, intake, self._guards.tokens
+            ),
+            address,
         )
         front.start(path)
         self._say(f"grpc {settings.host}:{front.port} (native for ModelInfer, grpcio behind it; {threads} I/O threads)")
@@ -124,7 +140,7 @@ class Server:
     def _native(self) -> bool:
         if self.settings.transport == "native" and not native_front.AVAILABLE:
             raise SettingsError("transport: native needs the package pygrpc-native, which is not installed")
-        return self.settings.transport != "grpcio" and native_front.AVAILABLE
+        return self.settings.transport != "grpcio" and native_front.AVAILABLE and self._guards.certificates is None
 
     def _serve_metrics(self) -> Callable[[], None]:
         """/metrics over HTTP; returns what stops it."""
@@ -148,6 +164,7 @@ class Server:
 
     def _collect(self, into: dict[str, Any]) -> None:
         self._metrics.snapshot(into)
+        self._guards.collect(into)
         for entry in self.repository.entries():
             if entry.loaded is None:
                 continue

@@ -45,8 +45,8 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("model", "version", "reason"),
         "Requests refused or failed, by reason: invalid, too_large, unknown_model, queue_rows, queue_requests, "
         "queue_bytes, server_requests, server_bytes, deadline_refused, deadline_expired, deadline_hopeless, "
-        "deadline_late, run_timeout, out_of_memory, run_failed, draining, loading, unusable, cancelled, unauthenticated, permission, "
-        "unknown_region.",
+        "deadline_late, run_timeout, out_of_memory, run_failed, draining, loading, unusable, cancelled, "
+        "unauthenticated, permission, unknown_region.",
     ),
     "forwardpass_rows_total": ("counter", ("model", "version"), "Rows run through the network."),
     "forwardpass_batches_total": ("counter", ("model", "version"), "Matrices run through the network."),

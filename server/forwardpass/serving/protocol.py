@@ -20,6 +20,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 INFERENCE_SERVICE: Final = "inference.GRPCInferenceService"
 HEALTH_SERVICE: Final = "grpc.health.v1.Health"
+REFLECTION_SERVICE: Final = "grpc.reflection.v1.ServerReflection"
 
 # The classes are made at run time, so no type checker can know their fields.
 MessageClass = type[Any]
@@ -33,7 +34,8 @@ def _load_pool() -> descriptor_pool.DescriptorPool:
     return pool
 
 
-# Holds `inference`, `grpc.health.v1`, `google.rpc` and the google.protobuf types they use. Server reflection reads it.
+# Holds `inference`, `grpc.health.v1`, `grpc.reflection.v1`, `google.rpc` and the google.protobuf types they use. Server
+# reflection reads it.
 POOL: Final = _load_pool()
 
 
@@ -135,6 +137,9 @@ HealthCheckRequest = message("grpc.health.v1.HealthCheckRequest")
 HealthCheckResponse = message("grpc.health.v1.HealthCheckResponse")
 HealthListRequest = message("grpc.health.v1.HealthListRequest")
 HealthListResponse = message("grpc.health.v1.HealthListResponse")
+
+ServerReflectionRequest = message("grpc.reflection.v1.ServerReflectionRequest")
+ServerReflectionResponse = message("grpc.reflection.v1.ServerReflectionResponse")
 
 # Serialised into the trailing metadata key `grpc-status-details-bin`. RpcStatus.details takes these classes' own
 # Any: `RpcStatus().details.add().Pack(RetryInfo(...))`.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from forwardpass.errors import RequestError
+from forwardpass.errors import RequestError, printable
 from forwardpass.serving import protocol
-from forwardpass.serving.wire import printable
 
 DETAILS_KEY = "grpc-status-details-bin"
 TEXT_LIMIT = 1024  # characters of a status text: it travels as a header
@@ -12,9 +11,14 @@ TEXT_LIMIT = 1024  # characters of a status text: it travels as a header
 Trailers = list[tuple[str, str | bytes]]
 
 
+def text_of(error: RequestError) -> str:
+    """What its client is told, on one line."""
+    return printable(str(error), TEXT_LIMIT)
+
+
 def status_of(error: RequestError) -> tuple[int, str, Trailers | None]:
     """Code, text and trailing metadata. Where the error says when to retry, google.rpc.RetryInfo goes along."""
-    text = printable(str(error), TEXT_LIMIT)
+    text = text_of(error)
     if error.retry_after is None:
         return int(error.status), text, None
     info = protocol.RetryInfo()

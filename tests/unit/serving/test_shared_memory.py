@@ -1,4 +1,4 @@
-"""Regions of shared memory: what may be registered, what may be read and written, and when a region's file is closed."""
+"""Regions of shared memory: what may be registered, read and written, and when a region's file is closed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def regions() -> Regions:
 
 
 def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_a_window_reads_and_writes_its_own_bytes(regions: Regions, make: Callable[..., str]) -> None:

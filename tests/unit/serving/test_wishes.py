@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.unit.serving import made
 
 from forwardpass.errors import InvalidRequest, RequestError, TooLarge, UnknownRegion
 from forwardpass.serving import protocol
@@ -15,7 +16,6 @@ from forwardpass.serving.interface import Interface, Tensor
 from forwardpass.serving.replies import classify, wished
 from forwardpass.serving.wire import Decoder, Header
 from forwardpass.serving.wishes import OutputWish, Place, Wishes, general
-from tests.unit.serving import made
 
 
 class Memory:

@@ -1,0 +1,67 @@
+"""What stands before the doors, from the settings: TLS, tokens, and who may share memory with the server."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from typing import Any
+
+from forwardpass.errors import SettingsError
+from forwardpass.serving.auth import Tokens
+from forwardpass.serving.shared_memory import Regions
+from forwardpass.serving.tls import Certificates
+from forwardpass.serving.watched import Watched
+from forwardpass.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class Guards:
+    """Each is None where it is not asked for."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises SettingsError for files that can't be used and for settings that contradict each other."""
+        self.certificates: Certificates | None = None
+        if settings.tls_certificate is not None and settings.tls_key is not None:
+            if settings.transport == "native":
+                raise SettingsError(
+                    "transport: the native door has no TLS; expected auto or grpcio with tls_certificate"
+                )
+            self.certificates = Certificates(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+        elif settings.tls_certificate or settings.tls_key or settings.tls_client_ca:
+            missing = "tls_certificate" if settings.tls_certificate is None else "tls_key"
+            raise SettingsError(f"{missing}: expected tls_certificate and tls_key together, it is missing")
+        self.tokens = None if settings.tokens is None else Tokens(settings.tokens)
+        local = is_loopback(settings.host)
+        shares = settings.shared_memory == "on" or (settings.shared_memory == "auto" and (local or self.tokens))
+        self.regions = Regions(settings.max_bytes) if shares else None
+        if self.certificates is None and not local:
+            what = "requests, answers and tokens" if self.tokens is not None else "requests and answers"
+            logger.warning(
+                "listening on %s without TLS: %s can be read and changed on the way; --tls-certificate and --tls-key "
+                "turn it on", settings.host, what,
+            )  # fmt: skip
+
+    @property
+    def credentials(self) -> Any:
+        """For grpcio's listener; None: plaintext."""
+        return None if self.certificates is None else self.certificates.credentials()
+
+    def collect(self, into: dict[str, Any]) -> None:
+        """Add what became of the files to the metrics."""
+        watched: dict[str, Watched[Any]] = {}
+        if self.certificates is not None:
+            watched["certificates"] = self.certificates.watched
+        if self.tokens is not None:
+            watched["tokens"] = self.tokens.watched
+        for what, files in watched.items():
+            into["forwardpass_file_reloads_total"].add_metric((what, "ok"), files.reloads)
+            into["forwardpass_file_reloads_total"].add_metric((what, "failed"), files.failures)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a listener on `host`."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

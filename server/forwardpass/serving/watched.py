@@ -1,0 +1,92 @@
+"""What some files say, read again when they change: certificates, tokens. The last good reading stays in force.
+
+A change is seen by the files' times, sizes and numbers, links followed: so also where a mounted secret is replaced by
+turning a link.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from forwardpass.errors import SettingsError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+State = tuple[tuple[int, int, int] | None, ...]
+
+
+class Watched(Generic[T]):
+    """Thread-safe. `value` is always the last one that could be read.
+
+    - A reading that fails is logged and counted once for each state of the files; the next change is tried again.
+    - Files that change while they are read are read again at the next look.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        paths: Sequence[Path],
+        read: Callable[[], T],
+        every: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Read for the first time. `read` raises SettingsError for what can't be used, and so does this.
+
+        `every`: seconds between two looks at the files, at least.
+        """
+        self._what = what
+        self._paths = tuple(paths)
+        self._read = read
+        self._every = every
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._seen = self._state()
+        self._next = clock() + every
+        self.value = read()
+        self.reloads = 0
+        self.failures = 0
+
+    def look(self) -> bool:
+        """Read the files again if they changed. Whether `value` is another one now."""
+        if self._every and self._clock() < self._next:
+            return False
+        with self._lock:
+            self._next = self._clock() + self._every
+            state = self._state()
+            if state == self._seen:
+                return False
+            self._seen = state
+            try:
+                self.value = self._read()
+            except SettingsError as error:
+                self.failures += 1
+                logger.error("%s changed and cannot be used; the last good one stays: %s", self._what, error)
+                return False
+            self.reloads += 1
+            logger.info("%s changed and is in use", self._what)
+            return True
+
+    def _state(self) -> State:
+        found: list[tuple[int, int, int] | None] = []
+        for path in self._paths:
+            try:
+                status = path.stat()
+            except OSError:
+                found.append(None)
+            else:
+                found.append((status.st_mtime_ns, status.st_size, status.st_ino))
+        return tuple(found)
+
+
+def read_bytes(path: Path, what: str) -> bytes:
+    """A file's content. Raises SettingsError naming what it is for and why it can't be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{what}: {path} cannot be read: {error.strerror}") from None
