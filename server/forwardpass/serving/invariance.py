@@ -81,7 +81,9 @@ def probe(
 
 
 def _equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and (a.tobytes() == b.tobytes() or bool(np.array_equal(a, b)))
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return bool(np.array_equal(a, b)) if a.dtype == object else a.tobytes() == b.tobytes()
 
 
 def _compare(
