@@ -1,0 +1,234 @@
+"""`forwardpass loadtest`: load on any gRPC server that speaks the Open Inference Protocol v2, and what came of it.
+
+Exit status: 0; 1 when nothing could be measured; 3 when the figures are the client's own limit, not the server's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from forwardpass.errors import LoadTestError
+from forwardpass.loadtest import bodies, measured, slo
+from forwardpass.loadtest.measured import Measured
+from forwardpass.loadtest.schedule import Phase
+from forwardpass.loadtest.slo import Knee
+from forwardpass.loadtest.target import Client, Target
+
+SATURATED = 3  # exit status
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="HOST:PORT", help="the server's gRPC port, plaintext")
+    parser.add_argument("model", help="the model's name")
+    load = parser.add_mutually_exclusive_group(required=True)
+    load.add_argument("--rate", type=_rate, metavar="R", help="open loop: R requests/s, whatever has been answered")
+    load.add_argument("--steps", type=_rates, metavar="R,R,...", help="open loop at each of these rates in turn")
+    load.add_argument("--ramp", type=_ramp, metavar="A:B", help="open loop from A to B requests/s over the duration")
+    load.add_argument("--closed", type=_count, metavar="N", help="closed loop: N requests in flight; hides queueing")
+    load.add_argument(
+        "--slo", type=_objective, metavar="p99=10ms", help="search the highest rate that meets this objective"
+    )
+    parser.add_argument(
+        "--duration", type=_seconds, default=10.0, metavar="S", help="seconds, of each rate [10; --slo: 3]"
+    )
+    parser.add_argument(
+        "--warm-up", type=float, default=1.0, metavar="S", help="seconds that are not counted [%(default)s]"
+    )
+    parser.add_argument("--repeats", type=_count, default=4, metavar="N", help="searches of --slo [%(default)s]")
+    parser.add_argument("--arrivals", choices=["poisson", "constant"], default="poisson", help="[%(default)s]")
+    parser.add_argument(
+        "--deadline", type=_time, metavar="50ms", help="deadline that requests bring; none is cut short here"
+    )
+    parser.add_argument(
+        "--patience", type=_seconds, default=2.0, metavar="S", help="wait for answers at the end [%(default)s]"
+    )
+    parser.add_argument("--rows", type=_mix, metavar="N|MIX", help="rows of a request: 8, or 1:70,8:20,64:10 [1]")
+    parser.add_argument("--mix", type=Path, metavar="FILE", help="row counts as recorded, one a line, or rows,count")
+    parser.add_argument("--input", type=Path, metavar="FILE", help="rows to send: .npy, .npz, .csv, .json [random]")
+    parser.add_argument("--model-version", default="", metavar="V", help="[the server's choice]")
+    parser.add_argument(
+        "--verify", action="store_true", help="each answer must be the bytes that its request got before"
+    )
+    parser.add_argument("--compare", metavar="HOST:PORT", help="a second server, measured in turns with the first")
+    parser.add_argument("--metrics", metavar="URL", help="the server's Prometheus metrics [http://HOST:8002/metrics]")
+    parser.add_argument("--compare-metrics", metavar="URL", help="those of the second server")
+    parser.add_argument("--names", metavar="A,B", help="what to call the servers in reports [their addresses]")
+    parser.add_argument("--processes", type=_count, default=0, metavar="N", help="client processes [by the rate]")
+    parser.add_argument("--connections", type=_count, default=8, metavar="N", help="of each process [%(default)s]")
+    parser.add_argument("--core", type=int, metavar="N", help="pin the client processes to cores from N on")
+    parser.add_argument("--seed", type=int, default=0, help="of arrivals and random values [%(default)s]")
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with plots")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for each measurement")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print, write the reports. Raises LoadTestError or CallError where that cannot be done."""
+    targets = _targets(args)
+    knees: list[Knee] = []
+    points: list[Measured] = []
+    if args.slo is not None:
+        seconds = min(args.duration, 3.0) if args.duration == 10.0 else args.duration
+        for target in targets:
+            knee = slo.search(_said(target), args.slo, seconds, args.repeats)
+            print(describe(knee))
+            knees.append(knee)
+            points += knee.points
+    else:
+        points = _loads(args, targets)
+        for target in targets:
+            own = [point for point in points if point.offer.target == target.name]
+            print(f"{target.name}, {target.model}, {target.requests.source}\n{measured.table(own)}")
+    _warn(points if not knees else [knee.confirmed for knee in knees])
+    _write(args, points, knees)
+    if not any(point.recording.ok for point in points):
+        raise LoadTestError("not one request was answered")
+    decisive = [knee.confirmed for knee in knees] or points
+    return SATURATED if any(point.saturation for point in decisive) or any(k.client_limited for k in knees) else 0
+
+
+def _targets(args: argparse.Namespace) -> list[Target]:
+    if args.rows and args.mix:
+        raise LoadTestError("--rows and --mix both say how many rows a request has: give one")
+    mix = bodies.read_mix(args.mix) if args.mix else args.rows or {1: 1.0}
+    client = Client(
+        args.arrivals,
+        args.connections,
+        args.processes,
+        args.core,
+        args.deadline,
+        args.warm_up,
+        args.patience,
+        args.seed,
+        progress=True,
+    )
+    addresses = [args.target, *([args.compare] if args.compare else [])]
+    names = args.names.split(",") if args.names else addresses
+    if len(names) != len(addresses) or len(set(names)) != len(names):
+        raise LoadTestError(f"--names: expected {len(addresses)} different names, got {args.names or names[0]}")
+    model = bodies.info(args.target, args.model, args.model_version)
+    requests = bodies.make(model, args.model_version, mix, args.input, args.seed)
+    urls = [args.metrics, args.compare_metrics]
+    return [
+        Target(address, args.model, requests, client, name=name, metrics_url=url, verify=args.verify)
+        for address, name, url in zip(addresses, names, urls, strict=False)
+    ]
+
+
+def _loads(args: argparse.Namespace, targets: Sequence[Target]) -> list[Measured]:
+    """Every load on every target, in turns."""
+    points = []
+    for rate in args.steps or [args.rate or 0.0]:
+        for target in targets:
+            if args.closed:
+                point = target.closed(args.closed, args.duration)
+            elif args.ramp:
+                point = target.phases([Phase(args.duration, *args.ramp)])
+            else:
+                point = target.at_rate(rate, args.duration)
+            print(f"{target.name}: {measured.line(point)}", file=sys.stderr)
+            points.append(point)
+    return points
+
+
+def _said(target: Target) -> slo.Measure:
+    """Its open loop, each probe told on stderr."""
+
+    def measure(rate: float, seconds: float) -> Measured:
+        point = target.at_rate(rate, seconds)
+        print(f"{target.name}: {measured.line(point)}", file=sys.stderr)
+        return point
+
+    return measure
+
+
+def describe(knee: Knee) -> str:
+    """What a search found, as text."""
+    point = knee.confirmed
+    text = (
+        f"{point.offer.target}: {knee.objective} up to {knee.rate:,.0f} requests/s "
+        f"(95 % confidence {knee.low:,.0f} to {knee.high:,.0f}, {len(knee.estimates)} searches, "
+        f"{len(knee.points)} probes); confirmed: {measured.line(point)}"
+    )
+    if knee.client_limited:
+        text += "\nthe client gave out before the server did: these are lower bounds"
+    return text
+
+
+def _warn(points: Sequence[Measured]) -> None:
+    for point in points:
+        for why in point.saturation:
+            print(f"client saturated at {measured.line(point)}\n  {why}", file=sys.stderr)
+        for outcome, text in point.examples.items():
+            print(f"{point.offer.target}: {outcome}, for example: {text}", file=sys.stderr)
+
+
+def _write(args: argparse.Namespace, points: Sequence[Measured], knees: Sequence[Knee]) -> None:
+    from forwardpass.loadtest import report
+
+    try:
+        if args.json:
+            args.json.write_text(report.as_json(points, knees), "utf-8")
+        if args.csv:
+            args.csv.write_text(report.as_csv(points), "utf-8")
+        if args.report:
+            args.report.write_text(report.as_html(points, knees), "utf-8")
+    except OSError as error:
+        raise LoadTestError(f"{error.filename}: {error.strerror}") from None
+
+
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not 0 < rate <= 1e7:
+        raise argparse.ArgumentTypeError(f"expected more than 0 and at most 1e7 requests/s, got {text}")
+    return rate
+
+
+def _rates(text: str) -> list[float]:
+    return [_rate(part) for part in text.split(",")]
+
+
+def _ramp(text: str) -> tuple[float, float]:
+    begin, colon, end = text.partition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError(f"expected A:B in requests/s, got {text}")
+    return _rate(begin), _rate(end)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"expected more than 0 seconds, got {text}")
+    return seconds
+
+
+def _time(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s)", text)
+    if found is None or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"expected a time like 50ms, got {text}")
+    return float(found[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[found[2]]
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
+    return number
+
+
+def _mix(text: str) -> dict[int, float]:
+    try:
+        return bodies.parse_mix(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _objective(text: str) -> slo.Objective:
+    try:
+        return slo.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

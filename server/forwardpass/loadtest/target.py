@@ -1,0 +1,166 @@
+"""One server under test: what it is called with, its metrics, and a measurement of it at one load."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from forwardpass.errors import LoadTestError
+from forwardpass.loadtest import bodies, fleet, histogram, measured, schedule, server_window
+from forwardpass.loadtest.client_process import Order
+from forwardpass.loadtest.measured import Measured, Offer, ms
+from forwardpass.loadtest.recording import Recording
+
+PER_PROCESS = 15_000.0  # requests/s of single rows that one client process is given: half of what it can do
+DEFAULT_METRICS_PORT = 8002  # of Forwardpass and of Triton
+_SLICES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """How the load is made, whatever its height. Times in seconds."""
+
+    arrivals: schedule.Arrivals = "poisson"
+    connections: int = 8  # of each process
+    processes: int = 0  # 0: as many as the rate needs and the machine has cores for
+    core: int | None = None  # pin the first process to this core, the next to the next one
+    deadline: float | None = None
+    warm_up: float = 1.0
+    patience: float = 2.0
+    seed: int = 0
+    progress: bool = False
+
+
+class Target:
+    """A server and the requests that it gets. Raises CallError where it does not answer them."""
+
+    def __init__(
+        self,
+        address: str,
+        model: str,
+        requests: bodies.Requests,
+        client: Client,
+        *,
+        name: str = "",
+        metrics_url: str | None = None,
+        verify: bool = False,
+    ) -> None:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal():
+            raise LoadTestError(f"expected HOST:PORT, got {address!r}")
+        self.address, self.model, self.client = address, model, client
+        self.name = name or address
+        self.host, self.port = host.strip("[]"), int(port)
+        self.requests = requests
+        answers = bodies.answers(address, requests, verify)
+        self._expected = answers if verify else ()
+        self.metrics_url = metrics_url or f"http://{host}:{DEFAULT_METRICS_PORT}/metrics"
+        self._runs = 0
+
+    def at_rate(self, rate: float, seconds: float) -> Measured:
+        """An open loop at a steady rate."""
+        return self.phases([schedule.Phase(seconds, rate, rate)])
+
+    def phases(self, phases: Sequence[schedule.Phase]) -> Measured:
+        """An open loop whose rate changes as the phases say."""
+        seconds = sum(phase.seconds for phase in phases)
+        rate = sum(phase.requests for phase in phases) / seconds
+        highest = max(max(phase.begin, phase.end) for phase in phases)
+        return self._measure(rate, 0, seconds, phases, highest)
+
+    def closed(self, in_flight: int, seconds: float) -> Measured:
+        """A closed loop: as many calls in flight, each begun when one ends."""
+        return self._measure(0.0, in_flight, seconds, (), 0.0)
+
+    def _measure(
+        self, rate: float, in_flight: int, seconds: float, phases: Sequence[schedule.Phase], highest: float
+    ) -> Measured:
+        client = self.client
+        offer = Offer(
+            self.name,
+            self.model,
+            rate,
+            in_flight,
+            seconds,
+            client.arrivals,
+            self.requests.mean_rows,
+            client.deadline,
+        )
+        self._runs += 1
+        order = Order(
+            self.host,
+            self.port,
+            bodies.PATH,
+            self.requests.messages,
+            self.requests.weights,
+            seconds,
+            client.warm_up,
+            phases,
+            client.arrivals,
+            in_flight,
+            client.connections,
+            client.deadline,
+            client.patience,
+            self._expected,
+            seed=client.seed * 1_000_003 + self._runs,
+            slices=_SLICES,
+            core=client.core,
+        )
+        before: list[Any] = []
+        with contextlib.ExitStack() as stack:
+            is_watched = client.progress and sys.stderr.isatty()
+            look = stack.enter_context(_Progress(offer)) if is_watched else None
+            finished = fleet.run(
+                order,
+                self._processes(highest),
+                None if look is None else look.show,
+                lambda: before.append(server_window.scrape(self.metrics_url)),
+            )
+        after = server_window.scrape(self.metrics_url)
+        return measured.of(offer, finished, server_window.window(before[0], after, self.model))
+
+    def _processes(self, highest: float) -> int:
+        if self.client.processes:
+            return self.client.processes
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, min(cores - 1, int(highest / PER_PROCESS) + 1))
+
+
+class _Progress:
+    """A bar with what was measured in the last second: on a terminal, on stderr.
+
+    Looks only at that second's counts: the processes that generate the load may need the core.
+    """
+
+    def __init__(self, offer: Offer) -> None:
+        self._offer = offer
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def show(self, seconds: float, recordings: Sequence[Recording]) -> None:
+        """What was counted until `seconds` after the beginning."""
+        if seconds < 0:
+            return
+        slice_ = self._offer.seconds / _SLICES
+        end = min(_SLICES, int(seconds / slice_))
+        begin = max(0, end - max(1, round(1.0 / slice_)))
+        recent = sum((r.latency[begin:end].sum(axis=0) for r in recordings), np.zeros(histogram.BUCKETS, np.int64))
+        failed = sum(r.failed for r in recordings)
+        share = min(1.0, seconds / self._offer.seconds)
+        bar = "█" * round(24 * share) + "·" * (24 - round(24 * share))
+        text = (
+            f"{bar} {share:4.0%}  {recent.sum() / max((end - begin) * slice_, 1e-9):,.0f}/s  "
+            f"p50 {ms(histogram.quantile(recent, 0.5))}  p99 {ms(histogram.quantile(recent, 0.99))}"
+            + (f"  {failed:,} failed" if failed else "")
+        )
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
