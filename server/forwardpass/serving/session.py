@@ -98,7 +98,10 @@ class Session:
         # InferenceSession.run checks its arguments anew at every call, which for a small network takes a fifth of the
         # run. Ours were checked at the door, so the call it makes underneath is made directly where it is to be had.
         self._call = getattr(getattr(self._session, "_sess", None), "run", self._session.run)
-        self._bf16 = any(t.datatype.name == "BF16" for t in (*self.interface.inputs, *self.interface.outputs))
+        names = {t.datatype.name for t in (*self.interface.inputs, *self.interface.outputs)}
+        self._bf16 = "BF16" in names
+        if names >= {"BF16", "BYTES"}:
+            raise ModelError("it has BF16 and BYTES tensors, which ONNX Runtime cannot be given in one call")
 
     def run(self, arrays: Sequence[NDArray[Any]], outputs: tuple[int, ...], options: Any = None) -> list[NDArray[Any]]:
         """The answers at the places `outputs` for one array per input.
