@@ -1,0 +1,144 @@
+"""The probe: which networks may be batched, found out by running them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from tests.service import models
+from tests.unit.serving.made import interface, session, tensor
+
+from forwardpass.serving.invariance import Invariance, probe
+
+FLOAT = TensorProto.FLOAT
+
+
+def verdict(model: onnx.ModelProto, folder: Path, largest: int = 64, samples: Any = None) -> tuple[Invariance, str]:
+    s = session(model, folder)
+    return probe(s.interface, lambda arrays: s.run(arrays, tuple(range(len(s.interface.outputs)))), largest, samples)
+
+
+@pytest.mark.parametrize("largest", [8, 16, 64, 100])
+def test_a_chain_of_gemms_is_exact(tmp_path: Path, largest: int) -> None:
+    found, why = verdict(models.chain((64, 32, 10)), tmp_path, largest)
+    assert found is Invariance.EXACT and found.batches
+    assert f"batches of up to {largest}" in why
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.two_by_two(),
+        models.relu_any_width(),
+        models.table(),
+        models.hold(),
+        *(models.echo(e) for e in models.ELEMENTS.values()),
+    ],
+    ids=["two inputs", "any width", "indices", "hold", *models.ELEMENTS],
+)
+def test_independent_rows_are_found_so_whatever_they_are_made_of(tmp_path: Path, model: onnx.ModelProto) -> None:
+    assert verdict(model, tmp_path)[0] is Invariance.EXACT
+
+
+@pytest.mark.parametrize(
+    "model",
+    [models.quantised(), models.centred(), models.running_sum()],
+    ids=["dynamically quantised", "batch mean", "cumulative"],
+)
+def test_neighbours_that_change_an_answer_are_caught(tmp_path: Path, model: onnx.ModelProto) -> None:
+    found, why = verdict(model, tmp_path)
+    assert found is Invariance.DEPENDENT and not found.batches
+    assert "output 'y' differs by" in why and "in a batch of 8" in why
+
+
+def test_real_samples_are_used_where_there_are_any(tmp_path: Path) -> None:
+    seen: list[NDArray[Any]] = []
+
+    def run(arrays: Any) -> Any:
+        seen.append(arrays[0])
+        return [arrays[0]]
+
+    sample = np.arange(6, dtype=np.float32).reshape(3, 2)
+    assert probe(interface(), run, 20, [sample])[0] is Invariance.EXACT
+    assert np.array_equal(seen[4], sample[1:2])  # the fifth row is the second sample
+    assert sorted({len(x) for x in seen}) == [1, 8, 17, 20]
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"), [({1: 2, 8: 16}, "[16, 3]"), ({1: 5, 8: 5}, "[5, 3]"), ({1: 1, 8: 1}, "[1, 3]")]
+)
+def test_an_axis_that_is_no_batch_is_found_out(rows: dict[int, int], why: str) -> None:
+    found, said = probe(
+        interface([tensor("x", "FP32", -1, 3)], [tensor("y", "FP32", -1, 3)]),
+        lambda arrays: [np.ones((rows[len(arrays[0])], 3), np.float32)],
+        64,
+        None,
+    )
+    assert found is Invariance.NONE and not found.batches
+    assert said == f"output 'y' has shape {why} for 8 rows: axis 0 is not the batch"
+
+
+def test_twice_the_rows_is_no_batch(tmp_path: Path) -> None:
+    assert verdict(models.twice_the_rows(), tmp_path)[0] is Invariance.NONE
+
+
+def test_fixed_sizes_are_no_batch(tmp_path: Path) -> None:
+    assert verdict(models.echo(shape=(4, 2)), tmp_path)[0] is Invariance.NONE
+
+
+def test_what_cannot_be_run_is_not_batched(tmp_path: Path) -> None:
+    # Two axes that must agree, and made-up values cannot know it.
+    model = models.network(
+        [helper.make_node("Reshape", ["x", "s"], ["y"])],
+        [("x", FLOAT, ["batch", "width"])],
+        [("y", FLOAT, ["batch", 3])],
+        {"s": np.array([-1, 7])},
+    )
+    found, why = verdict(model, tmp_path)
+    assert found is Invariance.DEPENDENT and "the probe could not be run" in why
+
+
+@pytest.mark.parametrize(
+    ("alone", "among", "expected"),
+    [
+        (1.0, 1.0, Invariance.EXACT),
+        (1.0, 1.0 + 2e-6, Invariance.ROUNDING),
+        (1.0, 1.0 + 2e-4, Invariance.DEPENDENT),
+        (np.nan, np.nan, Invariance.EXACT),
+        (1.0, np.nan, Invariance.DEPENDENT),
+        (np.nan, 1.0, Invariance.DEPENDENT),
+        (np.inf, np.inf, Invariance.EXACT),
+        (np.inf, 1.0, Invariance.DEPENDENT),
+        (np.inf, -np.inf, Invariance.DEPENDENT),
+        (0.0, -0.0, Invariance.ROUNDING),
+    ],
+)
+def test_what_counts_as_rounding(alone: float, among: float, expected: Invariance) -> None:
+    def run(arrays: Any) -> Any:
+        value = alone if len(arrays[0]) == 1 else among
+        return [np.repeat(np.array([[value, 1.0, np.inf, np.nan]], np.float32), len(arrays[0]), axis=0)]
+
+    found = probe(interface(outputs=[tensor("y", "FP32", -1, 4)]), run, 8, None)[0]
+    assert found is expected
+
+
+def test_integers_may_not_differ_at_all() -> None:
+    def run(arrays: Any) -> Any:
+        return [np.full(len(arrays[0]), 1_000_000 + (len(arrays[0]) > 1))]
+
+    assert probe(interface(outputs=[tensor("y", "INT64", -1)]), run, 8, None)[0] is Invariance.DEPENDENT
+
+
+def test_an_answer_that_changes_from_run_to_run_is_not_batched() -> None:
+    # Always within rounding of the answer alone, and yet not the same twice: something else than the row is in it.
+    rng = np.random.default_rng(0)
+
+    def run(arrays: Any) -> Any:
+        return [np.asarray(arrays[0] * (1 + 1e-6 * rng.random()), np.float32)]
+
+    assert probe(interface(), run, 8, None)[0] is Invariance.DEPENDENT
