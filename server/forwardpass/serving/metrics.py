@@ -148,6 +148,9 @@ class ModelMetrics:
     def decoded(self, requests: int, seconds: float) -> None:
         """A group of `requests` was decoded in `seconds`, all together."""
         self._decodes.append(Decoded(requests, seconds))
+        if len(self._decodes) >= 10 * FOLD_AT:  # nothing has run for long: all are refused
+            with self._lock:
+                self._fold()
 
     def ran(self, note: Ran) -> None:
         """A batch was run and its requests were told."""
