@@ -106,6 +106,7 @@ class Worker:
         self._idle = options.instances
         self._closing = False
         self._inline = options.inline_run_limit > 0 and options.instances == 1 and not options.limits.delay
+        self._label = (name, version)
         self._running: dict[int, tuple[float, Any]] = {}  # batch -> when its run began, what ends it
         self._threads = [
             threading.Thread(target=self._serve, name=f"{name}/{version}#{i}", daemon=True)
@@ -176,7 +177,7 @@ class Worker:
         request.state = SETTLED
         late = self._too_late([request], answers, ended)
         timing = Timing(taken, run, ended, sum(matrices)) if request.timings else None
-        request.door.deliver([request], answers, timing)
+        self._deliver([request], answers, timing)
         # From here on nobody waits for us.
         with self._lock:
             self._free_slot()
@@ -228,7 +229,7 @@ class Worker:
         if batch is None:
             return None
         self._idle -= 1
-        if self.options.instances == 1:
+        if batch.rows and self.options.instances == 1:
             queue.busy_until = now + queue.run_time.optimistic(batch.rows)
         if self._idle and queue.requests:
             self._wake.notify()
@@ -248,11 +249,11 @@ class Worker:
         owed = self._give_back(batch)
         timing = Timing(batch.taken, run, ended, sum(matrices))
         late = self._too_late(requests, answers, ended)
-        if all(owed):
-            self._deliver(requests, answers, timing)
-        else:
+        told: Sequence[Request] = requests
+        if not all(owed):
             kept = [i for i, is_owed in enumerate(owed) if is_owed]
-            self._deliver([requests[i] for i in kept], [answers[i] for i in kept], timing)
+            told, answers = [requests[i] for i in kept], [answers[i] for i in kept]
+        self._deliver(told, answers, timing)
         # From here on nobody waits for us.
         errors = self._count(answers) if failed or late else 0
         self._record(requests, owed, matrices, timing, errors)
@@ -306,15 +307,18 @@ class Worker:
     # -- settling -----------------------------------------------------------------------------------------------------
 
     def _deliver(self, requests: Sequence[Request], answers: Sequence[Answer], timing: Timing | None) -> None:
-        """Hand out the answers, door by door."""
+        """Hand out the answers, door by door. A door that fails must not take the model with it."""
         while requests:
             door = requests[0].door
             others = [i for i, r in enumerate(requests) if r.door is not door]
-            if not others:
-                door.deliver(requests, answers, timing)
-                return
-            mine = [i for i, r in enumerate(requests) if r.door is door]
-            door.deliver([requests[i] for i in mine], [answers[i] for i in mine], timing)
+            mine, its = requests, answers
+            if others:
+                places = [i for i, r in enumerate(requests) if r.door is door]
+                mine, its = [requests[i] for i in places], [answers[i] for i in places]
+            try:
+                door.deliver(mine, its, timing)
+            except Exception:
+                logger.exception("model %s version %s: %d answers could not be handed out", *self._label, len(mine))
             requests, answers = [requests[i] for i in others], [answers[i] for i in others]
 
     def _record(
