@@ -106,7 +106,6 @@ class Worker:
         self._idle = options.instances
         self._closing = False
         self._inline = options.inline_run_limit > 0 and options.instances == 1 and not options.limits.delay
-        self._label = (name, version)
         self._running: dict[int, tuple[float, Any]] = {}  # batch -> when its run began, what ends it
         self._threads = [
             threading.Thread(target=self._serve, name=f"{name}/{version}#{i}", daemon=True)
@@ -308,18 +307,16 @@ class Worker:
 
     def _deliver(self, requests: Sequence[Request], answers: Sequence[Answer], timing: Timing | None) -> None:
         """Hand out the answers, door by door. A door that fails must not take the model with it."""
-        while requests:
-            door = requests[0].door
-            others = [i for i, r in enumerate(requests) if r.door is not door]
+        doors = {r.door for r in requests}
+        for door in doors:
             mine, its = requests, answers
-            if others:
+            if len(doors) > 1:
                 places = [i for i, r in enumerate(requests) if r.door is door]
                 mine, its = [requests[i] for i in places], [answers[i] for i in places]
             try:
                 door.deliver(mine, its, timing)
             except Exception:
-                logger.exception("model %s version %s: %d answers could not be handed out", *self._label, len(mine))
-            requests, answers = [requests[i] for i in others], [answers[i] for i in others]
+                logger.exception("model %s: %d answers could not be handed out", self.name, len(mine))
 
     def _record(
         self,
