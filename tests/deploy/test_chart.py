@@ -1,0 +1,289 @@
+"""The Helm chart: a matrix of values, rendered for every Kubernetes version, against schemas and policy; refusals."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+from tests.deploy import toolbox
+from tests.deploy.conftest import Figure
+from tests.deploy.policy import RULES, broken
+
+from forwardpass.serving.metrics import table as metrics_table
+from forwardpass.settings import PREFIX, Settings
+
+Values = dict[str, Any]
+SHA = "ab" * 32
+CLIENTS = [{"podSelector": {"matchLabels": {"role": "caller"}}}]
+OUT = [{"to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}], "ports": [{"protocol": "TCP", "port": 443}]}]
+DOWNLOAD = {"source": "download", "download": {"url": "https://models.example/a.tar.gz", "sha256": SHA}}
+
+MATRIX: dict[str, Values] = {
+    "defaults": {},
+    "one replica, nothing beside it": {
+        "replicas": 1,
+        "podDisruptionBudget": {"enabled": False},
+        "topologySpread": {"enabled": False},
+        "networkPolicy": {"enabled": False},
+    },
+    "claim": {"models": {"source": "pvc", "pvc": {"claimName": "models", "subPath": "prod"}}},
+    "download": {"models": DOWNLOAD, "networkPolicy": {"extraEgress": OUT}},
+    "image volume": {"models": {"source": "imageVolume", "imageVolume": {"reference": "models/a@sha256:" + SHA}}},
+    "one model": {"models": {"source": "pvc", "pvc": {"claimName": "m"}, "single": "ranker", "path": "/mnt/models"}},
+    "tls": {"tls": {"secretName": "forwardpass-tls"}},
+    "mtls": {"tls": {"secretName": "forwardpass-tls", "clientCA": "ca.crt"}, "ports": {"health": 9003}},
+    "gpu": {"gpu": {"enabled": True, "count": 1, "runtimeClassName": "nvidia"}},
+    "mig": {"gpu": {"enabled": True, "resource": "nvidia.com/mig-1g.10gb"}, "tolerations": [{"operator": "Exists"}]},
+    "hpa": {"autoscaling": {"kind": "hpa", "maxReplicas": 40, "requestsPerPod": 64}},
+    "keda": {"autoscaling": {"kind": "keda", "prometheus": "http://prometheus.monitoring:9090"}},
+    "observed by pod": {
+        "monitor": {"kind": "pod", "labels": {"release": "prometheus"}},
+        "rules": {"enabled": True, "latencySeconds": 0.02},
+        "dashboard": {"enabled": True},
+    },
+    "observed by service": {"monitor": {"kind": "service", "interval": "30s"}},
+    "settings": {
+        "settings": {"MAX_BATCH_SIZE": 128, "LOG_LEVEL": "debug", "RUN_TIMEOUT": 2.5},
+        "extraEnv": [{"name": "TZ", "value": "UTC"}],
+        "podAnnotations": {"a/b": "c"},
+        "podLabels": {"team": "x"},
+        "labels": {"owner": "y"},
+    },
+    "placed": {
+        "nodeSelector": {"disk": "ssd"},
+        "tolerations": [{"key": "a", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "priorityClassName": "high",
+        "topologySpread": {"whenUnsatisfiable": "DoNotSchedule"},
+        "image": {"digest": "sha256:" + SHA, "pullSecrets": [{"name": "pull"}]},
+        "service": {"annotations": {"a": "b"}},
+        "networkPolicy": {"clients": CLIENTS, "prometheus": []},
+    },
+    "slow to leave": {"drainSeconds": 600, "startupSeconds": 3600, "podDisruptionBudget": {"maxUnavailable": "25%"}},
+}
+NEEDS = {"image volume": (1, 31)}  # the oldest Kubernetes that has it
+
+REFUSED: dict[str, tuple[Values, str]] = {
+    "a value that there is not": ({"replicaCount": 2}, "replicaCount"),
+    "a wrong type": ({"replicas": "two"}, "replicas"),
+    "a bad digest": ({"image": {"digest": "sha256:12"}}, "digest"),
+    "root": ({"securityContext": {"uid": 0}}, "uid"),
+    "no memory limit": ({"resources": {"limits": {"memory": None}}}, "memory"),
+    "no time to drain": ({"drainSeconds": 0}, "drainSeconds"),
+    "a privileged port": ({"ports": {"grpc": 80}}, "grpc"),
+    "no such source": ({"models": {"source": "s3"}}, "source"),
+    "no such autoscaler": ({"autoscaling": {"kind": "vpa"}}, "kind"),
+    "no pods at all": ({"autoscaling": {"minReplicas": 0}}, "minReplicas"),
+    "an unlikely sha256": ({"models": {"download": {"sha256": "beef"}}}, "sha256"),
+    "a setting in small letters": ({"settings": {"max_batch_size": 1}}, "max_batch_size"),
+    "no claim": ({"models": {"source": "pvc"}}, "needs models.pvc.claimName"),
+    "no reference": ({"models": {"source": "imageVolume"}}, "needs models.imageVolume.reference"),
+    "no digest to hold against": (
+        {"models": {"source": "download", "download": {"url": "https://x/y"}}},
+        "needs models.download.url and models.download.sha256",
+    ),
+    "a download behind a closed door": ({"models": DOWNLOAD}, "needs a rule in networkPolicy.extraEgress"),
+    "keda without Prometheus": ({"autoscaling": {"kind": "keda"}}, "needs autoscaling.prometheus"),
+    "more than the most": ({"autoscaling": {"minReplicas": 5, "maxReplicas": 4}}, "minReplicas 5 is more than"),
+    "clients' authority without TLS": ({"tls": {"clientCA": "ca.crt"}}, "tls.clientCA needs tls.secretName"),
+    "one port twice": ({"ports": {"grpc": 8002}}, "must differ"),
+    "a setting of the chart's": ({"settings": {"GRPC_PORT": 1}}, "settings.GRPC_PORT comes from"),
+}
+
+
+@pytest.mark.parametrize("case", MATRIX)
+def test_every_version_takes_what_is_rendered(case: str, figure: Figure) -> None:
+    versions = [v for v in toolbox.versions() if tuple(map(int, v.split("."))) >= NEEDS.get(case, (0,))]
+    # Rendered for the oldest and the newest; what comes out is the same, and is held against every version's schemas.
+    done, newest = (toolbox.template(MATRIX[case], version) for version in (versions[0], versions[-1]))
+    assert done.returncode == 0, done.stderr
+    assert newest.stdout == done.stdout
+    rendered = toolbox.validate(done.stdout, versions)
+    assert not rendered.problems, "\n".join(rendered.problems)
+    assert not broken(rendered.objects)
+    figure(f"chart, {case}", f"{len(rendered.objects)} objects valid for {versions[0]} to {versions[-1]}")
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_work_is_refused_by_name(case: str) -> None:
+    values, reason = REFUSED[case]
+    done = toolbox.template(values)
+    assert done.returncode != 0, f"rendered:\n{done.stdout[:400]}"
+    assert reason in done.stderr
+
+
+def test_an_image_volume_is_refused_where_there_is_none() -> None:
+    done = toolbox.template(MATRIX["image volume"], "1.30")
+    assert done.returncode != 0 and "needs Kubernetes 1.31 or newer" in done.stderr
+    # and rightly so: that version's schema does not know it
+    newer = toolbox.template(MATRIX["image volume"], "1.31").stdout
+    assert any("'image' was unexpected" in p for p in toolbox.validate(newer, ["1.30"]).problems)
+
+
+def test_an_older_cluster_is_refused() -> None:
+    done = toolbox.template({}, "1.28")
+    assert done.returncode != 0 and "1.29" in done.stderr
+
+
+def test_lint_finds_nothing() -> None:
+    (helm,) = toolbox.need("helm")
+    done = toolbox.run(helm, "lint", "--strict", toolbox.CHART)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("case", MATRIX)
+def test_every_variable_is_a_setting_of_the_server(case: str) -> None:
+    """Read by the server's own code: names and values."""
+    pod = toolbox.render(MATRIX[case]).one("Deployment")["spec"]["template"]["spec"]
+    given = {e["name"]: e["value"] for e in pod["containers"][0]["env"] if e["name"].startswith(PREFIX)}
+    fields = {name.removeprefix(PREFIX).lower(): value for name, value in given.items()}
+    if "tls_cert" in fields and "tls_cert" not in Settings.model_fields:
+        pytest.skip("the server has no TLS settings yet: a TLS certificate is not among Settings")
+    assert Settings(**fields).drain_wait > 0
+
+
+def test_one_value_makes_every_time_of_the_drain() -> None:
+    for seconds in (3, 10, 30, 100, 3600):
+        pod = toolbox.render({"drainSeconds": seconds}).one("Deployment")["spec"]["template"]["spec"]
+        env = {e["name"]: e["value"] for e in pod["containers"][0]["env"]}
+        wait, grace = int(env["FORWARDPASS_DRAIN_WAIT"]), int(env["FORWARDPASS_GRACE"])
+        assert wait == seconds // 3 and wait + grace == seconds
+        assert pod["terminationGracePeriodSeconds"] == seconds + 10
+
+
+def test_gpus_are_asked_for_and_tolerated() -> None:
+    pod = toolbox.render(MATRIX["gpu"]).one("Deployment")["spec"]["template"]["spec"]
+    server = pod["containers"][0]
+    assert server["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert server["resources"]["limits"]["memory"]  # beside what was there
+    assert server["image"].endswith("-cuda")
+    assert {"name": "FORWARDPASS_PROVIDER", "value": "cuda"} in server["env"]
+    assert [t["key"] for t in pod["tolerations"]] == ["nvidia.com/gpu"]
+    assert "nvidia.com/gpu" not in toolbox.render({}).one("Deployment")["spec"]["template"]["spec"].get(
+        "tolerations", ""
+    )
+
+
+def test_rules_and_dashboard_speak_of_metrics_that_there_are() -> None:
+    rendered = toolbox.render(MATRIX["observed by pod"])
+    texts = [json.dumps(rendered.one("PrometheusRule")), rendered.file("forwardpass.json")]
+    for text in texts:
+        found = set(toolbox.METRIC.findall(text))
+        assert found
+        for name in found:
+            base = name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum")
+            assert f"`{base}`" in metrics_table(), name
+    json.loads(texts[1])
+
+
+# -- the policy itself: each rule finds its own fault -----------------------------------------------------------------
+
+
+def _pod(objects: list[Any]) -> Any:
+    return _of(objects, "Deployment")["spec"]["template"]["spec"]
+
+
+def _of(objects: list[Any], kind: str) -> Any:
+    return next(o for o in objects if o["kind"] == kind)
+
+
+def _set_env(objects: list[Any], name: str, value: str) -> None:
+    _pod(objects)["containers"][0]["env"].append({"name": name, "value": value})
+
+
+# Rule -> ways to break it, each a change of what the "spoiled" case renders.
+FAULTS: dict[str, list[Any]] = {
+    "not_root": [
+        lambda o: _pod(o)["securityContext"].pop("runAsUser"),
+        lambda o: _pod(o)["securityContext"].update(runAsNonRoot=False),
+    ],
+    "restricted": [
+        lambda o: _pod(o)["containers"][0]["securityContext"].pop("allowPrivilegeEscalation"),
+        lambda o: _pod(o)["initContainers"][0]["securityContext"].update(readOnlyRootFilesystem=False),
+        lambda o: _pod(o)["containers"][0]["securityContext"]["capabilities"].update(add=["NET_RAW"]),
+        lambda o: _pod(o)["containers"][0]["securityContext"].update(privileged=True),
+    ],
+    "seccomp": [lambda o: _pod(o)["securityContext"]["seccompProfile"].update(type="Unconfined")],
+    "no_token": [lambda o: _pod(o).pop("automountServiceAccountToken")],
+    "nothing_of_the_host": [
+        lambda o: _pod(o).update(hostNetwork=True),
+        lambda o: _pod(o)["volumes"].append({"name": "h", "hostPath": {"path": "/"}}),
+    ],
+    "writes_only_where_it_may": [
+        lambda o: next(m for m in _pod(o)["containers"][0]["volumeMounts"] if m["name"] == "models").pop("readOnly")
+    ],
+    "bounded": [
+        lambda o: _pod(o)["containers"][0]["resources"]["limits"].pop("memory"),
+        lambda o: _pod(o)["containers"][0]["resources"].pop("requests"),
+    ],
+    "image_is_told_exactly": [
+        lambda o: _pod(o)["containers"][0].update(image="registry:5000/forwardpass"),
+        lambda o: _pod(o)["containers"][0].update(image="forwardpass:latest"),
+    ],
+    "probed": [
+        lambda o: _pod(o)["containers"][0].pop("startupProbe"),
+        lambda o: _pod(o)["containers"][0]["livenessProbe"]["grpc"].pop("service"),
+        lambda o: _pod(o)["containers"][0]["readinessProbe"]["grpc"].update(port=1),
+    ],
+    "grace_covers_the_drain": [lambda o: _pod(o).update(terminationGracePeriodSeconds=30)],
+    "rolled_one_by_one": [lambda o: _of(o, "Deployment")["spec"].pop("strategy")],
+    "selectors_meet": [
+        lambda o: _of(o, "Service")["spec"]["selector"].update(app="other"),
+        lambda o: _of(o, "Service")["spec"]["ports"][0].update(targetPort="http"),
+        lambda o: _of(o, "PodDisruptionBudget")["spec"]["selector"].update(matchLabels={}),
+        lambda o: _of(o, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"].update(app="other"),
+        lambda o: _of(o, "PodMonitor")["spec"]["selector"]["matchLabels"].update(app="other"),
+    ],
+    "scaled_by_requests": [
+        lambda o: _of(o, "HorizontalPodAutoscaler")["spec"].update(
+            metrics=[{"type": "Resource", "resource": {"name": "cpu"}}]
+        ),
+        lambda o: _of(o, "HorizontalPodAutoscaler")["spec"]["behavior"]["scaleDown"].update(
+            stabilizationWindowSeconds=0
+        ),
+        lambda o: _of(o, "Deployment")["spec"].update(replicas=2),
+    ],
+    "closed_by_default": [
+        lambda o: _of(o, "NetworkPolicy")["spec"].update(policyTypes=["Ingress"]),
+        lambda o: _of(o, "NetworkPolicy")["spec"]["ingress"][0].pop("from"),
+        lambda o: _of(o, "NetworkPolicy")["spec"]["egress"][0].pop("ports"),
+    ],
+    "no_secret_in_sight": [lambda o: _set_env(o, "FORWARDPASS_TOKEN", "hunter2")],
+}
+
+
+@pytest.fixture(scope="module")
+def whole() -> toolbox.Manifests:
+    """Everything that a rule speaks of, in one rendering."""
+    return toolbox.render(
+        {
+            "models": DOWNLOAD,
+            "networkPolicy": {"extraEgress": OUT},
+            "autoscaling": {"kind": "hpa"},
+            "monitor": {"kind": "pod"},
+        }
+    )
+
+
+def test_every_rule_has_its_fault() -> None:
+    assert [rule.__name__ for rule in RULES] == list(FAULTS)
+
+
+@pytest.mark.parametrize(
+    ("rule", "number"), [(rule, number) for rule, faults in FAULTS.items() for number in range(len(faults))]
+)
+def test_a_rule_finds_its_fault(rule: str, number: int, whole: toolbox.Manifests) -> None:
+    objects = copy.deepcopy(whole.objects)
+    assert not broken(objects)
+    FAULTS[rule][number](objects)
+    assert {text.partition(":")[0] for text in broken(objects)} == {rule}
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "PodMonitor"])
+def test_the_schemas_know_an_unknown_field(kind: str, whole: toolbox.Manifests) -> None:
+    objects = copy.deepcopy(whole.objects)
+    _of(objects, kind)["spec"]["selektor"] = {}
+    text = "\n---\n".join(json.dumps(item) for item in objects)
+    assert [p for p in toolbox.validate(text, [toolbox.versions()[-1]]).problems if "selektor" in p]
