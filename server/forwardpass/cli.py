@@ -23,6 +23,10 @@ COMMANDS = {
     "represent": ("forwardpass.insight.represent", "show how separable the classes become, layer by layer"),
     "memory": ("forwardpass.insight.memory", "measure what a forward pass takes, and that a server keeps none of it"),
     "sweep": ("forwardpass.insight.sweep", "measure throughput and latency against batch size, and find the knee"),
+    "loadtest": (
+        "forwardpass.loadtest.command",
+        "load a server: latency from when requests were due; the rate that an objective allows",
+    ),
 }
 
 

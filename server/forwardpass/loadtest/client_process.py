@@ -120,6 +120,7 @@ class Client:
         self._slice = order.seconds / order.slices
         self._begin = 0.0
         self._fold_by = 0.0
+        self._slept = 0.0  # seconds
         self._finished = 0  # calls that ended
         authority = f"{order.host}:{order.port}"
         deadline = None if order.deadline is None else int(order.deadline * 1e6)
@@ -197,16 +198,16 @@ class Client:
             if worked:
                 self._flush()
                 told.most_in_flight = max(told.most_in_flight, sent - self._finished)
-            if not self._take(0.0 if due is None else due - now - SPIN) and not worked:
+            slept = self._slept
+            if not self._take(0.0 if due is None else due - now - SPIN) and not worked and slept == self._slept:
                 idle += clock() - now
-        return idle
+        return idle + self._slept
 
     def _closed(self) -> float:
-        """As `_open`; a new call begins when one ends."""
+        """As `_open`; a call begins when another ends."""
         order, clock = self._order, time.monotonic
         end = self._begin + order.seconds
         pick = self._picks()
-        idle = 0.0
         while (now := clock()) < end:
             for _ in range(order.in_flight - sum(c.in_flight for c in (*self._connections, *self._leaving))):
                 if not self._connections:
@@ -217,11 +218,9 @@ class Client:
                 connection.start((now, place) if order.expected else now, block, self._bodies[place])
             self._flush()
             # Nothing is due before an answer comes: sleep until then.
-            asked = clock()
-            if not self._take(max(0.0, min(end - asked, 0.05))):
-                idle += clock() - asked
+            self._take(max(0.0, min(end - clock(), 0.05)))
         self._told.most_in_flight = order.in_flight
-        return idle
+        return self._slept
 
     def _wait(self, until: float) -> None:
         """Wait for the answers that are outstanding."""
@@ -241,7 +240,9 @@ class Client:
     def _take(self, seconds: float) -> bool:
         """Read what has come, after waiting up to `seconds` for it; whether anything had."""
         if seconds > 0:
+            asked = time.monotonic()
             select.select([self._poll], [], [], seconds)
+            self._slept += time.monotonic() - asked
         events = self._poll.poll(0)
         for file, _ in events:
             connection = self._by_file[file]

@@ -215,7 +215,8 @@ def _strip(point: Measured, place: int) -> str:
     seen = np.flatnonzero(latency.sum(axis=0))
     title = f"{point.offer.target}: latency over time"
     slice_ = point.offer.seconds / point.recording.slices
-    x = charts.linear("seconds", [point.offer.seconds])
+    ticks = charts.linear("", [point.offer.seconds]).ticks
+    x = charts.Axis("seconds", 0.0, point.offer.seconds, [t for t in ticks if t[0] <= point.offer.seconds])
     if not len(seen):
         return charts.heat(title, x, charts.logarithmic("latency", [], charts.duration), [], [], f"s{place}")
     y = charts.logarithmic("latency", [histogram.MIDDLES[seen[0]], histogram.MIDDLES[seen[-1]]], charts.duration)

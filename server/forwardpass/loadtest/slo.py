@@ -47,7 +47,7 @@ def parse(text: str) -> Objective:
     found = re.fullmatch(r"p(\d{1,2}(?:\.\d+)?)\s*[=<]=?\s*(\d+(?:\.\d+)?)\s*(us|µs|ms|s)", text.strip())
     if found is None or not float(found[2]):
         raise ValueError(f"expected an objective like p99=10ms, got {text!r}")
-    return Objective(float(found[1]) / 100, float(found[2]) * _UNITS[found[3]])
+    return Objective(round(float(found[1]) / 100, 9), float(found[2]) * _UNITS[found[3]])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,136 @@
+"""Load tests of real servers over real sockets: both doors, a server that stalls, one that goes away, one that refuses.
+
+What is asserted is what must hold on any machine, however slow: counts, outcomes, and that a stall of half a second is
+seen in an open loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from forwardpass.cli import main
+from forwardpass.loadtest import bodies
+from forwardpass.loadtest.target import Client, Target
+from forwardpass.server_process import ServerProcess
+
+STALLING = Path(__file__).parents[1] / "load" / "stalling_server.py"
+
+
+def _target(server: ServerProcess, mix: bodies.Mix | None = None, *, verify: bool = True, **client: Any) -> Target:
+    requests = bodies.make(bodies.info(server.address, "digits"), "", mix or {1: 1.0}, None, 0)
+    told = Client(**{"warm_up": 0.2, "processes": 1, "connections": 2} | client)
+    return Target(server.address, "digits", requests, told, metrics_url=server.metrics_url, verify=verify)
+
+
+def test_every_request_is_answered_and_counted_like_the_server_does(server: ServerProcess) -> None:
+    point = _target(server, processes=2, arrivals="constant", patience=20.0).at_rate(400, 2.0)
+    assert point.recording.by_outcome() == {"OK": 800}
+    assert point.server is not None
+    # The server's window begins a little before the first request that counts.
+    assert 800 <= point.server["requests"] <= 800 + 0.1 * 400
+    assert sum(count for _, count in point.server["batch_rows"]["buckets"]) == point.server["batches"]
+    assert int(point.recording.lag.sum()) == 800
+
+
+def test_bodies_beyond_a_frame_and_beyond_the_windows_arrive_whole(server: ServerProcess) -> None:
+    # 64 values of 4 bytes a row: less than a frame, several frames, more than HTTP/2's first window of 64 KiB.
+    point = _target(server, {1: 1.0, 100: 1.0, 400: 1.0}, patience=20.0).at_rate(100, 2.0)
+    assert set(point.recording.by_outcome()) == {"OK"}
+    assert point.recording.ok > 100
+
+
+def test_a_closed_loop_keeps_its_calls_in_flight(server: ServerProcess) -> None:
+    point = _target(server).closed(4, 1.0)
+    assert set(point.recording.by_outcome()) == {"OK"}
+    assert point.recording.ok > 4 and not point.offer.open_loop
+
+
+def test_refusals_are_told_by_status_with_their_text(server: ServerProcess) -> None:
+    target = _target(server, verify=False)
+    wrong = bodies.Requests([target.requests.messages[0][:-8]], [1], [1.0], "broken")
+    target.requests = wrong
+    point = target.at_rate(200, 0.5)
+    assert set(point.recording.by_outcome()) == {"INVALID_ARGUMENT"}
+    assert "ModelInferRequest" in point.examples["INVALID_ARGUMENT"]
+    assert point.errors == 1.0
+
+
+def test_deadlines_go_along(server: ServerProcess) -> None:
+    # One microsecond is over before anything is parsed, or so short that nothing could have made it.
+    point = _target(server, deadline=1e-6, verify=False).at_rate(200, 0.5)
+    assert "DEADLINE_EXCEEDED" in point.recording.by_outcome() or "CANCELLED" in point.recording.by_outcome()
+    assert point.recording.ok < point.requests
+
+
+def test_a_killed_server_leaves_unavailable_calls_and_none_without_an_outcome(digits_repository: Path) -> None:
+    with ServerProcess(digits_repository) as server:
+        target = _target(server, patience=5.0, connections=3)
+        killer = threading.Timer(2.0, server.send, [signal.SIGKILL])
+        killer.start()
+        point = target.at_rate(200, 3.0)
+        killer.join()
+    outcomes = point.recording.by_outcome()
+    assert outcomes["OK"] > 0 and outcomes["UNAVAILABLE"] > 0
+    assert set(outcomes) == {"OK", "UNAVAILABLE"}
+
+
+def test_an_answer_that_differs_is_wrong(server: ServerProcess) -> None:
+    target = _target(server)
+    target._expected = [answer[:-1] + bytes([answer[-1] ^ 1]) for answer in target._expected]
+    point = target.at_rate(100, 0.5)
+    assert set(point.recording.by_outcome()) == {"WRONG_ANSWER"}
+
+
+@contextlib.contextmanager
+def _stalling() -> Iterator[str]:
+    """The address of a server that stalls once, for half a second."""
+    command = [sys.executable, str(STALLING)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            address = process.stdout.readline().split()[1]
+            assert process.stdout.readline() == "ready\n"
+            yield address
+        finally:
+            process.terminate()
+        assert process.stdout.readline() == "stalled 1\n"
+
+
+def test_an_open_loop_shows_a_stall_and_a_closed_loop_hides_it(tmp_path: Path) -> None:
+    found = {}
+    for name, load in (("open", ["--rate", "300"]), ("closed", ["--closed", "1"])):
+        path = tmp_path / f"{name}.json"
+        with _stalling() as address:
+            words = ["loadtest", address, "stall", *load, "--duration", "4", "--warm-up", "0", "--json", str(path)]
+            assert main([*words, "--processes", "1", "--report", str(tmp_path / f"{name}.html")]) in (0, 3)
+        (found[name],) = json.loads(path.read_text())["measurements"]
+    assert found["open"]["outcomes"].keys() == {"OK"} == found["closed"]["outcomes"].keys()
+    # One request of the closed loop met it: its maximum. 300/s x 0.5 s were due meanwhile: far more than one in a
+    # thousand, and the first of them waited for nearly all of it.
+    assert found["closed"]["latency_seconds"]["max"] > 0.45
+    assert found["closed"]["requests"] > 1000
+    assert found["open"]["latency_seconds"]["p99.9"] > 0.45
+    assert found["closed"]["latency_seconds"]["p99.9"] < 0.45
+
+
+def test_what_cannot_be_tested_is_said_in_one_line(
+    server: ServerProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["loadtest", server.address, "nothing", "--rate", "1"]) == 1
+    assert "NOT_FOUND" in capsys.readouterr().err
+    assert main(["loadtest", "127.0.0.1:1", "digits", "--rate", "1"]) == 1
+    assert "UNAVAILABLE" in capsys.readouterr().err
+    np.save(tmp_path / "narrow.npy", np.zeros((3, 5), np.float32))
+    assert main(["loadtest", server.address, "digits", "--rate", "1", "--input", str(tmp_path / "narrow.npy")]) == 1
+    assert "64" in capsys.readouterr().err
