@@ -167,7 +167,7 @@ def said(points: Sequence[Point], served: Served | None) -> list[str]:
         half = len(served.requests) // 2
         lines.append(
             f"a server was at {si(served.resident[half], 'B')} after {served.requests[half]:,} requests and at "
-            f"{si(served.resident[-1], 'B')} after {total:,}: {served.slope:+.1f} bytes a request over the second "
+            f"{si(served.resident[-1], 'B')} after {total:,}: {round(served.slope, 1) + 0.0:+} bytes a request over the second "
             f"half; a backward cache kept for each would have been {mean_rows * per_row:,.0f} bytes a request"
         )
     return lines
