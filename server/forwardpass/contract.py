@@ -379,12 +379,12 @@ def _files(folder: Path) -> Iterator[str]:
     home = folder.resolve()
     if not home.is_dir():
         raise ContractError(f"{folder}: is not a folder")
-    # Resolved folders, so that a ring of links ends.
-    visited = {home}
+    beside = [folder / name for name in (CONTRACT_FILE, "model.toml", "config.pbtxt")]
+    visited = {home}  # resolved, so that a ring of links ends
     pending = [folder]
     while pending:
         for entry in sorted(pending.pop().iterdir()):
-            if entry.name.startswith("..") or entry in (folder / CONTRACT_FILE, folder / "model.toml"):
+            if entry.name.startswith("..") or entry in beside:
                 continue
             target = entry.resolve()
             if not target.is_relative_to(home):

@@ -9,6 +9,7 @@
     │   ├── UnknownMethod            UNIMPLEMENTED        not offered here
     │   ├── ModelLoading             UNAVAILABLE          not ready yet; try again
     │   ├── ModelUnusable            FAILED_PRECONDITION  it failed to load; the text says why
+    │   ├── ControlRefused           FAILED_PRECONDITION  the server was not told to let models be changed by request
     │   ├── Overloaded               RESOURCE_EXHAUSTED   a bound on rows, requests or bytes is reached
     │   ├── TooLarge                 RESOURCE_EXHAUSTED   the message, or what it asks for, exceeds a limit
     │   ├── DeadlineExceeded         DEADLINE_EXCEEDED    expired, or could not have made it
@@ -104,6 +105,10 @@ class ModelLoading(RequestError):
 
 class ModelUnusable(RequestError):
     status, reason = Status.FAILED_PRECONDITION, "unusable"
+
+
+class ControlRefused(RequestError):
+    status, reason = Status.FAILED_PRECONDITION, "model_control"
 
 
 class Overloaded(RequestError):

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from forwardpass.errors import SettingsError
 
@@ -32,6 +32,15 @@ class Settings(BaseModel):
         description="Serve the repository's folder as the one model of this name: model.onnx directly in it, as "
         "version 1, or VERSION/model.onnx. KServe mounts models so.",
     )
+    model_control: Literal["none", "poll", "explicit"] = Field(
+        "none",
+        description="How models come and go while the server runs: none: as they are at the start; poll: as the folder "
+        "changes; explicit: by RepositoryModelLoad and RepositoryModelUnload.",
+    )
+    load_model: tuple[str, ...] = Field(
+        (), description="With explicit control, the models to load at the start, with commas between them; * for all."
+    )
+    poll_seconds: float = Field(15.0, gt=0, description="With polling, seconds between two looks at the folder.")
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
     grpc_port: int = Field(8001, ge=0, le=65535, description="Port for gRPC; 0 picks a free one and prints it.")
     metrics_port: int = Field(
@@ -111,6 +120,19 @@ class Settings(BaseModel):
     grace: float = Field(20.0, ge=0, description="Seconds that requests in flight get to finish when the server stops.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged to stderr.")
 
+    @field_validator("load_model", mode="before")
+    @classmethod
+    def _split(cls, names: object) -> object:
+        given = [names] if isinstance(names, str) else list(names) if isinstance(names, (list, tuple)) else []
+        return tuple(n for text in given for n in map(str.strip, text.split(",")) if n)
+
+    @field_validator("load_model")
+    @classmethod
+    def _explicit(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if names and info.data.get("model_control") != "explicit":
+            raise ValueError("expected model_control explicit with it")
+        return names
+
 
 def _annotation(name: str) -> Any:
     return Settings.model_fields[name].annotation
@@ -129,6 +151,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 action=argparse.BooleanOptionalAction,
                 default=argparse.SUPPRESS,
                 help=text,
+            )
+        elif isinstance(default, tuple):
+            parser.add_argument(
+                f"--{name.replace('_', '-')}", action="append", default=argparse.SUPPRESS, metavar="NAMES", help=text
             )
         else:
             annotation = _annotation(name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import threading
 import time
@@ -240,10 +241,11 @@ class GrpcServer:
 
     @staticmethod
     def _plain(kind: protocol.MessageClass, method: Callable[[Any], Any]) -> Callable[[bytes, Any], Awaitable[bytes]]:
-        """A method from message to message, as one from bytes to bytes."""
+        """A method from message to message, or a coroutine of one, as one from bytes to bytes."""
 
         async def handle(message: bytes, _context: Any) -> bytes:
-            response: bytes = method(_parse(kind, message)).SerializeToString()
+            found = method(_parse(kind, message))
+            response: bytes = (await found if inspect.isawaitable(found) else found).SerializeToString()
             return response
 
         return handle

@@ -24,6 +24,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from forwardpass.errors import SettingsError
 from forwardpass.serving import native_front
 from forwardpass.serving.admission import Admission
+from forwardpass.serving.control import Control
 from forwardpass.serving.grpc_server import GrpcServer
 from forwardpass.serving.guards import Guards
 from forwardpass.serving.health import Health
@@ -57,23 +58,33 @@ class Server:
         self._metrics = ModelMetrics("", "")  # of what belongs to no model
         self._guards = Guards(settings)
         self.repository = Repository(settings, cores, self._admission)
+        self._control = Control(self.repository, settings)
 
     async def run(self) -> int:
         """Serve until a signal says otherwise; the exit status. Raises SettingsError when it can't start."""
         sys.setswitchinterval(SWITCH_INTERVAL)
         health = Health(self.repository, lambda: self._ready)
+        loop = asyncio.get_running_loop()
+
+        def changed() -> None:
+            with contextlib.suppress(RuntimeError):  # a load that ends after the loop did
+                loop.call_soon_threadsafe(health.changed)
+
+        self.repository.changed = changed
         if self.settings.intra_op_threads > 1:
             share_threads(self.settings.intra_op_threads)
         with contextlib.ExitStack() as stack, _signals() as stop:
             entries = self.repository.announce()
             door, front = await self._open(health, stack)
             stop_metrics = self._serve_metrics()
-            watchdog = asyncio.create_task(self._watch_runs())
+            background = [asyncio.create_task(self._watch_runs())]
             try:
                 if await self._load(entries, stop):
                     self._ready = True
                     health.changed()
                     self._say("ready")
+                    if self.settings.model_control == "poll":
+                        background.append(asyncio.create_task(self._control.poll()))
                     await stop.first.wait()
                 elif not stop.first.is_set():
                     self._say("no model could be loaded")
@@ -83,13 +94,15 @@ class Server:
                     return 1
                 return await self._drain(health, door, front, stop)
             finally:
-                watchdog.cancel()
+                for task in background:
+                    task.cancel()
+                self._control.close()
                 stop_metrics()
 
     async def _open(self, health: Health, stack: contextlib.ExitStack) -> tuple[GrpcServer, NativeFront | None]:
         """Both doors, listening."""
         settings = self.settings
-        service = Service(self.repository, lambda: self._ready)
+        service = Service(self.repository, lambda: self._ready, self._control)
 
         def intake(door: Door) -> Intake:
             return Intake(
@@ -185,8 +198,8 @@ class Server:
         into["forwardpass_ready"].add_metric((), int(self._ready))
 
     async def _load(self, entries: list[Entry], stop: Stop) -> bool:
-        """Load every model, saying what became of it. Whether any can be served (and nobody asked to stop)."""
-        usable = False
+        """Load every model, saying what became of it. Whether any is or may come to be served, and nobody said stop."""
+        usable = self.settings.model_control != "none"
         for entry in entries:
             loaded = await asyncio.to_thread(self.repository.load, entry)
             self._say(_report(loaded))
@@ -268,9 +281,9 @@ def _report(entry: Entry) -> str:
     if entry.loaded is None:
         return f"model {entry.name} version {entry.version}: NOT served: {entry.reason}"
     worker, placement = entry.loaded.worker, entry.loaded.placement
-    rows, instances = worker.options.limits.max_batch_rows, worker.options.instances
+    rows, instances = worker.run_rows, worker.options.instances
     verdict = entry.loaded.invariance.value
-    batching = f"batches of up to {rows} rows" if entry.loaded.invariance.batches else "one request at a time"
+    batching = f"batches of up to {rows} rows" if entry.loaded.batches else "one request at a time"
     return (
         f"model {entry.name} version {entry.version}: {batching} ({verdict}: {entry.loaded.why}); "
         f"{placement.label}, {instances} instance(s) of {placement.threads} thread(s) ({placement.why}); "

@@ -1,21 +1,21 @@
-"""Which models and versions there are, what state each is in, and who serves a request: load, look up, unload.
+"""Which models and versions there are, what state each is in, and who serves a request: look up, load, swap, unload.
 
-A repository is a folder of models, `<name>/<version>/model.onnx`; or one model's own folder, as volumes are mounted;
-or, where the settings name the model, one version's own folder.
+A repository is a folder of models, `<name>/<version>/model.onnx`; or one model's own folder, as volumes are mounted.
 The look-up table is replaced as a whole at every change, so that a request sees either the old or the new.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import logging
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from forwardpass.contract import MODEL_FILE
 from forwardpass.errors import (
+    ForwardpassError,
     InvalidRequest,
     ModelError,
     ModelLoading,
@@ -23,12 +23,13 @@ from forwardpass.errors import (
     RequestError,
     SettingsError,
     UnknownModel,
+    printable,
 )
 from forwardpass.serving.admission import Admission
-from forwardpass.serving.loader import Loaded, load, options_folder
+from forwardpass.serving.loader import Loaded, load
 from forwardpass.serving.model_config import ModelConfig
+from forwardpass.serving.model_files import Fingerprint, Home, find
 from forwardpass.serving.threads import Cores
-from forwardpass.serving.wire import printable
 from forwardpass.serving.worker import Worker
 from forwardpass.settings import Settings
 
@@ -40,26 +41,35 @@ class State(enum.Enum):
 
     LOADING = "LOADING"
     READY = "READY"
+    UNLOADING = "UNLOADING"
     UNAVAILABLE = "UNAVAILABLE"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
-    """One version as the index shows it. `loaded` while it is READY; `reason` when it could not be loaded."""
+    """One version as the index shows it. `loaded` while it is READY.
+
+    `reason` says why it could not be loaded; of a READY one, why it could not be loaded again and serves as it was.
+    """
 
     name: str
-    version: str
+    version: str  # empty for a model of which no version can be named
     folder: Path
     state: State
     reason: str = ""
     loaded: Loaded | None = None
+    home: Home | None = None
+    fingerprint: Fingerprint = ()
+    asked_for: bool = True  # False: it was unloaded, or nobody wanted it yet
 
 
 class Repository:
     """The models of one server. Thread-safe; `resolve` is cheap and never blocks.
 
     - A version is in exactly one state; only READY ones are ever resolved to a worker.
-    - Of each model the latest version (the largest number) is served.
+    - A request that names no version gets the highest that is READY.
+    - What serves goes on serving until what replaces it is READY: a failed load takes nothing away.
+    - A worker that was replaced answers everything that was decoded for it before it ends.
     """
 
     def __init__(self, settings: Settings, cores: Cores, admission: Admission) -> None:
@@ -67,9 +77,12 @@ class Repository:
         self._cores = cores
         self._admission = admission
         self._lock = threading.Lock()
+        self._changing = threading.Lock()  # held for the length of a load, so that there is one at a time
         self._entries: dict[tuple[str, str], Entry] = {}
+        self._retiring: list[Worker] = []
         self._table: dict[tuple[str, str], Worker | Entry] = {}
         self.generation = 0
+        self.changed: Callable[[], None] = lambda: None  # called after every change of state, from any thread
 
     # -- looked up for every request ------------------------------------------------------------------------------
 
@@ -87,7 +100,7 @@ class Repository:
             raise InvalidRequest("the request names no model")
         served = f"; served are {', '.join(sorted({n for n, _ in self._table})[:10])}" if self._table else ""
         if (name, "") in self._table:
-            versions = ", ".join(v for n, v in self._table if n == name and v)
+            versions = ", ".join(v for n, v in self._table if n == name and v) or "none"
             raise UnknownModel(f"model '{printable(name)}' has no version '{printable(version)}'; it has {versions}")
         raise UnknownModel(f"there is no model '{printable(name)}'{served}")
 
@@ -99,44 +112,122 @@ class Repository:
             return sorted(self._entries.values(), key=lambda e: (e.name, _number(e.version)))
 
     def workers(self) -> Iterator[Worker]:
-        return (e.loaded.worker for e in self.entries() if e.loaded is not None)
+        """Everyone who has requests: those who serve, and those who finish."""
+        with self._lock:
+            retiring = list(self._retiring)
+        yield from (e.loaded.worker for e in self.entries() if e.loaded is not None)
+        yield from retiring
 
     def loaded(self, name: str, version: str) -> Loaded:
         """As `resolve`, with all that is known of the version."""
         worker = self.resolve(name, version)
         with self._lock:
-            entry = self._entries[worker.name, worker.version]
-        if entry.loaded is None:
+            entry = self._entries.get((worker.name, worker.version))
+        if entry is None or entry.loaded is None:
             raise ModelLoading(f"version {worker.version} of model '{worker.name}' is being replaced; try again")
         return entry.loaded
+
+    def homes(self) -> dict[str, Home]:
+        """The models on disk by name, whether they are served or not. Raises SettingsError."""
+        settings = self._settings
+        return {h.name: h for h in find(settings.repository, settings.model_name) if h.present()}
 
     # -- changes ----------------------------------------------------------------------------------------------------
 
     def announce(self) -> list[Entry]:
-        """Find what is to be loaded and enter it as LOADING. Raises SettingsError when there is nothing at all."""
-        found = list(self._find(self._settings.repository, self._settings.model_name))
-        if not found:
+        """Find what is to be loaded and enter it as LOADING.
+
+        Raises SettingsError when there is nothing at all, unless models may come later.
+        """
+        settings = self._settings
+        homes = self.homes()
+        if not homes and settings.model_control == "none":
             raise SettingsError(
-                f"no models in {self._settings.repository}: expected NAME/VERSION/{MODEL_FILE}, or VERSION/{MODEL_FILE}"
+                f"no models in {settings.repository}: expected NAME/VERSION/{MODEL_FILE}, or VERSION/{MODEL_FILE}"
             )
-        for entry in found:
-            self._enter(entry)
+        wanted = set(settings.load_model if settings.model_control == "explicit" else "*")
+        missing = sorted(wanted - homes.keys() - {"*"})
+        if missing:
+            raise SettingsError(f"load_model: there is no model {missing[0]!r} in {settings.repository}")
+        found = []
+        for home in homes.values():
+            if home.name not in wanted and "*" not in wanted:
+                self._enter(_idle(home))
+                continue
+            try:
+                versions = home.chosen(home.config())
+            except ModelError:  # said again, and reported, when it is loaded
+                versions = dict(list(home.versions(MODEL_FILE).items())[-1:])
+            for number, folder in versions.items() or [("", home.folder)]:
+                found.append(self._enter(Entry(home.name, str(number), folder, State.LOADING, home=home)))
         return found
 
     def load(self, entry: Entry) -> Entry:
         """Load an announced version and serve it, or enter why it can't be. Blocks for as long as that takes."""
-        try:
-            config = ModelConfig.load(options_folder(entry.folder, self._settings))
-            loaded = load(entry.name, entry.version, entry.folder, config, self._settings, self._cores, self._admission)
-        except (ModelError, SettingsError) as error:
-            logger.error("model %s version %s cannot be served: %s", entry.name, entry.version, error)
-            return self._enter(Entry(entry.name, entry.version, entry.folder, State.UNAVAILABLE, str(error)))
-        except Exception:
-            logger.exception("model %s version %s could not be loaded", entry.name, entry.version)
-            why = "internal error; the server's log has the details"
-            return self._enter(Entry(entry.name, entry.version, entry.folder, State.UNAVAILABLE, why))
-        loaded.worker.start()
-        return self._enter(Entry(entry.name, entry.version, entry.folder, State.READY, "", loaded))
+        home = entry.home or Home(entry.name, entry.folder.parent)
+        with self._changing:
+            try:
+                config = home.config()
+                if not entry.version:
+                    home.chosen(config)
+                return self._enter(self._load(home, config, entry.version, entry.folder, None))
+            except ModelError as error:
+                logger.error("model %s version %s cannot be served: %s", entry.name, entry.version, error)
+                return self._enter(dataclasses.replace(entry, state=State.UNAVAILABLE, reason=str(error), home=home))
+
+    def reload(self, home: Home, config: ModelConfig | None = None) -> list[Entry]:
+        """Bring what is served of a model in line with its folder; with `config` in place of the options there.
+
+        What was not changed is left alone. New versions are loaded first; then all of them take over at once, and
+        what they replace finishes what it has. If anything can't be loaded, nothing that serves is taken away. Blocks.
+        The entries of what was asked for; those with a `reason` are not as they should be.
+        """
+        with self._changing:
+            before = {e.version: e for e in self.entries() if e.name == home.name}
+            try:
+                config = config or home.config()
+                chosen = home.chosen(config)
+            except ModelError as error:
+                return self._keep(home, before, str(error))
+            for number, folder in chosen.items():
+                if before.get(str(number), _idle(home)).loaded is None:
+                    self._enter(Entry(home.name, str(number), folder, State.LOADING, home=home))
+            wanted = [self._renew(home, config, str(n), f, before.get(str(n))) for n, f in chosen.items()]
+            kept: list[Entry] = []
+            if any(e.reason for e in wanted):
+                versions = {e.version for e in wanted}
+                kept = [e for e in before.values() if e.loaded is not None and e.version not in versions]
+            self._replace(home.name, [*wanted, *kept])
+            return wanted
+
+    def unload(self, name: str) -> bool:
+        """Stop serving a model; what was accepted is answered first. Blocks. Whether there was such a model."""
+        with self._changing:
+            entries = [e for e in self.entries() if e.name == name]
+            going = [dataclasses.replace(e, state=State.UNLOADING, loaded=None, asked_for=False) for e in entries]
+            self._replace(name, going)
+            gone = [dataclasses.replace(e, state=State.UNAVAILABLE, reason="unloaded") for e in going]
+            self._replace(name, gone)
+        if entries:
+            logger.info("model %s was unloaded", name)
+        return bool(entries)
+
+    def forget(self, name: str) -> None:
+        """As `unload` for a model that is not on disk any more: the index has it no longer. Blocks."""
+        self.unload(name)
+        with self._changing:
+            self._replace(name, [])
+
+    def note(self, homes: Iterable[Home]) -> None:
+        """Enter models that were found on disk and that nobody asked for; drop such that are there no longer."""
+        found = {h.name: h for h in homes}
+        with self._changing:
+            known = self.entries()
+            for home in found.values():
+                if home.name not in {e.name for e in known}:
+                    self._enter(_idle(home))
+            for name in {e.name for e in known if not e.asked_for and not e.version} - found.keys():
+                self._replace(name, [])
 
     def close(self, seconds: float) -> bool:
         """End every worker, giving all of them `seconds` together. Whether all of them ended."""
@@ -148,51 +239,102 @@ class Repository:
             thread.join(seconds + 1.0)
         return not any(t.is_alive() for t in threads)
 
+    # -- how --------------------------------------------------------------------------------------------------------
+
+    def _load(self, home: Home, config: ModelConfig, version: str, folder: Path, before: Loaded | None) -> Entry:
+        """A worker that has started, as an entry. Raises ModelError."""
+        fingerprint = home.fingerprint(folder, config)  # first: what changes from here on counts as changed
+        # Counters go on over a reload, so that none ever falls.
+        metrics = before.worker.metrics if before is not None else None
+        settings, cores, admission = self._settings, self._cores, self._admission
+        loaded = load(home.name, version, folder, config, settings, cores, admission, home.folder, metrics)
+        loaded.worker.start()
+        return Entry(home.name, version, folder, State.READY, "", loaded, home, fingerprint)
+
+    def _renew(self, home: Home, config: ModelConfig, version: str, folder: Path, before: Entry | None) -> Entry:
+        """One version as it should be now, or as it was with the reason for that."""
+        serving = before is not None and before.loaded is not None
+        if before is not None and serving and before.fingerprint == home.fingerprint(folder, config):
+            return dataclasses.replace(before, reason="")
+        try:
+            entry = self._load(home, config, version, folder, before.loaded if before else None)
+        except ForwardpassError as error:
+            reason = str(error)
+        except Exception:
+            logger.exception("model %s version %s could not be loaded", home.name, version)
+            reason = "internal error; the server's log has the details"
+        else:
+            logger.info("model %s version %s was %s", home.name, version, "reloaded" if serving else "loaded")
+            return entry
+        logger.error("model %s version %s cannot be served: %s", home.name, version, reason)
+        if before is not None and serving:
+            return dataclasses.replace(before, reason=f"serves as it was; it could not be loaded again: {reason}")
+        return Entry(home.name, version, folder, State.UNAVAILABLE, reason, home=home)
+
+    def _keep(self, home: Home, before: dict[str, Entry], reason: str) -> list[Entry]:
+        """Nothing of a model can be loaded: what serves stays, and says why."""
+        logger.error("model %s cannot be loaded: %s", home.name, reason)
+        said = f"serves as it was; it could not be loaded again: {reason}"
+        kept = [dataclasses.replace(e, reason=said) for e in before.values() if e.loaded is not None]
+        if not kept:
+            latest = max(before, key=_number, default="")
+            kept = [Entry(home.name, latest, home.folder, State.UNAVAILABLE, reason, home=home)]
+        self._replace(home.name, kept)
+        return kept
+
+    def _replace(self, name: str, entries: list[Entry]) -> None:
+        """Let `entries` be all there is of a model, at once; then let the workers that are left out finish."""
+        with self._lock:
+            serving = {id(e.loaded.worker) for e in entries if e.loaded is not None}
+            of_it = [e for e in self._entries.values() if e.name == name]
+            leaving = [e.loaded.worker for e in of_it if e.loaded is not None and id(e.loaded.worker) not in serving]
+            for e in of_it:
+                del self._entries[e.name, e.version]
+            self._entries.update({(e.name, e.version): e for e in entries})
+            self._retiring += leaving
+            self._publish()
+        self.changed()
+        for worker in leaving:
+            if not worker.retire(self._settings.grace):
+                worker.close(0.0)
+        with self._lock:
+            self._retiring = [w for w in self._retiring if w not in leaving]
+
     def _enter(self, entry: Entry) -> Entry:
         with self._lock:
             self._entries[entry.name, entry.version] = entry
-            table: dict[tuple[str, str], Worker | Entry] = {}
-            for e in sorted(self._entries.values(), key=lambda e: _number(e.version)):
-                table[e.name, e.version] = table[e.name, ""] = e if e.loaded is None else e.loaded.worker
-            self._table = table
-            self.generation += 1
+            self._publish()
+        self.changed()
         return entry
 
-    @staticmethod
-    def _find(root: Path, only: str) -> Iterator[Entry]:
-        if not root.is_dir():
-            raise SettingsError(f"the repository {root} is not a folder")
-        for name, folder in [(only, root)] if only else _models(root):
-            if only and (folder / MODEL_FILE).exists():
-                yield Entry(name, "1", folder, State.LOADING)
-                continue
-            versions = [p for p in folder.iterdir() if _is_version(p)]
-            if versions:
-                latest = max(versions, key=lambda p: _number(p.name))
-                yield Entry(name, latest.name, latest, State.LOADING)
-
-
-def _models(root: Path) -> Iterator[tuple[str, Path]]:
-    """Names and folders of the models below `root`, or of the one that `root` is."""
-    if any(_is_version(p) for p in root.iterdir()):
-        yield root.resolve().name, root
-        return
-    for folder in sorted(root.iterdir()):
-        if folder.is_dir() and not folder.name.startswith((".", "_")):
-            yield folder.name, folder
-
-
-def _is_version(path: Path) -> bool:
-    return path.name.isascii() and path.name.isdigit() and int(path.name) > 0 and (path / MODEL_FILE).exists()
+    def _publish(self) -> None:
+        """Make the look-up table anew. Lock held."""
+        table: dict[tuple[str, str], Worker | Entry] = {}
+        ready: set[str] = set()
+        for e in sorted(self._entries.values(), key=lambda e: _number(e.version)):
+            table[e.name, e.version] = found = e if e.loaded is None else e.loaded.worker
+            if e.loaded is not None or e.name not in ready:
+                table[e.name, ""] = found
+            if e.loaded is not None:
+                ready.add(e.name)
+        self._table = table
+        self.generation += 1
 
 
 def _number(version: str) -> int:
-    return int(version)
+    return int(version) if version else 0
+
+
+def _idle(home: Home) -> Entry:
+    """A model that is there and not served."""
+    return Entry(home.name, "", home.folder, State.UNAVAILABLE, "not loaded", home=home, asked_for=False)
 
 
 def _refusal(entry: Entry) -> RequestError:
     """What a request for a version that does not serve gets."""
-    what = f"version {entry.version} of model '{entry.name}'"
+    what = f"version {entry.version} of model '{entry.name}'" if entry.version else f"model '{entry.name}'"
+    if not entry.asked_for:
+        return UnknownModel(f"{what} is not loaded", reason="not_loaded")
     if entry.state is State.LOADING:
         return ModelLoading(f"{what} is still loading", retry_after=0.5)
     return ModelUnusable(f"{what} could not be loaded: {entry.reason}")

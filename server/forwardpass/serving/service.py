@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from forwardpass import __version__
-from forwardpass.errors import RequestError
+from forwardpass.errors import InvalidRequest, RequestError, printable
 from forwardpass.serving import protocol
+from forwardpass.serving.control import Control
 from forwardpass.serving.interface import Tensor
 from forwardpass.serving.repository import Repository, State
 
@@ -20,11 +21,12 @@ EXTENSIONS = ("model_repository", "schedule_policy")
 
 
 class Service:
-    """The control side of GRPCInferenceService. Thread-safe: it only reads."""
+    """The control side of GRPCInferenceService. What changes models is a coroutine; the rest only reads."""
 
-    def __init__(self, repository: Repository, ready: Callable[[], bool]) -> None:
+    def __init__(self, repository: Repository, ready: Callable[[], bool], control: Control) -> None:
         self._repository = repository
         self._ready = ready
+        self._control = control
         self.methods: Mapping[str, Callable[[Any], Any]] = {
             "ServerLive": self.server_live,
             "ServerReady": self.server_ready,
@@ -32,6 +34,8 @@ class Service:
             "ModelReady": self.model_ready,
             "ModelMetadata": self.model_metadata,
             "RepositoryIndex": self.repository_index,
+            "RepositoryModelLoad": self.repository_model_load,
+            "RepositoryModelUnload": self.repository_model_unload,
         }
 
     def server_live(self, _request: Any) -> Any:
@@ -62,14 +66,18 @@ class Service:
         response.inputs.extend(_tensor(t) for t in worker.interface.inputs)
         response.outputs.extend(_tensor(t) for t in worker.interface.outputs)
         said = response.parameters
+        for key, text in loaded.config.parameters.items():
+            said[key].string_param = text
         said["batch_invariance"].string_param = loaded.invariance.value
-        said["max_batch_size"].int64_param = worker.options.limits.max_batch_rows if loaded.invariance.batches else 0
+        said["max_batch_size"].int64_param = loaded.max_batch_size
         said["provider"].string_param = loaded.placement.label
         said["contract"].bool_param = loaded.contract is not None
         return response
 
-    def repository_index(self, request: Any) -> Any:
+    async def repository_index(self, request: Any) -> Any:
         """Every version and its state; with `ready` only those that serve."""
+        _no_repository(request)
+        await self._control.refresh()
         response = protocol.RepositoryIndexResponse()
         for entry in self._repository.entries():
             if entry.state is State.READY or not request.ready:
@@ -77,6 +85,28 @@ class Service:
                     name=entry.name, version=entry.version, state=entry.state.value, reason=entry.reason
                 )
         return response
+
+    async def repository_model_load(self, request: Any) -> Any:
+        """Load a model, or load it again, with its options or files from the request's parameters where it has them."""
+        _no_repository(request)
+        await self._control.load(request.model_name, request.parameters)
+        return protocol.RepositoryModelLoadResponse()
+
+    async def repository_model_unload(self, request: Any) -> Any:
+        """Stop serving a model. There are no models that only others need, so `unload_dependents` changes nothing."""
+        _no_repository(request)
+        for key in request.parameters:
+            if key != "unload_dependents":
+                raise InvalidRequest(f"parameter '{printable(key)}' is not known; expected 'unload_dependents'")
+        await self._control.unload(request.model_name)
+        return protocol.RepositoryModelUnloadResponse()
+
+
+def _no_repository(request: Any) -> None:
+    if request.repository_name:
+        raise InvalidRequest(
+            f"repository_name: expected none, since there is one repository, got '{printable(request.repository_name)}'"
+        )
 
 
 def _tensor(tensor: Tensor) -> Any:

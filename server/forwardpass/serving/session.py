@@ -32,6 +32,11 @@ except ImportError as error:  # pragma: no cover - needs an environment without 
     ) from error
 
 BF16_ONNX = 16  # TensorProto.BFLOAT16
+OPTIMIZATIONS = {
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
 # What ONNX Runtime's errors say when memory is short, or when no memory could ever be enough.
 OUT_OF_MEMORY = ("bad_alloc", "llocate", "out of memory", "Out of memory", "size overflowed")
 
@@ -70,9 +75,13 @@ def share_threads(threads: int) -> None:
 class Session:
     """An open network. `interface` says what it takes and gives."""
 
-    def __init__(self, path: Path, placement: Placement) -> None:
-        """Open `path`. Raises ModelError with the runtime's reason when it can't be."""
+    def __init__(self, path: Path, placement: Placement, optimizations: str = "all") -> None:
+        """Open `path`. Raises ModelError with the runtime's reason when it can't be.
+
+        `optimizations`: what may be done to the graph: basic, extended or all.
+        """
         options = ort.SessionOptions()
+        options.graph_optimization_level = OPTIMIZATIONS[optimizations]
         if placement.shared:
             options.use_per_session_threads = False
         else:

@@ -60,6 +60,7 @@ class Options:
     """What a worker was told, with every choice made."""
 
     limits: Limits
+    run_rows: int = 0  # rows of one run where requests do not share runs; 0: limits.max_batch_rows
     instances: int = 1
     row_independent: bool = True  # a request of more rows than a matrix may be run in slices
     max_request_rows: int = 65536
@@ -98,13 +99,15 @@ class Worker:
         self.queue = BatchQueue(options.limits, run_time)
         self.max_request_rows = options.max_request_rows
         self.priority_levels = options.priority_levels
-        self._runner = Runner(session, interface, options.limits.max_batch_rows, options.row_independent)
+        self.run_rows = options.run_rows or options.limits.max_batch_rows
+        self._runner = Runner(session, interface, self.run_rows, options.row_independent)
         self._admission = admission
         self._clock = clock
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._idle = options.instances
-        self._closing = False
+        self._ending = False  # the threads end when nothing waits
+        self._closed = False  # nothing more is taken in
         self._inline = options.inline_run_limit > 0 and options.instances == 1 and not options.limits.delay
         self._running: dict[int, tuple[float, Any]] = {}  # batch -> when its run began, what ends it
         self._threads = [
@@ -121,7 +124,7 @@ class Worker:
     def submit(self, requests: Sequence[Request], now: float) -> None:
         """Queue admitted requests. Never blocks; what is refused is answered here. Follow with `step`."""
         with self._lock:
-            if self._closing:
+            if self._closed:
                 refused = [Settled(r, self._going()) for r in requests]
             else:
                 refused = self.queue.offer(requests, now)
@@ -143,7 +146,8 @@ class Worker:
             if not queue.requests or not self._idle:
                 return False
             rows = min(queue.rows, queue.limits.max_batch_rows)
-            if not self._inline or queue.run_time.predict(rows) > self.options.inline_run_limit:
+            slow = not self._inline or queue.run_time.predict(rows) > self.options.inline_run_limit
+            if slow and not self._ending:
                 self._wake.notify()
                 return False
             batch = self._take()
@@ -162,7 +166,7 @@ class Worker:
                 not self._inline
                 or self._idle != 1
                 or self.queue.requests
-                or self._closing
+                or self._ending
                 or request.deadline < now + run_time.optimistic(request.rows)
                 or run_time.predict(request.rows) > self.options.inline_run_limit
             ):
@@ -211,12 +215,12 @@ class Worker:
         while True:
             now = self._clock()
             closes = self.queue.closes_at(now)
-            if self._idle and (closes <= now or (self._closing and self.queue.requests)):
+            if self._idle and (closes <= now or (self._ending and self.queue.requests)):
                 batch = self._take()
                 if batch is not None:
                     return batch
                 continue
-            if self._closing and not self.queue.requests:
+            if self._ending and not self.queue.requests:
                 return None
             self._wake.wait(None if closes == float("inf") or not self._idle else max(0.0, closes - now))
 
@@ -269,7 +273,7 @@ class Worker:
     def _free_slot(self) -> None:
         """Lock held."""
         self._idle += 1
-        if self._closing or (self.queue.requests and self.options.instances > 1):
+        if self._ending or (self.queue.requests and self.options.instances > 1):
             self._wake.notify_all()
 
     def _guarded(self, requests: Sequence[Request], matrices: list[int]) -> tuple[list[Answer], float, bool]:
@@ -319,12 +323,7 @@ class Worker:
                 logger.exception("model %s: %d answers could not be handed out", self.name, len(mine))
 
     def _record(
-        self,
-        requests: Sequence[Request],
-        owed: Sequence[bool],
-        matrices: Sequence[int],
-        timing: Timing,
-        errors: int,
+        self, requests: Sequence[Request], owed: Sequence[bool], matrices: Sequence[int], timing: Timing, errors: int
     ) -> None:
         waits: list[tuple[float, int]] = []
         count = nbytes = answered = 0
@@ -364,9 +363,8 @@ class Worker:
         self._admission.release(len(requests), sum([r.nbytes for r in requests]))
 
     def _going(self) -> ModelLoading:
-        return ModelLoading(
-            f"version {self.version} of model '{self.name}' is being replaced; try again", reason="unloading"
-        )
+        text = f"version {self.version} of model '{self.name}' is being replaced; try again"
+        return ModelLoading(text, reason="unloading")
 
     # -- its end ------------------------------------------------------------------------------------------------------
 
@@ -380,14 +378,21 @@ class Worker:
     def close(self, seconds: float) -> bool:
         """Take no more, finish what is queued within `seconds`, refuse the rest. Whether all threads ended in time."""
         with self._lock:
-            self._closing = True
-            self._wake.notify_all()
-        deadline = self._clock() + seconds
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - self._clock()))
+            self._closed = True
+        ended = self.retire(seconds)
         with self._lock:
             left = self.queue.clear()
             self._wake.notify_all()
         if left:
             self._refuse([Settled(r, self._going()) for r in left])
+        return ended
+
+    def retire(self, seconds: float) -> bool:
+        """Finish what is queued and end the threads; whether in time. What comes later is run by who submits it."""
+        with self._lock:
+            self._ending = True
+            self._wake.notify_all()
+        until = self._clock() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, until - self._clock()))
         return not any(t.is_alive() for t in self._threads)

@@ -1,0 +1,210 @@
+"""Changes which models are served while the server runs: by request, or as their folders change.
+
+Loading takes seconds, so everything here runs on one thread of its own, one change at a time; callers await it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from forwardpass.errors import (
+    ConfigError,
+    ControlRefused,
+    InvalidRequest,
+    ModelUnusable,
+    Overloaded,
+    RequestError,
+    SettingsError,
+    UnknownModel,
+    printable,
+)
+from forwardpass.serving import pbtxt
+from forwardpass.serving.model_config import ModelConfig, plain_name
+from forwardpass.serving.model_files import Fingerprint, Home
+from forwardpass.serving.repository import Repository
+from forwardpass.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+MOST_WAITING = 64  # changes that may wait for their turn
+SETTLE_SECONDS = 0.5  # a folder that was found changed is loaded if it is the same after this: copying takes time
+NAME_LIMIT = 255  # characters of the name of a model whose files come in a request
+FILE = "file:"  # what the names of the parameters begin with that carry files
+
+T = TypeVar("T")
+
+
+class Control:
+    """Changes which models a repository serves. Its coroutines belong to one event loop; `close` ends its thread."""
+
+    def __init__(self, repository: Repository, settings: Settings) -> None:
+        self._repository = repository
+        self._settings = settings
+        self._thread = ThreadPoolExecutor(1, "model-control")
+        self._waiting = 0
+        self._seen: dict[str, Fingerprint] = {}  # by model: what was on disk when it was last brought in line
+        self._sent: dict[str, tempfile.TemporaryDirectory[str]] = {}  # folders of models whose files came in a request
+
+    def close(self) -> None:
+        """Nothing more is changed; what is being loaded is finished in the background. Does not block."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    # -- by request -------------------------------------------------------------------------------------------------
+
+    async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Load a model, or bring what is served of it in line with its folder. Returns once it serves.
+
+        `parameters` are the protocol's: `config`, a ModelConfig as JSON in place of the options on disk, and
+        `file:VERSION/NAME`, files in place of those on disk. Raises ModelUnusable with the reason where it can't be
+        loaded (what served before goes on serving), UnknownModel, InvalidRequest, ControlRefused or Overloaded.
+        """
+        self._allowed()
+        config, files = _read(parameters)
+        await self._change(lambda: self._load(name, config, files))
+
+    async def unload(self, name: str) -> None:
+        """Stop serving a model; returns when what was accepted is answered. Raises UnknownModel, ControlRefused."""
+        self._allowed()
+        await self._change(lambda: self._unload(name))
+
+    async def refresh(self) -> None:
+        """Let the index know the models on disk that nobody asked for. Only with explicit control."""
+        if self._settings.model_control == "explicit":
+            await self._change(lambda: self._repository.note(self._repository.homes().values()))
+
+    def _allowed(self) -> None:
+        mode = self._settings.model_control
+        if mode != "explicit":
+            raise ControlRefused(
+                f"models are loaded and unloaded by request with --model-control explicit; this server has {mode}"
+            )
+
+    async def _change(self, change: Callable[[], T]) -> T:
+        if self._waiting >= MOST_WAITING:
+            raise Overloaded(f"{self._waiting} changes of models wait already", reason="model_control", retry_after=1.0)
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, change)
+        finally:
+            self._waiting -= 1
+
+    def _load(self, name: str, config: str | None, files: Mapping[str, bytes]) -> None:
+        home = self._home(name, files)
+        options: ModelConfig | None = None
+        try:
+            if config is not None:
+                options = pbtxt.from_json(config, name)
+        except ConfigError as error:
+            raise InvalidRequest(str(error)) from None
+        sent = tempfile.TemporaryDirectory(prefix="forwardpass-") if files else None
+        try:
+            if sent is not None:
+                home = Home(name, Path(sent.name), named=False)
+                _write(home.folder, files)
+            assert home is not None
+            wrong = [e for e in self._repository.reload(home, options) if e.reason]
+            if wrong:
+                raise ModelUnusable("; ".join(f"model '{name}' {_version(e.version)}{e.reason}" for e in wrong))
+            if sent is not None:
+                self._sent[name], sent = sent, self._sent.get(name)
+            elif name in self._sent:
+                sent = self._sent.pop(name)
+        finally:
+            if sent is not None:
+                sent.cleanup()
+
+    def _home(self, name: str, files: Mapping[str, bytes]) -> Home | None:
+        """The model's folder; None where its files came along. No path is made from the name."""
+        if not name:
+            raise InvalidRequest("the request names no model")
+        if files:
+            if len(name) > NAME_LIMIT or not name.isprintable() or name.strip(" .") != name or "/" in name:
+                raise InvalidRequest(f"model name '{printable(name)}': expected one that a folder could have")
+            return None
+        homes = self._repository.homes()
+        if name not in homes:
+            have = ", ".join(list(homes)[:10])
+            raise UnknownModel(f"there is no model '{printable(name)}' in the repository; it has {have or 'none'}")
+        return homes[name]
+
+    def _unload(self, name: str) -> None:
+        if not self._repository.unload(name):
+            raise UnknownModel(f"there is no model '{printable(name)}'")
+        if name in self._sent:
+            self._sent.pop(name).cleanup()
+
+    # -- by looking -------------------------------------------------------------------------------------------------
+
+    async def poll(self) -> None:
+        """Look at the folder every so often, for ever, and follow what changes there."""
+        while True:
+            await asyncio.sleep(self._settings.poll_seconds)
+            try:
+                await self._change(self.look)
+            except (SettingsError, RequestError) as error:
+                logger.error("the repository was not looked at: %s", error)
+            except Exception:
+                logger.exception("looking at the repository failed")
+
+    def look(self) -> None:
+        """Load what is new or was changed, forget what is gone. Blocks for as long as that takes."""
+        homes = self._repository.homes()
+        for name in {e.name for e in self._repository.entries()} - homes.keys():
+            logger.info("model %s is not on disk any more", name)
+            self._repository.forget(name)
+            self._seen.pop(name, None)
+        states = {name: home.state() for name, home in homes.items()}
+        changed = [name for name, state in states.items() if self._seen.get(name) != state]
+        if any(name in self._seen for name in changed):
+            time.sleep(SETTLE_SECONDS)
+        for name in changed:
+            if name in self._seen and homes[name].state() != states[name]:
+                continue  # still being written: the next look will tell
+            self._seen[name] = states[name]
+            self._repository.reload(homes[name])
+
+
+def _version(version: str) -> str:
+    return f"version {version}: " if version else ""
+
+
+def _read(parameters: Mapping[str, Any]) -> tuple[str | None, dict[str, bytes]]:
+    """`config` and the files by their paths. Raises InvalidRequest for anything else."""
+    config: str | None = None
+    files: dict[str, bytes] = {}
+    for key, parameter in parameters.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        if key == "config" and kind == "string_param":
+            config = parameter.string_param
+        elif key.startswith(FILE) and kind == "bytes_param":
+            files[key[len(FILE) :]] = parameter.bytes_param
+        else:
+            raise InvalidRequest(
+                f"parameter '{printable(key)}': expected 'config' as a string or 'file:VERSION/NAME' as bytes, got "
+                f"{kind or 'nothing'}"
+            )
+    if files and config is None:
+        raise InvalidRequest("parameter 'config': expected it with files, since none of what is on disk is then used")
+    return config, files
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files below `folder`. Raises InvalidRequest for a path that leads anywhere else."""
+    for path, data in files.items():
+        try:
+            parts = [plain_name(part) for part in path.split("/")]
+        except ValueError:
+            raise InvalidRequest(f"parameter '{FILE}{printable(path)}': expected VERSION/NAME") from None
+        target = folder.joinpath(*parts)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+        except OSError as error:
+            raise ModelUnusable(f"'{printable(path)}' cannot be written: {error.strerror or error}") from None

@@ -1,0 +1,98 @@
+"""On which line of a protobuf text file each field stands. For error messages; the values are protobuf's to read.
+
+The file has been parsed before, so its structure is sound; whatever comes is got over without an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+_TOKEN = re.compile(
+    r"""(?P<skip>\s+|\#[^\n]*)|(?P<quoted>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')|(?P<word>[-+]?[\w.][\w.+-]*)|(?P<mark>.)""",
+    re.VERBOSE | re.DOTALL,
+)
+_OPEN = {"{": "}", "<": ">"}
+_MARKS = frozenset("{}<>[]:,;")
+
+
+@dataclass(slots=True)
+class Node:
+    """One field: the line of its name (counted from 1), its value if it is a scalar, and the fields in it."""
+
+    line: int
+    value: str = ""
+    children: dict[str, list[Node]] = field(default_factory=dict)
+
+    def child(self, name: str, place: int | str = 0) -> Node | None:
+        """The `place`-th field of a name, or the entry of a map whose key is `place`; None where there is none."""
+        found = self.children.get(name, [])
+        if isinstance(place, str):
+            keyed = (n for n in found if (key := n.child("key")) is not None and key.value == place)
+            return next(keyed, None)
+        return found[place] if place < len(found) else None
+
+
+class _Token(NamedTuple):
+    text: str
+    line: int
+    quoted: bool
+
+
+def read_lines(text: str) -> Node:
+    """Every field of a text-format message, by name, in the order of the file."""
+    root = Node(1)
+    _fields(list(_tokens(text)), 0, root, "")
+    return root
+
+
+def _tokens(text: str) -> Iterator[_Token]:
+    line = 1
+    for match in _TOKEN.finditer(text):
+        if match.lastgroup != "skip":
+            quoted = match.lastgroup == "quoted"
+            yield _Token(match.group()[1:-1] if quoted else match.group(), line, quoted)
+        line += match.group().count("\n")
+
+
+def _fields(tokens: list[_Token], at: int, into: Node, end: str) -> int:
+    """Read fields until `end`; the place after it."""
+
+    def here(mark: str) -> bool:
+        return at < len(tokens) and tokens[at].text == mark and not tokens[at].quoted
+
+    while at < len(tokens):
+        name = tokens[at]
+        if here(end):
+            return at + 1
+        at += 1
+        if name.quoted or name.text in _MARKS:  # the rest of a string in several pieces, or punctuation
+            continue
+        if here(":"):
+            at += 1
+        found = into.children.setdefault(name.text, [])
+        if not here("["):
+            found.append(Node(name.line))
+            at = _value(tokens, at, found[-1])
+            continue
+        at += 1
+        while at < len(tokens) and not here("]"):
+            if here(","):
+                at += 1
+                continue
+            found.append(Node(tokens[at].line))
+            at = _value(tokens, at, found[-1])
+        at += 1
+    return at
+
+
+def _value(tokens: list[_Token], at: int, node: Node) -> int:
+    if at >= len(tokens):
+        return at
+    token = tokens[at]
+    if not token.quoted and token.text in _OPEN:
+        return _fields(tokens, at + 1, node, _OPEN[token.text])
+    node.value = token.text
+    return at + 1
