@@ -165,10 +165,11 @@ def said(points: Sequence[Point], served: Served | None) -> list[str]:
         mean_rows = (_MOST_ROWS + 1) / 2
         total = served.requests[-1]
         half = len(served.requests) // 2
+        slope = round(served.slope, 1) + 0.0  # no minus zero
         lines.append(
             f"a server was at {si(served.resident[half], 'B')} after {served.requests[half]:,} requests and at "
-            f"{si(served.resident[-1], 'B')} after {total:,}: {round(served.slope, 1) + 0.0:+} bytes a request over the second "
-            f"half; a backward cache kept for each would have been {mean_rows * per_row:,.0f} bytes a request"
+            f"{si(served.resident[-1], 'B')} after {total:,}: {slope:+} bytes a request over the second half; "
+            f"a backward cache kept for each would have been {mean_rows * per_row:,.0f} bytes a request"
         )
     return lines
 
