@@ -40,6 +40,7 @@ ORDER = (
     ("metrics",),
     ("admission",),
     ("run_time", "knee", "request"),
+    ("refusals",),
     ("batch_queue", "warm_up"),
     ("runner",),
     ("worker",),

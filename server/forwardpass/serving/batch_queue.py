@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Any
 
-from forwardpass.errors import DeadlineExceeded, Overloaded
+from forwardpass.serving.refusals import full, late
 from forwardpass.serving.request import NEVER, QUEUED, RUNNING, SETTLED, Batch, Limits, Request, Settled
 from forwardpass.serving.run_time import RunTime
 
@@ -37,7 +37,8 @@ class BatchQueue:
     """Requests of one model version that wait for an instance.
 
     - Every offered request is settled exactly once: by offer, take, cancel or finish.
-    - A batch holds one signature, at most `max_batch_rows` rows (a single larger request stands alone).
+    - A batch holds one signature, at most `max_batch_rows` rows (a single larger request stands alone); one of the
+      preferred sizes, where the front of the queue makes one and no deadline is about.
     - Within a priority the earliest deadline goes first; equal ones in the order of arrival.
     - Nothing that is expired or cancelled is ever in a batch.
     - rows, requests and nbytes are those of the QUEUED requests, and never exceed the limits; an empty queue takes
@@ -56,6 +57,7 @@ class BatchQueue:
         self._groups: dict[Any, list[Request]] = {}
         self._dated = 0  # queued requests that have a deadline
         self._dead = 0  # cancelled requests still standing in a group
+        self._at = dict.fromkeys(limits.by_priority, 0)  # queued requests of each priority that has a bound of its own
 
     def __len__(self) -> int:
         return self.requests
@@ -78,9 +80,11 @@ class BatchQueue:
                 self.rows + rows > limits.rows
                 or self.requests >= limits.requests
                 or self.nbytes + request.nbytes > limits.nbytes
+                or (self._at and self._at.get(request.priority, -1) >= limits.by_priority.get(request.priority, 0))
             ):
                 request.state = SETTLED
-                refused.append(Settled(request, self._full(request)))
+                waiting = self.requests, self.rows, self.nbytes, self._at.get(request.priority, 0)
+                refused.append(Settled(request, full(request, limits, self.run_time, waiting)))
                 continue
             if request.deadline != NEVER:
                 if dated:
@@ -88,7 +92,7 @@ class BatchQueue:
                     start = self.busy_until if self.busy_until > now else now
                     if request.deadline < start + self.run_time.optimistic(rows):
                         request.state = SETTLED
-                        refused.append(Settled(request, self._late(request, now, "refused")))
+                        refused.append(Settled(request, late(request, self.run_time, now, "refused")))
                         continue
                 self._dated += 1
             elif dated:
@@ -97,6 +101,8 @@ class BatchQueue:
             self.rows += rows
             self.requests += 1
             self.nbytes += request.nbytes
+            if request.priority in self._at:
+                self._at[request.priority] += 1
             group = groups.get(request.signature)
             if group is None:
                 groups[request.signature] = [request]
@@ -136,7 +142,7 @@ class BatchQueue:
         if not self.requests:
             return NEVER
         limits = self.limits
-        if not limits.delay or self.rows >= limits.max_batch_rows or self.rows in limits.preferred:
+        if not limits.delay or self.rows >= limits.max_batch_rows or self._preferred(self._next_group() or ()):
             return now
         oldest = min(r.arrival for group in self._groups.values() for r in group if r.state == QUEUED)
         close = oldest + limits.delay
@@ -153,7 +159,7 @@ class BatchQueue:
         group = self._next_group()
         if group is None:
             return None
-        if self._dated or self._dead:
+        if self._dated or self._dead or self.limits.preferred:
             return self._take_dated(group, now)
         limit = self.limits.max_batch_rows
         if self.rows <= limit or len(group) == 1:
@@ -200,7 +206,7 @@ class BatchQueue:
         return best
 
     def _take_dated(self, group: list[Request], now: float) -> Batch:
-        """As `take`, where deadlines or cancelled requests are about."""
+        """As `take`, where deadlines or cancelled requests are about, or some sizes are preferred."""
         limit, deadlines = self.limits.max_batch_rows, self.limits.deadlines
         live, dropped = list[Request](), list[Settled]()
         seen = self._survey(group, 0, limit, live, dropped, now)
@@ -216,9 +222,22 @@ class BatchQueue:
                 seen = self._survey(group, seen, LOOKAHEAD * limit, live, dropped, now)
                 if not self._feasible(live, count, now + self.run_time.predict(rows)):
                     chosen = self._best(live, now) or chosen
+        if count := self._preferred(chosen):
+            chosen = chosen[:count]
         batch = self._start(chosen, now, dropped)
         group[:seen] = [r for r in live if r.state == QUEUED]
         return batch
+
+    def _preferred(self, group: Sequence[Request]) -> int:
+        """How many requests from the front make the largest of the preferred sizes that can be made; 0: none can."""
+        best = rows = 0
+        for count, request in enumerate(() if self._dated or not self.limits.preferred else group, 1):
+            rows += request.rows if request.state != SETTLED else 0
+            if rows in self.limits.preferred:
+                best = count
+            elif rows > self.limits.max_batch_rows:
+                break
+        return best
 
     def _survey(
         self, group: list[Request], seen: int, limit: int, live: list[Request], dropped: list[Settled], now: float
@@ -319,6 +338,9 @@ class BatchQueue:
             nbytes += request.nbytes
         if self._dated:
             self._dated -= sum(1 for r in chosen if r.deadline != NEVER)
+        for request in chosen if self._at else ():
+            if request.priority in self._at:
+                self._at[request.priority] -= 1
         self.rows -= rows
         self.requests -= len(chosen)
         self.nbytes -= nbytes
@@ -329,7 +351,7 @@ class BatchQueue:
     def _drop(self, request: Request, now: float, how: str, dropped: list[Settled]) -> None:
         self._forget(request)
         request.state = SETTLED
-        dropped.append(Settled(request, self._late(request, now, how)))
+        dropped.append(Settled(request, late(request, self.run_time, now, how)))
 
     def _forget(self, request: Request) -> None:
         """A queued request leaves without running."""
@@ -338,6 +360,8 @@ class BatchQueue:
         self.nbytes -= request.nbytes
         if request.deadline != NEVER:
             self._dated -= 1
+        if request.priority in self._at:
+            self._at[request.priority] -= 1
 
     def _sweep(self) -> None:
         for signature in list(self._groups):
@@ -347,32 +371,6 @@ class BatchQueue:
             else:
                 del self._groups[signature]
         self._dead = 0
-
-    def _full(self, request: Request) -> Overloaded:
-        """What the refused are told: the bound that is reached, and when the queue should be half empty."""
-        limits = self.limits
-        if self.requests >= limits.requests:
-            what, have, more, bound = "requests", self.requests, 1, limits.requests
-        elif self.rows + request.rows > limits.rows:
-            what, have, more, bound = "rows", self.rows, request.rows, limits.rows
-        else:
-            what, have, more, bound = "bytes", self.nbytes, request.nbytes, limits.nbytes
-        batches = self.rows / limits.max_batch_rows / 2
-        wait = batches * self.run_time.predict(limits.max_batch_rows)
-        return Overloaded(
-            f"the model's queue is full: {have} {what} wait, the bound is {bound}, and {more} would come",
-            reason=f"queue_{what}",
-            retry_after=min(5.0, max(0.005, wait)),
-        )
-
-    def _late(self, request: Request, now: float, how: str) -> DeadlineExceeded:
-        left = (request.deadline - now) * 1e3
-        if how == "expired":
-            text = f"the deadline passed {-left:.1f} ms ago, after {(now - request.arrival) * 1e3:.1f} ms in the queue"
-        else:
-            need = self.run_time.predict(request.rows) * 1e3
-            text = f"the deadline is in {left:.1f} ms and {request.rows} row(s) take {need:.1f} ms"
-        return DeadlineExceeded(text, reason=f"deadline_{how}")
 
 
 def _prefix(group: list[Request], limit: int) -> list[Request]:

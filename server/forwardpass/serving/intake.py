@@ -81,7 +81,11 @@ class Intake:
         """Put a decoded request into the group of its model."""
         worker: Worker = header.target
         deadline = math.inf if seconds_left is None else self.now + seconds_left
-        if header.timeout != math.inf:
+        priority = header.priority or worker.options.default_priority
+        limits = worker.options.time_limits
+        if limits is not None:
+            deadline = min(deadline, self.now + limits[priority].of(header.timeout))
+        elif header.timeout != math.inf:
             deadline = min(deadline, self.now + header.timeout)
         elif deadline == math.inf and worker.options.default_timeout != math.inf:
             deadline = self.now + worker.options.default_timeout
@@ -93,7 +97,7 @@ class Intake:
             nbytes,
             self.now,
             deadline,
-            header.priority or worker.options.default_priority,
+            priority,
             self._door,
             call,
             timings,

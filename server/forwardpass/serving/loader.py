@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +17,14 @@ from numpy.typing import NDArray
 
 from forwardpass.contract import CONTRACT_FILE, Contract
 from forwardpass.errors import ConfigError, ContractError, ModelError, RequestError, SettingsError
-from forwardpass.serving import external_data, warm_up
+from forwardpass.serving import batch_size, external_data, warm_up
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.declared import declare
 from forwardpass.serving.interface import Interface
 from forwardpass.serving.invariance import Invariance, probe
 from forwardpass.serving.metrics import ModelMetrics
 from forwardpass.serving.model_config import ModelConfig
-from forwardpass.serving.request import Limits
+from forwardpass.serving.request import Limits, TimeLimit
 from forwardpass.serving.run_time import RunTime
 from forwardpass.serving.session import Placement, Session, place
 from forwardpass.serving.threads import Cores
@@ -82,7 +83,8 @@ def load(
     session = Session(folder / config.model_file, placement, config.graph_optimizations)
     interface = declare(session.interface, config, contract, home)
     replayed = _replay(session, contract) if contract is not None else ""
-    wanted = config.max_batch_size if config.max_batch_size is not None else settings.max_batch_size
+    told = config.max_batch_size if config.max_batch_size is not None else settings.max_batch_size or None
+    wanted, sized = batch_size.choose(interface, session, told, _samples(interface, contract))
     invariance, why = _invariance(interface, session, config, contract, wanted)
     batches = invariance.batches and wanted > 0
     if invariance is Invariance.NONE:
@@ -95,6 +97,7 @@ def load(
         nbytes=config.max_queue_bytes,
         delay=config.max_queue_delay_us * 1e-6 if shares else 0.0,
         preferred=tuple(config.preferred_batch_sizes),
+        by_priority={p: q.max_requests for p, q in config.queue_policies.items() if q.max_requests},
         deadlines=config.deadline_scheduling and not config.preserve_ordering,
     )
     run_time = RunTime()
@@ -111,15 +114,31 @@ def load(
         max_request_rows=config.max_request_rows,
         priority_levels=config.priority_levels,
         default_priority=config.default_priority,
-        default_timeout=config.default_timeout_us * 1e-6 if config.default_timeout_us else float("inf"),
+        default_timeout=_seconds(config.default_timeout_us),
+        time_limits=_time_limits(config),
         inline_run_limit=settings.inline_run_limit,
     )
     counted = metrics or ModelMetrics(name, version)
     worker = Worker(name, version, session, interface, options, run_time, counted, admission)
     if invariance is Invariance.DEPENDENT:
         logger.warning("model %s version %s is served one request at a time: %s", name, version, why)
-    known = "; ".join(filter(None, (why, replayed)))
+    known = "; ".join(filter(None, (why, replayed, sized)))
     return Loaded(worker, placement, invariance, known, contract, config, time.monotonic() - began)
+
+
+def _time_limits(config: ModelConfig) -> dict[int, TimeLimit] | None:
+    """Of every priority, where the options limit any; a priority without a limit of its own has the model's."""
+    if not config.queue_policies:
+        return None
+    found = dict.fromkeys(range(1, config.priority_levels + 1), TimeLimit(_seconds(config.default_timeout_us)))
+    for priority, policy in config.queue_policies.items():
+        found[priority] = TimeLimit(_seconds(policy.timeout_us), policy.timeout_override)
+    return found
+
+
+def _seconds(microseconds: int) -> float:
+    """Of a timeout; 0 stands for none."""
+    return microseconds * 1e-6 if microseconds else math.inf
 
 
 def _contract(folder: Path, model_file: str) -> Contract | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -73,8 +74,20 @@ class Limits:
     requests: int = 4096
     nbytes: int = 256 << 20
     delay: float = 0.0  # seconds a batch that is not full may wait for more rows
-    preferred: tuple[int, ...] = ()  # row counts at which a delayed batch stops waiting
+    preferred: tuple[int, ...] = ()  # row counts to make batches of, and at which a delayed one stops waiting
+    by_priority: Mapping[int, int] = field(default_factory=dict)  # requests that may wait of a priority
     deadlines: bool = True  # earliest deadline first and early refusal; off: first come, first served
+
+
+class TimeLimit(NamedTuple):
+    """How long a request of one priority may take, in seconds, and whether it may ask for less."""
+
+    seconds: float = NEVER
+    may_shorten: bool = True
+
+    def of(self, asked: float) -> float:
+        """The limit of a request that asks for `asked` seconds; inf: none."""
+        return asked if self.may_shorten and asked < self.seconds else self.seconds
 
 
 class Settled(NamedTuple):

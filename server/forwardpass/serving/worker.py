@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from forwardpass.serving.admission import Admission
 from forwardpass.serving.batch_queue import BatchQueue
 from forwardpass.serving.interface import Interface
 from forwardpass.serving.metrics import ModelMetrics, Ran
-from forwardpass.serving.request import RUNNING, SETTLED, Batch, Limits, Request, Settled
+from forwardpass.serving.request import RUNNING, SETTLED, Batch, Limits, Request, Settled, TimeLimit
 from forwardpass.serving.run_time import RunTime
 from forwardpass.serving.runner import Runner
 from forwardpass.serving.session import Session, new_run_options
@@ -67,6 +67,7 @@ class Options:
     priority_levels: int = 1
     default_priority: int = 1
     default_timeout: float = float("inf")  # seconds
+    time_limits: Mapping[int, TimeLimit] | None = None  # of every priority; in place of default_timeout
     inline_run_limit: float = 0.0  # seconds; 0: always hand over
 
 

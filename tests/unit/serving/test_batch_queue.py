@@ -56,6 +56,7 @@ class Machine:
                     count + len(requests) > self.limits.requests
                     or rows + sum(r.rows for r in requests) > self.limits.rows
                     or nbytes + sum(r.nbytes for r in requests) > self.limits.nbytes
+                    or request.priority in self.limits.by_priority
                 )
                 assert beyond, f"{error}, and yet there was room"
             else:
@@ -393,12 +394,44 @@ def test_a_delayed_batch_closes_when_it_is_full_preferred_old_or_urgent() -> Non
     m.offer(queued(arrival=0.2))
     assert m.queue.closes_at(0.2) == 0.2  # two rows are preferred
     m.offer(queued(arrival=0.2))
-    assert m.queue.closes_at(0.2) == 0.5
+    assert m.queue.closes_at(0.2) == 0.2  # and two of three
     m.offer(queued(arrival=0.2, deadline=0.3))
     assert m.queue.closes_at(0.2) == 0.2  # full
     m.cancel(m.requests[0])
     closes = m.queue.closes_at(0.2)
     assert 0.3 - 0.015 < closes < 0.3 - 0.01  # in time for the urgent one, with a margin
+
+
+def test_the_largest_preferred_size_that_can_be_made_is_taken_and_everything_where_none_can() -> None:
+    m = machine(max_batch_rows=8, preferred=(2, 4))
+    m.offer(*(queued() for _ in range(7)))
+    taken = [m.take() for _ in range(3)]
+    assert [batch and batch.rows for batch in taken] == [4, 2, 1]
+    m.offer(queued(3), queued(3))
+    (both,) = [m.take()]
+    assert both is not None and both.rows == 6
+    m.offer(queued(), queued(), queued(deadline=9.0))
+    dated = m.take()  # a deadline counts for more than a size that is preferred
+    assert dated is not None and dated.rows == 3
+    gone, kept = queued(), queued(2)
+    m.offer(gone, kept)
+    m.cancel(gone)
+    rest = m.take()
+    assert rest is not None and rest.requests == [kept]
+
+
+def test_a_priority_may_have_a_bound_of_its_own() -> None:
+    m = machine(by_priority={2: 2})
+    low = [queued(priority=2) for _ in range(3)]
+    (refused,) = m.offer(*low)
+    assert refused.request is low[2] and isinstance(refused.error, Overloaded)
+    assert "queue of priority 2 is full: 2 requests wait, the bound is 2" in str(refused.error)
+    assert not m.offer(*(queued(priority=1) for _ in range(4)))
+    m.cancel(low[0])
+    assert not m.offer(queued(priority=2))
+    assert [s.error.reason for s in m.offer(queued(priority=2))] == ["queue_requests"]
+    m.drain()
+    assert not m.offer(queued(priority=2), queued(priority=2))
 
 
 def test_cancelled_requests_do_not_pile_up() -> None:

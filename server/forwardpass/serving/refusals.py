@@ -1,0 +1,42 @@
+"""What those are told whom a queue refuses: which bound is reached, or by how much a deadline is missed. Pure."""
+
+from __future__ import annotations
+
+from forwardpass.errors import DeadlineExceeded, Overloaded
+from forwardpass.serving.request import Limits, Request
+from forwardpass.serving.run_time import RunTime
+
+
+def full(request: Request, limits: Limits, run_time: RunTime, waiting: tuple[int, int, int, int]) -> Overloaded:
+    """The bound that is reached, and when the queue should be half empty.
+
+    `waiting`: requests, rows and bytes in the queue, and requests of this priority.
+    """
+    requests, rows, nbytes, peers = waiting
+    who = "the model's queue"
+    if requests >= limits.requests:
+        what, have, more, bound = "requests", requests, 1, limits.requests
+    elif rows + request.rows > limits.rows:
+        what, have, more, bound = "rows", rows, request.rows, limits.rows
+    elif nbytes + request.nbytes > limits.nbytes:
+        what, have, more, bound = "bytes", nbytes, request.nbytes, limits.nbytes
+    else:
+        what, have, more, bound = "requests", peers, 1, limits.by_priority[request.priority]
+        who = f"the model's queue of priority {request.priority}"
+    wait = rows / limits.max_batch_rows / 2 * run_time.predict(limits.max_batch_rows)
+    return Overloaded(
+        f"{who} is full: {have} {what} wait, the bound is {bound}, and {more} would come",
+        reason=f"queue_{what}",
+        retry_after=min(5.0, max(0.005, wait)),
+    )
+
+
+def late(request: Request, run_time: RunTime, now: float, how: str) -> DeadlineExceeded:
+    """`how`: "expired" for a deadline that has passed; otherwise one that cannot be met any more."""
+    left = (request.deadline - now) * 1e3
+    if how == "expired":
+        text = f"the deadline passed {-left:.1f} ms ago, after {(now - request.arrival) * 1e3:.1f} ms in the queue"
+    else:
+        need = run_time.predict(request.rows) * 1e3
+        text = f"the deadline is in {left:.1f} ms and {request.rows} row(s) take {need:.1f} ms"
+    return DeadlineExceeded(text, reason=f"deadline_{how}")
