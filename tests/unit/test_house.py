@@ -51,7 +51,7 @@ ORDER = (
     ("intake",),
     ("reflection", "stream", "tls"),
     ("native_front", "grpc_server"),
-    ("guards",),
+    ("guards", "runtime_settings"),
     ("lifecycle",),
 )
 RANK = {f"forwardpass.serving.{name}": rank for rank, row in enumerate(ORDER) for name in row}

@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -31,7 +31,6 @@ from forwardpass.serving.reflection import METHOD, Reflection
 from forwardpass.serving.reflection import SERVICES as REFLECTION_SERVICES
 from forwardpass.serving.request import Request
 from forwardpass.serving.service import Service
-from forwardpass.serving.shared_memory import SharedMemoryService
 from forwardpass.serving.status import status_of
 from forwardpass.serving.stream import Reply, Stream
 from forwardpass.serving.worker import Answer, Timing, Worker
@@ -55,14 +54,17 @@ class GrpcServer:
         max_metadata_bytes: int,
         make_intake: Callable[[GrpcServer], Intake],
         max_connection_age: float = 0.0,
-        shared_memory: SharedMemoryService | None = None,
+        more_methods: Mapping[str, Callable[[Any], Any]] | None = None,
         tokens: Tokens | None = None,
         reflection: bool = False,
     ) -> None:
-        """`tokens` None: whoever reaches the port may call everything. `reflection`: offer server reflection."""
+        """`more_methods`: unary methods beside those of `service`, from message to message.
+
+        `tokens` None: whoever reaches the port may call everything. `reflection`: offer server reflection.
+        """
         self._health = health
         self._metrics = metrics
-        self._methods = {**service.methods, **(shared_memory or SharedMemoryService(None)).methods}
+        self._methods = {**service.methods, **(more_methods or {})}
         self._tokens = tokens
         self._streams: set[Stream] = set()
         self._intake = make_intake(self)

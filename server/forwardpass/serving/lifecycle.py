@@ -32,6 +32,7 @@ from forwardpass.serving.intake import Intake
 from forwardpass.serving.metrics import Exporter, ModelMetrics
 from forwardpass.serving.native_front import NativeFront
 from forwardpass.serving.repository import Entry, Repository, State
+from forwardpass.serving.runtime_settings import RuntimeSettings
 from forwardpass.serving.service import Service
 from forwardpass.serving.session import share_threads
 from forwardpass.serving.shared_memory import SharedMemoryService
@@ -102,7 +103,8 @@ class Server:
     async def _open(self, health: Health, stack: contextlib.ExitStack) -> tuple[GrpcServer, NativeFront | None]:
         """Both doors, listening."""
         settings = self.settings
-        service = Service(self.repository, lambda: self._ready, self._control)
+        extensions = ("system_shared_memory",) if self._guards.regions is not None else ()
+        service = Service(self.repository, lambda: self._ready, self._control, extensions)
 
         def intake(door: Door) -> Intake:
             return Intake(
@@ -124,7 +126,10 @@ class Server:
             intake,
             # Behind the native door every connection is that door's own, and none of them is to be aged.
             0.0 if self._native() else settings.max_connection_age,
-            SharedMemoryService(self._guards.regions),
+            {
+                **SharedMemoryService(self._guards.regions).methods,
+                **RuntimeSettings(self.repository.resolve).methods,
+            },
             self._guards.tokens,
             settings.reflection,
         )
@@ -239,6 +244,11 @@ class Server:
         if front is not None:
             await asyncio.to_thread(front.close)
         await door.stop(min(left, 0.5))
+        # Nobody waits for these runs any more, and one that goes on in native code while the interpreter ends aborts
+        # the process.
+        for worker in self.repository.workers():
+            worker.end_runs_since(float("inf"))
+        await asyncio.to_thread(self.repository.close, 2.0)
         self._say("stopped")
         return 0
 

@@ -6,7 +6,7 @@ They raise RequestError; a door turns that into a status.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from forwardpass import __version__
@@ -17,16 +17,33 @@ from forwardpass.serving.interface import Tensor
 from forwardpass.serving.repository import Repository, State
 
 PLATFORM = "onnxruntime_onnx"  # what Triton calls a model of this kind; clients compare it
-EXTENSIONS = ("model_repository", "schedule_policy")
+# What works on every server, by the names that Triton gives it.
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "logging",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "parameters",
+    "schedule_policy",
+)
 
 
 class Service:
     """The control side of GRPCInferenceService. What changes models is a coroutine; the rest only reads."""
 
-    def __init__(self, repository: Repository, ready: Callable[[], bool], control: Control) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        ready: Callable[[], bool],
+        control: Control,
+        extensions: Sequence[str] = (),
+    ) -> None:
+        """`extensions`: those that work on this server beside EXTENSIONS."""
         self._repository = repository
         self._ready = ready
         self._control = control
+        self._extensions = sorted((*EXTENSIONS, *extensions))
         self.methods: Mapping[str, Callable[[Any], Any]] = {
             "ServerLive": self.server_live,
             "ServerReady": self.server_ready,
@@ -45,7 +62,7 @@ class Service:
         return protocol.ServerReadyResponse(ready=self._ready())
 
     def server_metadata(self, _request: Any) -> Any:
-        return protocol.ServerMetadataResponse(name="forwardpass", version=__version__, extensions=EXTENSIONS)
+        return protocol.ServerMetadataResponse(name="forwardpass", version=__version__, extensions=self._extensions)
 
     def model_ready(self, request: Any) -> Any:
         """Ready or not; a model that is not there at all is an error, as Triton has it."""

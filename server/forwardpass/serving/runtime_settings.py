@@ -1,0 +1,96 @@
+"""Trace and log settings over the wire: what they are, and what of them can be changed while the server runs.
+
+Tracing is not offered, and says so. Of the log only the level can be changed: it goes to stderr, in one format.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from forwardpass.errors import InvalidRequest, UnknownMethod, printable
+from forwardpass.serving import protocol
+
+# What tools show for a server that traces nothing.
+TRACE = {
+    "trace_level": ["OFF"],
+    "trace_rate": ["0"],
+    "trace_count": ["0"],
+    "log_frequency": ["0"],
+    "trace_file": [""],
+    "trace_mode": ["triton"],
+}
+# The protocol's switches by the level they belong to. A logger has one level, so each includes those after it.
+SWITCHES = {"log_info": logging.INFO, "log_warning": logging.WARNING, "log_error": logging.ERROR}
+SILENT = logging.CRITICAL + 1
+
+
+class RuntimeSettings:
+    """The RPCs TraceSetting and LogSettings, as functions from request message to response message."""
+
+    def __init__(self, resolve: Callable[[str, str], object], logger: logging.Logger | None = None) -> None:
+        """`resolve(model, version)` raises for a model that is not there. `logger`: the root of all by default."""
+        self._resolve = resolve
+        self._logger = logger or logging.getLogger()
+        self.methods: Mapping[str, Callable[[Any], Any]] = {
+            "TraceSetting": self.trace_setting,
+            "LogSettings": self.log_settings,
+        }
+
+    def trace_setting(self, request: Any) -> Any:
+        """What is traced, which is nothing. Raises UnknownMethod for a setting that would trace something."""
+        if request.model_name:
+            self._resolve(request.model_name, "")
+        for name, value in request.settings.items():
+            if name not in TRACE:
+                raise InvalidRequest(f"'{printable(name)}' is no trace setting; expected {', '.join(TRACE)}")
+            if list(value.value) not in ([], TRACE[name]):
+                raise UnknownMethod(f"tracing is not offered: {name} stays {TRACE[name][0] or 'empty'}")
+        response = protocol.TraceSettingResponse()
+        for name, values in TRACE.items():
+            response.settings[name].value.extend(values)
+        return response
+
+    def log_settings(self, request: Any) -> Any:
+        """What is logged, after the changes that the request asks for: all of them, or none where one can't be."""
+        level = self._level(request.settings)
+        if level is not None:
+            self._logger.setLevel(level)
+        level = self._logger.getEffectiveLevel()
+        response = protocol.LogSettingsResponse()
+        response.settings["log_file"].string_param = ""
+        for name, threshold in SWITCHES.items():
+            response.settings[name].bool_param = level <= threshold
+        response.settings["log_verbose_level"].uint32_param = int(level <= logging.DEBUG)
+        response.settings["log_format"].string_param = "default"
+        return response
+
+    def _level(self, settings: Any) -> int | None:
+        """The level that `settings` ask for; None: they ask for none."""
+        now = self._logger.getEffectiveLevel()
+        on = {name: now <= threshold for name, threshold in SWITCHES.items()}
+        verbose = now <= logging.DEBUG
+        asked = False
+        for name, value in settings.items():
+            kind = value.WhichOneof("parameter_choice")
+            if name in SWITCHES and kind == "bool_param":
+                on[name], asked = value.bool_param, True
+            elif name == "log_verbose_level" and kind == "uint32_param":
+                verbose, asked = value.uint32_param > 0, True
+            elif name in ("log_file", "log_format") and kind == "string_param":
+                if value.string_param not in ("", "default" if name == "log_format" else ""):
+                    raise UnknownMethod(f"{name} cannot be changed: the log goes to stderr, in one format")
+            else:
+                known = ", ".join((*SWITCHES, "log_verbose_level", "log_file", "log_format"))
+                raise InvalidRequest(f"'{printable(name)}' as {kind or 'nothing'}: expected {known}, each of its kind")
+        if not asked:
+            return None
+        switches = list(on.values())
+        if switches != sorted(switches) or (verbose and not all(switches)):
+            raise InvalidRequest(
+                "expected each level with all that are graver (log_verbose_level, log_info, log_warning, log_error)"
+            )
+        if verbose:
+            return logging.DEBUG
+        return next((SWITCHES[name] for name, is_on in on.items() if is_on), SILENT)
