@@ -84,6 +84,8 @@ def test_only_what_somebody_wants_is_computed(tmp_path: Path) -> None:
     requests = [ran.request(a, n, outputs=(2,)), ran.request(a, n, outputs=(0,))]
     outputs, wanted = ran.runner.run(requests, new_run_options(), [])
     assert wanted == (0, 2) and len(outputs) == 2
+    answers = ran.runner.scatter(requests, outputs, wanted)
+    assert [read(a)[1][0].tolist() for a in answers if isinstance(a, bytes)] == [[[1]], [[2, 2, 2]]]
 
 
 def test_text_comes_back_to_whom_it_belongs(tmp_path: Path) -> None:
