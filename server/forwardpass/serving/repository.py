@@ -171,9 +171,13 @@ class Repository:
                 if not entry.version:
                     home.chosen(config)
                 return self._enter(self._load(home, config, entry.version, entry.folder, None))
-            except ModelError as error:
-                logger.error("model %s version %s cannot be served: %s", entry.name, entry.version, error)
-                return self._enter(dataclasses.replace(entry, state=State.UNAVAILABLE, reason=str(error), home=home))
+            except ForwardpassError as error:
+                reason = str(error)
+                logger.error("model %s version %s cannot be served: %s", entry.name, entry.version, reason)
+            except Exception:
+                logger.exception("model %s version %s could not be loaded", entry.name, entry.version)
+                reason = "internal error; the server's log has the details"
+            return self._enter(dataclasses.replace(entry, state=State.UNAVAILABLE, reason=reason, home=home))
 
     def reload(self, home: Home, config: ModelConfig | None = None) -> list[Entry]:
         """Bring what is served of a model in line with its folder; with `config` in place of the options there.
