@@ -85,7 +85,12 @@ class Settings(BaseModel):
     instances: int = Field(
         0, ge=0, description="Runs of one model at the same time, for models that do not say; 0 lets the server choose."
     )
-    max_batch_size: int = Field(64, ge=1, description="Rows in one matrix, for models that do not say.")
+    max_batch_size: int = Field(
+        0,
+        ge=0,
+        description="Rows in one matrix, for models that do not say; 0 has it measured when a model is loaded: the "
+        "least that has most of the throughput of any, at most 1024.",
+    )
     max_message_bytes: int = Field(
         16 * MIB, ge=1024, description="The largest request in bytes; a larger one is refused as RESOURCE_EXHAUSTED."
     )

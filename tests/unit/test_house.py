@@ -41,7 +41,7 @@ ORDER = (
     ("admission",),
     ("run_time", "knee", "request"),
     ("refusals",),
-    ("batch_queue", "warm_up"),
+    ("batch_queue", "warm_up", "batch_size"),
     ("runner",),
     ("worker",),
     ("loader",),

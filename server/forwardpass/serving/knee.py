@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+RUN_COST = 20e-6  # seconds that the server spends on a run beside the network: taking a batch, stacking, settling
 ENOUGH = 0.9  # part of the best throughput that the knee must have
 MOST_ROWS = 1024  # no larger batch is taken by default, whatever it gains
 LONGEST_RUN = 0.02  # seconds; a batch that takes longer is not tried: a request would wait for it
@@ -18,21 +19,26 @@ _NO_GAIN = 2  # doublings without a gain after which no larger batch is tried
 
 
 def knee(times: Iterable[tuple[int, float]]) -> int:
-    """The smallest of the batch sizes with at least ENOUGH of the most rows a second among them.
+    """The smallest of the batch sizes with at least ENOUGH of the most rows a second among them, in the server.
 
-    `times`: (rows, seconds of a batch of as many rows), at least one, in any order. Raises ValueError without any.
+    `times`: (rows, seconds of a run of as many rows), at least one, in any order. Raises ValueError without any.
     """
-    found = sorted((rows, rows / max(seconds, 1e-12)) for rows, seconds in times)
+    found = sorted((rows, throughput(rows, seconds)) for rows, seconds in times)
     if not found:
         raise ValueError("no batch was measured")
-    best = max(throughput for _, throughput in found)
-    return next(rows for rows, throughput in found if throughput >= ENOUGH * best)
+    best = max(speed for _, speed in found)
+    return next(rows for rows, speed in found if speed >= ENOUGH * best)
 
 
-def measure(run: Callable[[int], None], clock: Callable[[], float]) -> list[tuple[int, float]]:
+def throughput(rows: int, seconds: float) -> float:
+    """Rows a second in the server, in runs of as many rows that take the network `seconds`."""
+    return rows / (seconds + RUN_COST)
+
+
+def measure(run: Callable[[int], object], clock: Callable[[], float], most: int = MOST_ROWS) -> list[tuple[int, float]]:
     """(rows, seconds) of batches of 1, 2, 4 ... rows, the fastest of a few runs each: noise only ever adds.
 
-    `run` makes one run of as many rows; what it raises is passed on. Ends at MOST_ROWS, when BUDGET is spent, at a
+    `run` makes one run of as many rows; what it raises is passed on. Ends at `most` rows, when BUDGET is spent, at a
     batch that takes longer than LONGEST_RUN, or where doubling gains no more. At least one batch is measured.
     """
     began = clock()
@@ -40,7 +46,7 @@ def measure(run: Callable[[int], None], clock: Callable[[], float]) -> list[tupl
     best = 0.0
     idle = 0
     rows = 1
-    while rows <= MOST_ROWS and idle < _NO_GAIN:
+    while rows <= most and idle < _NO_GAIN:
         fastest = float("inf")
         run(rows)  # the first run of a size allocates
         count, since = 0, clock()
@@ -54,9 +60,9 @@ def measure(run: Callable[[int], None], clock: Callable[[], float]) -> list[tupl
         if found and fastest > LONGEST_RUN:
             break
         found.append((rows, fastest))
-        throughput = rows / max(fastest, 1e-12)
-        idle = 0 if throughput * ENOUGH > best else idle + 1
-        best = max(best, throughput)
+        speed = throughput(rows, fastest)
+        idle = 0 if speed * ENOUGH > best else idle + 1
+        best = max(best, speed)
         if clock() - began > BUDGET:
             break
         rows *= 2

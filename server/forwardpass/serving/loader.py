@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from forwardpass.contract import CONTRACT_FILE, Contract
 from forwardpass.errors import ConfigError, ContractError, ModelError, RequestError, SettingsError
-from forwardpass.serving import external_data, warm_up
+from forwardpass.serving import batch_size, external_data, warm_up
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.declared import declare
 from forwardpass.serving.interface import Interface
@@ -83,7 +83,8 @@ def load(
     session = Session(folder / config.model_file, placement, config.graph_optimizations)
     interface = declare(session.interface, config, contract, home)
     replayed = _replay(session, contract) if contract is not None else ""
-    wanted = config.max_batch_size if config.max_batch_size is not None else settings.max_batch_size
+    told = config.max_batch_size if config.max_batch_size is not None else settings.max_batch_size or None
+    wanted, sized = batch_size.choose(interface, session, told, _samples(interface, contract))
     invariance, why = _invariance(interface, session, config, contract, wanted)
     batches = invariance.batches and wanted > 0
     if invariance is Invariance.NONE:
@@ -121,7 +122,7 @@ def load(
     worker = Worker(name, version, session, interface, options, run_time, counted, admission)
     if invariance is Invariance.DEPENDENT:
         logger.warning("model %s version %s is served one request at a time: %s", name, version, why)
-    known = "; ".join(filter(None, (why, replayed)))
+    known = "; ".join(filter(None, (why, replayed, sized)))
     return Loaded(worker, placement, invariance, known, contract, config, time.monotonic() - began)
 
 

@@ -444,7 +444,7 @@ def test_cancelled_requests_do_not_pile_up() -> None:
         m.queue.cancel(gone)
     del gone
     gc.collect()
-    kept = [o for o in gc.get_objects() if isinstance(o, Request)]
+    kept = [o for o in gc.get_objects() if type(o) is Request]
     assert len(kept) < 200 and m.queue.requests == 1
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forwardpass.serving.knee import BUDGET, ENOUGH, LONGEST_RUN, MOST_ROWS, knee, measure
+from forwardpass.serving.knee import BUDGET, ENOUGH, LONGEST_RUN, MOST_ROWS, RUN_COST, knee, measure, throughput
 
 
 class Machine:
@@ -30,28 +30,35 @@ class Machine:
 @pytest.mark.parametrize(
     ("call", "row", "expected"),
     [
-        (8e-6, 1e-6, 128),  # 90% of 1/row is reached at 9 * call / row = 72 rows
-        (8e-6, 4e-6, 32),
+        # 90% of 1/row is reached at nine times what a run costs whatever its rows: 9 * (8 + 20) / 1 = 252 rows.
+        (8e-6, 1e-6, 256),
+        (8e-6, 4e-6, 64),
         (1e-3, 1e-9, MOST_ROWS),  # all call: as many rows as there may be
-        (0.0, 1e-6, 1),  # no call: every batch is as good as one row
+        (0.0, 1e-3, 1),  # next to no call: every batch is as good as one row
     ],
 )
 def test_the_knee_of_a_call_and_its_rows(call: float, row: float, expected: int) -> None:
     times = [(1 << i, call + row * (1 << i)) for i in range(11)]
     assert knee(times) == expected
-    best = max(rows / seconds for rows, seconds in times)
-    assert expected / dict(times)[expected] >= ENOUGH * best
-    assert all(rows / seconds < ENOUGH * best for rows, seconds in times if rows < expected)
+    best = max(throughput(rows, seconds) for rows, seconds in times)
+    assert throughput(expected, dict(times)[expected]) >= ENOUGH * best
+    assert all(throughput(rows, seconds) < ENOUGH * best for rows, seconds in times if rows < expected)
 
 
 def test_the_order_of_the_times_does_not_matter() -> None:
-    times = [(64, 64e-6), (1, 9e-6), (8, 12e-6)]
+    times = [(64, 64e-5), (1, 9e-5), (8, 12e-5)]
     assert knee(times) == knee(reversed(times)) == 64
 
 
 def test_a_larger_batch_that_is_slower_is_not_taken() -> None:
     # Beyond 32 rows the caches overflow.
-    assert knee([(16, 20e-6), (32, 30e-6), (64, 90e-6), (128, 200e-6)]) == 32
+    assert knee([(16, 20e-5), (32, 30e-5), (64, 90e-5), (128, 200e-5)]) == 32
+
+
+def test_what_the_server_adds_to_a_run_counts() -> None:
+    # By themselves, 16 rows are as quick as 64; with a run's cost in the server they are not.
+    assert knee([(16, 8e-6), (64, 32e-6)]) == 64
+    assert throughput(16, 8e-6) == pytest.approx(16 / (8e-6 + RUN_COST))
 
 
 def test_no_times_have_no_knee() -> None:
@@ -82,8 +89,13 @@ def test_the_first_run_of_a_size_does_not_count() -> None:
 
 
 def test_it_stops_where_doubling_gains_no_more() -> None:
-    machine = Machine(lambda rows: 10e-6 * rows)
+    machine = Machine(lambda rows: 1e-3 * rows)
     assert [rows for rows, _ in machine.measure()] == [1, 2, 4]
+
+
+def test_no_more_rows_than_allowed() -> None:
+    machine = Machine(lambda _: 50e-6)
+    assert [rows for rows, _ in measure(machine.run, lambda: machine.now, 5)] == [1, 2, 4]
 
 
 def test_a_batch_that_takes_too_long_is_left_out() -> None:
