@@ -19,7 +19,7 @@ export ORT_DISABLE_TELEMETRY
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv models demo test test-slow lint format types tables proto bench serve clean distclean
+.PHONY: help venv models demo test test-deploy test-slow lint format types tables proto bench serve clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,8 +58,12 @@ demo: venv ## train digits, serve it, call it from concurrent clients, compare w
 test: venv ## the tests, in minutes (ARGS='-k wire' and the like reach pytest)
 	@$(PY) -m pytest -m "not slow" $(ARGS)
 
+test-deploy: venv ## chart, manifests and images, all of it (as root on Debian 12: real builds and runs)
+	@$(PY) tests/deploy/toolbox.py
+	@FORWARDPASS_TEST_DEPLOY=1 $(PY) -m pytest tests/deploy -m "" $(ARGS)
+
 test-slow: venv ## the tests that take minutes each
-	@$(PY) -m pytest -m slow $(ARGS)
+	@$(PY) -m pytest -m slow --ignore tests/deploy $(ARGS)
 
 lint: venv ## ruff: rules and format
 	@$(PY) -m ruff check .

@@ -51,7 +51,10 @@ def main(arguments: list[str]) -> int:
     url, sha256, folder = arguments
     try:
         files = fetch(url, sha256, pathlib.Path(folder))
-    except (OSError, tarfile.TarError, ValueError) as error:
+    except tarfile.TarError:
+        print(f"fetch: {url}: expected a tar archive, plain or compressed", file=sys.stderr)
+        return 1
+    except (OSError, ValueError) as error:
         print(f"fetch: {url}: {error}", file=sys.stderr)
         return 1
     print(f"fetch: {files} files, sha256 {sha256}")
