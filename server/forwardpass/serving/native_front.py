@@ -36,6 +36,7 @@ except ImportError:  # pragma: no cover - where there is no wheel of it
 IO_THREADS = "grpc-native-io"  # how pygrpc-native names its threads
 POLL_SECONDS = 200e-6  # how long a receiving thread that is being kept busy asks for more before it sleeps
 GATHER_SECONDS = 500e-6  # how long arrivals for saturated models gather before they are received
+FEW = 2  # events in a group up to which it is polled for
 GROUP = 256  # calls taken in one go: enough to fill several batches, little enough to keep the first one's wait short
 
 
@@ -133,10 +134,14 @@ class NativeFront:
             while monotonic() < until:
                 events = front.recv_batch_details(GROUP, 0)
                 if events or events is None:
-                    return events
+                    break
                 sched_yield()
-        events = front.recv_batch_details(GROUP)
-        self._brisk = monotonic() - began < POLL_SECONDS
+            else:
+                events = front.recv_batch_details(GROUP)
+        else:
+            events = front.recv_batch_details(GROUP)
+        # Calls that come in groups are worth waiting for: polling would take the core from the threads that read them.
+        self._brisk = len(events or ()) in range(1, FEW + 1) and monotonic() - began < POLL_SECONDS
         return events
 
     def _take(self, events: Sequence[Any]) -> None:
