@@ -8,6 +8,7 @@ exported are plain Prometheus histograms and counters all the same.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ LATENCY_BOUNDS = (
     50e-3, 75e-3, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
 )  # fmt: skip
 ROWS_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+KNOWN_SIZES = 1024  # sizes of runs that are counted each for itself
 FOLD_AT = 100  # batches noted before they are folded into the histograms
 STAGES = ("decode", "queue", "run", "encode", "total")
 
@@ -129,6 +131,24 @@ class Ran(NamedTuple):
     answered: int  # requests answered with success
 
 
+class Counts(NamedTuple):
+    """What a model version did since it was first loaded. Times are sums over requests, in seconds."""
+
+    answered: int  # requests
+    answered_seconds: float  # from arrival to answer
+    answered_rows: int
+    failed: int  # requests that failed or were refused
+    failed_seconds: float
+    ran: int  # requests that were in a run
+    decode_seconds: float
+    queue_seconds: float  # waiting, without being decoded
+    run_seconds: float
+    encode_seconds: float
+    batches: int  # runs of the network
+    runs: list[tuple[int, int, float, float]]  # rows; runs of so many, and their seconds in the network and after it
+    last_ms: int  # when the last request came, in milliseconds since 1970; 0: none has
+
+
 class ModelMetrics:
     """What one model version did. Thread-safe; its methods are called per batch or per group of arrivals."""
 
@@ -139,6 +159,10 @@ class ModelMetrics:
         self.codes: dict[str, int] = {}
         self.reasons: dict[str, int] = {}
         self.rows = self.batches = self.isolated = 0
+        self._answered_rows = self._last_ms = 0
+        self._runs: dict[int, list[float]] = {}  # rows -> runs, seconds in the network, seconds after it
+        self._lost_seconds = self._refused_seconds = 0.0  # of requests that ran for nothing, and that did not run
+        self._queue_told = 0.0
         self._lock = threading.Lock()
         # Noted as they happen, folded in a hundred at a time or at a scrape: a note costs a request that runs alone
         # a tenth of what five histograms do.
@@ -173,8 +197,10 @@ class ModelMetrics:
         stages["queue"].record([note.taken - arrival for note, arrival, _ in arrivals], weights)
         stages["total"].record([note.done - arrival for note, arrival, _ in arrivals], weights)
         requests = [sum([count for _, count in note.waits]) for note in notes]
-        stages["run"].record([note.run for note in notes], requests)
-        stages["encode"].record([max(0.0, note.done - note.taken - note.run) for note in notes], requests)
+        runs = [note.run for note in notes]
+        encodes = [max(0.0, note.done - note.taken - note.run) for note in notes]
+        stages["run"].record(runs, requests)
+        stages["encode"].record(encodes, requests)
         matrices = [rows for note in notes for rows in note.matrices]
         self.batch_rows.record(matrices, [1] * len(matrices))
         self.rows += sum(matrices)
@@ -182,15 +208,73 @@ class ModelMetrics:
         answered = sum(note.answered for note in notes)
         if answered:
             self.codes["OK"] = self.codes.get("OK", 0) + answered
+        if len(matrices) == len(notes) and answered == sum(requests):
+            self._answered_rows += sum(matrices)
+            self._count_runs(matrices, runs, encodes)
+        else:
+            self._fold_unevenly(notes, requests)
+        self._last_ms = round((time.time() - time.monotonic() + notes[-1].waits[-1][0]) * 1e3)
 
-    def refused(self, code: str, reason: str, times: int = 1) -> None:
+    def _fold_unevenly(self, notes: Sequence[Ran], requests: Sequence[int]) -> None:
+        """The part of `_fold` that is about runs, where some batch took several or some request was not answered."""
+        for note, count in zip(notes, requests, strict=True):
+            total = sum(note.matrices)
+            shares = [rows / total if total else 1 / len(note.matrices) for rows in note.matrices]
+            encode = max(0.0, note.done - note.taken - note.run)
+            self._count_runs(note.matrices, [note.run * s for s in shares], [encode * s for s in shares])
+            if note.answered == count:
+                self._answered_rows += total
+            else:
+                # A batch that was run again in halves has its whole first. Its requests are taken to be alike.
+                answered = note.answered / count
+                self._answered_rows += round(answered * note.matrices[0]) if note.matrices else 0
+                self._lost_seconds += (1 - answered) * sum([(note.done - at) * many for at, many in note.waits])
+
+    def _count_runs(self, sizes: Iterable[int], runs: Iterable[float], encodes: Iterable[float]) -> None:
+        known = self._runs
+        for rows, run, encode in zip(sizes, runs, encodes, strict=True):
+            entry = known.get(rows)
+            if entry is not None:
+                entry[0] += 1
+                entry[1] += run
+                entry[2] += encode
+            elif len(known) < KNOWN_SIZES:
+                known[rows] = [1, run, encode]
+
+    def refused(self, code: str, reason: str, times: int = 1, seconds: float = 0.0) -> None:
+        """`times` requests were refused or failed; those that did not run had waited `seconds` altogether."""
         with self._lock:
+            self._refused_seconds += seconds
             self.codes[code] = self.codes.get(code, 0) + times
             self.reasons[reason] = self.reasons.get(reason, 0) + times
 
     def isolate(self) -> None:
         with self._lock:
             self.isolated += 1
+
+    def counts(self) -> Counts:
+        """All that was counted, up to now. No number is ever smaller than the last time."""
+        with self._lock:
+            self._fold()
+            total = {stage: histogram.total for stage, histogram in self.stages.items()}
+            # Requests are decoded while they wait; what was decoded and has not run yet must not make this fall.
+            self._queue_told = max(self._queue_told, total["queue"] - total["decode"])
+            answered = self.codes.get("OK", 0)
+            return Counts(
+                answered,
+                max(0.0, total["total"] - self._lost_seconds),
+                self._answered_rows,
+                sum(self.codes.values()) - answered,
+                self._lost_seconds + self._refused_seconds,
+                sum(self.stages["queue"].counts),
+                total["queue"] - self._queue_told,
+                self._queue_told,
+                total["run"],
+                total["encode"],
+                self.batches,
+                [(rows, int(e[0]), e[1], e[2]) for rows, e in sorted(self._runs.items())],
+                self._last_ms,
+            )
 
     def snapshot(self, into: dict[str, Any]) -> None:
         """Add this model's samples to the families `into`."""

@@ -13,19 +13,23 @@ from forwardpass import __version__
 from forwardpass.errors import InvalidRequest, RequestError, printable
 from forwardpass.serving import protocol
 from forwardpass.serving.control import Control
+from forwardpass.serving.full_config import describe
 from forwardpass.serving.interface import Tensor
+from forwardpass.serving.pbtxt import PLATFORM
 from forwardpass.serving.repository import Repository, State
+from forwardpass.serving.statistics import statistics
 
-PLATFORM = "onnxruntime_onnx"  # what Triton calls a model of this kind; clients compare it
 # What works on every server, by the names that Triton gives it.
 EXTENSIONS = (
     "binary_tensor_data",
     "classification",
     "logging",
+    "model_configuration",
     "model_repository",
     "model_repository(unload_dependents)",
     "parameters",
     "schedule_policy",
+    "statistics",
 )
 
 
@@ -50,6 +54,8 @@ class Service:
             "ServerMetadata": self.server_metadata,
             "ModelReady": self.model_ready,
             "ModelMetadata": self.model_metadata,
+            "ModelConfig": self.model_config,
+            "ModelStatistics": self.model_statistics,
             "RepositoryIndex": self.repository_index,
             "RepositoryModelLoad": self.repository_model_load,
             "RepositoryModelUnload": self.repository_model_unload,
@@ -89,6 +95,21 @@ class Service:
         said["max_batch_size"].int64_param = loaded.max_batch_size
         said["provider"].string_param = loaded.placement.label
         said["contract"].bool_param = loaded.contract is not None
+        return response
+
+    def model_config(self, request: Any) -> Any:
+        """The model's options, with everything that the server filled in."""
+        return protocol.ModelConfigResponse(config=describe(self._repository.loaded(request.name, request.version)))
+
+    def model_statistics(self, request: Any) -> Any:
+        """Of one version; of all versions of a model that are served; or, without a name, of all models."""
+        if request.name:
+            self._repository.resolve(request.name, request.version)  # raises for what is not served
+        response = protocol.ModelStatisticsResponse()
+        for entry in self._repository.entries():
+            wanted = request.name in ("", entry.name) and request.version in ("", entry.version)
+            if wanted and entry.loaded is not None:
+                response.model_stats.append(statistics(entry.loaded.worker.metrics))
         return response
 
     async def repository_index(self, request: Any) -> Any:

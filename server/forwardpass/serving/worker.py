@@ -350,16 +350,17 @@ class Worker:
             answers[i] = DeadlineExceeded(f"the run ended {past:.1f} ms after the deadline", reason="deadline_late")
         return bool(late)
 
-    def _count(self, answers: Sequence[Answer]) -> int:
-        """Count the errors among `answers`; how many."""
+    def _count(self, answers: Sequence[Answer], seconds: float = 0.0) -> int:
+        """Count the errors among `answers`; how many. `seconds`: what requests that never ran had waited."""
         errors = [a for a in answers if isinstance(a, RequestError)]
         for (code, reason), times in Counter((e.status.name, e.reason) for e in errors).items():
-            self.metrics.refused(code, reason, times)
+            self.metrics.refused(code, reason, times, seconds * times / len(errors))
         return len(errors)
 
     def _refuse(self, refused: Sequence[Settled]) -> None:
         requests, errors = [r for r, _ in refused], [e for _, e in refused]
-        self._count(errors)
+        now = self._clock()
+        self._count(errors, sum([now - r.arrival for r in requests]))
         self._deliver(requests, errors, None)
         self._admission.release(len(requests), sum([r.nbytes for r in requests]))
 
