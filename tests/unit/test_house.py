@@ -38,7 +38,7 @@ ORDER = (
     ("pbtxt", "declared"),
     ("model_files",),
     ("metrics",),
-    ("statistics",),
+    ("model_statistics",),
     ("admission",),
     ("run_time", "knee", "request"),
     ("refusals",),

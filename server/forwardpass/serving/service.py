@@ -15,9 +15,9 @@ from forwardpass.serving import protocol
 from forwardpass.serving.control import Control
 from forwardpass.serving.full_config import describe
 from forwardpass.serving.interface import Tensor
+from forwardpass.serving.model_statistics import statistics
 from forwardpass.serving.pbtxt import PLATFORM
 from forwardpass.serving.repository import Repository, State
-from forwardpass.serving.statistics import statistics
 
 # What works on every server, by the names that Triton gives it.
 EXTENSIONS = (
