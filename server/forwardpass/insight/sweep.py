@@ -24,7 +24,7 @@ from forwardpass.insight import batches, cost, pictures, roofs, runtime, source
 from forwardpass.insight.graph import open_graph
 from forwardpass.insight.source import Source
 from forwardpass.insight.tables import si, table
-from forwardpass.serving.knee import ENOUGH, MOST_ROWS, knee
+from forwardpass.serving.knee import ENOUGH, MOST_ROWS, RUN_COST, knee
 from forwardpass.serving.session import Session, place
 
 _SIZES = tuple(1 << power for power in range(13))
@@ -150,7 +150,8 @@ def said(one: Sweep) -> str:
     first, chosen = one.points[0], at[one.knee]
     best = max(one.points, key=lambda point: point.rows / point.product)
     text = (
-        f"knee: {one.knee} rows, the smallest batch with {ENOUGH:.0%} of the best throughput up to {MOST_ROWS:,} rows: "
+        f"knee: {one.knee} rows, the smallest batch with {ENOUGH:.0%} of the best throughput up to {MOST_ROWS:,} rows, "
+        f"counting the {si(RUN_COST, 's')} that a server spends on a run beside the network\nat the knee: "
         f"{si(one.knee / chosen.product)} rows/s in {si(chosen.product, 's')} a batch; {first.rows} row(s): "
         f"{si(first.rows / first.product)} rows/s in {si(first.product, 's')}; best: {best.rows} rows, "
         f"{si(best.rows / best.product)} rows/s"
