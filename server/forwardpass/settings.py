@@ -46,6 +46,13 @@ class Settings(BaseModel):
     metrics_port: int = Field(
         8002, ge=-1, le=65535, description="Port for Prometheus' /metrics over HTTP; 0 picks one, -1 turns it off."
     )
+    health_port: int = Field(
+        -1,
+        ge=-1,
+        le=65535,
+        description="A port more that answers grpc.health.v1 alone, in plaintext: for probes, which can do neither TLS "
+        "nor certificates. 0 picks one, -1 turns it off.",
+    )
     transport: Literal["auto", "native", "grpcio"] = Field(
         "auto",
         description="Which door answers ModelInfer: native (HTTP/2 outside the interpreter's lock) where it is "

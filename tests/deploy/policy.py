@@ -218,5 +218,6 @@ def closed_by_default(objects: list[Object]) -> Iterator[str]:
 def no_secret_in_sight(objects: list[Object]) -> Iterator[str]:
     for container in _containers(objects):
         for entry in container.get("env", []):
-            if any(word in entry["name"].lower() for word in ("token", "password", "secret")) and entry.get("value"):
+            secret = any(word in entry["name"].lower() for word in ("token", "password", "secret"))
+            if secret and not str(entry.get("value", "/")).startswith("/"):  # a file's path is none
                 yield f"{container['name']}: {entry['name']} is written out"

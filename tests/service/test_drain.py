@@ -17,10 +17,11 @@ import grpc
 import models
 import numpy as np
 import pytest
+from certificates import Authority
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from forwardpass import Client
-from forwardpass.call_errors import CallError, Unavailable
+from forwardpass.call_errors import CallError, Unavailable, Unimplemented
 from forwardpass.server_process import ServerProcess
 
 Serve = Callable[..., ServerProcess]
@@ -213,3 +214,22 @@ def test_a_connection_of_age_is_replaced_without_a_failed_call(repository: Path,
             return states.count(grpc.ChannelConnectivity.READY) >= 3
 
         _until(asked, server)
+
+
+def test_probes_need_no_certificate(repository: Path, tmp_path: Path, serve: Serve) -> None:
+    """On the port for health alone, which has no other service; it follows the server into its drain."""
+    authority = Authority(tmp_path / "authority")
+    pair = authority.issue("server")
+    server = serve(
+        repository, "--tls-certificate", str(pair.certificate), "--tls-key", str(pair.key),
+        "--tls-client-ca", str(authority.certificate), "--health-port", "0", "--drain-wait", "600",
+    )  # fmt: skip
+    address = next(line.removeprefix("health ") for line in server.lines if line.startswith("health "))
+    with Client(address, attempts=1, health_check=False) as client, pytest.raises(Unimplemented):
+        client.predict("hold", ROW)
+    with _watch(address) as told:
+        assert told == [SERVING]
+        server.send(signal.SIGTERM)
+        _until(lambda: told == [SERVING, NOT_SERVING], server)
+        server.send(signal.SIGTERM)
+        assert server.wait() == 0

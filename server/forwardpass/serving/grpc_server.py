@@ -89,6 +89,7 @@ class GrpcServer:
             ]
         )
         self._server.add_generic_rpc_handlers(self._handlers(reflection))
+        self._probed: Any = None  # the server of health alone
 
     def listen(self, address: str, credentials: Any = None) -> int:
         """Bind before `start`; the port. Raises RuntimeError when the address is taken."""
@@ -96,11 +97,23 @@ class GrpcServer:
             return int(self._server.add_secure_port(address, credentials))
         return int(self._server.add_insecure_port(address))
 
+    def listen_health(self, address: str) -> int:
+        """As `listen`: a port for health alone, in plaintext, for probes, which bring no certificate."""
+        probed = grpc.aio.server(options=[("grpc.max_receive_message_length", 4096), ("grpc.so_reuseport", 0)])
+        handler = grpc.method_handlers_generic_handler(protocol.HEALTH_SERVICE, self._health_methods())
+        probed.add_generic_rpc_handlers((handler,))
+        self._probed = probed
+        return int(probed.add_insecure_port(address))
+
     async def start(self) -> None:
         await self._server.start()
+        if self._probed is not None:
+            await self._probed.start()
 
     async def stop(self, seconds: float) -> None:
         """Take no more calls, give those under way `seconds`."""
+        if self._probed is not None:
+            await self._probed.stop(0.0)
         for stream in self._streams:
             stream.end()
         await self._server.stop(seconds)
@@ -174,12 +187,7 @@ class GrpcServer:
         }
         for name, method in self._methods.items():
             inference[name] = self._unary(self._plain(protocol.METHODS[name].request, method), role_of(name))
-        health = {
-            "Check": self._unary(self._plain(protocol.HealthCheckRequest, self._health.check)),
-            "List": self._unary(self._plain(protocol.HealthListRequest, self._health.list)),
-            "Watch": grpc.stream_stream_rpc_method_handler(self._watch),
-        }
-        services = {protocol.INFERENCE_SERVICE: inference, protocol.HEALTH_SERVICE: health}
+        services = {protocol.INFERENCE_SERVICE: inference, protocol.HEALTH_SERVICE: self._health_methods()}
         if reflection:
             answering = Reflection((*services, protocol.REFLECTION_SERVICE))
             for name in REFLECTION_SERVICES:
@@ -187,6 +195,13 @@ class GrpcServer:
         for name, methods in services.items():
             found.append(grpc.method_handlers_generic_handler(name, methods))
         return tuple(found)
+
+    def _health_methods(self) -> dict[str, Any]:
+        return {
+            "Check": self._unary(self._plain(protocol.HealthCheckRequest, self._health.check)),
+            "List": self._unary(self._plain(protocol.HealthListRequest, self._health.list)),
+            "Watch": grpc.stream_stream_rpc_method_handler(self._watch),
+        }
 
     def _allow(self, context: Any, role: Role) -> None:
         """Raises Unauthenticated or PermissionDenied for a call that its token does not allow, and counts it."""

@@ -133,6 +133,9 @@ class Server:
             self._guards.tokens,
             settings.reflection,
         )
+        if settings.health_port >= 0:
+            probed = f"{settings.host}:{settings.health_port}"
+            self._say(f"health {settings.host}:{_bind(lambda: door.listen_health(probed), probed)}")
         address = f"{settings.host}:{settings.grpc_port}"
         if not self._native():
             port = _bind(lambda: door.listen(address, self._guards.credentials), address)
