@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 
 import torch
-from networks import Mlp
 
 from forwardpass.contract import CONTRACT_FILE, Contract
 from forwardpass.export import export
 from forwardpass.export.staging import versions
+from networks import Mlp
 
 INPUTS = ["x:float32[batch,5]"]
 

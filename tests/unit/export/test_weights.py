@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from networks import Mlp
 
 from forwardpass.errors import ExportError
 from forwardpass.export.weights import build, load_weights
+from networks import Mlp
 
 NETWORKS = Path(__file__).with_name("networks.py")
 
