@@ -129,6 +129,10 @@ class Control:
                 raise InvalidRequest(f"model name '{printable(name)}': expected one that a folder could have")
             return None
         homes = self._repository.homes()
+        # One that serves and is gone from the disk is looked for where it was, so that the index tells of it.
+        served = {e.name: e.home for e in self._repository.entries() if e.loaded is not None and e.home is not None}
+        if name in served and name not in homes and name not in self._sent:
+            return served[name]
         if name not in homes:
             have = ", ".join(list(homes)[:10])
             raise UnknownModel(f"there is no model '{printable(name)}' in the repository; it has {have or 'none'}")
