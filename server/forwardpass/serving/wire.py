@@ -18,7 +18,17 @@ from forwardpass.errors import printable as printable
 from forwardpass.serving import contents, protocol
 from forwardpass.serving.interface import Interface, Tensor
 from forwardpass.serving.matrix import Buffer
-from forwardpass.serving.wishes import OutputWish, Place, Window, Wishes, all_typed, asked, general, source
+from forwardpass.serving.wishes import (
+    SAID_NOTHING,
+    OutputWish,
+    Place,
+    Window,
+    Wishes,
+    all_typed,
+    asked,
+    general,
+    source,
+)
 
 RAW_IN = b"\x3a"  # tag of ModelInferRequest.raw_input_contents (field 7, length-delimited)
 RAW_OUT = b"\x32"  # tag of ModelInferResponse.raw_output_contents (field 6, length-delimited)
@@ -152,7 +162,7 @@ class Decoder:
         _names(request)
         target = self._models.resolve(request.model_name, request.model_version)
         interface = target.interface
-        said = general(request.parameters, target.priority_levels)
+        said = general(request.parameters, target.priority_levels) if request.parameters else SAID_NOTHING
         buffers, shapes, windows = self._inputs(request, interface)
         rows = _rows(shapes, interface)
         if rows > target.max_request_rows:
@@ -161,11 +171,12 @@ class Decoder:
             )
         outputs = _outputs(request, interface)
         wishes = self._wishes(request, interface, outputs, said.typed)
+        shared = 0
         # Last, once nothing else can be wrong with the request: these are copies.
         for place, window in windows.items():
             buffers[place] = window.read()
             contents.check(buffers[place], interface.inputs[place], shapes[place])
-        shared = sum(len(buffers[place]) for place in windows)
+            shared += len(buffers[place])
         return Header(target, rows, shapes, outputs, request.id, said.priority, said.timeout, wishes, shared), buffers
 
     def _inputs(
@@ -175,7 +186,7 @@ class Decoder:
         given = request.inputs
         raws = request.raw_input_contents
         places: dict[int, int] = {}
-        sources: list[Place | None] = []
+        sources: dict[int, Place] = {}
         for i, tensor in enumerate(given):
             place = interface.input_place.get(tensor.name)
             if place is None:
@@ -184,11 +195,11 @@ class Decoder:
             if place in places:
                 raise InvalidRequest(f"input '{printable(tensor.name)}' is given twice")
             places[place] = i
-            sources.append(source(tensor.parameters, f"input '{tensor.name}'") if tensor.parameters else None)
-        sent = sources.count(None)
+            if tensor.parameters and (where := source(tensor.parameters, f"input '{tensor.name}'")) is not None:
+                sources[i] = where
+        sent = len(given) - len(sources)
         if raws and len(raws) != sent:
             raise InvalidRequest(f"{len(raws)} raw_input_contents for {sent} inputs; expected one for each")
-        raw = dict(zip((i for i, where in enumerate(sources) if where is None), raws, strict=False))
         buffers: list[Buffer] = []
         shapes: list[tuple[int, ...]] = []
         windows: dict[int, Window] = {}
@@ -196,7 +207,7 @@ class Decoder:
             if place not in places:
                 raise InvalidRequest(f"missing input '{expected_tensor.name}'")
             i = places[place]
-            tensor, where = given[i], sources[i]
+            tensor, where = given[i], sources.get(i)
             shape = contents.shape_of(tensor, expected_tensor)
             if (raws or where is not None) and tensor.HasField("contents"):
                 elsewhere = "raw_input_contents" if where is None else "shared memory"
@@ -205,8 +216,9 @@ class Decoder:
                 windows[place] = self._window(where, expected_tensor, shape)
                 buffers.append(b"")
             elif raws:
-                buffers.append(raw[i])
-                contents.check(raw[i], expected_tensor, shape)
+                buffer = raws[i - sum(j < i for j in sources)]
+                contents.check(buffer, expected_tensor, shape)
+                buffers.append(buffer)
             else:
                 buffers.append(contents.typed(tensor, expected_tensor, shape))
             shapes.append(shape)
@@ -224,7 +236,7 @@ class Decoder:
 
     def _wishes(self, request: Any, interface: Interface, outputs: tuple[int, ...], typed: bool) -> Wishes | None:
         """How the answer is to be sent; None: the plain way."""
-        if not typed and not any(o.parameters for o in request.outputs):
+        if not typed and not (request.outputs and any(o.parameters for o in request.outputs)):
             return None
         tensors = [interface.outputs[place] for place in outputs]
         named: Sequence[Any] = [o.parameters for o in request.outputs] or [{}] * len(outputs)

@@ -61,6 +61,9 @@ class General(NamedTuple):
     typed: bool
 
 
+SAID_NOTHING = General(NO_PRIORITY, math.inf, False)
+
+
 def general(parameters: Any, priority_levels: int) -> General:
     """The schedule_policy parameters and `binary_data_output`. Raises InvalidRequest naming what was expected."""
     priority, timeout, typed = NO_PRIORITY, math.inf, False
