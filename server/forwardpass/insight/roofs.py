@@ -22,7 +22,7 @@ ort = need("onnxruntime", "cpu")
 
 _SIDES = (128, 256, 512, 1024)  # of square products; which is fastest depends on the caches
 _COPIES = (1 << 17, 1 << 20, 1 << 23, 1 << 27)  # bytes read; as many are written
-_SECONDS = 0.1  # of each measurement
+_SECONDS = 0.06  # of each measurement
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Roofs:
 
 
 def measure(placement: Placement) -> Roofs:
-    """About a second. Raises what ONNX Runtime raises where the provider cannot be used."""
+    """Takes about a second. Raises what ONNX Runtime raises where the provider cannot be used."""
     rng = np.random.default_rng(0)
     flops = 0.0
     for side in _SIDES:

@@ -99,7 +99,7 @@ def run(session: Any, names: Sequence[str] | None, feeds: Feeds) -> list[NDArray
     return found
 
 
-def execute(graph: Graph, path: Path, feeds: Feeds, seconds: float = 0.3) -> Execution:
+def execute(graph: Graph, path: Path, feeds: Feeds, seconds: float = 0.15) -> Execution:
     """Run the file at `path` for about `seconds` with the profiler and as long without. Raises InsightError."""
     plain = _session(str(path), _options())
     times = _timed(plain, feeds, seconds)
