@@ -3,7 +3,7 @@
 Many calls at a time; nothing waits. What a call brings back is told when it ends, by the token that it was started
 with. Flow control is kept in both directions, settings and pings are acknowledged, GOAWAY and resets become statuses.
 
-Why not grpcio's client: it makes some 4,000 calls a second on a core, and ends a late call by itself, so that a server
+Why not grpcio's client: it makes a quarter as many calls on a core, and ends a late call by itself, so that a server
 that answers late is never seen to.
 """
 
