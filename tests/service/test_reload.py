@@ -6,7 +6,6 @@ The clients are tritonclient's, which try nothing again: a call that fails would
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import threading
 import time
@@ -151,7 +150,7 @@ def test_a_file_that_is_replaced_takes_over_at_once(
 
     def change(control: triton.InferenceServerClient, i: int) -> None:
         shutil.copy(tmp_path / f"{2 - i % 2}.onnx", tmp_path / "next.onnx")
-        os.replace(tmp_path / "next.onnx", networks["1"])
+        (tmp_path / "next.onnx").replace(networks["1"])
         control.load_model("m")
 
     swap(server, 40, change, Callers(server.address, known, by_version=False))

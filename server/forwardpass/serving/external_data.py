@@ -39,9 +39,7 @@ def check(path: Path, home: Path) -> None:
         shown = printable(location, 200)
         parts = PurePosixPath(location.replace("\\", "/"))
         if not location or "\0" in location or parts.is_absolute() or ".." in parts.parts:
-            raise ModelError(
-                f"{path.name} names '{shown}' as a file of weights; expected one beside it, by a plain path"
-            )
+            raise ModelError(f"{path.name} names '{shown}' as a file of weights; expected one in its folder")
         file = path.parent / location
         try:
             found = file.resolve(strict=True)

@@ -26,6 +26,7 @@ BACKEND = "onnxruntime"
 # Options that are acted on, by the message that they are in; what is in a list or a map has the path of that.
 _ACTED_ON = {
     "": ("name", "platform", "backend", "max_batch_size", "default_model_filename", "parameters", "instance_group"),
+    "parameters.": ("string_value",),
     "input.": ("name", "data_type", "dims", "reshape.shape"),
     "output.": ("name", "data_type", "dims", "reshape.shape", "label_filename"),
     "version_policy.": ("latest", "latest.num_versions", "all", "specific", "specific.versions"),
@@ -375,7 +376,7 @@ def _unsupported(message: Any, node: Node | None, prefix: str) -> Iterator[tuple
                 entry = _child(node, field.name, str(key))
                 if not known:
                     yield path, entry
-                elif field.message_type.fields_by_name["value"].message_type is not None and path != "parameters":
+                elif field.message_type.fields_by_name["value"].message_type is not None:
                     yield from _unsupported(value[key], _child(entry, "value") or entry, path + ".")
         elif hasattr(value, "add"):
             for i, item in enumerate(value):
