@@ -41,7 +41,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["native", "grpcio"])
 def caller(request: pytest.FixtureRequest, repository: Path) -> Iterator[Caller]:
-    with ServerProcess(repository, "--transport", request.param, "--max-message-bytes", "100000") as server:
+    with ServerProcess(
+        repository, "--transport", request.param, "--max-message-bytes", "100000", "--max-batch-size", "64"
+    ) as server:
         made = Caller(server)
         yield made
         made.close()

@@ -53,7 +53,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["native", "grpcio"])
 def caller(request: pytest.FixtureRequest, repository: Path) -> Iterator[Caller]:
-    options = ["--transport", request.param, "--inline-run-limit", "0"]
+    options = ["--transport", request.param, "--inline-run-limit", "0", "--max-batch-size", "64"]
     with ServerProcess(repository, *options) as server:
         made = Caller(server)
         yield made
@@ -209,20 +209,6 @@ def test_a_full_queue(caller: Caller) -> None:
     assert caller.send(GOOD)  # of another model
     assert all(call.result() for call in (long, *waiting))
     assert refusals(caller, "hold", "queue_requests") >= 1
-
-
-@pytest.mark.parametrize("inline", ["0", "0.01"], ids=["by a thread", "where it was received"])
-def test_a_run_without_an_end(tmp_path: Path, inline: str) -> None:
-    """The watchdog ends it, and the instance serves again."""
-    models.save(tmp_path, "hold", models.hold())
-    with ServerProcess(tmp_path, "--run-timeout", "0.5", "--inline-run-limit", inline) as server:
-        caller = Caller(server)
-        refused = caller.refused(request("hold", np.full((1, 1), 1e15, np.float32)), timeout=60)
-        assert refused.code == "DEADLINE_EXCEEDED" and "longer than the server allows" in refused.text
-        assert caller.infer("hold", NONE)[0].tolist() == [[0.0]]
-        until(caller.idle)
-        assert refusals(caller, "hold", "run_timeout") == 1
-        caller.close()
 
 
 def test_an_error_that_nobody_foresaw(caller: Caller) -> None:
