@@ -1,0 +1,512 @@
+"""Every method of tritonclient's gRPC clients, sync and asyncio, against real servers behind both doors.
+
+Each test says by `@backs` which rows of the table in docs/compatibility.md it stands for; the last tests hold the table
+against the clients and against these tests, so that no row claims what nothing shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import onnxruntime
+import pytest
+from certificates import Authority
+
+from forwardpass import __version__
+from forwardpass.server_process import ServerProcess
+
+triton = pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc] is not installed")
+triton_aio = pytest.importorskip("tritonclient.grpc.aio", reason="tritonclient[grpc] is not installed")
+
+SECONDS = 20.0
+DOCUMENT = Path(__file__).parents[2] / "docs" / "compatibility.md"
+LABELS = ("low", "middle", "high")
+X = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+
+Test = Callable[..., None]
+BACKED: dict[str, list[str]] = {}  # row of the table -> tests
+
+
+def backs(*rows: str) -> Callable[[Test], Test]:
+    def note(test: Test) -> Test:
+        for row in rows:
+            BACKED.setdefault(row, []).append(test.__name__)
+        return test
+
+    return note
+
+
+class Sync:
+    """tritonclient.grpc's client as it is."""
+
+    def __init__(self, address: str, **options: Any) -> None:
+        self.client = triton.InferenceServerClient(address, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.client, name)
+
+
+class Aio:
+    """tritonclient.grpc.aio's client: each coroutine is run to its end on a loop of its own."""
+
+    def __init__(self, address: str, **options: Any) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+
+        async def make() -> Any:
+            return triton_aio.InferenceServerClient(address, **options)
+
+        self.client = self.run(make())
+
+    def run(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(SECONDS)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.client, name)
+        return (lambda *a, **k: self.run(method(*a, **k))) if inspect.iscoroutinefunction(method) else method
+
+    def close(self) -> None:
+        self.run(self.client.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("surface")
+    models.save(folder, "chain", models.chain(), 'labels = "labels.txt"\nmax_batch_size = 16\npriority_levels = 2\n')
+    (folder / "chain" / "labels.txt").write_text("\n".join(LABELS) + "\n")
+    models.save(folder, "words", models.echo(models.STRING, ("batch", 1)))
+    models.save(folder, "hold", models.hold(), "instances = 2\n")
+    models.save(folder, "two", models.two_by_two())
+    return folder
+
+
+@pytest.fixture(scope="module", params=["native", "grpcio"])
+def running(request: pytest.FixtureRequest, repository: Path) -> Iterator[ServerProcess]:
+    # All are loaded at the start, and may be unloaded and loaded again.
+    explicit = ("--model-control", "explicit", "--load-model", "*")
+    with ServerProcess(repository, "--transport", request.param, *explicit) as server:
+        yield server
+        assert server.stop() == 0, server.tail()
+
+
+@pytest.fixture(params=[Sync, Aio], ids=["sync", "aio"])
+def client(request: pytest.FixtureRequest, running: ServerProcess) -> Iterator[Any]:
+    found = request.param(running.address)
+    yield found
+    found.close()
+
+
+def inputs(array: np.ndarray[Any, Any] = X, name: str = "x", datatype: str = "FP32") -> list[Any]:
+    tensor = triton.InferInput(name, list(array.shape), datatype)
+    tensor.set_data_from_numpy(array)
+    return [tensor]
+
+
+def expected(repository: Path) -> np.ndarray[Any, Any]:
+    session = onnxruntime.InferenceSession(str(repository / "chain" / "1" / "model.onnx"))
+    found: np.ndarray[Any, Any] = session.run(None, {"x": X})[0]
+    return found
+
+
+def fails(status: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+    """That a call fails with this status; its text."""
+    with pytest.raises(triton.InferenceServerException) as caught:
+        call(*args, **kwargs)
+    assert caught.value.status() == f"StatusCode.{status}", caught.value
+    return str(caught.value.message())
+
+
+# -- state -------------------------------------------------------------------------------------------------------------
+
+
+@backs("is_server_live", "is_server_ready", "is_model_ready")
+def test_what_lives_and_what_is_ready(client: Any) -> None:
+    assert client.is_server_live() is True
+    assert client.is_server_ready(client_timeout=SECONDS) is True
+    assert client.is_model_ready("chain") is True and client.is_model_ready("chain", "1") is True
+    assert "nobody" in fails("NOT_FOUND", client.is_model_ready, "nobody")
+
+
+@backs("get_server_metadata")
+def test_the_server_says_who_it_is_and_what_works(client: Any) -> None:
+    told = client.get_server_metadata()
+    assert (told.name, told.version) == ("forwardpass", __version__)
+    assert set(told.extensions) == {
+        "binary_tensor_data",
+        "classification",
+        "logging",
+        "model_configuration",
+        "model_repository",
+        "model_repository(unload_dependents)",
+        "parameters",
+        "schedule_policy",
+        "statistics",
+        "system_shared_memory",
+    }
+    assert client.get_server_metadata(as_json=True)["name"] == "forwardpass"
+
+
+@backs("get_model_metadata")
+def test_a_models_interface(client: Any) -> None:
+    told = client.get_model_metadata("chain")
+    assert (told.name, list(told.versions), told.platform) == ("chain", ["1"], "onnxruntime_onnx")
+    assert [(t.name, t.datatype, list(t.shape)) for t in told.inputs] == [("x", "FP32", [-1, 4])]
+    assert [(t.name, t.datatype, list(t.shape)) for t in told.outputs] == [("y", "FP32", [-1, 3])]
+    assert client.get_model_metadata("chain", "1", as_json=True)["platform"] == "onnxruntime_onnx"
+
+
+@backs("get_model_config")
+def test_a_models_options(client: Any) -> None:
+    told = client.get_model_config("chain").config
+    assert (told.name, told.max_batch_size) == ("chain", 16)
+    assert [(t.name, list(t.dims)) for t in told.input] == [("x", [4])]
+    assert [(t.name, list(t.dims)) for t in told.output] == [("y", [3])]
+    assert client.get_model_config("chain", "1", as_json=True)["config"]["name"] == "chain"
+
+
+@backs("get_inference_statistics")
+def test_what_was_counted(client: Any) -> None:
+    def statistics() -> Any:
+        (told,) = client.get_inference_statistics("chain").model_stats
+        return told
+
+    before = statistics()
+    for _ in range(3):
+        client.infer("chain", inputs())
+    after = statistics()
+    assert (after.name, after.version) == ("chain", "1")
+    assert after.inference_count - before.inference_count == 3 * len(X)
+    assert after.execution_count - before.execution_count == 3
+    assert after.inference_stats.success.count - before.inference_stats.success.count == 3
+    assert after.inference_stats.queue.count - before.inference_stats.queue.count == 3
+    assert {s.batch_size for s in after.batch_stats} >= {len(X)}
+    every = client.get_inference_statistics(as_json=True)["model_stats"]
+    assert {m["name"] for m in every} == {"chain", "words", "hold", "two"}
+
+
+# -- the repository ----------------------------------------------------------------------------------------------------
+
+
+@backs("get_model_repository_index", "load_model", "unload_model")
+def test_models_come_and_go(client: Any, repository: Path) -> None:
+    def index() -> dict[str, str]:
+        return {m.name: m.state for m in client.get_model_repository_index().models}
+
+    assert index()["two"] == "READY"
+    client.unload_model("two", unload_dependents=True)
+    assert index()["two"] != "READY"
+    assert "'two'" in fails("NOT_FOUND", client.infer, "two", inputs())
+    client.load_model("two")
+    assert index()["two"] == "READY" and client.is_model_ready("two")
+    # With a configuration in place of the one on disk, and with a file in place of the folder.
+    client.load_model("two", config='{"max_batch_size": 3}')
+    assert client.get_model_config("two").config.max_batch_size == 3
+    file = (repository / "chain" / "1" / "model.onnx").read_bytes()
+    client.load_model("two", config='{"max_batch_size": 8}', files={"file:1/model.onnx": file})
+    assert [t.name for t in client.get_model_metadata("two").inputs] == ["x"]
+    client.load_model("two")
+    assert [t.name for t in client.get_model_metadata("two").inputs] == ["a", "n"]
+    assert client.get_model_repository_index(as_json=True)["models"]
+
+
+# -- inference ---------------------------------------------------------------------------------------------------------
+
+
+@backs("infer", "InferInput", "InferResult", "InferRequestedOutput")
+def test_rows_in_and_rows_out(client: Any, repository: Path) -> None:
+    (given,) = inputs()
+    assert (given.name(), given.datatype(), given.shape()) == ("x", "FP32", [5, 4])
+    wanted = triton.InferRequestedOutput("y")
+    result = client.infer("chain", [given], "1", [wanted], request_id="mine", client_timeout=SECONDS)
+    assert np.array_equal(result.as_numpy("y"), expected(repository))
+    assert (result.get_output("y").name, result.get_response().id) == ("y", "mine")
+    assert result.get_response(as_json=True)["model_version"] == "1"
+    given.set_shape([5, 5])
+    assert "expected shape [-1,4], got [5,5]" in fails("INVALID_ARGUMENT", client.infer, "chain", [given])
+
+
+@backs("InferInput")
+def test_text_in_and_text_out(client: Any) -> None:
+    words = np.array([["one"], [""], ["drei ü"]], dtype=object)
+    found = client.infer("words", inputs(words, "x", "BYTES")).as_numpy("y")
+    assert [text.decode() for text in found.ravel()] == ["one", "", "drei ü"]
+
+
+@backs("infer: class_count")
+def test_the_largest_classes_with_their_labels(client: Any, repository: Path) -> None:
+    logits = expected(repository)
+    found = client.infer("chain", inputs(), outputs=[triton.InferRequestedOutput("y", class_count=2)]).as_numpy("y")
+    for row, texts in zip(logits, found, strict=True):
+        best = np.argsort(-row)[:2]
+        assert [t.decode() for t in texts] == [f"{row[i]:f}:{i}:{LABELS[i]}" for i in best]
+
+
+@backs("infer: parameters", "infer: headers")
+def test_parameters_and_headers_of_ones_own_do_no_harm(client: Any, repository: Path) -> None:
+    said = {"text": "yes", "count": 3, "flag": True}
+    result = client.infer("chain", inputs(), parameters=said, headers={"x-mine": "yes"})
+    assert np.array_equal(result.as_numpy("y"), expected(repository))
+
+
+@backs("infer: priority", "infer: timeout")
+def test_priority_and_timeout(client: Any) -> None:
+    assert client.infer("chain", inputs(), priority=2, timeout=10_000_000).as_numpy("y").shape == (5, 3)
+    assert "expected 1 to 2" in fails("INVALID_ARGUMENT", client.infer, "chain", inputs(), priority=3)
+    # Both instances are held, so that the next request waits.
+    long = np.full((1, 1), 1_000_000.0, np.float32)
+    holders = [threading.Thread(target=client.infer, args=("hold", inputs(long))) for _ in range(2)]
+    for holder in holders:
+        holder.start()
+    fails("DEADLINE_EXCEEDED", client.infer, "hold", inputs(long), timeout=1)
+    for holder in holders:
+        holder.join()
+
+
+@backs("infer: client_timeout")
+def test_a_call_ends_with_its_own_timeout(client: Any) -> None:
+    long = np.full((1, 1), 3_000_000.0, np.float32)
+    fails("DEADLINE_EXCEEDED", client.infer, "hold", inputs(long), client_timeout=0.2)
+
+
+@backs("infer: compression_algorithm gzip")
+def test_a_compressed_request(client: Any, repository: Path) -> None:
+    result = client.infer("chain", inputs(), compression_algorithm="gzip")
+    assert np.array_equal(result.as_numpy("y"), expected(repository))
+
+
+@backs("infer: compression_algorithm deflate")
+def test_deflate_is_for_the_grpcio_door(client: Any, running: ServerProcess, repository: Path) -> None:
+    if "native" in running.lines[0]:
+        assert "deflate" in fails("UNIMPLEMENTED", client.infer, "chain", inputs(), compression_algorithm="deflate")
+    else:
+        result = client.infer("chain", inputs(), compression_algorithm="deflate")
+        assert np.array_equal(result.as_numpy("y"), expected(repository))
+
+
+@backs("infer: sequence_id, sequence_start, sequence_end")
+def test_a_sequence_is_refused_by_name(client: Any) -> None:
+    said = fails("INVALID_ARGUMENT", client.infer, "chain", inputs(), sequence_id=7, sequence_start=True)
+    assert "'sequence_" in said
+
+
+@backs("async_infer")
+def test_calls_that_come_back(running: ServerProcess, repository: Path) -> None:
+    with triton.InferenceServerClient(running.address) as client:
+        done, found = threading.Semaphore(0), []
+
+        def back(result: Any, error: Any) -> None:
+            found.append((result, error))
+            done.release()
+
+        for _ in range(8):
+            client.async_infer("chain", inputs(), back, client_timeout=SECONDS)
+        client.async_infer("nobody", inputs(), back)
+        for _ in range(9):
+            assert done.acquire(timeout=SECONDS)
+    answers = [result.as_numpy("y") for result, error in found if error is None]
+    (error,) = (error for _, error in found if error is not None)
+    assert len(answers) == 8 and all(np.array_equal(a, expected(repository)) for a in answers)
+    assert error.status() == "StatusCode.NOT_FOUND"
+
+
+# -- streams -----------------------------------------------------------------------------------------------------------
+
+
+@backs("start_stream", "async_stream_infer", "stop_stream")
+def test_a_stream_with_callbacks(running: ServerProcess, repository: Path) -> None:
+    found: list[tuple[Any, Any]] = []
+    with triton.InferenceServerClient(running.address) as client:
+        client.start_stream(lambda result, error: found.append((result, error)), compression_algorithm="gzip")
+        for i in range(20):
+            name = "nobody" if i == 7 else "chain"
+            client.async_stream_infer(name, inputs(), request_id=str(i), enable_empty_final_response=i % 2 == 0)
+        client.stop_stream()
+        assert len(found) == 20
+        assert "there is no model 'nobody'" in str(found[7][1])
+        good = [result for result, _ in found if result is not None]
+        assert [r.get_response().id for r in good] == [str(i) for i in range(20) if i != 7]
+        assert all(np.array_equal(r.as_numpy("y"), expected(repository)) for r in good)
+        assert all(r.get_response().parameters["triton_final_response"].bool_param for r in good)
+        # A stream may be started anew, and given up.
+        client.start_stream(lambda result, error: found.append((result, error)), stream_timeout=SECONDS)
+        client.async_stream_infer("hold", inputs(np.full((1, 1), 1_000_000.0, np.float32)))
+        client.stop_stream(cancel_requests=True)
+    assert found[-1][1] is not None and found[-1][1].status() == "StatusCode.CANCELLED"
+
+
+@backs("stream_infer")
+def test_a_stream_with_iterators(running: ServerProcess, repository: Path) -> None:
+    async def converse() -> list[tuple[Any, Any]]:
+        async def ask() -> Any:
+            for i in range(20):
+                yield {"model_name": "nobody" if i == 7 else "chain", "inputs": inputs(), "request_id": str(i)}
+
+        async with triton_aio.InferenceServerClient(running.address) as client:
+            return [pair async for pair in client.stream_infer(ask(), stream_timeout=SECONDS)]
+
+    found = asyncio.run(converse())
+    assert len(found) == 20 and "there is no model 'nobody'" in str(found[7][1])
+    good = [result for result, _ in found if result is not None]
+    assert [r.get_response().id for r in good] == [str(i) for i in range(20) if i != 7]
+    assert all(np.array_equal(r.as_numpy("y"), expected(repository)) for r in good)
+
+
+# -- shared memory -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def key() -> Iterator[str]:
+    if not Path("/dev/shm").is_dir():
+        pytest.skip("there is no /dev/shm here")
+    path = Path("/dev/shm", f"forwardpass-surface-{os.getpid()}")
+    path.write_bytes(X.tobytes() + bytes(4096))
+    yield "/" + path.name
+    path.unlink()
+
+
+@backs(
+    "register_system_shared_memory", "get_system_shared_memory_status", "unregister_system_shared_memory",
+    "InferInput.set_shared_memory", "InferRequestedOutput.set_shared_memory",
+)  # fmt: skip
+def test_tensors_in_shared_memory(client: Any, key: str, repository: Path) -> None:
+    client.register_system_shared_memory("region", key, 4096, offset=0)
+    try:
+        (told,) = client.get_system_shared_memory_status().regions.values()
+        assert (told.name, told.key, told.byte_size) == ("region", key, 4096)
+        assert "region" in client.get_system_shared_memory_status("region", as_json=True)["regions"]
+        given = triton.InferInput("x", list(X.shape), "FP32")
+        given.set_shared_memory("region", X.nbytes)
+        wanted = triton.InferRequestedOutput("y")
+        wanted.set_shared_memory("region", 60, offset=1024)
+        result = client.infer("chain", [given], outputs=[wanted])
+        assert result.get_output("y").parameters["shared_memory_region"].string_param == "region"
+        written = Path("/dev/shm" + key).read_bytes()[1024:][:60]
+        assert np.array_equal(np.frombuffer(written, np.float32).reshape(5, 3), expected(repository))
+        wanted.unset_shared_memory()
+        assert np.array_equal(client.infer("chain", [given], outputs=[wanted]).as_numpy("y"), expected(repository))
+    finally:
+        client.unregister_system_shared_memory("region")
+        client.unregister_system_shared_memory()
+    assert not client.get_system_shared_memory_status().regions
+
+
+@backs("register_cuda_shared_memory", "get_cuda_shared_memory_status", "unregister_cuda_shared_memory")
+def test_cuda_shared_memory_is_said_not_to_be_there(client: Any) -> None:
+    for call in (
+        lambda: client.register_cuda_shared_memory("region", b"", 0, 64),
+        client.get_cuda_shared_memory_status,
+        client.unregister_cuda_shared_memory,
+    ):
+        assert "CUDA shared memory is not offered" in fails("UNIMPLEMENTED", call)
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+@backs("get_trace_settings", "update_trace_settings")
+def test_trace_settings_say_that_nothing_is_traced(client: Any) -> None:
+    assert list(client.get_trace_settings().settings["trace_level"].value) == ["OFF"]
+    assert client.get_trace_settings("chain", as_json=True)["settings"]["trace_level"]["value"] == ["OFF"]
+    assert list(client.update_trace_settings(settings={"trace_level": ["OFF"]}).settings["trace_level"].value) == [
+        "OFF"
+    ]
+    said = fails("UNIMPLEMENTED", client.update_trace_settings, settings={"trace_level": ["TIMESTAMPS"]})
+    assert "tracing is not offered" in said
+
+
+@backs("get_log_settings", "update_log_settings")
+def test_the_log_level_can_be_changed(client: Any) -> None:
+    assert client.get_log_settings().settings["log_info"].bool_param is True
+    try:
+        assert client.update_log_settings({"log_info": False}).settings["log_info"].bool_param is False
+        assert client.get_log_settings(as_json=True)["settings"]["log_warning"]["bool_param"] is True
+    finally:
+        client.update_log_settings({"log_info": True})
+    assert client.get_log_settings().settings["log_info"].bool_param is True
+
+
+# -- the client itself -------------------------------------------------------------------------------------------------
+
+
+@backs("register_plugin", "unregister_plugin", "plugin")
+def test_a_plugin_may_add_headers(client: Any) -> None:
+    seen = []
+
+    class Plugin(triton.InferenceServerClientPlugin):  # type: ignore[misc]
+        def __call__(self, request: Any) -> None:
+            seen.append(request.headers)
+            request.headers["x-plugin"] = "yes"
+
+    plugin = Plugin()
+    client.register_plugin(plugin)
+    assert client.plugin() is plugin
+    assert client.is_server_live() is True and seen
+    client.unregister_plugin()
+
+
+@backs("ssl, root_certificates, private_key, certificate_chain", "KeepAliveOptions", "close")
+@pytest.mark.parametrize("kind", [Sync, Aio], ids=["sync", "aio"])
+def test_tls_with_a_clients_certificate(kind: Any, repository: Path, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    server, own = authority.issue("server"), authority.issue("client")
+    options = (
+        *("--tls-certificate", str(server.certificate), "--tls-key", str(server.key)),
+        *("--tls-client-ca", str(authority.certificate)),
+    )
+    with ServerProcess(repository, *options) as running:
+        client = kind(
+            running.address,
+            ssl=True,
+            root_certificates=str(authority.certificate),
+            private_key=str(own.key),
+            certificate_chain=str(own.certificate),
+            keepalive_options=triton.KeepAliveOptions(keepalive_time_ms=20_000, keepalive_permit_without_calls=True),
+        )
+        try:
+            assert np.array_equal(client.infer("chain", inputs()).as_numpy("y"), expected(repository))
+        finally:
+            client.close()
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+ROW = re.compile(r"^\| `(?P<name>[^`]+)` \| (?P<sync>[^|]+) \| (?P<aio>[^|]+) \|", re.MULTILINE)
+
+
+def rows() -> dict[str, tuple[str, str]]:
+    """The table: a row's name, and what it says of the sync and of the asyncio client."""
+    text = DOCUMENT.read_text("utf-8")
+    table = text[text.index("<!-- table: tritonclient -->") : text.index("<!-- end of table: tritonclient -->")]
+    return {m["name"]: (m["sync"].strip(), m["aio"].strip()) for m in ROW.finditer(table)}
+
+
+def methods(client: Any) -> set[str]:
+    return {n for n, m in inspect.getmembers(client.InferenceServerClient, inspect.isfunction) if not n.startswith("_")}
+
+
+def test_the_table_has_every_method_of_both_clients() -> None:
+    table = rows()
+    for place, kind in enumerate((triton, triton_aio)):
+        theirs = methods(kind)
+        assert theirs <= set(table), f"not in the table: {sorted(theirs - set(table))}"
+        for name in methods(triton) | methods(triton_aio):
+            absent = table[name][place] == "-"
+            assert absent is (name not in theirs), f"{name}: the table says {table[name]}"
+
+
+def test_every_row_is_backed_by_a_test_and_every_test_by_a_row() -> None:
+    assert set(rows()) == set(BACKED)
+    assert {word for said in rows().values() for word in said} <= {"works", "not applicable", "in part", "-"}
