@@ -127,11 +127,22 @@ def _named(content: Any, path: Path | str, tensors: Sequence[TensorInfo]) -> Arr
 
 def _rectangular(value: Any, where: Path | str) -> NDArray[Any]:
     try:
-        array = np.asarray(value)
+        array = _exact(value)
     except ValueError:
         raise ForwardpassError(f"{where}: its rows differ in length") from None
     if array.dtype.kind not in "biufUS":
         raise ForwardpassError(f"{where}: expected numbers or texts in nested lists, got {array.dtype}")
+    return array
+
+
+def _exact(value: Any) -> NDArray[Any]:
+    """Nested lists as an array, exactly: numpy makes floats of whole numbers of which some need 64 bits unsigned."""
+    array = np.asarray(value)
+    if array.dtype != np.float64 or isinstance(value, np.ndarray):
+        return array
+    whole = np.asarray(value, object)
+    if all(type(element) is int and 0 <= element < 1 << 64 for element in whole.flat):
+        return whole.astype(np.uint64)
     return array
 
 
@@ -165,7 +176,7 @@ def _csv(path: Path, tensor: TensorInfo) -> NDArray[Any]:
                 wanted = "a whole number" if whole else "a number"
                 raise ForwardpassError(f"{path}, line {number}, cell {place}: expected {wanted}, got {cell!r}")
         rows.append([int(cell) if whole else float(cell or "nan") for cell in cells])
-    array = np.array(rows)
+    array = _exact(rows)
     if datatype is not None and datatype.name == "BOOL":
         array = array != 0
     trailing = tensor.shape[1:]

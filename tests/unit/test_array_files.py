@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -110,6 +110,7 @@ def test_names_come_from_the_file_or_from_the_model(tmp_path: Path) -> None:
 
 
 @settings(deadline=None, max_examples=50)
+@example(np.array([[1 << 63, 0]], np.uint64))
 @given(
     hnp.arrays(
         st.sampled_from([np.dtype(name) for name in ("f2", "f4", "f8", "i8", "u8", "i1")]),
