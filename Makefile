@@ -56,7 +56,7 @@ demo: venv ## train digits, serve it, call it from concurrent clients, compare w
 	@$(PY) -m forwardpass.demo $(ARGS)
 
 test: venv ## the tests, in minutes (ARGS='-k wire' and the like reach pytest)
-	@$(PY) -m pytest -m "not slow" -n logical --dist loadfile $(ARGS)
+	@$(PY) -m pytest -m "not slow" -n auto --dist loadfile $(ARGS)
 
 test-deploy: venv ## chart, manifests and images, all of it (as root on Debian 12: real builds and runs)
 	@$(PY) tests/deploy/toolbox.py
