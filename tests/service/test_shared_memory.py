@@ -176,7 +176,7 @@ def test_places_beyond_the_region_and_outputs_too_large_are_refused(running: Ser
 
 def test_cuda_shared_memory_is_said_not_to_be_offered(running: ServerProcess) -> None:
     for method in ("CudaSharedMemoryStatus", "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister"):
-        code, text = refused(running, method)
+        code, text = refused(running, method, name="region")
         assert code is grpc.StatusCode.UNIMPLEMENTED and "CUDA shared memory is not offered" in text
 
 

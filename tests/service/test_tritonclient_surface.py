@@ -408,9 +408,10 @@ def test_cuda_shared_memory_is_said_not_to_be_there(client: Any) -> None:
     for call in (
         lambda: client.register_cuda_shared_memory("region", b"", 0, 64),
         client.get_cuda_shared_memory_status,
-        client.unregister_cuda_shared_memory,
+        lambda: client.unregister_cuda_shared_memory("region"),
     ):
         assert "CUDA shared memory is not offered" in fails("UNIMPLEMENTED", call)
+    client.unregister_cuda_shared_memory()  # all of them: there are none
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------

@@ -174,9 +174,9 @@ class SharedMemoryService:
             "SystemSharedMemoryStatus": self._status,
             "SystemSharedMemoryRegister": self._register,
             "SystemSharedMemoryUnregister": self._unregister,
-            **dict.fromkeys(
-                ("CudaSharedMemoryStatus", "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister"), self._cuda
-            ),
+            "CudaSharedMemoryStatus": self._cuda,
+            "CudaSharedMemoryRegister": self._cuda,
+            "CudaSharedMemoryUnregister": self._cuda_unregister,
         }
 
     def _status(self, request: Any) -> Any:
@@ -201,6 +201,10 @@ class SharedMemoryService:
 
     def _cuda(self, _request: Any) -> Any:
         raise UnknownMethod("CUDA shared memory is not offered; system shared memory and plain requests are")
+
+    def _cuda_unregister(self, request: Any) -> Any:
+        """Forgetting all regions is what clients do last, of both kinds, whatever they used. There are none."""
+        return self._cuda(request) if request.name else protocol.CudaSharedMemoryUnregisterResponse()
 
     def _on(self) -> Regions:
         if self._regions is None:

@@ -171,10 +171,15 @@ def test_the_calls_say_what_is_registered(regions: Regions, make: Callable[..., 
 @pytest.mark.parametrize("call", ["CudaSharedMemoryStatus", "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister"])
 def test_cuda_shared_memory_is_said_not_to_be_offered(regions: Regions, call: str) -> None:
     with pytest.raises(UnknownMethod, match="CUDA shared memory is not offered"):
-        SharedMemoryService(regions).methods[call](protocol.METHODS[call].request())
+        SharedMemoryService(regions).methods[call](protocol.METHODS[call].request(name="region"))
+
+
+def test_forgetting_all_cuda_regions_is_no_error_for_there_are_none(regions: Regions) -> None:
+    SharedMemoryService(regions).methods["CudaSharedMemoryUnregister"](protocol.CudaSharedMemoryUnregisterRequest())
 
 
 def test_where_it_is_turned_off_every_call_says_so() -> None:
     for name, call in SharedMemoryService(None).methods.items():
-        with pytest.raises(UnknownMethod):
-            call(protocol.METHODS[name].request())
+        if name != "CudaSharedMemoryUnregister":
+            with pytest.raises(UnknownMethod):
+                call(protocol.METHODS[name].request())
