@@ -14,6 +14,7 @@ import logging
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,11 +75,14 @@ class Server:
         self.repository.changed = changed
         if self.settings.intra_op_threads > 1:
             share_threads(self.settings.intra_op_threads)
-        with contextlib.ExitStack() as stack, _signals() as stop:
+        async with contextlib.AsyncExitStack() as stack:
+            stop = stack.enter_context(_signals())
             entries = self.repository.announce()
             door, front = await self._open(health, stack)
             stop_metrics = self._serve_metrics()
-            background = [asyncio.create_task(self._watch_runs())]
+            background: list[asyncio.Task[None]] = []
+            over = threading.Event()
+            threading.Thread(target=self._watch_runs, args=(over,), name="watchdog", daemon=True).start()
             try:
                 if await self._load(entries, stop):
                     self._ready = True
@@ -89,19 +93,17 @@ class Server:
                     await stop.first.wait()
                 elif not stop.first.is_set():
                     self._say("no model could be loaded")
-                    if front is not None:
-                        await asyncio.to_thread(front.close)
-                    await door.stop(0.0)
                     return 1
                 return await self._drain(health, door, front, stop)
             finally:
+                over.set()
                 for task in background:
                     task.cancel()
                 self._control.close()
                 stop_metrics()
 
-    async def _open(self, health: Health, stack: contextlib.ExitStack) -> tuple[GrpcServer, NativeFront | None]:
-        """Both doors, listening."""
+    async def _open(self, health: Health, stack: contextlib.AsyncExitStack) -> tuple[GrpcServer, NativeFront | None]:
+        """Both doors, listening. `stack` closes them at the latest."""
         settings = self.settings
         extensions = ("system_shared_memory",) if self._guards.regions is not None else ()
         service = Service(self.repository, lambda: self._ready, self._control, extensions)
@@ -133,6 +135,7 @@ class Server:
             self._guards.tokens,
             settings.reflection,
         )
+        stack.push_async_callback(door.stop, 0.0)
         if settings.health_port >= 0:
             probed = f"{settings.host}:{settings.health_port}"
             self._say(f"health {settings.host}:{_bind(lambda: door.listen_health(probed), probed)}")
@@ -154,6 +157,7 @@ class Server:
             ),
             address,
         )
+        stack.push_async_callback(asyncio.to_thread, front.close)
         front.start(path)
         self._say(f"grpc {settings.host}:{front.port} (native for ModelInfer, grpcio behind it; {threads} I/O threads)")
         return door, front
@@ -216,11 +220,10 @@ class Server:
                 return False
         return usable
 
-    async def _watch_runs(self) -> None:
-        """End runs that take longer than the server allows."""
+    def _watch_runs(self, over: threading.Event) -> None:
+        """End runs that take longer than the server allows. A thread, since a run may hold up the event loop."""
         limit = self.settings.run_timeout
-        while True:
-            await asyncio.sleep(min(1.0, limit / 4))
+        while not over.wait(min(1.0, limit / 4)):
             for worker in self.repository.workers():
                 ended = worker.end_runs_since(time.monotonic() - limit)
                 if ended:
