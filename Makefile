@@ -65,6 +65,23 @@ test-deploy: venv ## chart, manifests and images, all of it (as root on Debian 1
 test-slow: venv ## the tests that take minutes each
 	@$(PY) -m pytest -m slow --ignore tests/deploy $(ARGS)
 
+# Foreign clients pin what the project does not, so they live apart. perf_analyzer is linked with a library that only
+# Debian's package has: it is unpacked beside the rest, which takes no root.
+TOOLS := .venv-conformance
+conformance-tools: venv ## get the foreign clients and tools that tests/conformance speaks with
+	@if cmp -s tests/conformance/requirements.txt $(TOOLS)/ready.txt; then exit 0; fi; set -eu; \
+	$(PY) -m venv --clear --without-pip $(TOOLS); \
+	$(PY) -m pip --python $(TOOLS)/bin/python install -qq -r tests/conformance/requirements.txt; \
+	if command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null && mkdir -p $(TOOLS)/debian && cd $(TOOLS)/debian; then \
+	    (apt-get download -qq libb64-0d || { apt-get update -qq && apt-get download -qq libb64-0d; }) >/dev/null 2>&1 \
+	        && dpkg-deb -x libb64-0d_*.deb . || echo "no libb64-0d here: perf_analyzer will be skipped" >&2; \
+	    cd ../..; \
+	fi; \
+	cp tests/conformance/requirements.txt $(TOOLS)/ready.txt; echo "$(TOOLS) is ready"
+
+conformance: conformance-tools ## run foreign clients and tools against the server, the slow ones too
+	@$(PY) -m pytest tests/conformance $(ARGS)
+
 lint: venv ## ruff: rules and format
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -93,4 +110,4 @@ clean: ## remove caches and build outputs
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv and the trained versions too
-	rm -rf $(VENV) models/*/[0-9]* models/*/*.pt
+	rm -rf $(VENV) $(TOOLS) models/*/[0-9]* models/*/*.pt

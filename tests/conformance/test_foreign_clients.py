@@ -1,0 +1,39 @@
+"""Clients that come with other projects, each run by the tools' own Python as its users run it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tests.conformance.tool import Tool
+
+from forwardpass import Client
+from forwardpass.server_process import ServerProcess
+
+HERE = Path(__file__).parent
+X = np.linspace(0, 1, 128, dtype=np.float32).reshape(2, 64)
+
+
+def said(python: Tool, script: str, server: ServerProcess) -> Any:
+    # What a client logs stands before its last line.
+    return json.loads(python.run(HERE / script, server.address).strip().splitlines()[-1])
+
+
+def expected(server: ServerProcess) -> list[list[float]]:
+    with Client(server.address) as client:
+        found: list[list[float]] = client.predict("digits", X).tolist()
+    return found
+
+
+def test_kserves_grpc_client(python: Tool, served: ServerProcess) -> None:
+    found = said(python, "kserve_client.py", served)
+    assert found["live"] is found["ready"] is found["model_ready"] is True
+    assert found["nobody"] == "StatusCode.NOT_FOUND"
+    assert (found["id"], found["version"]) == ("mine", "1")
+    assert found["raw"] == found["typed"] == found["wanted_typed"] == expected(served)
+
+
+def test_tritonclients_own_shared_memory(python: Tool, served: ServerProcess) -> None:
+    assert said(python, "triton_shared_memory.py", served) == expected(served)

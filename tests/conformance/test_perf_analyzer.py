@@ -1,0 +1,53 @@
+"""Triton's perf_analyzer against a server, in each of its ways to call: that it gets what it needs and ends well.
+
+How fast the server is, is not asked here: only that every level was measured, and that server and tool count alike.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+from tests.conformance.tool import Tool
+
+from forwardpass.server_process import ServerProcess
+
+WAYS = {
+    "sync": [],
+    "async": ["--async"],
+    "streaming": ["--streaming"],
+    "shared memory": ["--shared-memory", "system"],
+}
+# A window of half a second each, until three in a row agree within a half: shared machines are uneven.
+BRIEF = ["-p", "500", "-s", "50", "-r", "20"]
+
+
+def measure(tool: Tool, server: ServerProcess, way: str, levels: str, report: Path) -> list[dict[str, str]]:
+    """A row for each level of concurrency."""
+    said = tool.run(
+        "-m", "digits", "-u", server.address, "-i", "grpc", *WAYS[way], "--concurrency-range", levels, *BRIEF,
+        "-f", report,
+    )  # fmt: skip
+    for trouble in ("Failed to", "failed to", "Unable to", "Thread [", "error"):
+        assert trouble not in said, said
+    counts = [int(n) for n in re.findall(r"Inference count: (\d+)", said)]
+    assert counts and all(counts), said
+    with report.open(newline="") as file:
+        return sorted(csv.DictReader(file), key=lambda row: int(row["Concurrency"]))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_few_levels_of_concurrency(perf_analyzer: Tool, served: ServerProcess, way: str, tmp_path: Path) -> None:
+    rows = measure(perf_analyzer, served, way, "1:8:7", tmp_path / "report.csv")
+    assert [row["Concurrency"] for row in rows] == ["1", "8"]
+    assert all(float(row["Inferences/Second"]) > 0 for row in rows)
+    assert all(float(row["Server Compute Infer"]) >= 0 for row in rows), "the server's statistics are in the report"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_every_level_of_concurrency(perf_analyzer: Tool, served: ServerProcess, way: str, tmp_path: Path) -> None:
+    rows = measure(perf_analyzer, served, way, "1:8", tmp_path / "report.csv")
+    assert [row["Concurrency"] for row in rows] == [str(level) for level in range(1, 9)]
