@@ -137,13 +137,14 @@ class Server:
         )
         stack.push_async_callback(door.stop, 0.0)
         if settings.health_port >= 0:
-            probed = f"{settings.host}:{settings.health_port}"
-            self._say(f"health {settings.host}:{_bind(lambda: door.listen_health(probed), probed)}")
-        address = f"{settings.host}:{settings.grpc_port}"
+            probed = _endpoint(settings.host, settings.health_port)
+            self._say(f"health {_endpoint(settings.host, _bind(lambda: door.listen_health(probed), probed))}")
+        address = _endpoint(settings.host, settings.grpc_port)
         if not self._native():
             port = _bind(lambda: door.listen(address, self._guards.credentials), address)
             await door.start()
-            self._say(f"grpc {settings.host}:{port} (grpcio{', TLS' if self._guards.certificates else ''})")
+            said = "grpcio, TLS" if self._guards.certificates else "grpcio"
+            self._say(f"grpc {_endpoint(settings.host, port)} ({said})")
             return door, None
         # A folder of our own, so that no other user can reach the socket.
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="forwardpass-"))
@@ -159,7 +160,8 @@ class Server:
         )
         stack.push_async_callback(asyncio.to_thread, front.close)
         front.start(path)
-        self._say(f"grpc {settings.host}:{front.port} (native for ModelInfer, grpcio behind it; {threads} I/O threads)")
+        address = _endpoint(settings.host, front.port)
+        self._say(f"grpc {address} (native for ModelInfer, grpcio behind it; {threads} I/O threads)")
         return door, front
 
     def _native(self) -> bool:
@@ -176,9 +178,9 @@ class Server:
         registry.register(Exporter(self._collect))
         server, thread = _bind(
             lambda: start_http_server(settings.metrics_port, settings.host, registry),
-            f"{settings.host}:{settings.metrics_port}",
+            _endpoint(settings.host, settings.metrics_port),
         )
-        self._say(f"metrics http://{settings.host}:{server.server_port}/metrics")
+        self._say(f"metrics http://{_endpoint(settings.host, server.server_port)}/metrics")
 
         def stop() -> None:
             server.shutdown()
@@ -282,6 +284,11 @@ def _signals() -> Iterator[Stop]:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+def _endpoint(host: str, port: int) -> str:
+    """Host and port as one word; an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _bind(listen: Callable[[], Any], address: str) -> Any:
