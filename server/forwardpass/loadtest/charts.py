@@ -41,6 +41,7 @@ class Series:
     points: Sequence[tuple[float, float]]
     style: str = "s0"
     marks: bool = True
+    joined: bool = True  # with a line from point to point
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ def lines(title: str, x: Axis, y: Axis, series: Sequence[Series], guides: Sequen
         parts += _guide(guide, x, y)
     for one in series:
         places = [(_x(x, a), _y(y, b)) for a, b in one.points if math.isfinite(a) and math.isfinite(b)]
-        if len(places) > 1:
+        if len(places) > 1 and one.joined:
             parts.append(f'<polyline class="line {one.style}" points="{_path(places)}"/>')
         if one.marks or len(places) == 1:
             parts += [f'<circle class="mark {one.style}" cx="{a:.1f}" cy="{b:.1f}" r="3"/>' for a, b in places]

@@ -1,0 +1,223 @@
+"""`forwardpass plan`: how many cores (or GPUs) and pods a load needs, by simulation from a measured curve.
+
+A curve is measured on one core (or GPU) of the kind to be bought, saved, and used again; `--check` then measures that
+server at several loads and says by how much the simulation is wrong. Requests are taken to spread evenly over cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from forwardpass.errors import LoadTestError
+from forwardpass.loadtest import bodies, capacity, charts, page, slo
+from forwardpass.loadtest.capacity import Curve, Observed
+from forwardpass.loadtest.charts import Series
+from forwardpass.loadtest.command import _objective, _rate, _seconds
+from forwardpass.loadtest.measured import ms
+from forwardpass.loadtest.target import Client, Target
+
+IN_FLIGHT = 256  # of the closed loop that shows the most that is answered
+FITTED_AT = (0.2, 0.45, 0.65)  # parts of that, where medians are measured
+CHECKED_AT = (0.3, 0.5, 0.7, 0.85)  # parts of the capacity
+MOST = 1e7  # requests/s, the end of the plots
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rate", type=_rate, required=True, metavar="R", help="requests/s in all, such as 1e6")
+    parser.add_argument("--slo", type=_objective, required=True, metavar="p99=10ms", help="what must hold on each core")
+    parser.add_argument("--curve", type=Path, metavar="FILE", help="a curve that --save wrote")
+    parser.add_argument("--target", metavar="HOST:PORT", help="a server on one core (or GPU), to measure the curve on")
+    parser.add_argument("--model", help="its model")
+    parser.add_argument("--rows", type=int, default=1, metavar="N", help="rows of a request [%(default)s]")
+    parser.add_argument(
+        "--max-batch", type=int, default=64, metavar="N", help="the model's max_batch_size [%(default)s]"
+    )
+    parser.add_argument("--duration", type=_seconds, default=4.0, metavar="S", help="of each measurement [%(default)s]")
+    parser.add_argument("--core", type=int, metavar="N", help="pin the load generator to this core")
+    parser.add_argument("--cores-per-pod", type=int, default=1, metavar="N", help="[%(default)s]")
+    parser.add_argument(
+        "--spare", type=float, default=0.0, metavar="SHARE", help="add this share of cores [%(default)s]"
+    )
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the curve")
+    parser.add_argument("--check", action="store_true", help="compare the simulation with the server at several loads")
+    parser.add_argument("--seed", type=int, default=0, help="[%(default)s]")
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with plots")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure or read a curve, plan, check, report. Raises LoadTestError."""
+    target = None
+    if args.target is not None:
+        if args.model is None:
+            raise LoadTestError("--target needs --model")
+        requests = bodies.make(bodies.info(args.target, args.model), "", {args.rows: 1.0}, None, args.seed)
+        target = Target(args.target, args.model, requests, Client(core=args.core, processes=1, seed=args.seed))
+    if args.curve is not None:
+        curve = _read(args.curve)
+    elif target is not None:
+        curve = measure(target, args.max_batch // args.rows, args.duration)
+    else:
+        raise LoadTestError("give --curve FILE, or --target HOST:PORT and --model to measure one")
+    if args.save:
+        args.save.write_text(json.dumps(curve.as_json(), indent=1) + "\n", "utf-8")
+    planned = plan(curve, args.rate, args.slo, args.cores_per_pod, args.spare, args.seed)
+    checked: list[dict[str, float]] = []
+    if args.check:
+        if target is None:
+            raise LoadTestError("--check needs --target and --model")
+        checked = check(target, curve, args.slo.q, args.duration, args.seed)
+    print(
+        json.dumps({**planned, "check": checked}, indent=1) if args.json else _text(curve, planned, checked, args.slo)
+    )
+    if args.report:
+        args.report.write_text(_html(curve, planned, checked, args), "utf-8")
+    return 0
+
+
+def _read(path: Path) -> Curve:
+    try:
+        return Curve.from_json(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError) as error:
+        raise LoadTestError(f"{path}: {error}") from None
+
+
+def measure(target: Target, max_batch: int, seconds: float) -> Curve:
+    """The curve of a server that has one core to itself."""
+    lone = target.closed(1, seconds)
+    full = target.closed(IN_FLIGHT, seconds)
+    for point in (lone, full):
+        if not point.recording.ok or point.recording.failed:
+            raise LoadTestError(
+                f"{point.recording.by_outcome()} with {point.offer.in_flight} in flight: nothing to plan with"
+            )
+    observed = []
+    for share in FITTED_AT:
+        point = target.at_rate(share * full.throughput, seconds)
+        observed.append(Observed(point.offer.rate, point.quantile(0.5)))
+    return capacity.fit(
+        target.model,
+        target.requests.mean_rows,
+        full.throughput,
+        IN_FLIGHT,
+        max_batch,
+        lone.recording.total_latency,
+        lone.offer.seconds,
+        observed,
+    )
+
+
+def plan(
+    curve: Curve, rate: float, objective: slo.Objective, cores_per_pod: int, spare: float, seed: int
+) -> dict[str, Any]:
+    """What the load needs. Raises LoadTestError where a single request on an idle core misses the objective."""
+    most = capacity.highest_rate(curve, objective.q, objective.seconds, seed)
+    if not most:
+        alone = capacity.quantile(curve, 0.001 * curve.capacity, objective.q, seed)
+        raise LoadTestError(
+            f"{objective} cannot be met by more cores: p{100 * objective.q:g} on an idle one is {ms(alone)}"
+        )
+    cores = math.ceil(rate / most * (1.0 + spare))
+    pods = math.ceil(cores / cores_per_pod)
+    each = rate / (pods * cores_per_pod)
+    return {
+        "model": curve.model,
+        "rate": rate,
+        "objective": str(objective),
+        "rate_per_core": most,
+        "capacity_per_core": curve.capacity,
+        "cores": pods * cores_per_pod,
+        "pods": pods,
+        "load_of_a_core": each / curve.capacity,
+        "predicted_seconds": capacity.quantile(curve, each, objective.q, seed),
+    }
+
+
+def check(target: Target, curve: Curve, q: float, seconds: float, seed: int) -> list[dict[str, float]]:
+    """Prediction and measurement, at parts of the capacity; error: predicted / measured - 1."""
+    found = []
+    for share in CHECKED_AT:
+        rate = share * curve.capacity
+        point = target.at_rate(rate, seconds)
+        predicted, actual = capacity.quantile(curve, rate, q, seed), point.quantile(q)
+        found.append(
+            {
+                "load": share,
+                "rate": rate,
+                "predicted_seconds": predicted,
+                "measured_seconds": actual,
+                "error": predicted / actual - 1.0,
+                "client_saturated": float(bool(point.saturation)),
+            }
+        )
+        print(f"{share:.0%}: predicted {ms(predicted)}, measured {ms(actual)}", file=sys.stderr)
+    return found
+
+
+def _text(curve: Curve, planned: dict[str, Any], checked: Sequence[dict[str, float]], objective: slo.Objective) -> str:
+    stalled = sum(curve.stalls) / len(curve.stalls) if curve.stalls else 0.0
+    lines = [
+        f"{curve.model}, {curve.rows:g} row(s) a request: a batch of n requests keeps a core for "
+        f"{curve.a * 1e6:.0f} + {curve.b * 1e6:.1f}·n µs, and {curve.d * 1e6:.0f} µs on the way; "
+        f"{curve.stalls_per_second:.1f} stalls/s of {ms(stalled)} on average",
+        f"one core: at most {planned['capacity_per_core']:,.0f} requests/s, {planned['rate_per_core']:,.0f} with "
+        f"{objective}",
+        f"{planned['rate']:,.0f} requests/s: {planned['cores']:,} cores in {planned['pods']:,} pods, each core "
+        f"{planned['load_of_a_core']:.0%} loaded, predicted p{100 * objective.q:g} {ms(planned['predicted_seconds'])}",
+    ]
+    for point in checked:
+        flag = "  (client saturated)" if point["client_saturated"] else ""
+        lines.append(
+            f"  at {point['load']:.0%} of the capacity, {point['rate']:,.0f}/s: predicted "
+            f"{ms(point['predicted_seconds'])}, measured {ms(point['measured_seconds'])}, {point['error']:+.0%}{flag}"
+        )
+    if not checked:
+        lines.append("not checked against a server: --check says by how much this is wrong")
+    return "\n".join(lines)
+
+
+def _html(curve: Curve, planned: dict[str, Any], checked: Sequence[dict[str, float]], args: argparse.Namespace) -> str:
+    objective: slo.Objective = args.slo
+    shares = [0.05, 0.15, 0.3, 0.45, 0.6, 0.7, 0.8, 0.87, 0.93, 0.97]
+    rates = [share * curve.capacity for share in shares]
+    curves = [
+        Series(f"p{100 * q:g} simulated", [(r, capacity.quantile(curve, r, q, args.seed, 1)) for r in rates], style)
+        for q, style in ((0.5, "s0 dots"), (objective.q, "s0"))
+    ]
+    if checked:
+        curves.append(Series("measured", [(p["rate"], p["measured_seconds"]) for p in checked], "s1"))
+    x = charts.linear("requests/s on one core", rates, charts.number)
+    y = charts.logarithmic(
+        "latency", [v for one in curves for _, v in one.points] + [objective.seconds], charts.duration
+    )
+    guides = [charts.Guide(objective.seconds, str(objective))]
+    one = charts.lines("One core: latency against load", x, y, curves, guides, "core")
+    loads = [10.0 ** (n / 2) for n in range(4, 15)]
+    series = []
+    for place, factor in enumerate((1.0, 0.5, 2.0)):
+        seconds = objective.seconds * factor
+        most = capacity.highest_rate(curve, objective.q, seconds, args.seed)
+        if most:
+            name = f"p{100 * objective.q:g} ≤ {ms(seconds)}"
+            series.append(Series(name, [(load, math.ceil(load / most)) for load in loads], f"s{place}"))
+    least = Series("at the capacity", [(load, math.ceil(load / curve.capacity)) for load in loads], "soft dots", False)
+    x = charts.logarithmic("requests/s in all", [loads[0], MOST], charts.number)
+    y = charts.logarithmic("cores", [v for s in (*series, least) for _, v in s.points], charts.number)
+    many = charts.lines(f"Cores against load, to {charts.number(MOST)}/s", x, y, [*series, least], [], "cores")
+    tiles = [(f"{planned['cores']:,}", "cores"), (f"{planned['pods']:,}", "pods")]
+    tiles += [
+        (f"{planned['rate_per_core']:,.0f}/s", "on each core at most"),
+        (f"{planned['load_of_a_core']:.0%}", "load"),
+    ]
+    text = _text(curve, planned, checked, objective).splitlines()
+    return page.page(
+        f"Plan: {curve.model}, {planned['rate']:,.0f} requests/s",
+        f"{objective}; simulated from what was measured on one core",
+        [page.tiles("o0", tiles), page.plots(one, many), page.section("In words", *map(page.text, text))],
+    )
