@@ -159,7 +159,8 @@ def _placement(config: ModelConfig, settings: Settings, cores: Cores) -> Placeme
         try:
             place(wanted, 1, "")
         except SettingsError as error:
-            raise ConfigError(f"{config.where('provider')}: {error}") from None
+            text = str(error).removeprefix("provider: ")
+            raise ConfigError(f"{config.where('provider')}: {text}") from None
     shared = settings.intra_op_threads
     if shared > 1:
         if config.intra_op_threads not in (None, shared):

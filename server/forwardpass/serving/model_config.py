@@ -32,10 +32,14 @@ def plain_name(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Origin:
-    """Where options were read: `lines` has the line of each option, by its name here; `given` a config.pbtxt itself."""
+    """Where options were read, with the line of each and what it is called there, by its name here.
+
+    `given` is a config.pbtxt itself.
+    """
 
     file: str = FILE_NAME
     lines: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     given: Any = None  # inference.ModelConfig
 
 
@@ -224,8 +228,8 @@ class ModelConfig(BaseModel):
 
     def where(self, option: str) -> str:
         """An option as errors name it: "config.pbtxt:7: input 'x'"; lines are known for a config.pbtxt."""
-        line = self._origin.lines.get(option)
-        return f"{self._origin.file}:{line}: {option}" if line else f"{self._origin.file}: {option}"
+        line, name = self._origin.lines.get(option), self._origin.names.get(option, option)
+        return f"{self._origin.file}:{line}: {name}" if line else f"{self._origin.file}: {name}"
 
     @classmethod
     def load(cls, folder: Path) -> ModelConfig:

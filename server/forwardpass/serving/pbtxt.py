@@ -158,7 +158,7 @@ class _Reader:
             else:
                 text = f"{path}: {text}" + ("" if first["type"] == "value_error" else f", got {first['input']!r}")
             self._fail(self._at(path), text)
-        return config.read_from(Origin(self._file, self._lines, message))
+        return config.read_from(Origin(self._file, self._lines, self._paths, message))
 
     # -- part by part -----------------------------------------------------------------------------------------------
 

@@ -102,7 +102,7 @@ def test_the_lines_of_options_are_known_for_what_is_found_wrong_later(tmp_path: 
     assert config.where("max_batch_size") == f"{file}:4: max_batch_size"
     assert config.where("input 'ids'") == f"{file}:8: input 'ids'"
     assert config.where("output 'z'") == f"{file}:16: output 'z'"
-    assert config.where("warm_up") == f"{file}:34: warm_up"
+    assert config.where("warm_up") == f"{file}:34: model_warmup"
     assert config.where("labels") == f"{file}: labels"  # nothing of the kind is in the file
 
 
