@@ -101,9 +101,7 @@ class NativeFront:
 
     def _receive(self) -> None:
         front, intake = self._front, self._intake
-        # Whoever receives and answers must not wait behind a core that computes.
-        prefer_short_slices([threading.get_native_id(), *named(IO_THREADS)])
-        more = False
+        more = hurried = False
         while True:
             # While this thread has batches of its own to run it only looks for what has arrived meanwhile.
             events = front.recv_batch_details(GROUP, 0) if more else self._wait()
@@ -113,6 +111,10 @@ class NativeFront:
                 if events:
                     self._take(events)
                 more = intake.step()
+                if intake.saturated and not hurried:
+                    # Whoever receives and answers must not wait behind a thread that computes.
+                    prefer_short_slices([threading.get_native_id(), *named(IO_THREADS)])
+                    hurried = True
                 if intake.saturated and events and not more:
                     # Nothing that arrives now can run soon, and receiving it call by call would take much of the core
                     # from the runs: a switch of threads for each. Received in groups they cost a fraction of that.
