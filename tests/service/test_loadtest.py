@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +136,52 @@ def test_what_cannot_be_tested_is_said_in_one_line(
     np.save(tmp_path / "narrow.npy", np.zeros((3, 5), np.float32))
     assert main(["loadtest", server.address, "digits", "--rate", "1", "--input", str(tmp_path / "narrow.npy")]) == 1
     assert "64" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_tune_writes_a_model_toml_that_serves_and_takes_up_what_it_measured(
+    digits_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(digits_repository, tmp_path / "models")
+    words = [
+        "tune",
+        "digits",
+        "--slo",
+        "p99=50ms",
+        "--repository",
+        str(tmp_path / "models"),
+        "--max-batch-size",
+        "8,64",
+    ]
+    words += ["--instances", "1", "--intra-op-threads", "1", "--max-queue-delay-us", "0", "--state"]
+    words += [str(tmp_path / "state.json"), "--report", str(tmp_path / "tune.html")]
+    before = (tmp_path / "models/digits/model.toml").read_text()
+    assert main([*words, "--seconds", "0.1,0.2,0.3"]) == 0
+    assert capsys.readouterr().err.count("in time") == 9  # the present setting and two others, three times
+    written = (tmp_path / "models/digits/model.toml").read_text()
+    (tmp_path / "models/digits/model.toml").write_text(before)
+    assert main([*words, "--seconds", "0.1,0.2,0.3"]) == 0
+    assert capsys.readouterr().err.count("in time") == 0  # everything was known
+    assert written.startswith("# Tuned") and tomllib.loads(written)["max_batch_size"] in (8, 64, 256)
+    assert (tmp_path / "models/digits/model.toml.old").read_text() == before
+    assert 'data-plot="trade-off"' in (tmp_path / "tune.html").read_text()
+    with ServerProcess(tmp_path / "models") as server:
+        assert _target(server).closed(2, 0.3).recording.failed == 0
+
+
+@pytest.mark.slow
+def test_plan_measures_plans_and_says_how_wrong_it_is(
+    serve: Callable[..., ServerProcess], digits_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = serve(digits_repository)
+    words = ["plan", "--rate", "1e6", "--slo", "p99=2s", "--duration", "0.5", "--target", server.address, "--json"]
+    words += ["--model", "digits", "--check", "--save", str(tmp_path / "curve.json")]
+    assert main([*words, "--report", str(tmp_path / "plan.html")]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["cores"] >= 1e6 / said["capacity_per_core"]
+    assert [point["load"] for point in said["check"]] == [0.3, 0.5, 0.7, 0.85]
+    page = (tmp_path / "plan.html").read_text()
+    assert 'data-plot="core"' in page and 'data-plot="cores"' in page
+    again = ["plan", "--rate", "1e6", "--slo", "p99=2s", "--curve", str(tmp_path / "curve.json"), "--json"]
+    assert main(again) == 0
+    assert json.loads(capsys.readouterr().out)["cores"] == said["cores"]

@@ -8,6 +8,7 @@ they were observed. What is left out: priorities, deadlines, refusals; cores tha
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from forwardpass.errors import LoadTestError
 from forwardpass.loadtest import histogram
 from forwardpass.loadtest.histogram import Counts
 
-REQUESTS = 60_000  # simulated for one answer: 600 of them lie beyond the p99
+REQUESTS = 40_000  # simulated for one answer: 360 of them lie beyond the p99
 _LONG = 2.0  # a lone request that takes more than this many medians met a stall
 
 
@@ -71,7 +72,7 @@ def simulate(curve: Curve, rate: float, seed: int = 0, requests: int = REQUESTS)
         while begins[stall] <= now:
             now = max(now, begins[stall] + durations[stall])
             stall += 1
-        last = int(np.searchsorted(arrivals[first : first + most], now, side="right")) + first
+        last = bisect.bisect_right(times, now, first, min(first + most, requests))
         end = now + a + b * (last - first)
         while begins[stall] < end:
             end += durations[stall]
@@ -92,11 +93,11 @@ def _stalls(curve: Curve, seconds: float, generator: np.random.Generator) -> tup
     return [*begins.tolist(), math.inf], [*generator.choice(curve.stalls, count).tolist(), 0.0]
 
 
-def quantile(curve: Curve, rate: float, q: float, seed: int = 0, runs: int = 3) -> float:
+def quantile(curve: Curve, rate: float, q: float, seed: int = 0, runs: int = 3, requests: int = REQUESTS) -> float:
     """Seconds; the median of several simulations; inf beyond the capacity."""
     if rate >= curve.capacity:
         return math.inf
-    return float(np.median([np.quantile(simulate(curve, rate, seed + run), q) for run in range(runs)]))
+    return float(np.median([np.quantile(simulate(curve, rate, seed + run, requests), q) for run in range(runs)]))
 
 
 def highest_rate(curve: Curve, q: float, seconds: float, seed: int = 0) -> float:
@@ -162,7 +163,7 @@ def fit(
         if b <= 0:
             continue
         bare = Curve(model, a, b, 0.0, max_batch, rows, per_second, stalls)
-        known = [(o, quantile(bare, o.rate, 0.5, runs=1)) for o in observed if o.rate < bare.capacity]
+        known = [(o, quantile(bare, o.rate, 0.5, runs=1, requests=5000)) for o in observed if o.rate < bare.capacity]
         d = max(0.0, float(np.median([alone - a - b, *(o.median - simulated for o, simulated in known)])))
         error = sum(math.log((simulated + d) / o.median) ** 2 for o, simulated in known)
         error += math.log((a + b + d) / alone) ** 2

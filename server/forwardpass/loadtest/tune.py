@@ -1,8 +1,8 @@
 """`forwardpass tune`: the options of model.toml under which a model answers most requests in time, found by measuring.
 
-All candidates are models of one real server process, so that none waits for a start; each is offered more than can be
-answered, with the objective as deadline, by the open-loop client, and what counts is how many answers come in time. A
-state file remembers every measurement: a second run goes on where the first ended.
+All candidates are models of one real server process, so that none waits for a start. Each is offered a load that grows
+through what can be answered, by the open-loop client with the objective as deadline; what counts is how many answers
+came in time. A state file remembers every measurement: a second run goes on where the first ended.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from forwardpass.errors import LoadTestError
-from forwardpass.loadtest import bodies, charts, halving, page, slo
+from forwardpass.loadtest import bodies, charts, halving, histogram, page, slo
 from forwardpass.loadtest.charts import Series
-from forwardpass.loadtest.command import _count, _objective
+from forwardpass.loadtest.command import _count, _objective, _seconds
 from forwardpass.loadtest.halving import RUNGS, Rung, Score, Setting
 from forwardpass.loadtest.measured import ms
+from forwardpass.loadtest.schedule import Phase
 from forwardpass.loadtest.target import Client, Target
 from forwardpass.server_process import ServerProcess
 
@@ -37,7 +38,7 @@ GRID = {
     "intra_op_threads": (1, 2),
     "max_queue_delay_us": (0, 200, 1000),
 }
-OVERLOAD = 1.3  # of what the present setting answers in a closed loop
+RAMP = 0.3, 1.3  # of what the present setting answers in a closed loop: from easy to more than can be done
 _CLOSED = 128  # requests in flight there
 _WARM_UP = 0.25  # seconds
 
@@ -53,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="the winner's options [the model's own model.toml]")
     parser.add_argument("--state", type=Path, metavar="FILE", help="what was measured so far [tune-MODEL.json]")
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with the trade-off")
+    parser.add_argument(
+        "--seconds",
+        type=_lengths,
+        default=[rung.seconds for rung in RUNGS],
+        metavar="S,S,S",
+        help="of a measurement: of all settings, of the better ones, of the last [0.4,1.5,4]; the last is made thrice",
+    )
     parser.add_argument("--exhaustive", action="store_true", help="measure the whole grid at length too, and compare")
     parser.add_argument("--server-core", type=int, metavar="N", help="pin the server to this core")
     parser.add_argument("--core", type=int, metavar="N", help="pin the load generator to this core")
@@ -108,9 +116,10 @@ def run(args: argparse.Namespace) -> int:
             if args.server_core is not None:
                 _pin(server.pid, args.server_core)
             bench = _Bench(server, names, state, args)
-            rungs = halving.search(settings, bench.measure)
+            lengths = [Rung(s, rung.repeats) for s, rung in zip(args.seconds, RUNGS, strict=True)]
+            rungs = halving.search(settings, bench.measure, lengths)
             spent = state.spent
-            whole = {setting: bench.measure(setting, RUNGS[-1]) for setting in settings} if args.exhaustive else {}
+            whole = {setting: bench.measure(setting, lengths[-1]) for setting in settings} if args.exhaustive else {}
     winner = halving.best(rungs[-1])
     text = toml(winner, rungs, present, key, state.rate, spent)
     output: Path = args.output or folder / "model.toml"
@@ -119,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     output.write_text(text, "utf-8")
     print(_told(winner, first, rungs, spent))
     if whole:
-        print(_compared(winner, rungs[-1], whole, spent, state.spent))
+        print(_compared(winner, rungs[-1], whole, lengths[-1], spent, state.spent))
     print(f"wrote {output}")
     if args.report:
         args.report.write_text(_html(args, winner, first, rungs, key, state.rate), "utf-8")
@@ -168,7 +177,7 @@ class _Bench:
         self._server, self._names, self._state, self._args = server, names, state, args
         if not state.rate:
             target = self._target(next(iter(names)), deadline=None)
-            state.rate = OVERLOAD * target.closed(_CLOSED, 2.0).throughput
+            state.rate = target.closed(_CLOSED, 2.0).throughput
             state.save()
         if not state.rate:
             raise LoadTestError("the server answered nothing in a closed loop")
@@ -187,9 +196,12 @@ class _Bench:
         if key not in state.scores:
             began = time.monotonic()
             target = self._target(setting, objective.seconds)
-            points = [target.at_rate(state.rate, rung.seconds) for _ in range(rung.repeats)]
+            ramp = [Phase(rung.seconds, RAMP[0] * state.rate, RAMP[1] * state.rate)]
+            points = [target.phases(ramp) for _ in range(rung.repeats)]
             in_time = statistics.median(point.goodput for point in points)
-            latency = statistics.median(point.quantile(objective.q) for point in points)
+            # The latency is that of the easy half: in the other one it says how long the queue got.
+            easy = [point.recording.latency[: point.recording.slices // 2].sum(axis=0) for point in points]
+            latency = statistics.median(histogram.quantile(counts, objective.q) for counts in easy)
             # JSON has no nan: a setting that answered nothing comes last.
             state.scores[key] = [in_time, latency if latency == latency else 1e9]
             state.spent += time.monotonic() - began
@@ -214,8 +226,9 @@ def toml(
     today = datetime.datetime.now(datetime.UTC).date()
     lines = [
         f"# Tuned {today} by `forwardpass tune`: {key}.",
-        f"# {len(rungs[0])} settings, each offered {rate:,.0f} requests/s with the objective as deadline; {spent:.0f} s.",
-        "# Answers in time a second, and latency of what was answered, of those measured at length, best first:",
+        f"# {len(rungs[0])} settings in {spent:.0f} s of measuring, each offered {RAMP[0] * rate:,.0f} to "
+        f"{RAMP[1] * rate:,.0f} requests/s",
+        "# with the objective as deadline. Answers in time a second, and latency in the easy half, best first:",
     ]
     for setting, score in sorted(rungs[-1].items(), key=lambda item: -item[1].in_time):
         mark = "  <- chosen" if setting == winner else ""
@@ -234,11 +247,16 @@ def _told(winner: Setting, first: Setting, rungs: Sequence[Mapping[Setting, Scor
 
 
 def _compared(
-    winner: Setting, last: Mapping[Setting, Score], whole: Mapping[Setting, Score], spent: float, all_spent: float
+    winner: Setting,
+    last: Mapping[Setting, Score],
+    whole: Mapping[Setting, Score],
+    rung: Rung,
+    spent: float,
+    all_spent: float,
 ) -> str:
     """Against the grid, measured at length. The finalists' measurements count for both."""
     champion = halving.best(whole)
-    seconds = (RUNGS[-1].seconds + _WARM_UP) * RUNGS[-1].repeats
+    seconds = (rung.seconds + _WARM_UP) * rung.repeats
     grid_seconds = all_spent - spent + len(last) * seconds
     return (
         f"whole grid: best {_words(champion)} with {whole[champion].in_time:,.0f}/s in time; the one chosen has "
@@ -265,7 +283,7 @@ def _html(
     objective: slo.Objective = args.slo
     x = charts.linear("answers in time, requests/s", [p[0] for one in series for p in one.points], charts.number)
     latencies = [p[1] for one in series for p in one.points]
-    y = charts.logarithmic(f"p{100 * objective.q:g} of the answers", [*latencies, objective.seconds], charts.duration)
+    y = charts.logarithmic(f"p{100 * objective.q:g} in the easy half", [*latencies, objective.seconds], charts.duration)
     guide = charts.Guide(objective.seconds, str(objective))
     plot = charts.lines("Trade-off: each mark is a setting", x, y, series, [guide], "trade-off")
     header = [*GRID, "in time", "latency", ""]
@@ -275,9 +293,16 @@ def _html(
         rows.append([*(str(value) for _, value in setting), f"{score.in_time:,.0f}/s", ms(score.latency), mark])
     return page.page(
         f"Tuning {args.model}",
-        f"{key}; each setting was offered {rate:,.0f} requests/s with the objective as deadline",
+        f"{key}; each setting was offered {RAMP[0] * rate:,.0f} to {RAMP[1] * rate:,.0f} requests/s",
         [page.plots(plot), page.section("Measured at length", page.table(header, rows))],
     )
+
+
+def _lengths(text: str) -> list[float]:
+    found = [_seconds(part) for part in text.split(",")]
+    if len(found) != len(RUNGS):
+        raise argparse.ArgumentTypeError(f"expected {len(RUNGS)} times in seconds, got {text}")
+    return found
 
 
 def _values(text: str) -> tuple[int, ...]:
