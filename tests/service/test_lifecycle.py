@@ -199,6 +199,18 @@ def test_a_port_that_is_taken_is_a_clear_error(tmp_path: Path, transport: str) -
         caller.close()
 
 
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
+@transports
+def test_it_listens_on_ipv6(tmp_path: Path, transport: str) -> None:
+    models.save(tmp_path, "m", models.chain())
+    with ServerProcess(tmp_path, "--transport", transport, "--host", "::1", "--max-batch-size", "64") as server:
+        assert server.address.startswith("[::1]:")
+        caller = Caller(server)
+        assert outputs(caller.send(request("m", ROW))[0]) and caller.health() == "SERVING"
+        assert caller.metric("forwardpass_rows_total") == 1
+        caller.close()
+
+
 @pytest.fixture
 def holding(tmp_path: Path) -> Path:
     models.save(tmp_path, "hold", models.hold(), "instances = 1\nmax_batch_size = 64\n")

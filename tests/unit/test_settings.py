@@ -1,0 +1,85 @@
+"""Settings: one field, one spelling everywhere; the command line before the environment before the default."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+
+from forwardpass.errors import SettingsError
+from forwardpass.settings import PREFIX, Settings, add_arguments, from_sources, table
+
+
+def parsed(*arguments: str) -> dict[str, object]:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return vars(parser.parse_args(list(arguments)))
+
+
+def test_the_command_line_comes_before_the_environment_before_the_default() -> None:
+    environ = {"FORWARDPASS_GRPC_PORT": "1", "FORWARDPASS_HOST": "0.0.0.0", "FORWARDPASS_GRACE": ""}
+    found = from_sources(parsed("--grpc-port", "2"), environ)
+    assert (found.grpc_port, found.host, found.grace) == (2, "0.0.0.0", 20.0)
+    assert from_sources({}, {}) == Settings()
+
+
+def test_what_is_absent_on_the_command_line_stays_absent() -> None:
+    assert parsed() == {}
+    assert parsed("somewhere", "--instances", "3") == {"repository": "somewhere", "instances": "3"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "words"),
+    [
+        (["--grpc-port", "many"], {}, ["--grpc-port", "'many'"]),
+        (["--grpc-port", "65536"], {}, ["--grpc-port", "65535"]),
+        ([], {"FORWARDPASS_RUN_TIMEOUT": "0"}, ["FORWARDPASS_RUN_TIMEOUT", "'0'"]),
+        ([], {"FORWARDPASS_TRANSPORT": "carrier pigeon"}, ["FORWARDPASS_TRANSPORT", "'native'", "'carrier pigeon'"]),
+        (["--max-bytes", "1"], {"FORWARDPASS_GRACE": "-1"}, ["--max-bytes", "FORWARDPASS_GRACE"]),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named_with_what_came(
+    arguments: list[str], environ: dict[str, str], words: list[str]
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        from_sources(parsed(*arguments), environ)
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def test_a_choice_that_is_none_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parsed("--transport", "carrier pigeon")
+    assert "invalid choice" in capsys.readouterr().err
+
+
+def test_every_setting_has_its_option_its_variable_and_its_line_in_the_table() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    help_text = re.sub(r"\s+", " ", parser.format_help())
+    rows = table().splitlines()[2:]
+    assert len(rows) == len(Settings.model_fields)
+    for (name, field), row in zip(Settings.model_fields.items(), rows, strict=True):
+        option = "REPOSITORY" if name == "repository" else f"--{name.replace('_', '-')}"
+        assert f"`{option}`" in row and f"`{PREFIX}{name.upper()}`" in row
+        assert field.description and field.description in row
+        assert name == "repository" or option in help_text
+        assert f"{PREFIX}{name.upper()}" in help_text
+
+
+def test_every_setting_can_be_set_by_its_variable() -> None:
+    """Each default, as text, comes back as itself."""
+    environ = {
+        PREFIX + name.upper(): str(field.default)
+        for name, field in Settings.model_fields.items()
+        if isinstance(field.default, (bool, int, float, str, Path))
+    }
+    assert len(environ) > 15
+    assert from_sources({}, environ) == Settings()
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().grpc_port = 1  # type: ignore[misc]
