@@ -92,7 +92,7 @@ class Service:
         for key, text in loaded.config.parameters.items():
             said[key].string_param = text
         said["batch_invariance"].string_param = loaded.invariance.value
-        said["max_batch_size"].int64_param = loaded.max_batch_size
+        said["max_batch_size"].int64_param = loaded.max_batch_size if loaded.batches else 0
         said["provider"].string_param = loaded.placement.label
         said["contract"].bool_param = loaded.contract is not None
         return response
