@@ -64,18 +64,19 @@ def _versions(policy: Any, config: ModelConfig) -> None:
 
 
 def _tensors(message: Any, loaded: Loaded, in_rows: bool) -> None:
-    """Inputs and outputs as they are served, with what else was given of them."""
+    """Inputs and outputs as they are served, with what else was given of them. Hidden outputs are the metadata's."""
     interface, config = loaded.worker.interface, loaded.config
+    answered = [interface.outputs[place] for place in interface.default_outputs]
     labels = {o.name: o.labels or "" for o in config.outputs}
     for field, kind, tensors in (
         (message.input, _INPUT, interface.inputs),
-        (message.output, _OUTPUT, interface.outputs),
+        (message.output, _OUTPUT, answered),
     ):
         given = {entry.name: entry for entry in field}
         entries = [_tensor(t, given.get(t.name), in_rows, kind) for t in tensors]
         del field[:]
         field.extend(entries)
-    for entry, tensor in zip(message.output, interface.outputs, strict=True):
+    for entry, tensor in zip(message.output, answered, strict=True):
         if tensor.labels and not entry.label_filename:
             entry.label_filename = labels.get(tensor.name) or config.labels or ""
 
