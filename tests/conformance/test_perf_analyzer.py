@@ -6,7 +6,10 @@ How fast the server is, is not asked here: only that every level was measured, a
 from __future__ import annotations
 
 import csv
+import fcntl
+import os
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,17 +23,18 @@ WAYS = {
     "streaming": ["--streaming"],
     "shared memory": ["--shared-memory", "system"],
 }
-# Windows of half a second. Three in a row must agree within this many per cent, or perf_analyzer fails: a shared machine
-# is uneven, and how even it is is not the question here.
+# Windows of half a second. Three in a row must agree within this many per cent, or perf_analyzer fails; how even a
+# shared machine is is not the question here.
 BRIEF = ["-p", "500", "-s", "900"]
 
 
 def measure(tool: Tool, server: ServerProcess, way: str, levels: str, report: Path) -> list[dict[str, str]]:
     """A row for each level of concurrency."""
-    said = tool.run(
-        "-m", "digits", "-u", server.address, "-i", "grpc", *WAYS[way], "--concurrency-range", levels, *BRIEF,
-        "-f", report,
-    )  # fmt: skip
+    words = ["-m", "digits", "-u", server.address, "-i", "grpc", *WAYS[way], "--concurrency-range", levels, *BRIEF]
+    # It calls its shared memory by the tensors' names alone, so two of it on one machine would share that too.
+    with (Path(tempfile.gettempdir()) / f"forwardpass-perf-analyzer-{os.getuid()}.lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        said = tool.run(*words, "-f", report)
     for trouble in ("Failed to", "failed to", "Unable to", "Thread [", "error"):
         assert trouble not in said, said
     counts = [int(n) for n in re.findall(r"Inference count: (\d+)", said)]
