@@ -109,6 +109,7 @@ def _stalling() -> Iterator[str]:
         assert process.stdout.readline() == "stalled 1\n"
 
 
+@pytest.mark.slow  # measures 500 ms against a machine that must have the core to spare
 def test_an_open_loop_shows_a_stall_and_a_closed_loop_hides_it(tmp_path: Path) -> None:
     found = {}
     for name, load in (("open", ["--rate", "300"]), ("closed", ["--closed", "1"])):
