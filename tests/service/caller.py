@@ -160,6 +160,10 @@ def open_files(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
+def thread_names(pid: int) -> list[str]:
+    return sorted(task.read_text().strip() for task in Path(f"/proc/{pid}/task").glob("*/comm"))
+
+
 @contextlib.contextmanager
 def threads(count: int, work: Callable[[int], None]) -> Iterator[None]:
     """`work(i)` in `count` threads while inside; what goes wrong in one is raised at the end."""

@@ -19,13 +19,13 @@ import models
 import numpy as np
 import onnx
 import pytest
-from caller import Caller, Refused, outputs, request, until
+from caller import Caller, Refused, open_files, outputs, request, thread_names, until
 from onnx import helper
 
 from forwardpass.server_process import ServerProcess
 
 GOOD = request("chain", np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32))
-TURNS = 500_000.0  # of `hold`: a good part of a second, or more
+TURNS = 1_500_000.0  # of `hold`: a second or more, and more yet where the machine is busy
 NONE = np.zeros((1, 1), np.float32)
 
 
@@ -56,7 +56,11 @@ def caller(request: pytest.FixtureRequest, repository: Path) -> Iterator[Caller]
     options = ["--transport", request.param, "--inline-run-limit", "0", "--max-batch-size", "64"]
     with ServerProcess(repository, *options) as server:
         made = Caller(server)
+        assert made.send(GOOD) and made.health()  # by either door
+        files, names = open_files(server.pid), thread_names(server.pid)
         yield made
+        until(lambda: open_files(server.pid) <= files, f"no more than {files} open files")
+        until(lambda: thread_names(server.pid) == names, f"the threads {names}")
         made.close()
         assert server.stop() == 0, server.tail()
 
@@ -178,7 +182,7 @@ sys.stdin.read()
 def test_a_client_that_is_killed(caller: Caller) -> None:
     """What it had queued never runs; who stands beside it is answered."""
     rows = run_rows(caller, "hold")
-    long = held(caller, 5 * TURNS)
+    long = held(caller, 2 * TURNS)
     message = request("hold", np.zeros((3, 1), np.float32)).SerializeToString().hex()
     client = subprocess.Popen(
         [sys.executable, "-c", KILLED, caller.server.address, message], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -221,19 +225,22 @@ def test_an_error_that_nobody_foresaw(caller: Caller) -> None:
 
 
 def test_many_calls_cancelled_at_any_moment(caller: Caller) -> None:
-    """Nothing of them stays, and those that are left alone are answered."""
+    """Nothing of them stays, and other clients are answered.
+
+    Their own connection may be closed for it: the native door takes a burst of calls that are reset before they were
+    received for an attack.
+    """
     rng = np.random.default_rng(0)
-    sent: list[tuple[Any, bool, Any]] = []
+    other = Caller(caller.server)
+    calls: list[tuple[Any, Any]] = []
     for i in range(300):
         x = rng.standard_normal((1 + i % 3, 4)).astype(np.float32)
-        call = caller.start(request("chain", x))
-        goes = bool(rng.random() < 0.5)
-        if goes and rng.random() < 0.5:
-            call.cancel()
-        sent.append((call, goes, x))
-    for call, goes, _ in sent:
-        if goes:
-            call.cancel()
-    for call, goes, x in sent:
-        if not goes:
-            assert np.array_equal(outputs(call.result())[0], caller.infer("chain", x)[0])
+        gone = other.start(request("chain", x))
+        if i % 2:
+            gone.cancel()
+        calls.append((caller.start(request("chain", x)), x))
+        if not i % 2:
+            gone.cancel()
+    for call, x in calls:
+        assert np.array_equal(outputs(call.result())[0], caller.infer("chain", x)[0])
+    other.close()

@@ -23,7 +23,7 @@ from caller import Caller, Refused, outputs, request, until
 from forwardpass.server_process import ServerProcess
 from forwardpass.serving import protocol
 
-TURNS = 500_000.0  # of `hold`: a good part of a second, or more
+TURNS = 1_000_000.0  # of `hold`: most of a second, and more where the machine is busy
 NONE = np.zeros((1, 1), np.float32)
 ROW = np.ones((1, 4), np.float32)
 COMMAND = [sys.executable, "-m", "forwardpass.cli", "serve"]
