@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from forwardpass.errors import InvalidRequest, RequestError, RunFailed
+from forwardpass.errors import RequestError, RunFailed
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.matrix import Buffer
 from forwardpass.serving.metrics import ModelMetrics
@@ -153,8 +153,3 @@ class Intake:
         self._metrics.refused(error.status.name, error.reason)
         request = Request(None, (), None, 0, 0, self.now, math.inf, 1, self._door, call)
         self._door.deliver([request], [error], None)
-
-
-def empty_message() -> InvalidRequest:
-    """A call that ended without a message."""
-    return InvalidRequest("the call carried no message")
