@@ -25,9 +25,9 @@ SERVING = PACKAGE / "serving"
 # What serving/ is made of, in the order of a request's way, callees first. A module imports from rows above its own,
 # never from its own row or below; beside those, from the leaves.
 ORDER = (
-    ("protocol", "watched"),
-    ("interface", "auth"),
-    ("matrix", "wishes"),
+    ("protocol", "watched", "histogram"),
+    ("interface", "auth", "gpu_metrics"),
+    ("matrix", "wishes", "metrics"),
     ("contents", "shared_memory"),
     ("wire",),
     ("status", "replies"),
@@ -37,7 +37,6 @@ ORDER = (
     ("model_config",),
     ("pbtxt", "declared"),
     ("model_files",),
-    ("metrics",),
     ("model_statistics",),
     ("admission",),
     ("run_time", "knee", "request"),
@@ -60,8 +59,9 @@ RANK = {f"forwardpass.serving.{name}": rank for rank, row in enumerate(ORDER) fo
 LEAVES = {"forwardpass", "forwardpass.errors", "forwardpass.settings", "forwardpass.contract"}
 
 # What a server or a client may import beside the standard library: the base dependencies, by the names they are
-# imported under, and onnxruntime, which the extras `cpu` and `gpu` bring. So neither torch nor anything of `train`.
-ALLOWED = ("numpy", "google.protobuf", "grpc", "pydantic", "prometheus_client", "pygrpc_native", "onnxruntime")
+# imported under, and what the extras `cpu` and `gpu` bring: onnxruntime and, for metrics of GPUs, pynvml. So neither torch
+# nor anything of `train`.
+ALLOWED = ("numpy", "google.protobuf", "grpc", "pydantic", "prometheus_client", "pygrpc_native", "onnxruntime", "pynvml")
 
 LINES = 400
 LONGER: dict[str, str] = {}  # files over the limit, as posix paths below server/forwardpass/, and why

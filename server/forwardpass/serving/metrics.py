@@ -13,9 +13,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from forwardpass.serving.gpu_metrics import GpuRuns
+from forwardpass.serving.histogram import Histogram
 
 # Seconds. From 50 µs, under which nothing crosses a network, to 10 s.
 LATENCY_BOUNDS = (
@@ -75,6 +77,29 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("model", "version"),
         "Runs of the model that may go on at the same time.",
     ),
+    "forwardpass_gpu_batches_total": (
+        "counter",
+        ("model", "version", "device", "way"),
+        "Batches run on a GPU, by way: graph (a captured CUDA graph was replayed), bound (in fixed buffers, kernel by "
+        "kernel), plain (ONNX Runtime copied in and out by itself).",
+    ),
+    "forwardpass_gpu_stage_seconds": (
+        "histogram",
+        ("model", "version", "device", "stage"),
+        "Seconds on the device of those batches that were timed, in each stage: copy_in (host to device), run, copy_out "
+        "(device to host).",
+    ),
+    "forwardpass_gpu_utilization_ratio": (
+        "gauge",
+        ("device",),
+        "Share of the driver's last sampling period, 0 to 1, in which any kernel ran on a GPU in use, by NVML.",
+    ),
+    "forwardpass_gpu_memory_used_bytes": (
+        "gauge",
+        ("device",),
+        "Memory taken on a GPU in use, by all processes, by NVML.",
+    ),
+    "forwardpass_gpu_memory_total_bytes": ("gauge", ("device",), "Memory that a GPU in use has, by NVML."),
     "forwardpass_in_flight_requests": ("gauge", (), "Requests accepted and not yet answered, over all models."),
     "forwardpass_in_flight_bytes": ("gauge", (), "Bytes of those requests."),
     "forwardpass_file_reloads_total": (
@@ -84,33 +109,6 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     ),
     "forwardpass_ready": ("gauge", (), "1 while the server is ready for traffic."),
 }
-
-
-class Histogram:
-    """Counts of values by upper bound. Not thread-safe by itself."""
-
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
-
-    def record(self, values: Sequence[float], times: Sequence[int]) -> None:
-        """Count each of `values` as often as `times` says."""
-        places = np.searchsorted(self.bounds, values)
-        for place, count in enumerate(np.bincount(places, times, len(self.counts)).tolist()):
-            self.counts[place] += int(count)
-        self.total += float(np.dot(values, times))
-
-    def buckets(self) -> list[tuple[str, float]]:
-        """Cumulative, as Prometheus wants them."""
-        found: list[tuple[str, float]] = []
-        running = 0
-        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
-            running += count
-            found.append(("+Inf" if bound == float("inf") else f"{bound:g}", running))
-        return found
 
 
 class Decoded(NamedTuple):
@@ -166,6 +164,7 @@ class ModelMetrics:
         self._lock = threading.Lock()
         # Noted as they happen, folded in a hundred at a time or at a scrape: a note costs a request that runs alone
         # a tenth of what five histograms do.
+        self.gpu = GpuRuns()
         self._notes: deque[Ran] = deque()
         self._decodes: deque[Decoded] = deque()
 
@@ -293,6 +292,7 @@ class ModelMetrics:
             into["forwardpass_rows_total"].add_metric(self.labels, self.rows)
             into["forwardpass_batches_total"].add_metric(self.labels, self.batches)
             into["forwardpass_isolated_total"].add_metric(self.labels, self.isolated)
+        self.gpu.snapshot(self.labels, into)
 
 
 _FAMILIES: dict[str, Callable[..., Any]] = {

@@ -10,7 +10,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from forwardpass.serving.metrics import FOLD_AT, LATENCY_BOUNDS, METRICS, STAGES, Exporter, Histogram, ModelMetrics, Ran
+from forwardpass.serving.histogram import Histogram
+from forwardpass.serving.metrics import FOLD_AT, LATENCY_BOUNDS, METRICS, STAGES, Exporter, ModelMetrics, Ran
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
