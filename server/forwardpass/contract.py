@@ -87,12 +87,9 @@ class Tolerance(_Part):
 
 
 class Samples(_Part):
-    """Sample rows and what must come back for them, as nested lists by tensor name. `Contract` gives them as arrays.
+    """Sample rows and what must come back for them, as nested lists by tensor name. `Contract` gives them as arrays."""
 
-    `rows` is the size of the batch they make; 1 where the model is not batchable.
-    """
-
-    rows: int = Field(ge=1)
+    rows: int = Field(ge=1)  # of the batch they make; 1 where the model is not batchable
     inputs: dict[str, Any]
     expected: dict[str, Any]
 
@@ -137,6 +134,7 @@ class Contract(_Part):
     onnxruntime: str
     provider: str  # the execution provider the difference was measured on
     reference: Literal["float64", "float32"] = "float64"  # what the network computed `expected` in
+    precision: Literal["native", "fp16"] = "native"  # fp16: its layers were converted to half precision
     source: str | None = None  # a digest of what it was made from, where the exporter's caller gave one
     samples: Samples
     tolerance: Tolerance

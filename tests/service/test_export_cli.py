@@ -13,6 +13,11 @@ import torch
 
 from forwardpass.cli import main
 from forwardpass.contract import CONTRACT_FILE, MODEL_FILE, Contract
+from forwardpass.serving.admission import Admission
+from forwardpass.serving.loader import load
+from forwardpass.serving.model_config import ModelConfig
+from forwardpass.serving.threads import Cores
+from forwardpass.settings import Settings
 
 NETWORK = '''
 import torch
@@ -144,6 +149,20 @@ def test_several_inputs_outputs_labels_and_options(project: Path, capsys: pytest
     ]
     assert (contract.opset, contract.tolerance.rtol, contract.tolerance.atol) == (18, 1e-3, 1e-3)
     assert "x FP32 [any, 4], ids INT64 [any]" in capsys.readouterr().out
+
+
+def test_half_precision_is_reported_and_recorded(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*NET, *TO, "--precision", "fp16"]) == 0
+    said = capsys.readouterr().out
+    assert "fp16 from the first product on; inputs and outputs float32" in said
+    place = project / "repository" / "net" / "1"
+    contract = Contract.load(place / CONTRACT_FILE)
+    assert contract.precision == "fp16"
+    assert f"allowed: {contract.tolerance.atol:g} + {contract.tolerance.rtol:g}" in said
+    # It serves like any other; on a CPU, too.
+    loaded = load("net", "1", place, ModelConfig(), Settings(), Cores(1, "for a test"), Admission(1, 1))
+    assert loaded.batches
+    assert "contract of 8 rows holds" in loaded.why
 
 
 def test_a_function_that_makes_a_network_needs_no_weights(project: Path) -> None:

@@ -38,16 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--opset", type=int, default=20, metavar="N", help="the ONNX operator set (default: %(default)s)")
     add("--expose-hidden", action="store_true",
         help="make the activations between layers outputs too, a1, a2 ..., for those who ask for them")  # fmt: skip
-    add(
-        "--rtol",
-        type=float,
-        help="relative tolerance of the answers (default: by the network's precision, 1e-4 for float32)",
-    )
-    add(
-        "--atol",
-        type=float,
-        help="absolute tolerance of the answers (default: by the network's precision, 1e-5 for float32)",
-    )
+    add("--precision", choices=("native", "fp16"), default="native",
+        help="native: as the network computes; fp16: a float32 network's layers in half precision, for GPUs; inputs "
+        "and outputs stay float32 (default: %(default)s)")  # fmt: skip
+    by_precision = "default: by the network's precision, {:g} for float32; measured for fp16"
+    add("--rtol", type=float, help=f"relative tolerance of the answers ({by_precision.format(1e-4)})")
+    add("--atol", type=float, help=f"absolute tolerance of the answers ({by_precision.format(1e-5)})")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
             opset=args.opset,
             tolerance=tolerance,
             expose_hidden=args.expose_hidden,
+            precision=args.precision,
             progress=_say,
         )
     finally:
@@ -90,12 +87,14 @@ def report(exported: ExportedModel) -> str:
     """What was written, in a few lines."""
     contract = exported.contract
     tolerance = contract.tolerance
+    half = contract.precision == "fp16"
     lines = [
         f"wrote {exported.path}",
         f"  inputs       {_tensors(contract.inputs)}",
         f"  outputs      {_tensors(contract.outputs)}",
         *([f"  hidden       {_tensors(contract.hidden)}"] if contract.hidden else []),
         f"  opset        {contract.opset}",
+        *(["  precision    fp16 from the first product on; inputs and outputs float32"] if half else []),
         f"  parameters   {exported.parameters:,}",
         f"  difference   {contract.largest_difference:.3g} at most from PyTorch in {contract.reference}, over batches "
         f"of many sizes (allowed: {tolerance.atol:g} + {tolerance.rtol:g} x |expected|)",

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -19,8 +19,9 @@ from pydantic import ValidationError
 
 from forwardpass.contract import CONTRACT_FILE, MODEL_FILE, Contract, Samples, TensorSpec, Tolerance, file_digest
 from forwardpass.errors import ExportError
-from forwardpass.export import parity
+from forwardpass.export import half_rounding, parity
 from forwardpass.export.exposing import expose
+from forwardpass.export.half_precision import halve
 from forwardpass.export.input_spec import InputSpec, batch_symbol, draw, fit_samples, parse_inputs, symbols
 from forwardpass.export.network import Network
 from forwardpass.export.staging import Staging
@@ -69,6 +70,7 @@ def export(
     samples: Mapping[str, Any] | None = None,
     source: str | None = None,
     expose_hidden: bool = False,
+    precision: Literal["native", "fp16"] = "native",
     progress: Callable[[str], None] | None = None,
 ) -> ExportedModel:
     """Export a network to `<repository>/<name>/<version>/{model.onnx, contract.json}`, all or nothing.
@@ -79,11 +81,14 @@ def export(
     - `version`: the next free number where None. An existing version is never overwritten.
     - `outputs`: their names; else the keys of the dict that forward gives, or `output`, or `output_0`, `output_1`, ...
     - `labels`: the names of the places of the output's last axis; for several outputs a mapping by output.
-    - `tolerance`: what an answer may be off the float64 reference; None takes `TOLERANCES`.
+    - `tolerance`: what an answer may be off the float64 reference; None takes `TOLERANCES`, or for half precision
+      what was measured, with a margin.
     - `samples`: rows to hold parity on, arrays [rows, ...] by input; the first few go into the contract. Where None
       they are drawn: standard normal for floats, small integers, with a fixed seed.
     - `source`: a digest of what it was made from, kept in the contract as it is.
     - `expose_hidden`: the activations between layers become outputs `a1`, `a2`, ..., answered to those who name them.
+    - `precision`: "native" computes as the module does; "fp16" takes a module in float32 and keeps its layers' weights
+      and activations in half precision. Inputs, what prepares them for the first product, and outputs stay float32.
     - `progress` is called with a few words before each stage that takes time.
 
     The module is not changed. Raises ExportError where it cannot be done or does not hold: what differed, where, and
@@ -95,12 +100,20 @@ def export(
     batch = batch_symbol(network.specs)
     tell("running the network")
     rows, sizes = _rows(network, samples, batch, outputs)
-    tolerance = tolerance or TOLERANCES[network.coarsest(rows)]
+    coarsest = network.coarsest(rows)
+    if precision == "fp16" and coarsest != np.float32:
+        raise ExportError(f"half precision: expected a network in float32, got {coarsest}: it is exported as it is")
     tell("translating to ONNX")
     model = translate(network, _example(network, sizes, batch), opset)
     hidden: list[str] = []
     if expose_hidden:
         model, hidden = expose(model)
+    rounding = 0.0
+    if precision == "fp16":
+        tell("measuring half precision")
+        model = halve(model)
+        tolerance, rounding = half_rounding.hold(model, network, _trials(network, rows, sizes, batch), tolerance)
+    tolerance = tolerance or TOLERANCES[coarsest]
     with staging:
         path = staging.write(MODEL_FILE, model)
         runner = parity.Runner(path)
@@ -129,10 +142,11 @@ def export(
             onnxruntime=onnxruntime.__version__,
             provider=parity.PROVIDER,
             reference=network.reference,
+            precision=precision,
             source=source,
             samples=Samples.from_arrays(sample_count, sample, network.expected(sample)),
             tolerance=tolerance,
-            largest_difference=largest,
+            largest_difference=max(largest, rounding),
         )
         # What a server will do at every start, once before anybody can see the version.
         contract.check(runner.run(contract.input_arrays()))

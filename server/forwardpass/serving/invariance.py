@@ -41,9 +41,12 @@ class Invariance(enum.Enum):
 
 
 def probe(
-    interface: Interface, run: Run, largest: int, samples: Sequence[NDArray[Any]] | None
+    interface: Interface, run: Run, largest: int, samples: Sequence[NDArray[Any]] | None, half: bool = False
 ) -> tuple[Invariance, str]:
-    """Find out, and say why. `largest`: rows of the largest batch to try; `samples`: real rows per input, if known."""
+    """Find out, and say why. `largest`: rows of the largest batch to try; `samples`: real rows per input, if known.
+
+    `half`: the network computes in half precision, whatever type its outputs have: that is how they may be rounded.
+    """
     if not interface.batchable:
         return Invariance.NONE, "axis 0 is not a batch of any size"
     rng = np.random.default_rng(20_240_229)
@@ -66,7 +69,7 @@ def probe(
                         return Invariance.NONE, f"{why}: axis 0 is not the batch"
                 outputs = [o[:ROWS] for o in outputs]
                 for i in range(ROWS):
-                    verdict, why = _compare([o[i] for o in outputs], [o[0] for o in alone[i]], interface, size)
+                    verdict, why = _compare([o[i] for o in outputs], [o[0] for o in alone[i]], interface, size, half)
                     if verdict is Invariance.DEPENDENT:
                         return verdict, why
                     exact = exact and verdict is Invariance.EXACT
@@ -87,14 +90,15 @@ def _equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
 
 
 def _compare(
-    got: Sequence[NDArray[Any]], alone: Sequence[NDArray[Any]], interface: Interface, size: int
+    got: Sequence[NDArray[Any]], alone: Sequence[NDArray[Any]], interface: Interface, size: int, half: bool
 ) -> tuple[Invariance, str]:
     """One row's answers in a batch of `size` against those alone."""
     verdict = Invariance.EXACT
     for g, a, tensor in zip(got, alone, interface.outputs, strict=True):
         if _equal(np.asarray(g), np.asarray(a)):
             continue
-        allowed = ROUNDING.get(np.asarray(a).dtype.str[1:])
+        kind = np.asarray(a).dtype.str[1:]
+        allowed = ROUNDING["f2"] if half and kind in ROUNDING else ROUNDING.get(kind)
         if allowed is None or np.shape(g) != np.shape(a):
             return Invariance.DEPENDENT, f"output '{tensor.name}' differs in a batch of {size}"
         wide, reference = np.asarray(g, np.float64), np.asarray(a, np.float64)

@@ -221,7 +221,8 @@ def _invariance(
         return Invariance.NONE, "max_batch_size = 0 in the model's options"
     samples = _samples(interface, contract)
     places = tuple(range(len(interface.outputs)))
-    return probe(interface, lambda arrays: session.run(arrays, places), max(wanted, 8), samples)
+    half = contract is not None and contract.precision == "fp16"
+    return probe(interface, lambda arrays: session.run(arrays, places), max(wanted, 8), samples, half)
 
 
 def _samples(interface: Interface, contract: Contract | None) -> Sequence[NDArray[Any]] | None:

@@ -56,6 +56,18 @@ def test_neighbours_that_change_an_answer_are_caught(tmp_path: Path, model: onnx
     assert "output 'y' differs by" in why and "in a batch of 8" in why
 
 
+def test_a_network_in_half_precision_may_round_as_such_whatever_its_outputs_are(tmp_path: Path) -> None:
+    chain = session(models.chain((16, 8)), tmp_path)
+
+    def run(off: float) -> Any:
+        # As a device that picks another kernel for another batch: the same for all rows of a batch, whoever they are.
+        return lambda arrays: [chain.run(arrays, (0,))[0] * np.float32(1 + off * (len(arrays[0]) > 1))]
+
+    assert probe(chain.interface, run(1e-3), 16, None)[0] is Invariance.DEPENDENT
+    assert probe(chain.interface, run(1e-3), 16, None, half=True)[0] is Invariance.ROUNDING
+    assert probe(chain.interface, run(0.02), 16, None, half=True)[0] is Invariance.DEPENDENT
+
+
 def test_real_samples_are_used_where_there_are_any(tmp_path: Path) -> None:
     seen: list[NDArray[Any]] = []
 
