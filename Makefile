@@ -19,7 +19,8 @@ export ORT_DISABLE_TELEMETRY
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv models demo test test-deploy test-slow lint format types tables proto bench serve clean distclean
+.PHONY: help venv models demo test test-deploy test-slow test-gpu lint format types tables proto bench bench-gpu serve \
+        clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +66,9 @@ test-deploy: venv ## chart, manifests and images, all of it (as root on Debian 1
 test-slow: venv ## the tests that take minutes each
 	@$(PY) -m pytest -m slow --ignore tests/deploy $(ARGS)
 
+test-gpu: venv ## the tests that need a CUDA device (EXTRAS=gpu,train,dev)
+	@$(PY) -m pytest tests/gpu $(ARGS)
+
 # Foreign clients pin what the project does not, so they live apart. perf_analyzer is linked with a library that only
 # Debian's package has: it is unpacked beside the rest, which takes no root.
 TOOLS := .venv-conformance
@@ -101,6 +105,9 @@ proto: venv ## make again what is generated from proto/
 
 bench: venv ## measure this machine
 	@$(PY) benchmarks/bench.py $(ARGS)
+
+bench-gpu: venv ## measure this machine's CUDA device (EXTRAS=gpu,train,dev)
+	@$(PY) benchmarks/bench_gpu.py $(ARGS)
 
 serve: venv ## serve models/ (ARGS='--grpc-port 0')
 	@$(PY) -m forwardpass.cli serve models $(ARGS)

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,8 +120,8 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(repository: Path, core: int, *options: str) -> Iterator[Server]:
-    """`forwardpass serve` on one core, ready; stopped by SIGTERM at the end."""
+def serve(repository: Path, core: int | Collection[int], *options: str) -> Iterator[Server]:
+    """`forwardpass serve` on one core, or several, ready; stopped by SIGTERM at the end."""
     command = [sys.executable, "-m", "forwardpass.cli", "serve", str(repository), "--host", "127.0.0.1"]
     command += ["--grpc-port", "0", "--metrics-port", "0", "--log-level", "warning", *options]
     with start(command, core) as server:
@@ -129,15 +129,16 @@ def serve(repository: Path, core: int, *options: str) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def start(command: Sequence[str], core: int) -> Iterator[Server]:
+def start(command: Sequence[str], core: int | Collection[int]) -> Iterator[Server]:
     """A server that prints `grpc HOST:PORT`, maybe `metrics URL`, and `ready`. Raises BenchmarkError if it doesn't."""
+    cores = {core} if isinstance(core, int) else set(core)
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
         )
         try:
             yield _until_ready(process, errors)

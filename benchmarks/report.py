@@ -203,17 +203,17 @@ def heading(result: Result) -> str:
 
 def text(result: Result) -> str:
     """For a terminal: columns aligned."""
-    return "\n\n".join([heading(result), *(_aligned(head, rows) for head, rows in tables(result))])
+    return "\n\n".join([heading(result), *(aligned(head, rows) for head, rows in tables(result))])
 
 
 def markdown(result: Result | None) -> str:
     """For the document."""
     if result is None:
         return "No run has been recorded yet."
-    return "\n\n".join([heading(result), *(_piped(head, rows) for head, rows in tables(result))])
+    return "\n\n".join([heading(result), *(piped(head, rows) for head, rows in tables(result))])
 
 
-def _aligned(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def aligned(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
 
     def line(row: tuple[str, ...]) -> str:
@@ -222,7 +222,7 @@ def _aligned(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join([line(head), "  ".join("-" * width for width in widths), *map(line, rows)])
 
 
-def _piped(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def piped(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     def line(row: Sequence[str]) -> str:
         return "| " + " | ".join(row) + " |"
 
@@ -245,7 +245,7 @@ def checks_markdown(folder: Path = HERE / "results") -> str:
             for verdict in result["verdicts"]:
                 holds = "holds" if verdict["holds"] else "does NOT hold"
                 rows.append((f"`{name}.py`, {result['date']}", verdict["what"], holds))
-    return _piped(CHECK_HEAD, rows) if rows else "None has been recorded yet."
+    return piped(CHECK_HEAD, rows) if rows else "None has been recorded yet."
 
 
 # -- the document -----------------------------------------------------------------------------------------------------
