@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import gc
 import logging
+import os
 import sys
 
 from forwardpass import settings as settings_module
@@ -15,7 +16,10 @@ add_arguments = settings_module.add_arguments
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until SIGTERM or SIGINT; the exit status: 0 after a drain, 1 when nothing could be served."""
+    """Serve until SIGTERM or SIGINT; the exit status: 0 after a drain, 1 when nothing could be served.
+
+    After a device was lost the process ends here, with 1.
+    """
     settings = settings_module.from_sources(vars(args))
     logging.basicConfig(
         level=settings.log_level.upper(),
@@ -32,7 +36,14 @@ def run(args: argparse.Namespace) -> int:
     # What start-up made lives as long as the process: the collector need not look at it again at every pass.
     gc.collect()
     gc.freeze()
-    return asyncio.run(server.run())
+    status = asyncio.run(server.run())
+    if server.lost:
+        # As it is taken down, ONNX Runtime gives back to the device what it has of it, and where that answers no more,
+        # hangs or aborts.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(status)
+    return status
 
 
 def _say(line: str) -> None:

@@ -18,6 +18,7 @@
     │   ├── Unauthenticated          UNAUTHENTICATED      no token, or a wrong one
     │   ├── PermissionDenied         PERMISSION_DENIED    the token's role does not allow it
     │   └── RunFailed                INTERNAL             the network could not be run on these rows
+    │       └── DeviceLost           INTERNAL             a GPU failed for good: the server ends, to be started anew
     ├── ModelError                   a model could not be loaded (repository, contract, configuration, provider)
     │   ├── ConfigError              its options are wrong: names the field and the file
     │   └── ContractError            what it answers is not what its contract promises, or its files were changed
@@ -29,8 +30,8 @@
 
 Which step raises what: `auth` Unauthenticated, PermissionDenied; `wire` and `wishes` InvalidRequest, TooLarge;
 `shared_memory` UnknownRegion, AlreadyExists; `admission` Overloaded, Draining; `batch_queue`
-DeadlineExceeded, Cancelled; `worker` RunFailed, TooLarge (out of memory); `repository` UnknownModel, ModelLoading,
-ModelUnusable. A door turns a RequestError into a gRPC status in one place: `status_of`.
+DeadlineExceeded, Cancelled; `worker` RunFailed, TooLarge (out of memory), DeviceLost; `repository` UnknownModel,
+ModelLoading, ModelUnusable. A door turns a RequestError into a gRPC status in one place: `status_of`.
 """
 
 from __future__ import annotations
@@ -141,6 +142,12 @@ class PermissionDenied(RequestError):
 
 class RunFailed(RequestError):
     status, reason = Status.INTERNAL, "run_failed"
+
+
+class DeviceLost(RunFailed):
+    """A device failed in a way that nothing can run on it in this process any more."""
+
+    reason = "device_lost"
 
 
 class ModelError(ForwardpassError):

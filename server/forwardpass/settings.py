@@ -81,7 +81,21 @@ class Settings(BaseModel):
         "port, or tokens are asked for.",
     )
     provider: str = Field(
-        "auto", description="Where networks run: auto, cpu, cuda or cuda:N. A model's own option comes before it."
+        "auto",
+        description="Where networks run: auto, cpu, cuda, cuda:N or, on several devices, cuda:N,M. A model's own "
+        "option comes before it. auto takes the first CUDA device where there is one that works, and says why; CUDA "
+        "that was asked for and cannot be had is an error.",
+    )
+    allow_tf32: bool = Field(
+        False,
+        description="On CUDA, let products of 32-bit floats keep 10 bits of their mantissa (TF32), for models that do "
+        "not say: quicker, and no longer what the CPU answers.",
+    )
+    gpu_mem_limit: int = Field(
+        0,
+        ge=0,
+        description="Bytes of a device that one instance may take for weights and runs, beside its buffers; 0: no "
+        "limit.",
     )
     intra_op_threads: int = Field(
         0,
@@ -90,7 +104,10 @@ class Settings(BaseModel):
         "models share.",
     )
     instances: int = Field(
-        0, ge=0, description="Runs of one model at the same time, for models that do not say; 0 lets the server choose."
+        0,
+        ge=0,
+        description="Runs of one model at the same time, on CUDA on each device, for models that do not say; 0 lets "
+        "the server choose.",
     )
     max_batch_size: int = Field(
         0,
@@ -112,10 +129,13 @@ class Settings(BaseModel):
         0.0005,
         ge=0,
         description="A run predicted to be shorter than this many seconds is made by the thread that received the "
-        "request, which saves a hand-over; 0 always hands over.",
+        "request, which saves a hand-over; 0 always hands over, as CUDA does.",
     )
     run_timeout: float = Field(
-        30.0, gt=0, description="Seconds after which a run is ended and its requests fail with DEADLINE_EXCEEDED."
+        30.0,
+        gt=0,
+        description="Seconds after which a run is ended and its requests fail with DEADLINE_EXCEEDED. A CUDA graph "
+        "cannot be ended once it runs.",
     )
     drain_wait: float = Field(
         0.0,

@@ -219,7 +219,7 @@ WRONG = [
     ('max_batch_size: 8\ninput { name: "x" dims: [ 5 ] }', "config.pbtxt:2: input 'x': expected dims [4] for one row"),
     ('max_batch_size: 8\noutput {\n name: "z" }', "config.pbtxt:2: output 'z': the network has no such output"),
     ('max_batch_size: 8\ninput { name: "x" data_type: TYPE_FP16 }', ":2: input 'x': expected datatype FP32"),
-    ("instance_group {\n kind: KIND_GPU }", "config.pbtxt:1: instance_group: expected auto or cpu, got 'cuda'"),
+    ("instance_group {\n gpus: [ 99 ] }", "config.pbtxt:1: instance_group: cuda:99 cannot be had: "),
     ('name: "other"', "config.pbtxt:1: name: expected 'bad', as the folder is called, got 'other'"),
     (
         'model_warmup {\n inputs { key: "x" value { data_type: TYPE_FP32 dims: 9 zero_data: true } } }',

@@ -18,7 +18,8 @@ from forwardpass.insight import equations, runtime
 from forwardpass.insight.graph import Graph
 from forwardpass.insight.source import Source
 from forwardpass.insight.tables import shape
-from forwardpass.serving.session import Placement, Session
+from forwardpass.serving.placement import CPU, Placement
+from forwardpass.serving.session import Session
 from forwardpass.tensors import TensorInfo, fit
 
 Arrays = dict[str, NDArray[Any]]
@@ -78,7 +79,7 @@ def against_equations(graph: Graph, found: Source, feeds: Arrays, save: Path | N
         difference = compare({label: given[name]}, {label: wanted[name]}, found.tolerance)
         checks.append(Check(label, _equation(graph, name, taken), difference.largest, difference.failure))
     # As the server runs it: the file as it is, on a session of the server's own.
-    session = Session(found.path, Placement("CPUExecutionProvider", 0, 1, "as served"))
+    session = Session(found.path, Placement(CPU, 0, 1, "as served"))
     names = [tensor.name for tensor in session.interface.outputs]
     rows = [feeds[tensor.name] for tensor in session.interface.inputs]
     answers = dict(zip(names, session.run(rows, tuple(range(len(names)))), strict=True))

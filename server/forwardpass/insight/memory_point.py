@@ -33,7 +33,8 @@ from forwardpass.errors import ForwardpassError
 from forwardpass.insight.graph import open_graph
 from forwardpass.insight.runtime import example_rows
 from forwardpass.insight.torch_forward import TorchForward, saved_bytes
-from forwardpass.serving.session import Placement, Session
+from forwardpass.serving.placement import CPU, Placement
+from forwardpass.serving.session import Session
 
 MODES = ("autograd", "no_grad", "inference_mode", "session")
 _STATUS = Path("/proc/self/status")
@@ -94,7 +95,7 @@ def _torch_pass(network: TorchForward, tensors: dict[str, torch.Tensor], mode: s
 
 def _session_pass(path: Path, feeds: dict[str, NDArray[Any]]) -> Pass:
     """The server's own session, already warm with one row."""
-    session = Session(path, Placement("CPUExecutionProvider", 0, 1, "one thread"))
+    session = Session(path, Placement(CPU, 0, 1, "one thread"))
     arrays = [feeds[tensor.name] for tensor in session.interface.inputs]
     outputs = tuple(range(len(session.interface.outputs)))
     session.run([np.ascontiguousarray(array[:1]) for array in arrays], outputs)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass.insight.needs import need
-from forwardpass.serving.session import Placement
+from forwardpass.serving.placement import Placement
 
 ort = need("onnxruntime", "cpu")
 
@@ -73,8 +73,9 @@ def _bound(op: str, arrays: Sequence[NDArray[np.float32]], placement: Placement)
     options = ort.SessionOptions()
     options.intra_op_num_threads = placement.threads
     options.log_severity_level = 3
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=[placement.provider])
-    device = "cpu" if placement.provider.startswith("CPU") else "cuda"
+    device = "cuda" if placement.devices else "cpu"
+    settings = {"device_id": placement.device, "use_tf32": int(placement.allow_tf32)} if placement.devices else {}
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=[(placement.provider, settings)])
     binding = session.io_binding()
     for name, array in zip(names, arrays, strict=True):
         binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device, placement.device))

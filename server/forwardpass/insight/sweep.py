@@ -24,8 +24,10 @@ from forwardpass.insight import batches, cost, pictures, roofs, runtime, source
 from forwardpass.insight.graph import open_graph
 from forwardpass.insight.source import Source
 from forwardpass.insight.tables import si, table
+from forwardpass.serving.cuda_session import CudaSession, open_network
 from forwardpass.serving.knee import ENOUGH, MOST_ROWS, RUN_COST, knee
-from forwardpass.serving.session import Session, place
+from forwardpass.serving.placement import look_at_this_machine, place
+from forwardpass.serving.session import Network
 
 _SIZES = tuple(1 << power for power in range(13))
 _LOOP_SECONDS = 1.0  # a loop expected to take longer is not made
@@ -72,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure every provider, print, draw. Raises InsightError where none can be measured."""
     found = source.find(args.model, args.repository)
-    available = ["cpu", *(["cuda:0"] if "CUDAExecutionProvider" in runtime.ort.get_available_providers() else [])]
+    available = ["cpu", *(f"cuda:{device}" for device in range(look_at_this_machine().devices))]
     sweeps = []
     for provider in args.provider or available:
         try:
@@ -93,9 +95,12 @@ def run(args: argparse.Namespace) -> int:
 def sweep(found: Source, provider: str, threads: int, sizes: Sequence[int], seconds: float) -> Sweep:
     """One provider, at these batch sizes. Raises ForwardpassError where it cannot be used or the network not be run."""
     placement = place(provider, threads, "as asked")
-    session = Session(found.path, placement)
+    session = open_network(found.path, placement)
     if not session.interface.batchable:
         raise InsightError(f"{found.title}: axis 0 is not a batch of any size")
+    if isinstance(session, CudaSession):
+        feeds = runtime.example_rows(open_graph(found.path, 1), found.contract)
+        session.prepare(max(sizes), True, [feeds[tensor.name] for tensor in session.interface.inputs])
     limits = roofs.measure(placement)
     graph = open_graph(found.path, 1)
     feeds = runtime.example_rows(graph, found.contract)
@@ -127,7 +132,7 @@ def sweep(found: Source, provider: str, threads: int, sizes: Sequence[int], seco
     return Sweep(placement.label, threads, limits, tuple(points), knee(tried))
 
 
-def _loop(session: Session, rows: Sequence[Sequence[NDArray[Any]]], outputs: tuple[int, ...]) -> None:
+def _loop(session: Network, rows: Sequence[Sequence[NDArray[Any]]], outputs: tuple[int, ...]) -> None:
     for row in rows:
         session.run(row, outputs)
 

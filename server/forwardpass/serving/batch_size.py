@@ -16,14 +16,14 @@ from forwardpass.errors import RequestError
 from forwardpass.serving.interface import Interface
 from forwardpass.serving.invariance import example
 from forwardpass.serving.knee import ENOUGH, MOST_ROWS, knee, measure
-from forwardpass.serving.session import Session
+from forwardpass.serving.session import Network
 
 UNMEASURED = 64  # rows where the network can't be run on made-up values
 MOST_BYTES = 16 << 20  # of the inputs of a batch that is tried, beyond one row
 
 
 def choose(
-    interface: Interface, session: Session, told: int | None, samples: Sequence[NDArray[Any]] | None
+    interface: Interface, session: Network, told: int | None, samples: Sequence[NDArray[Any]] | None
 ) -> tuple[int, str]:
     """Rows of a full matrix, and where that is from, in words; no words where it is as `told`.
 

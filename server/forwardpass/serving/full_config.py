@@ -34,11 +34,10 @@ def describe(loaded: Loaded) -> Any:
     else:
         message.ClearField("dynamic_batching")
     del message.instance_group[:]
-    gpu = loaded.placement.label.startswith("cuda")
-    group = message.instance_group.add(name=worker.name, count=worker.options.instances)
-    group.kind = type(group).KIND_GPU if gpu else type(group).KIND_CPU
-    if gpu:
-        group.gpus.append(loaded.placement.device)
+    devices = loaded.placement.devices
+    group = message.instance_group.add(name=worker.name, count=worker.options.instances // max(1, len(devices)))
+    group.kind = type(group).KIND_GPU if devices else type(group).KIND_CPU
+    group.gpus[:] = devices
     if config.graph_optimizations != "all":
         message.optimization.graph.level = _LEVELS[config.graph_optimizations]
     for key, text in config.parameters.items():

@@ -4,6 +4,8 @@ start   doors listen (not ready: models load) -> models load, off the event loop
 stop    SIGTERM or SIGINT -> not ready, still accepting for `drain_wait` seconds, while clients look elsewhere -> refuse
         new calls -> finish what is in flight, for `grace` seconds at most -> close the doors -> exit 0. A second
         signal ends both waits at once.
+lost    a device failed for good -> not ready -> refuse new calls and what waits -> close the doors -> exit 1, so that
+        whoever watches the process starts it anew: nothing less brings the device back
 """
 
 from __future__ import annotations
@@ -26,12 +28,14 @@ from forwardpass.errors import SettingsError
 from forwardpass.serving import native_front
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.control import Control
+from forwardpass.serving.gpu_metrics import GpuReader
 from forwardpass.serving.grpc_server import GrpcServer
 from forwardpass.serving.guards import Guards
 from forwardpass.serving.health import Health
 from forwardpass.serving.intake import Intake
 from forwardpass.serving.metrics import Exporter, ModelMetrics
 from forwardpass.serving.native_front import NativeFront
+from forwardpass.serving.placement import driver, place
 from forwardpass.serving.repository import Entry, Repository, State
 from forwardpass.serving.runtime_settings import RuntimeSettings
 from forwardpass.serving.service import Service
@@ -56,9 +60,12 @@ class Server:
         self._cores = cores
         self._say = say
         self._ready = False
+        self.lost = ""  # why a device runs nothing any more
+        place(settings.provider, 1, "")  # what is not there is said before anything is opened
         self._admission = Admission(settings.max_requests, settings.max_bytes)
         self._metrics = ModelMetrics("", "")  # of what belongs to no model
         self._guards = Guards(settings)
+        self._gpus = GpuReader(lambda device: driver().bus_id(device))
         self.repository = Repository(settings, cores, self._admission)
         self._control = Control(self.repository, settings)
 
@@ -73,10 +80,17 @@ class Server:
                 loop.call_soon_threadsafe(health.changed)
 
         self.repository.changed = changed
+        stop = Stop()
+
+        def lost(reason: str) -> None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._give_up, reason, health, stop)
+
+        self.repository.lost = lost
         if self.settings.intra_op_threads > 1:
             share_threads(self.settings.intra_op_threads)
         async with contextlib.AsyncExitStack() as stack:
-            stop = stack.enter_context(_signals())
+            stack.enter_context(_signals(stop))
             entries = self.repository.announce()
             door, front = await self._open(health, stack)
             stop_metrics = self._serve_metrics()
@@ -192,10 +206,12 @@ class Server:
     def _collect(self, into: dict[str, Any]) -> None:
         self._metrics.snapshot(into)
         self._guards.collect(into)
+        devices: set[int] = set()
         for entry in self.repository.entries():
             if entry.loaded is None:
                 continue
             worker = entry.loaded.worker
+            devices.update(entry.loaded.placement.devices)
             worker.metrics.snapshot(into)
             labels = worker.metrics.labels
             queue = worker.queue
@@ -207,6 +223,7 @@ class Server:
             into["forwardpass_model_instances"].add_metric(labels, worker.options.instances)
             info = (*labels, entry.loaded.placement.label, entry.loaded.invariance.value)
             into["forwardpass_model_info"].add_metric(info, 1)
+        self._gpus.collect(devices, into)
         into["forwardpass_in_flight_requests"].add_metric((), self._admission.requests)
         into["forwardpass_in_flight_bytes"].add_metric((), self._admission.nbytes)
         into["forwardpass_ready"].add_metric((), int(self._ready))
@@ -230,6 +247,16 @@ class Server:
                 ended = worker.end_runs_since(time.monotonic() - limit)
                 if ended:
                     logger.warning("model %s: ended %d run(s) of more than %g s", worker.name, ended, limit)
+
+    def _give_up(self, reason: str, health: Health, stop: Stop) -> None:
+        if self.lost:
+            return
+        self.lost = reason
+        self._ready = False
+        health.changed()
+        self._say(f"{reason}; the server ends, to be started anew")
+        stop.signalled()
+        stop.signalled()
 
     async def _drain(self, health: Health, door: GrpcServer, front: NativeFront | None, stop: Stop) -> int:
         was_ready, self._ready = self._ready, False
@@ -258,7 +285,7 @@ class Server:
             worker.end_runs_since(float("inf"))
         await asyncio.to_thread(self.repository.close, 2.0)
         self._say("stopped")
-        return 0
+        return 1 if self.lost else 0
 
 
 class Stop:
@@ -273,14 +300,13 @@ class Stop:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[Stop]:
+def _signals(stop: Stop) -> Iterator[None]:
     """SIGTERM and SIGINT as events, for as long as this is entered."""
-    stop = Stop()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.signalled)
     try:
-        yield stop
+        yield
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)

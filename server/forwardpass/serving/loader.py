@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,22 @@ from forwardpass.contract import CONTRACT_FILE, Contract
 from forwardpass.errors import ConfigError, ContractError, ModelError, RequestError, SettingsError
 from forwardpass.serving import batch_size, external_data, warm_up
 from forwardpass.serving.admission import Admission
+from forwardpass.serving.cuda_session import open_network
 from forwardpass.serving.declared import declare
+from forwardpass.serving.instances import Open, Sessions, count
 from forwardpass.serving.interface import Interface
 from forwardpass.serving.invariance import Invariance, probe
 from forwardpass.serving.metrics import ModelMetrics
 from forwardpass.serving.model_config import ModelConfig
-from forwardpass.serving.request import Limits, TimeLimit
+from forwardpass.serving.placement import Machine, Placement, look_at_this_machine, place
+from forwardpass.serving.request import Limits, Options, TimeLimit
 from forwardpass.serving.run_time import RunTime
-from forwardpass.serving.session import Placement, Session, place
+from forwardpass.serving.session import Network
 from forwardpass.serving.threads import Cores
-from forwardpass.serving.worker import Options, Worker
+from forwardpass.serving.worker import Worker
 from forwardpass.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-LARGE_RUN = 4e-3  # seconds of a full batch, from which on a model gets an instance for each core
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,46 +70,46 @@ def load(
     admission: Admission,
     home: Path | None = None,
     metrics: ModelMetrics | None = None,
+    lost: Callable[[str], None] = lambda _: None,
+    opens: Open = open_network,
+    look: Callable[[], Machine] = look_at_this_machine,
 ) -> Loaded:
     """Load the version in `folder` of the model `name`. Raises ModelError; may take seconds.
 
     `home`: the model's folder, where labels and the like are; by default that above the version. `metrics`: where
-    to go on counting.
+    to go on counting. `lost`: see Worker. `opens` and `look`: for tests, on devices that are not there.
     """
     began = time.monotonic()
     home = folder.parent if home is None else home
     contract = _contract(folder, config.model_file)
     external_data.check(folder / config.model_file, home)
-    placement = _placement(config, settings, cores)
-    session = Session(folder / config.model_file, placement, config.graph_optimizations)
-    interface = declare(session.interface, config, contract, home)
-    replayed = _replay(session, contract) if contract is not None else ""
-    told = config.max_batch_size if config.max_batch_size is not None else settings.max_batch_size or None
-    wanted, sized = batch_size.choose(interface, session, told, _samples(interface, contract))
-    invariance, why = _invariance(interface, session, config, contract, wanted)
-    batches = invariance.batches and wanted > 0
-    if invariance is Invariance.NONE:
-        interface = dataclasses.replace(interface, batchable=False)  # axis 0 is like any other from here on
-    shares = batches and config.batching
-    limits = Limits(
-        max_batch_rows=wanted if shares else 1,
-        rows=config.max_queue_rows,
-        requests=config.max_queue_requests,
-        nbytes=config.max_queue_bytes,
-        delay=config.max_queue_delay_us * 1e-6 if shares else 0.0,
-        preferred=tuple(config.preferred_batch_sizes),
-        by_priority={p: q.max_requests for p, q in config.queue_policies.items() if q.max_requests},
-        deadlines=config.deadline_scheduling and not config.preserve_ordering,
-    )
-    run_time = RunTime()
-    run_rows = wanted if batches else 1
-    warm_up.every_size(interface, session, run_rows, run_time, _samples(interface, contract))
-    warm_up.as_told(interface, session, config, home)
-    instances, reason = _instances(config, settings, cores, placement, run_time.predict(run_rows))
-    placement = dataclasses.replace(placement, why=f"{placement.why}; {reason}")
+    placement = _placement(config, settings, cores, look)
+    with Sessions(folder / config.model_file, placement, config, f"{name}/{version}", opens) as sessions:
+        session = sessions.first
+        interface = declare(session.interface, config, contract, home)
+        replayed = _replay(session, contract) if contract is not None else ""
+        samples = _samples(interface, contract)
+        told = config.max_batch_size if config.max_batch_size is not None else settings.max_batch_size or None
+        wanted, sized = batch_size.choose(interface, session, told, samples)
+        invariance, why = _invariance(interface, session, config, contract, wanted)
+        batches = invariance.batches and wanted > 0
+        if invariance is Invariance.NONE:
+            interface = dataclasses.replace(interface, batchable=False)  # axis 0 is like any other from here on
+        run_time = RunTime()
+        run_rows = wanted if batches else 1
+        how = ""
+        if placement.devices:
+            each, _ = count(config, settings, cores, placement, 0.0)
+            how = sessions.prepare(each, interface, run_rows, batches, samples)
+            if contract is not None:
+                replayed = _replay(session, contract)  # once more, in the way in which it will be run
+        warm_up.every_size(interface, session, run_rows, run_time, samples)
+        warm_up.as_told(interface, session, config, home)
+    instances, reason = count(config, settings, cores, placement, run_time.predict(run_rows))
+    placement = dataclasses.replace(placement, why="; ".join(filter(None, (placement.why, reason, how))))
     options = Options(
-        limits=limits,
-        instances=instances,
+        limits=_limits(config, wanted if batches and config.batching else 1),
+        instances=instances * max(1, len(placement.devices)),
         run_rows=run_rows,
         row_independent=batches,
         max_request_rows=config.max_request_rows,
@@ -119,11 +120,28 @@ def load(
         inline_run_limit=settings.inline_run_limit,
     )
     counted = metrics or ModelMetrics(name, version)
-    worker = Worker(name, version, session, interface, options, run_time, counted, admission)
+    serving = sessions.serving
+    for on_device in serving if isinstance(serving, Sequence) else ():
+        on_device.ran = counted.gpu.ran
+    worker = Worker(name, version, serving, interface, options, run_time, counted, admission, lost=lost)
     if invariance is Invariance.DEPENDENT:
         logger.warning("model %s version %s is served one request at a time: %s", name, version, why)
     known = "; ".join(filter(None, (why, replayed, sized)))
     return Loaded(worker, placement, invariance, known, contract, config, time.monotonic() - began)
+
+
+def _limits(config: ModelConfig, rows: int) -> Limits:
+    """Of the queue. `rows`: of a batch that requests share; 1 where they share none."""
+    return Limits(
+        max_batch_rows=rows,
+        rows=config.max_queue_rows,
+        requests=config.max_queue_requests,
+        nbytes=config.max_queue_bytes,
+        delay=config.max_queue_delay_us * 1e-6 if rows > 1 else 0.0,
+        preferred=tuple(config.preferred_batch_sizes),
+        by_priority={p: q.max_requests for p, q in config.queue_policies.items() if q.max_requests},
+        deadlines=config.deadline_scheduling and not config.preserve_ordering,
+    )
 
 
 def _time_limits(config: ModelConfig) -> dict[int, TimeLimit] | None:
@@ -152,15 +170,8 @@ def _contract(folder: Path, model_file: str) -> Contract | None:
     return contract
 
 
-def _placement(config: ModelConfig, settings: Settings, cores: Cores) -> Placement:
+def _placement(config: ModelConfig, settings: Settings, cores: Cores, look: Callable[[], Machine]) -> Placement:
     """Small networks run on one thread: several runs at once make better use of cores than one that is split."""
-    wanted = config.provider or settings.provider
-    if config.provider is not None:
-        try:
-            place(wanted, 1, "")
-        except SettingsError as error:
-            text = str(error).removeprefix("provider: ")
-            raise ConfigError(f"{config.where('provider')}: {text}") from None
     shared = settings.intra_op_threads
     if shared > 1:
         if config.intra_op_threads not in (None, shared):
@@ -168,38 +179,31 @@ def _placement(config: ModelConfig, settings: Settings, cores: Cores) -> Placeme
                 f"{config.where('intra_op_threads')}: expected {shared} or nothing, got {config.intra_op_threads}: the "
                 f"server was told to share one pool of {shared} threads among its models"
             )
-        return place(wanted, shared, "one pool for all models, as configured", shared=True)
-    if config.intra_op_threads or shared:
-        return place(wanted, config.intra_op_threads or shared, "as configured")
-    return place(wanted, 1, cores.why)
+        threads, why = shared, "one pool for all models, as configured"
+    elif config.intra_op_threads or shared:
+        threads, why = config.intra_op_threads or shared, "as configured"
+    else:
+        threads, why = 1, cores.why
+    try:
+        placement = place(config.provider or settings.provider, threads, why, shared > 1, look)
+    except SettingsError as error:
+        if config.provider is None:
+            raise
+        raise ConfigError(f"{config.where('provider')}: {str(error).removeprefix('provider: ')}") from None
+    if not placement.devices:
+        return placement
+    tf32 = settings.allow_tf32 if config.allow_tf32 is None else config.allow_tf32
+    return dataclasses.replace(placement, allow_tf32=tf32, memory_limit=settings.gpu_mem_limit)
 
 
-def _instances(
-    config: ModelConfig, settings: Settings, cores: Cores, placement: Placement, run: float
-) -> tuple[int, str]:
-    """How many runs of a model at once, and why. `run`: seconds of a full batch.
-
-    A small network is outrun by the transport: one instance, run where its requests are received, is the quickest. A
-    large one is worth every core, each with a run of its own.
-    """
-    told = config.instances or settings.instances
-    if config.preserve_ordering:
-        return 1, "one instance, so that the order of arrival is kept"
-    if told:
-        return told, f"{told} instance(s) as configured"
-    if run < LARGE_RUN or placement.threads > 1 or cores.count == 1:
-        return 1, "one instance outruns the transport"
-    return cores.count, f"an instance for each core, since a full batch takes {run * 1e3:.1f} ms"
-
-
-def _replay(session: Session, contract: Contract) -> str:
+def _replay(session: Network, contract: Contract) -> str:
     """Run the contract's samples on the provider that will serve. Raises ContractError when an answer is off."""
     outputs = _run_named(session, contract)
     difference = contract.check(outputs)
     return f"contract of {contract.samples.rows} rows holds, largest difference {difference.largest:.2g}"
 
 
-def _run_named(session: Session, contract: Contract) -> dict[str, NDArray[Any]]:
+def _run_named(session: Network, contract: Contract) -> dict[str, NDArray[Any]]:
     given = contract.input_arrays()
     places = tuple(range(len(session.interface.outputs)))
     try:
@@ -210,7 +214,7 @@ def _run_named(session: Session, contract: Contract) -> dict[str, NDArray[Any]]:
 
 
 def _invariance(
-    interface: Interface, session: Session, config: ModelConfig, contract: Contract | None, wanted: int
+    interface: Interface, session: Network, config: ModelConfig, contract: Contract | None, wanted: int
 ) -> tuple[Invariance, str]:
     if not interface.batchable:
         return Invariance.NONE, "axis 0 is not a batch of any size"

@@ -14,6 +14,7 @@ from forwardpass.serving.interface import Tensor
 
 Buffer = bytes | memoryview
 _LENGTH = struct.Struct("<I")
+_JOINED = 8192  # bytes of a buffer, below which it is quicker to copy it twice than to look at it once more
 
 
 def stack(tensor: Tensor, buffers: Sequence[Buffer], shape: tuple[int, ...]) -> NDArray[Any]:
@@ -25,6 +26,26 @@ def stack(tensor: Tensor, buffers: Sequence[Buffer], shape: tuple[int, ...]) -> 
         return np.array([e for b in buffers for e in elements(b, tensor.name)], dtype=object).reshape(shape)
     data = buffers[0] if len(buffers) == 1 else b"".join(buffers)
     return np.frombuffer(data, dtype=tensor.datatype.numpy).reshape(shape)
+
+
+def stack_into(buffers: Sequence[Buffer], room: NDArray[Any]) -> None:
+    """Copy the rows of `buffers` (C order, little-endian), one after the other, into `room`, which they fill.
+
+    `room`: [B, ...] of fixed-size elements, C order, of at least one. Raises ValueError where they don't fill it.
+    """
+    memory = room.data.cast("B")
+    if len(buffers) == 1:
+        memory[:] = buffers[0]
+    elif len(memory) < _JOINED * len(buffers):
+        memory[:] = b"".join(buffers)
+    else:
+        start = 0
+        for buffer in buffers:
+            end = start + len(buffer)
+            memory[start:end] = buffer
+            start = end
+        if start != len(memory):
+            raise ValueError(f"expected {len(memory)} bytes of rows, got {start}")
 
 
 def raw(array: NDArray[Any]) -> bytes:

@@ -133,12 +133,25 @@ class ModelConfig(BaseModel):
     )
     default_priority: int = Field(1, ge=1, le=64, description="Priority of a request that asks for none.")
     instances: int | None = Field(
-        None, ge=1, le=256, description="Runs of this model at the same time. Unset: the server's setting."
+        None,
+        ge=1,
+        le=256,
+        description="Runs of this model at the same time; on CUDA on each device, where two let the copies of a batch "
+        "go on beside the run of another. Unset: the server's setting.",
     )
     intra_op_threads: int | None = Field(
         None, ge=1, le=1024, description="Threads inside one run. Unset: the server chooses, and says why."
     )
-    provider: str | None = Field(None, description="auto, cpu, cuda or cuda:N. Unset: the server's setting.")
+    provider: str | None = Field(
+        None,
+        description="auto, cpu, cuda, cuda:N or, on several devices with one queue, cuda:N,M. Unset: the server's "
+        "setting.",
+    )
+    allow_tf32: bool | None = Field(
+        None,
+        description="On CUDA, let products of 32-bit floats keep 10 bits of their mantissa (TF32). Unset: the server's "
+        "setting.",
+    )
     batch_invariance: bool | None = Field(
         None,
         description="Whether a row's answer is the same alone and in a batch. Unset: proved by a probe at load. true "

@@ -7,6 +7,7 @@ its line; none is silently ignored. What is accepted without having an effect is
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -276,26 +277,27 @@ class _Reader:
         groups, path = message.instance_group, "instance_group"
         if not groups:
             return
-        providers = set()
+        kinds: dict[str, None] = {}
+        each: Counter[int] = Counter()  # instances by device; -1 stands for wherever
         for i, group in enumerate(groups):
             kind, node = _name_of("ModelInstanceGroup.Kind", group.kind), self._at(path, i)
             if kind == "KIND_MODEL" or group.count < 0:
                 what = f"count: expected at least 0, got {group.count}" if group.count < 0 else f"kind: got {kind}"
                 self._fail(node, f"{path}.{what}; expected KIND_CPU, KIND_AUTO or KIND_GPU")
-            if group.gpus and (len(group.gpus) > 1 or kind == "KIND_CPU"):
-                self._fail(
-                    _child(node, "gpus"), f"{path}.gpus: expected one device of KIND_GPU, got {list(group.gpus)}"
-                )
-            device = f":{group.gpus[0]}" if group.gpus else ""
-            providers.add(
-                {"KIND_CPU": "cpu", "KIND_GPU": f"cuda{device}"}.get(kind, f"cuda{device}" if device else None)
-            )
-        if len(providers) > 1:
-            self._fail(
-                self._at(path), f"{path}: expected one kind and device for all groups; a model runs in one place"
-            )
-        self._set("provider", providers.pop(), path)
-        self._set("instances", sum(group.count or 1 for group in groups), path)
+            devices = list(group.gpus)
+            if devices and (kind == "KIND_CPU" or len(set(devices)) < len(devices) or min(devices) < 0):
+                self._fail(_child(node, "gpus"), f"{path}.gpus: expected devices of KIND_GPU, each once, got {devices}")
+            kinds["KIND_GPU" if devices else kind] = None
+            for device in devices or (-1,):
+                each[device] += group.count or 1
+        if len(kinds) > 1 or (-1 in each and len(each) > 1):
+            self._fail(self._at(path), f"{path}: expected one kind for all groups, with devices in each or in none")
+        if len(set(each.values())) > 1:
+            self._fail(self._at(path), f"{path}: expected as many instances on each device, got {dict(each)}")
+        (kind,) = kinds
+        numbers = ",".join(str(device) for device in sorted(each) if device >= 0)
+        self._set("provider", {"KIND_CPU": "cpu", "KIND_GPU": f"cuda:{numbers}".rstrip(":")}.get(kind), path)
+        self._set("instances", next(iter(each.values())), path)
 
     def _rest(self, message: Any) -> None:
         level, at = message.optimization.graph.level, "optimization.graph.level"

@@ -1,8 +1,10 @@
-"""What those are told whom a queue refuses: which bound is reached, or by how much a deadline is missed. Pure."""
+"""What those are told who get no answer: which bound is reached, by how much a deadline is missed. Pure."""
 
 from __future__ import annotations
 
-from forwardpass.errors import DeadlineExceeded, Overloaded
+from collections.abc import Sequence
+
+from forwardpass.errors import DeadlineExceeded, ModelLoading, Overloaded, RequestError
 from forwardpass.serving.request import Limits, Request
 from forwardpass.serving.run_time import RunTime
 
@@ -40,3 +42,17 @@ def late(request: Request, run_time: RunTime, now: float, how: str) -> DeadlineE
         need = run_time.predict(request.rows) * 1e3
         text = f"the deadline is in {left:.1f} ms and {request.rows} row(s) take {need:.1f} ms"
     return DeadlineExceeded(text, reason=f"deadline_{how}")
+
+
+def too_late(requests: Sequence[Request], answers: list[bytes | RequestError], ended: float) -> bool:
+    """Tell those whose deadline passed while they ran: nobody takes their answer now. Whether there were any."""
+    missed = [i for i, request in enumerate(requests) if request.deadline < ended]
+    for i in missed:
+        past = (ended - requests[i].deadline) * 1e3
+        answers[i] = DeadlineExceeded(f"the run ended {past:.1f} ms after the deadline", reason="deadline_late")
+    return bool(missed)
+
+
+def replaced(name: str, version: str) -> ModelLoading:
+    """For those who come when a version takes no more."""
+    return ModelLoading(f"version {version} of model '{name}' is being replaced; try again", reason="unloading")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from forwardpass.contract import MODEL_FILE
 from forwardpass.errors import (
+    DeviceLost,
     ForwardpassError,
     InvalidRequest,
     ModelError,
@@ -83,6 +84,7 @@ class Repository:
         self._table: dict[tuple[str, str], Worker | Entry] = {}
         self.generation = 0
         self.changed: Callable[[], None] = lambda: None  # called after every change of state, from any thread
+        self.lost: Callable[[str], None] = lambda _: None  # called with the reason a device failed for, from any thread
 
     # -- looked up for every request ------------------------------------------------------------------------------
 
@@ -251,7 +253,15 @@ class Repository:
         # Counters go on over a reload, so that none ever falls.
         metrics = before.worker.metrics if before is not None else None
         settings, cores, admission = self._settings, self._cores, self._admission
-        loaded = load(home.name, version, folder, config, settings, cores, admission, home.folder, metrics)
+
+        def lost(reason: str) -> None:
+            self.lost(reason)
+
+        try:
+            loaded = load(home.name, version, folder, config, settings, cores, admission, home.folder, metrics, lost)
+        except DeviceLost as error:
+            lost(str(error))
+            raise
         loaded.worker.start()
         return Entry(home.name, version, folder, State.READY, "", loaded, home, fingerprint)
 

@@ -1,4 +1,4 @@
-"""A request on its way through the server, and the batch it ends up in: plain data, no behaviour.
+"""A request on its way through the server, the batch it ends up in, and what holds for both: plain data, no behaviour.
 
 The request carries its own reply slot and timestamps, so that there is no table of requests beside the queue to keep in
 step with it.
@@ -88,6 +88,22 @@ class TimeLimit(NamedTuple):
     def of(self, asked: float) -> float:
         """The limit of a request that asks for `asked` seconds; inf: none."""
         return asked if self.may_shorten and asked < self.seconds else self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a worker was told, with every choice made."""
+
+    limits: Limits
+    run_rows: int = 0  # rows of one run where requests do not share runs; 0: limits.max_batch_rows
+    instances: int = 1
+    row_independent: bool = True  # a request of more rows than a matrix may be run in slices
+    max_request_rows: int = 65536
+    priority_levels: int = 1
+    default_priority: int = 1
+    default_timeout: float = float("inf")  # seconds
+    time_limits: Mapping[int, TimeLimit] | None = None  # of every priority; in place of default_timeout
+    inline_run_limit: float = 0.0  # seconds; 0: always hand over
 
 
 class Settled(NamedTuple):

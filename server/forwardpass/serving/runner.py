@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from forwardpass.errors import DeadlineExceeded, RequestError, RunFailed
 from forwardpass.serving.interface import Interface
-from forwardpass.serving.matrix import raw, stack
+from forwardpass.serving.matrix import raw, stack, stack_into
 from forwardpass.serving.replies import wished
 from forwardpass.serving.request import Request
-from forwardpass.serving.session import Session
+from forwardpass.serving.session import Network
 from forwardpass.serving.wire import Header, reply_parts
 
 REMEMBERED_SHAPES = 16  # of answers, per header: more only where shapes depend on the data
@@ -24,8 +24,10 @@ Arrays = Sequence[NDArray[Any]]
 class Runner:
     """Runs requests of one signature as one matrix, or in slices of `max_rows` where rows are independent."""
 
-    def __init__(self, session: Session, interface: Interface, max_rows: int, row_independent: bool) -> None:
+    def __init__(self, session: Network, interface: Interface, max_rows: int, row_independent: bool) -> None:
         self.session = session
+        # On a device, batches are stacked where it copies them from; on the processor they may lie anywhere.
+        self._room: Callable[[int], Sequence[NDArray[Any]] | None] | None = getattr(session, "room", None)
         self.interface = interface
         self.max_rows = max_rows
         self.row_independent = row_independent
@@ -33,7 +35,8 @@ class Runner:
     def run(self, requests: Sequence[Request], options: Any, matrices: list[int]) -> tuple[list[NDArray[Any]], Any]:
         """Stack and run: the outputs [B, ...] that any of the requests wants, and their places.
 
-        Appends the rows of each matrix to `matrices`. Raises the RequestError that the run failed with.
+        The outputs may be overwritten by the next run. Appends the rows of each matrix to `matrices`. Raises the
+        RequestError that the run failed with.
         """
         first: Header = requests[0].header
         wanted = first.outputs
@@ -45,10 +48,16 @@ class Runner:
                 wanted = tuple(sorted({*wanted, *header.outputs}))
         interface = self.interface
         batchable = interface.batchable
-        arrays = []
-        for i, tensor in enumerate(interface.inputs):
-            shape = (rows, *first.batch_shapes[i][1:]) if batchable else first.batch_shapes[i]
-            arrays.append(stack(tensor, [r.buffers[i] for r in requests], shape))
+        arrays: Arrays
+        if self._room is not None and (room := self._room(rows)) is not None:
+            for i, array in enumerate(room):
+                stack_into([r.buffers[i] for r in requests], array)
+            arrays = room
+        else:
+            arrays = stacked = []
+            for i, tensor in enumerate(interface.inputs):
+                shape = (rows, *first.batch_shapes[i][1:]) if batchable else first.batch_shapes[i]
+                stacked.append(stack(tensor, [r.buffers[i] for r in requests], shape))
         if not batchable or rows <= self.max_rows or not self.row_independent:
             matrices.append(rows if batchable else 1)
             outputs = self._once(arrays, wanted, options)

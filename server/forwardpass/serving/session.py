@@ -7,29 +7,19 @@ called by several threads at once on the CPU provider.
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from forwardpass.errors import InvalidRequest, ModelError, RequestError, RunFailed, SettingsError, TooLarge
+from forwardpass.errors import InvalidRequest, ModelError, RequestError, RunFailed, TooLarge
 from forwardpass.serving.interface import Interface, Tensor
+from forwardpass.serving.onnx_runtime import ort
+from forwardpass.serving.placement import Placement
 from forwardpass.serving.protocol import BY_ORT_TYPE
-
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # its Linux wheel would report usage; the user may set 0
-
-try:
-    import onnxruntime as ort
-except ImportError as error:  # pragma: no cover - needs an environment without it
-    raise SettingsError(
-        "onnxruntime is not installed: install forwardpass[cpu], or forwardpass[gpu] for CUDA (not both: they "
-        "overwrite each other)"
-    ) from error
 
 BF16_ONNX = 16  # TensorProto.BFLOAT16
 OPTIMIZATIONS = {
@@ -38,30 +28,21 @@ OPTIMIZATIONS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 # What ONNX Runtime's errors say when memory is short, or when no memory could ever be enough.
-OUT_OF_MEMORY = ("bad_alloc", "llocate", "out of memory", "Out of memory", "size overflowed")
+OUT_OF_MEMORY = (
+    "bad_alloc", "llocate", "out of memory", "Out of memory", "size overflowed", "STATUS_ALLOC_FAILED",
+    "is smaller than requested bytes",
+)  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where and how a session runs, and why: printed at start-up."""
-
-    provider: str  # "CPUExecutionProvider"
-    device: int
-    threads: int  # inside one run
-    why: str
-    shared: bool = False  # those threads are one pool for all models
+class Network(Protocol):
+    """An open network, wherever it runs."""
 
     @property
-    def label(self) -> str:
-        return "cpu" if self.provider.startswith("CPU") else f"cuda:{self.device}"
+    def interface(self) -> Interface:
+        """What it takes and gives."""
 
-
-def place(wanted: str, threads: int, why: str, shared: bool = False) -> Placement:
-    """The provider for `wanted` (auto, cpu). Raises SettingsError for what is not to be had."""
-    name, _, _device = wanted.partition(":")
-    if name in ("auto", "cpu"):
-        return Placement("CPUExecutionProvider", 0, threads, why, shared)
-    raise SettingsError(f"provider: expected auto or cpu, got {wanted!r}")
+    def run(self, arrays: Sequence[NDArray[Any]], outputs: tuple[int, ...], options: Any = None) -> list[NDArray[Any]]:
+        """The answers at the places `outputs` for one array per input. Raises RequestError."""
 
 
 def share_threads(threads: int) -> None:
@@ -75,30 +56,23 @@ def share_threads(threads: int) -> None:
 class Session:
     """An open network. `interface` says what it takes and gives."""
 
-    def __init__(self, path: Path, placement: Placement, optimizations: str = "all") -> None:
+    def __init__(self, path: Path, placement: Placement, optimizations: str = "all", opened: Any = None) -> None:
         """Open `path`. Raises ModelError with the runtime's reason when it can't be.
 
-        `optimizations`: what may be done to the graph: basic, extended or all.
+        `optimizations`: what may be done to the graph: basic, extended or all. `opened`: a session of ONNX Runtime's
+        that is open already, to be used in place of one on the processor.
         """
-        options = ort.SessionOptions()
-        options.graph_optimization_level = OPTIMIZATIONS[optimizations]
-        if placement.shared:
-            options.use_per_session_threads = False
-        else:
-            options.intra_op_num_threads = placement.threads
-            options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Spinning threads burn a core between requests to save microseconds within one.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=[placement.provider])
-        except Exception as error:
-            raise ModelError(f"{path.name} cannot be opened: {reason(error)}") from None
+        if opened is None:
+            options = session_options(placement, optimizations)
+            try:
+                opened = ort.InferenceSession(str(path), options, providers=[placement.provider])
+            except Exception as error:
+                raise ModelError(f"{path.name} cannot be opened: {reason(error)}") from None
         # ONNX Runtime falls back to the CPU without an error where a provider can't start.
-        got = self._session.get_providers()[0]
+        got = opened.get_providers()[0]
         if got != placement.provider:
             raise ModelError(f"asked for {placement.provider}, but ONNX Runtime can only offer {got}")
+        self._session = opened
         self.placement = placement
         self.interface = read_interface(self._session)
         self._names = [t.name for t in self.interface.outputs]
@@ -149,6 +123,22 @@ class Session:
         return found
 
 
+def session_options(placement: Placement, optimizations: str) -> Any:
+    """ONNX Runtime's options of a session: threads, optimisations, and quiet."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = OPTIMIZATIONS[optimizations]
+    if placement.shared:
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = placement.threads
+        options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Spinning threads burn a core between requests to save microseconds within one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options
+
+
 def new_run_options() -> Any:
     """What a watchdog ends a run by: set `.terminate`."""
     return ort.RunOptions()
@@ -180,6 +170,7 @@ def reason(error: BaseException) -> str:
     _, found, status = text.partition("Status Message:")
     text = status if found else text
     text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r" ; GPU=-?\d+ ; hostname=.*", "", text, flags=re.DOTALL)  # of a CUDA error: where, and in which line
     text = re.sub(r"\S+\.(?:cc|h|cpp):\d+\s*", "", text)
     return " ".join(text.split())[:300]
 

@@ -21,7 +21,7 @@ from forwardpass.serving.invariance import example
 from forwardpass.serving.matrix import stack
 from forwardpass.serving.model_config import ModelConfig, WarmUp, WarmUpInput
 from forwardpass.serving.run_time import RunTime
-from forwardpass.serving.session import Session
+from forwardpass.serving.session import Network
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ FOLDER = "warmup"  # in the model's folder: where input files are
 
 def every_size(
     interface: Interface,
-    session: Session,
+    session: Network,
     largest: int,
     run_time: RunTime,
     samples: Sequence[NDArray[Any]] | None,
@@ -62,7 +62,7 @@ def every_size(
                 break
 
 
-def as_told(interface: Interface, session: Session, config: ModelConfig, home: Path) -> None:
+def as_told(interface: Interface, session: Network, config: ModelConfig, home: Path) -> None:
     """The requests that the model's options ask for. Raises ConfigError, or ModelError where one of them fails."""
     for request in config.warm_up:
         what = f"{config.where('warm_up')}: request '{request.name}'"

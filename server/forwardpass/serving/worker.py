@@ -3,6 +3,7 @@
 A model has `instances` slots, each one run at a time. A slot is used by one of the model's own threads, or, when the
 run is predicted to be shorter than a hand-over is worth, by the thread of the door that received the request (`step`).
 Whoever holds a slot comes back for what has gathered meanwhile, so a queue that isn't empty always has somebody coming.
+On devices every instance is a session with a thread of its own, and all of them take from the one queue.
 """
 
 from __future__ import annotations
@@ -11,23 +12,28 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
-from forwardpass.errors import DeadlineExceeded, ModelLoading, RequestError, RunFailed
+from forwardpass.errors import DeadlineExceeded, DeviceLost, RequestError, RunFailed
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.batch_queue import BatchQueue
+from forwardpass.serving.cuda_session import CudaSession
+from forwardpass.serving.instance_thread import Stint
 from forwardpass.serving.interface import Interface
 from forwardpass.serving.metrics import ModelMetrics, Ran
-from forwardpass.serving.request import RUNNING, SETTLED, Batch, Limits, Request, Settled, TimeLimit
+from forwardpass.serving.refusals import replaced, too_late
+from forwardpass.serving.request import RUNNING, SETTLED, Batch, Options, Request, Settled
 from forwardpass.serving.run_time import RunTime
 from forwardpass.serving.runner import Runner
-from forwardpass.serving.session import Session, new_run_options
+from forwardpass.serving.session import Network, new_run_options
 
 logger = logging.getLogger(__name__)
 
 Answer = bytes | RequestError
+Outcome = tuple[list[Answer], float, bool]  # an answer for each request, seconds in the network, whether a run failed
 
 
 class Door(Protocol):
@@ -55,22 +61,6 @@ class Timing:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a worker was told, with every choice made."""
-
-    limits: Limits
-    run_rows: int = 0  # rows of one run where requests do not share runs; 0: limits.max_batch_rows
-    instances: int = 1
-    row_independent: bool = True  # a request of more rows than a matrix may be run in slices
-    max_request_rows: int = 65536
-    priority_levels: int = 1
-    default_priority: int = 1
-    default_timeout: float = float("inf")  # seconds
-    time_limits: Mapping[int, TimeLimit] | None = None  # of every priority; in place of default_timeout
-    inline_run_limit: float = 0.0  # seconds; 0: always hand over
-
-
 class Worker:
     """One model version that serves. Thread-safe.
 
@@ -83,17 +73,23 @@ class Worker:
         self,
         name: str,
         version: str,
-        session: Session,
+        session: Network | Sequence[CudaSession],
         interface: Interface,
         options: Options,
         run_time: RunTime,
         metrics: ModelMetrics,
         admission: Admission,
         clock: Callable[[], float] = time.monotonic,
+        lost: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """`session`: one that all instances share, or as many as there are instances.
+
+        `lost` is called, from any thread, with the reason when a device failed for good; it does not block.
+        """
         self.name = name
         self.version = version
-        self.session = session
+        sessions = session if isinstance(session, Sequence) else [session]
+        self.session: Network = sessions[0]
         self.interface = interface
         self.options = options
         self.metrics = metrics
@@ -101,22 +97,30 @@ class Worker:
         self.max_request_rows = options.max_request_rows
         self.priority_levels = options.priority_levels
         self.run_rows = options.run_rows or options.limits.max_batch_rows
-        self._runner = Runner(session, interface, self.run_rows, options.row_independent)
+        runners = [Runner(s, interface, self.run_rows, options.row_independent) for s in sessions]
+        self._runner = runners[0]
         self._admission = admission
         self._clock = clock
+        self._lost = lost
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._idle = options.instances
         self._ending = False  # the threads end when nothing waits
         self._closed = False  # nothing more is taken in
         self._inline = options.inline_run_limit > 0 and options.instances == 1 and not options.limits.delay
+        self._inline &= not isinstance(self.session, CudaSession)  # which runs on no thread but its own
         self._running: dict[int, tuple[float, Any]] = {}  # batch -> when its run began, what ends it
-        self._threads = [
-            threading.Thread(target=self._serve, name=f"{name}/{version}#{i}", daemon=True)
-            for i in range(options.instances)
-        ]
+        self._serving = 0  # threads that look at the queue
+        self._threads = [self._thread(runners[i % len(runners)], i) for i in range(options.instances)]
+
+    def _thread(self, runner: Runner, place: int) -> threading.Thread | Stint:
+        serve = partial(self._serve, runner)
+        if isinstance(runner.session, CudaSession):
+            return runner.session.stint(serve)
+        return threading.Thread(target=serve, name=f"{self.name}/{self.version}#{place}", daemon=True)
 
     def start(self) -> None:
+        self._serving = len(self._threads)
         for thread in self._threads:
             thread.start()
 
@@ -126,7 +130,7 @@ class Worker:
         """Queue admitted requests. Never blocks; what is refused is answered here. Follow with `step`."""
         with self._lock:
             if self._closed:
-                refused = [Settled(r, self._going()) for r in requests]
+                refused = [Settled(r, replaced(self.name, self.version)) for r in requests]
             else:
                 refused = self.queue.offer(requests, now)
         if refused:
@@ -148,12 +152,12 @@ class Worker:
                 return False
             rows = min(queue.rows, queue.limits.max_batch_rows)
             slow = not self._inline or queue.run_time.predict(rows) > self.options.inline_run_limit
-            if slow and not self._ending:
+            if slow and (self._serving or not self._ending):
                 self._wake.notify()
                 return False
             batch = self._take()
         if batch is not None:
-            self._run(batch)
+            self._run(batch, self._runner)
         return bool(self.queue.requests)
 
     def alone(self, request: Request, now: float) -> bool:
@@ -176,10 +180,10 @@ class Worker:
         request.state = RUNNING
         matrices: list[int] = []
         taken = self._clock()
-        answers, run, failed = self._guarded([request], matrices)
+        answers, run, failed = self._guarded([request], self._runner, matrices)
         ended = self._clock()
         request.state = SETTLED
-        late = self._too_late([request], answers, ended)
+        late = too_late([request], answers, ended)
         timing = Timing(taken, run, ended, sum(matrices)) if request.timings else None
         self._deliver([request], answers, timing)
         # From here on nobody waits for us.
@@ -203,13 +207,14 @@ class Worker:
 
     # -- the threads --------------------------------------------------------------------------------------------------
 
-    def _serve(self) -> None:
+    def _serve(self, runner: Runner) -> None:
         while True:
             with self._lock:
                 batch = self._next()
-            if batch is None:
-                return
-            self._run(batch)
+                if batch is None:
+                    self._serving -= 1
+                    return
+            self._run(batch, runner)
 
     def _next(self) -> Batch | None:
         """Wait for a slot and for a batch that may close. None: the model is going and nothing is left. Lock held."""
@@ -239,7 +244,7 @@ class Worker:
             self._wake.notify()
         return batch
 
-    def _run(self, batch: Batch) -> None:
+    def _run(self, batch: Batch, runner: Runner) -> None:
         """Run a batch that was taken, answer its requests, give the slot back."""
         requests = batch.requests
         if batch.dropped:
@@ -248,11 +253,11 @@ class Worker:
             self._give_back(batch)
             return
         matrices: list[int] = []
-        answers, run, failed = self._guarded(requests, matrices)
+        answers, run, failed = self._guarded(requests, runner, matrices)
         ended = self._clock()
         owed = self._give_back(batch)
         timing = Timing(batch.taken, run, ended, sum(matrices))
-        late = self._too_late(requests, answers, ended)
+        late = too_late(requests, answers, ended)
         told: Sequence[Request] = requests
         if not all(owed):
             kept = [i for i, is_owed in enumerate(owed) if is_owed]
@@ -277,35 +282,36 @@ class Worker:
         if self._ending or (self.queue.requests and self.options.instances > 1):
             self._wake.notify_all()
 
-    def _guarded(self, requests: Sequence[Request], matrices: list[int]) -> tuple[list[Answer], float, bool]:
+    def _guarded(self, requests: Sequence[Request], runner: Runner, matrices: list[int]) -> Outcome:
         """As `_answers`; what nobody foresaw becomes an error for each request, and a trace in the log."""
         try:
-            return self._answers(requests, matrices)
+            return self._answers(requests, runner, matrices)
         except Exception:
             logger.exception("model %s version %s: a batch failed unexpectedly", self.name, self.version)
             unexpected = RunFailed("internal error; the server's log has the details")
             return [unexpected] * len(requests), 0.0, True
 
-    def _answers(self, requests: Sequence[Request], matrices: list[int]) -> tuple[list[Answer], float, bool]:
-        """An answer for each request, the seconds in the network, and whether any run failed."""
+    def _answers(self, requests: Sequence[Request], runner: Runner, matrices: list[int]) -> Outcome:
         options = new_run_options()
         began = self._clock()
         self._running[id(options)] = (began, options)
         try:
-            outputs, wanted = self._runner.run(requests, options, matrices)
+            outputs, wanted = runner.run(requests, options, matrices)
             run = self._clock() - began
             failures: list[RequestError] = []
-            return self._runner.scatter(requests, outputs, wanted, failures), run, bool(failures)
+            return runner.scatter(requests, outputs, wanted, failures), run, bool(failures)
         except RequestError as error:
-            if len(requests) == 1 or isinstance(error, DeadlineExceeded):
+            if isinstance(error, DeviceLost):
+                self._lost(str(error))
+            if len(requests) == 1 or isinstance(error, DeadlineExceeded | DeviceLost):
                 return [error] * len(requests), self._clock() - began, True
         finally:
             del self._running[id(options)]
         # Somebody in this batch can't be run. Halve it until they stand alone.
         self.metrics.isolate()
         middle = len(requests) // 2
-        first, run_first, _ = self._answers(requests[:middle], matrices)
-        second, run_second, _ = self._answers(requests[middle:], matrices)
+        first, run_first, _ = self._answers(requests[:middle], runner, matrices)
+        second, run_second, _ = self._answers(requests[middle:], runner, matrices)
         return first + second, run_first + run_second, True
 
     # -- settling -----------------------------------------------------------------------------------------------------
@@ -341,15 +347,6 @@ class Worker:
         self.metrics.ran(Ran(waits, matrices, timing.taken, timing.run, self._clock(), max(0, answered - errors)))
         self._admission.release(answered, nbytes)
 
-    @staticmethod
-    def _too_late(requests: Sequence[Request], answers: list[Answer], ended: float) -> bool:
-        """Tell those whose deadline passed while they ran: nobody takes their answer now. Whether there were any."""
-        late = [i for i, request in enumerate(requests) if request.deadline < ended]
-        for i in late:
-            past = (ended - requests[i].deadline) * 1e3
-            answers[i] = DeadlineExceeded(f"the run ended {past:.1f} ms after the deadline", reason="deadline_late")
-        return bool(late)
-
     def _count(self, answers: Sequence[Answer], seconds: float = 0.0) -> int:
         """Count the errors among `answers`; how many. `seconds`: what requests that never ran had waited."""
         errors = [a for a in answers if isinstance(a, RequestError)]
@@ -363,10 +360,6 @@ class Worker:
         self._count(errors, sum([now - r.arrival for r in requests]))
         self._deliver(requests, errors, None)
         self._admission.release(len(requests), sum([r.nbytes for r in requests]))
-
-    def _going(self) -> ModelLoading:
-        text = f"version {self.version} of model '{self.name}' is being replaced; try again"
-        return ModelLoading(text, reason="unloading")
 
     # -- its end ------------------------------------------------------------------------------------------------------
 
@@ -386,7 +379,7 @@ class Worker:
             left = self.queue.clear()
             self._wake.notify_all()
         if left:
-            self._refuse([Settled(r, self._going()) for r in left])
+            self._refuse([Settled(r, replaced(self.name, self.version)) for r in left])
         return ended
 
     def retire(self, seconds: float) -> bool:

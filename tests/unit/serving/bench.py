@@ -15,9 +15,9 @@ from tests.unit.serving.made import Collector, Target, request_for, session
 from forwardpass.errors import RequestError
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.metrics import ModelMetrics
-from forwardpass.serving.request import Limits, Request
+from forwardpass.serving.request import Limits, Options, Request
 from forwardpass.serving.run_time import RunTime
-from forwardpass.serving.worker import Answer, Options, Worker
+from forwardpass.serving.worker import Answer, Worker
 
 LONG = 1e12  # turns of `hold`: a run that does not end by itself
 

@@ -13,7 +13,7 @@ from tests.unit.serving.made import tensor
 
 from forwardpass.errors import InvalidRequest
 from forwardpass.serving import protocol
-from forwardpass.serving.matrix import elements, pack, raw, stack
+from forwardpass.serving.matrix import elements, pack, raw, stack, stack_into
 
 FIXED = [d for d in protocol.DATATYPES.values() if d.numpy is not None]
 
@@ -39,6 +39,27 @@ def test_text_survives_the_way_there_and_back(parts: list[list[str]]) -> None:
     x = stack(tensor("x", "BYTES", -1), buffers, (len(everything),))
     assert x.tolist() == everything
     assert raw(x) == b"".join(buffers)
+
+
+@pytest.mark.parametrize("datatype", FIXED, ids=lambda d: d.name)
+@pytest.mark.parametrize("counts", [(1,), (3, 1), (2, 0, 5), (600, 900)], ids=str)
+def test_rows_are_copied_to_where_a_device_takes_them_from(
+    datatype: protocol.Datatype, counts: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(0)
+    limit = 2 if datatype.name == "BOOL" else 100
+    parts = [rng.integers(0, limit, (count, 2, 30)).astype(datatype.numpy) for count in counts]
+    larger = np.zeros((sum(counts) + 2, 2, 30), datatype.numpy)
+    room = larger[: sum(counts)]
+    stack_into([memoryview(p.tobytes()) if i % 2 else p.tobytes() for i, p in enumerate(parts)], room)
+    assert np.array_equal(room, np.concatenate(parts)) and not larger[sum(counts) :].any()
+
+
+@pytest.mark.parametrize("buffers", [[b"1234"], [b"12", b"34"], [bytes(9000)] * 3, [bytes(9000)] * 5])
+def test_rows_that_do_not_fill_their_place_are_an_error(buffers: list[bytes]) -> None:
+    for size in (8, 36_000):
+        with pytest.raises(ValueError, match=r"."):
+            stack_into(buffers, np.zeros((1, size), np.uint8))
 
 
 def test_a_single_buffer_is_not_copied() -> None:

@@ -149,6 +149,10 @@ def test_version_policies(tmp_path: Path, text: str, versions: Any) -> None:
         ("instance_group { kind: KIND_CPU }", "cpu", 1),
         ("instance_group { kind: KIND_GPU count: 2 gpus: 1 }", "cuda:1", 2),
         ("instance_group { kind: KIND_GPU }", "cuda", 1),
+        ("instance_group { gpus: 3 }", "cuda:3", 1),
+        ("instance_group { kind: KIND_GPU count: 2 gpus: [ 1, 0 ] }", "cuda:0,1", 2),
+        ("instance_group [ { kind: KIND_GPU gpus: 0 }, { kind: KIND_GPU gpus: 1 } ]", "cuda:0,1", 1),
+        ("instance_group [ { gpus: [ 0, 1 ] }, { kind: KIND_GPU count: 2 gpus: [ 0, 1 ] } ]", "cuda:0,1", 3),
     ],
 )
 def test_where_instances_run(tmp_path: Path, text: str, provider: str | None, instances: int) -> None:
@@ -191,8 +195,15 @@ REFUSED = [
     ('input { name: "x" }\ninput { name: "x" }', 1, "input: 'x' is named twice"),
     ("input { dims: 4 }", 1, "input: one of them has no name"),
     ('input { name: "x"\n optional: true }', 2, "input.optional is not supported: every input must be sent"),
-    ("instance_group { kind: KIND_GPU\n gpus: [ 0, 1 ] }", 2, "expected one device of KIND_GPU, got [0, 1]"),
-    ("instance_group { kind: KIND_CPU }\ninstance_group { kind: KIND_GPU }", 1, "expected one kind and device"),
+    ("instance_group { kind: KIND_CPU\n gpus: 0 }", 2, "expected devices of KIND_GPU, each once, got [0]"),
+    ("instance_group { kind: KIND_GPU\n gpus: [ 1, 1 ] }", 2, "expected devices of KIND_GPU, each once, got [1, 1]"),
+    ("instance_group { kind: KIND_CPU }\ninstance_group { kind: KIND_GPU }", 1, "expected one kind for all groups"),
+    ("instance_group { kind: KIND_GPU }\ninstance_group { gpus: 1 }", 1, "with devices in each or in none"),
+    (
+        "instance_group { gpus: [ 0, 1 ] }\ninstance_group { gpus: 1 }",
+        1,
+        "instance_group: expected as many instances on each device, got {0: 1, 1: 2}",
+    ),
     ("instance_group { }\ninstance_group { kind: KIND_MODEL }", 2, "kind: got KIND_MODEL"),
     ("instance_group { count: -1 }", 1, "count: expected at least 0, got -1"),
     ("optimization {\n graph { level: 7 } }", 2, "expected -1 (basic), 0 (all) or 1 (extended), got 7"),

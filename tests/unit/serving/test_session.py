@@ -12,9 +12,10 @@ from onnx import TensorProto, helper
 from tests.service import models
 from tests.unit.serving.made import session
 
-from forwardpass.errors import InvalidRequest, ModelError, RunFailed, SettingsError, TooLarge
+from forwardpass.errors import InvalidRequest, ModelError, RunFailed, TooLarge
 from forwardpass.serving import protocol
-from forwardpass.serving.session import Session, new_run_options, place, translate
+from forwardpass.serving.placement import place
+from forwardpass.serving.session import Session, new_run_options, translate
 
 
 @pytest.mark.parametrize("name", models.ELEMENTS)
@@ -161,16 +162,3 @@ def test_types_that_the_protocol_lacks_are_refused(tmp_path: Path) -> None:
     model = helper.make_model(graph, opset_imports=[opset], ir_version=models.IR_VERSION)
     with pytest.raises(ModelError, match=r"output 'y' is of type seq\(tensor\(float\)\), which the protocol cannot"):
         session(model, tmp_path)
-
-
-@pytest.mark.parametrize("wanted", ["auto", "cpu"])
-def test_the_cpu_is_always_there(wanted: str) -> None:
-    placement = place(wanted, 3, "so I say")
-    assert (placement.label, placement.threads, placement.why) == ("cpu", 3, "so I say")
-
-
-@pytest.mark.parametrize("wanted", ["gpu", "", "CPU", "tensorrt:0"])
-def test_an_unknown_provider_is_named(wanted: str) -> None:
-    with pytest.raises(SettingsError, match="provider: expected auto") as caught:
-        place(wanted, 1, "")
-    assert repr(wanted) in str(caught.value)

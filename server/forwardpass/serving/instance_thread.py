@@ -1,0 +1,123 @@
+"""A thread that belongs to one thing: every job of it is done there, one after the other.
+
+What CUDA keeps for a thread (its device, and in ONNX Runtime its graphs) is then found again by every job.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Job = Callable[[], object]
+
+
+class _Call:
+    """One job and what became of it."""
+
+    __slots__ = ("done", "error", "job", "result")
+
+    def __init__(self, job: Job) -> None:
+        self.job: Job | None = job
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.done = threading.Event()
+
+
+class InstanceThread:
+    """Runs jobs until `end`. Thread-safe.
+
+    - A job that is given by the thread itself is done at once.
+    - The thread does not keep the process alive, and keeps nothing of a job once that is done.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._ended = False
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=_work, args=(self._calls,), name=name, daemon=True)
+        self._thread.start()
+        self.ident = self._thread.ident
+
+    def call(self, job: Callable[[], T]) -> T:
+        """Have `job` done and return, or raise, what it does. Blocks until those before it are done.
+
+        Raises RuntimeError once the end has been asked for.
+        """
+        if threading.get_ident() == self.ident:
+            return job()
+        if self._ended:
+            raise RuntimeError(f"the thread {self._thread.name} has ended")
+        call = self._post(job)
+        call.done.wait()
+        if call.error is not None:
+            raise call.error
+        result: T = call.result
+        return result
+
+    def stint(self, job: Job) -> Stint:
+        """A job to be started, and waited for, as a thread is."""
+        return Stint(self._post, job)
+
+    def end(self, last: Job | None = None) -> None:
+        """Do what was given before, then `last`, then nothing more. Does not block; `join` waits."""
+        self._ended = True
+        if last is not None:
+            self._post(last)
+        self._calls.put(None)
+
+    def join(self, seconds: float | None = None) -> bool:
+        """Wait for the end; whether it came."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _post(self, job: Job) -> _Call:
+        call = _Call(job)
+        self._calls.put(call)
+        return call
+
+
+class Stint:
+    """One long job on an InstanceThread, with what a threading.Thread offers."""
+
+    def __init__(self, post: Callable[[Job], _Call], job: Job) -> None:
+        self._post = post
+        self._job: Job | None = job
+        self._call: _Call | None = None
+
+    def start(self) -> None:
+        """Once."""
+        assert self._job is not None, "a stint is started once"
+        self._call, self._job = self._post(partial(_logged, self._job)), None
+
+    def join(self, timeout: float | None = None) -> None:
+        if self._call is not None:
+            self._call.done.wait(timeout)
+
+    def is_alive(self) -> bool:
+        return self._call is not None and not self._call.done.is_set()
+
+
+def _logged(job: Job) -> None:
+    """Nobody asks what became of a stint."""
+    try:
+        job()
+    except Exception:
+        logger.exception("a thread of a model ended unexpectedly")
+
+
+def _work(calls: queue.SimpleQueue[_Call | None]) -> None:
+    while (call := calls.get()) is not None:
+        assert call.job is not None
+        try:
+            call.result = call.job()
+        except BaseException as error:  # whoever called is told
+            call.error = error
+        call.job = None
+        call.done.set()
+        del call

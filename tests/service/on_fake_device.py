@@ -1,0 +1,44 @@
+"""`forwardpass serve` on a CUDA device that is ordinary memory: python -m tests.service.on_fake_device FOLDER OPTIONS.
+
+A file in FOLDER says what becomes of runs: `lost` breaks the device for good; `short` lets one run find no memory. The
+rest of the command line is the server's own.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+from tests.unit.serving.fake_device import ILLEGAL_ADDRESS, FakeDriver, FakeRuntime, cuda_failure
+
+from forwardpass.cli import main
+from forwardpass.serving import lifecycle, repository
+from forwardpass.serving.cuda_session import CudaSession
+from forwardpass.serving.loader import load
+from forwardpass.serving.placement import Machine, Placement, place
+
+
+def serve(folder: Path, arguments: list[str]) -> int:
+    driver = FakeDriver(devices=2)
+    runtime = FakeRuntime(driver)
+
+    def before() -> None:
+        if (folder / "short").exists():
+            (folder / "short").unlink()
+            raise cuda_failure(2, "out of memory")
+        if (folder / "lost").exists():
+            driver.sticky = ILLEGAL_ADDRESS
+            raise cuda_failure(700, "an illegal memory access was encountered")
+
+    def opens(path: Path, where: Placement, optimizations: str, name: str) -> CudaSession:
+        return CudaSession(path, where, optimizations, driver=driver, opener=runtime, name=name)
+
+    runtime.before = before
+    repository.load = partial(load, opens=opens, look=lambda: Machine(2))
+    lifecycle.place = partial(place, look=lambda: Machine(2))
+    return main(["serve", *arguments])
+
+
+if __name__ == "__main__":
+    sys.exit(serve(Path(sys.argv[1]), sys.argv[2:]))
