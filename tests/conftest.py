@@ -21,7 +21,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 MODELS = Path(__file__).parents[1] / "models"
 
 
-def _repository(name: str, folder: Path) -> Path:
+def recipe_repository(name: str, folder: Path) -> Path:
     """A repository in `folder`: one recipe's newest version, copied as version 1, so that no test spoils another run.
 
     The recipe does nothing where that version was made from the sources as they are now.
@@ -43,10 +43,10 @@ def _repository(name: str, folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def digits_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository with the trained `digits` (64 -> 10) in it, and nothing else. Not to be written to."""
-    return _repository("digits", tmp_path_factory.mktemp("digits_repository"))
+    return recipe_repository("digits", tmp_path_factory.mktemp("digits_repository"))
 
 
 @pytest.fixture(scope="session")
 def document_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository with `document` (5 -> 3) in it, and nothing else. Not to be written to."""
-    return _repository("document", tmp_path_factory.mktemp("document_repository"))
+    return recipe_repository("document", tmp_path_factory.mktemp("document_repository"))
