@@ -230,7 +230,7 @@ def _session(bench: Bench, case: Case, samples: Array) -> Any:
 
     where = dataclasses.replace(place(f"cuda:{DEVICE}", 1, ""), allow_tf32=case.precision == "tf32")
     session = CudaSession(bench.path(case), where)
-    session.prepare(case.batch, True, [samples])
+    session.prepare(case.batch, True, [samples], case.precision != "fp32")
     if case.batch not in session.buckets:
         raise RuntimeError(f"no CUDA graph: {session.how}")
     return session

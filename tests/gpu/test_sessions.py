@@ -126,7 +126,7 @@ def test_a_recipe_in_half_precision_holds_the_tolerance_that_was_measured_withou
     with torch.no_grad():
         expected = network.double().eval()(torch.from_numpy(x).double()).numpy()
     session = cuda(exported.path / MODEL_FILE)
-    session.prepare(LARGEST, True, [x[:8]])
+    session.prepare(LARGEST, True, [x[:8]], half=True)
     assert session.buckets, session.how
     for size in SIZES:
         rows = min(size, len(x))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forwardpass.errors import DeviceLost, ModelError
+from forwardpass.errors import DeviceLost, ForwardpassError, ModelError
 from forwardpass.serving import buckets, placement
 from forwardpass.serving.cuda_driver import CudaError, Driver
 from forwardpass.serving.cuda_network import CudaNetwork, Opener, open_with_onnx_runtime
@@ -63,6 +63,7 @@ class CudaSession:
         self.graph_replays = 0
         self._rows = 0  # that the buffers have room for
         self._pads = False
+        self._half = False
         self._inputs: list[NDArray[Any]] = []  # the buffers on the host
         self._outputs: list[NDArray[Any]] = []
         self._given: list[NDArray[Any]] | None = None
@@ -82,13 +83,16 @@ class CudaSession:
 
     # -- before it serves ---------------------------------------------------------------------------------------------
 
-    def prepare(self, rows: int, pads: bool, samples: Arrays) -> None:
+    def prepare(self, rows: int, pads: bool, samples: Arrays, half: bool = False) -> None:
         """Allocate buffers for batches of up to `rows` rows; capture, and check, graphs for 1, 2, 4 ... `rows` rows.
 
         `pads`: rows are independent, so that a batch may be run in a larger graph; else only at a graph's own size.
-        `samples`: rows of each input that the graphs are checked with, at least one. Afterwards `buckets` and `how`
-        say what became of it. Raises ModelError when memory is short, DeviceLost when the device fails.
+        `samples`: rows of each input that the graphs are checked with, at least one. `half`: products keep 10 bits of
+        mantissa (half precision, TF32), whatever type the outputs have, so other kernels may round as much. Afterwards
+        `buckets` and `how` say what became of it. Raises ModelError when memory is short, DeviceLost when the device
+        fails.
         """
+        self._half = half
         self._thread.call(partial(self._prepare, rows, pads, samples))
 
     def _prepare(self, rows: int, pads: bool, samples: Arrays) -> None:
@@ -103,44 +107,65 @@ class CudaSession:
             raise ModelError(f"{self.placement.label} has no room for batches of {rows} rows: {error}") from None
         self._inputs, self._outputs = staging.inputs.arrays, staging.outputs.arrays
         self._rows, self._pads = rows, pads
-        if not network.refused:
-            self._capture(buckets.sizes(rows), samples)
-        if network.refused:
-            self.buckets = ()
-            self.how = f"fixed buffers without CUDA graphs, because {network.refused}"
-        else:
+        why = network.refused or self._capture(buckets.sizes(rows), samples)
+        if not why:
             self.how = f"CUDA graphs for batches of {', '.join(map(str, self.buckets))} rows"
+            return
+        self.how = f"fixed buffers without CUDA graphs, because {why}"
+        wrong = self._checked((1, rows), samples)
+        if wrong:
+            self._inputs, self._outputs, self._rows = [], [], 0
+            network.forget_buffers()
+            self.how = f"plain runs, without fixed buffers or CUDA graphs, because {why}; and {wrong}"
 
-    def _capture(self, sizes: tuple[int, ...], samples: Arrays) -> None:
-        """Capture a graph of each size; if one cannot be, or answers otherwise than a plain run, none is used."""
+    def _capture(self, sizes: tuple[int, ...], samples: Arrays) -> str:
+        """Capture a graph of each size, and check it. Why there are none then; empty where they can be used."""
         network = self._network
         try:
             for size in reversed(sizes):  # what the largest takes of memory, the smaller ones find there
                 network.capture(size)
             self.buckets = sizes
-            for size in sizes:
-                self._check(size, samples)
+            why = self._checked(sizes, samples)
         except Exception as error:
-            failure = error if isinstance(error, DeviceLost) else network.failed(error)
+            failure = network.failed(error)
             if isinstance(failure, DeviceLost):
                 raise failure from None
+            why = reason(error)
+        if why:
             self.buckets = ()
-            network.forget_graphs(reason(error))
+            network.forget_graphs()
+        return why
+
+    def _checked(self, sizes: tuple[int, ...], samples: Arrays) -> str:
+        """What is wrong with runs of these sizes in the buffers; empty where nothing is. Raises DeviceLost."""
+        try:
+            for size in sizes:
+                self._check(size, samples)
+        except DeviceLost:
+            raise
+        except ForwardpassError as error:
+            return str(error)
+        return ""
 
     def _check(self, size: int, samples: Arrays) -> None:
-        """Raises ModelError where the graph's answer is not that of a plain run.
+        """Raises ModelError where a run in the buffers answers otherwise than a plain one, RequestError where it fails.
 
-        It was captured with other rows in the buffers, so an answer that was worked out then, and not by the graph,
-        shows. So does one that has something of the rows beyond the batch.
+        Two batches of different rows are run one after the other, for what lay in the buffers before must not show. It
+        would where an answer was worked out when a graph was captured, or where ONNX Runtime took a copy of an input
+        when it was bound, which it does of one that the processor reads.
         """
+        places = tuple(range(len(self.interface.outputs)))
         for rows in sorted({size // 2 + 1, size} if self._pads else {size}):
-            arrays = [np.resize(sample, (rows, *sample.shape[1:])) for sample in samples]
-            places = tuple(range(len(self.interface.outputs)))
-            wanted = self._network.run_plainly(arrays, places)
-            found = self.run(arrays, places)
-            for tensor, got, expected in zip(self.interface.outputs, found, wanted, strict=True):
-                if not _agree(got, expected, tensor.datatype.name == "BF16"):
-                    raise ModelError(f"the graph for {size} rows gives another '{tensor.name}' than a plain run")
+            real = [np.resize(sample, (rows, *sample.shape[1:])) for sample in samples]
+            for arrays in ([np.zeros_like(array) for array in real], real):
+                wanted = self._network.run_plainly(arrays, places)
+                found = self.run(arrays, places)
+                for tensor, got, expected in zip(self.interface.outputs, found, wanted, strict=True):
+                    if not _agree(got, expected, tensor.datatype.name == "BF16", self._half):
+                        what = (
+                            f"the graph for {size} rows" if self.buckets else f"a run of {rows} rows in fixed buffers"
+                        )
+                        raise ModelError(f"{what} gives another '{tensor.name}' than a plain run")
 
     # -- batches ------------------------------------------------------------------------------------------------------
 
@@ -218,10 +243,11 @@ def _nobody(_: GpuRan) -> None:
     pass
 
 
-def _agree(got: NDArray[Any], expected: NDArray[Any], bfloat16: bool) -> bool:
+def _agree(got: NDArray[Any], expected: NDArray[Any], bfloat16: bool, half: bool) -> bool:
     if got.shape != expected.shape:
         return False
-    allowed = TOLERANCE["f2"] if bfloat16 else TOLERANCE.get(expected.dtype.str[1:])
+    kind = expected.dtype.str[1:]
+    allowed = TOLERANCE["f2"] if bfloat16 or (half and kind in TOLERANCE) else TOLERANCE.get(kind)
     if allowed is None:
         return bool(np.array_equal(got, expected))
     if bfloat16:

@@ -69,12 +69,12 @@ class Sessions:
         return self._on_devices() or self._all[0]
 
     def prepare(
-        self, each: int, interface: Interface, rows: int, pads: bool, samples: Sequence[NDArray[Any]] | None
+        self, each: int, interface: Interface, rows: int, pads: bool, samples: Sequence[NDArray[Any]] | None, half: bool
     ) -> str:
         """On devices, open `each` session on each, with what batches of up to `rows` rows need; how they will be run.
 
-        `samples`: real rows per input, if known. On the processor there is nothing to do, nor to say. Raises ModelError
-        or DeviceLost.
+        `samples`: real rows per input, if known. `half`: see CudaSession. On the processor there is nothing to do, nor
+        to say. Raises ModelError or DeviceLost.
         """
         devices = self._placement.devices
         for place in range(1, each * len(devices)):
@@ -84,7 +84,7 @@ class Sessions:
         said: dict[str, None] = {}
         for session in self._on_devices():
             if interface.batchable:
-                session.prepare(rows, pads, rows_of)
+                session.prepare(rows, pads, rows_of, half)
             said[session.how or "plain runs, without fixed buffers or CUDA graphs, since axis 0 is no batch"] = None
         return "; ".join(said)
 

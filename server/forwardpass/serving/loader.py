@@ -91,7 +91,9 @@ def load(
         samples = _samples(interface, contract)
         told = config.max_batch_size if config.max_batch_size is not None else settings.max_batch_size or None
         wanted, sized = batch_size.choose(interface, session, told, samples)
-        invariance, why = _invariance(interface, session, config, contract, wanted)
+        # Then a row may differ from batch to batch by more than the type of the outputs says.
+        half = placement.allow_tf32 or (contract is not None and contract.precision == "fp16")
+        invariance, why = _invariance(interface, session, config, samples, wanted, half)
         batches = invariance.batches and wanted > 0
         if invariance is Invariance.NONE:
             interface = dataclasses.replace(interface, batchable=False)  # axis 0 is like any other from here on
@@ -100,7 +102,7 @@ def load(
         how = ""
         if placement.devices:
             each, _ = count(config, settings, cores, placement, 0.0)
-            how = sessions.prepare(each, interface, run_rows, batches, samples)
+            how = sessions.prepare(each, interface, run_rows, batches, samples, half)
             if contract is not None:
                 replayed = _replay(session, contract)  # once more, in the way in which it will be run
         warm_up.every_size(interface, session, run_rows, run_time, samples)
@@ -214,7 +216,12 @@ def _run_named(session: Network, contract: Contract) -> dict[str, NDArray[Any]]:
 
 
 def _invariance(
-    interface: Interface, session: Network, config: ModelConfig, contract: Contract | None, wanted: int
+    interface: Interface,
+    session: Network,
+    config: ModelConfig,
+    samples: Sequence[NDArray[Any]] | None,
+    wanted: int,
+    half: bool,
 ) -> tuple[Invariance, str]:
     if not interface.batchable:
         return Invariance.NONE, "axis 0 is not a batch of any size"
@@ -223,9 +230,7 @@ def _invariance(
         return verdict, f"batch_invariance = {str(config.batch_invariance).lower()} in the model's options, not probed"
     if wanted == 0:
         return Invariance.NONE, "max_batch_size = 0 in the model's options"
-    samples = _samples(interface, contract)
     places = tuple(range(len(interface.outputs)))
-    half = contract is not None and contract.precision == "fp16"
     return probe(interface, lambda arrays: session.run(arrays, places), max(wanted, 8), samples, half)
 
 

@@ -279,6 +279,29 @@ def test_a_graph_that_answers_something_else_is_not_used(lab: Lab) -> None:
     np.testing.assert_allclose(found.run([x], (0,))[0], cpu.run([x], (0,))[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("rounds", "half", "graphs"), [(1e-3, False, False), (1e-3, True, True), (0.05, True, False), (1e-5, False, True)]
+)
+def test_a_graph_may_round_as_its_precision_does_and_no_more(lab: Lab, rounds: float, half: bool, graphs: bool) -> None:
+    lab.runtime.rounds = rounds
+    found = lab.open(models.chain())
+    found.prepare(4, True, [rows_of(4)], half)
+    assert bool(found.buckets) == graphs, found.how
+
+
+@pytest.mark.parametrize("refuses", [False, True], ids=["captured", "refused"])
+def test_inputs_that_are_copied_when_they_are_bound_are_not_taken_for_new_ones(lab: Lab, refuses: bool) -> None:
+    lab.runtime.copies_inputs, lab.runtime.refuses = True, refuses
+    found = lab.open(models.chain(), 4)
+    assert found.how.startswith("plain runs, without fixed buffers or CUDA graphs, because ")
+    assert found.how.endswith("; and a run of 1 rows in fixed buffers gives another 'y' than a plain run")
+    cpu = session(models.chain(), lab.folder)
+    for seed in range(3):
+        x = rows_of(3, seed)
+        np.testing.assert_allclose(found.run([x], (0,))[0], cpu.run([x], (0,))[0], rtol=1e-5, atol=1e-6)
+    assert lab.ways() == {"plain": 3} and not lab.driver.blocks
+
+
 def test_a_network_whose_rows_are_not_independent_fails_the_check_of_padding(lab: Lab) -> None:
     # Asserted to be independent in its options, say: the rows beyond the batch would change its answers.
     found = lab.open(models.centred(), 4, pads=True)

@@ -399,3 +399,12 @@ def test_a_device_lost_while_a_model_is_loaded_is_no_matter_of_the_model(machine
     machine.driver.blocks.clear()
     machine.driver.streams.clear()
     machine.sessions.clear()
+
+
+def test_what_tf32_rounds_keeps_no_model_from_graphs_and_batches(machine: Machinery) -> None:
+    machine.runtime.rounds = 1e-3  # as one kernel rounds and another does not
+    exact = machine.load(models.chain())
+    assert "gives another 'y' than a plain run" in exact.placement.why
+    coarse = machine.load(models.chain(), allow_tf32=True)
+    assert "CUDA graphs for batches of 1, 2, 4, 8 rows" in coarse.placement.why
+    assert coarse.invariance.batches
