@@ -1,7 +1,7 @@
 """What GPUs do: the times of every batch on one, as sessions tell them; utilisation and memory, read at a scrape.
 
-The latter come from NVML by nvidia-ml-py, which the extra `gpu` brings. Without it those gauges have no samples, the log
-says so once, and everything else goes on.
+The latter come from NVML by nvidia-ml-py, which the extra `gpu` brings. Without it those gauges have no samples, the
+log says so once, and everything else goes on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from forwardpass.serving.histogram import Histogram
 logger = logging.getLogger(__name__)
 
 STAGES = ("copy_in", "run", "copy_out")
-# How a batch was run: by replaying a captured graph; in fixed buffers, kernel by kernel; or with copies of the runtime's.
+# How a batch was run: by a captured graph; in fixed buffers, kernel by kernel; or with copies of the runtime's.
 Way = Literal["graph", "bound", "plain"]
 # Seconds. A copy of a few rows takes some microseconds, a replay of a small graph ten.
 BOUNDS = (

@@ -86,8 +86,8 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "forwardpass_gpu_stage_seconds": (
         "histogram",
         ("model", "version", "device", "stage"),
-        "Seconds on the device of those batches that were timed, in each stage: copy_in (host to device), run, copy_out "
-        "(device to host).",
+        "Seconds on the device of those batches that were timed, in each stage: copy_in (host to device), run, "
+        "copy_out (device to host).",
     ),
     "forwardpass_gpu_utilization_ratio": (
         "gauge",

@@ -9,7 +9,7 @@ import logging
 import threading
 from collections import Counter
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -112,7 +112,7 @@ class NvmlError(Exception):
 class Nvml:
     """Two devices, in another order than CUDA's. A name in `fails` raises that text instead."""
 
-    DEVICES = {"00000000:C1:00.0": (25, 3 << 30, 80 << 30), "00000000:41:00.0": (100, 1 << 30, 80 << 30)}
+    DEVICES: ClassVar = {"00000000:C1:00.0": (25, 3 << 30, 80 << 30), "00000000:41:00.0": (100, 1 << 30, 80 << 30)}
 
     def __init__(self, **fails: str) -> None:
         self.fails = fails
@@ -123,18 +123,18 @@ class Nvml:
         if name in self.fails:
             raise NvmlError(self.fails[name])
 
-    def nvmlInit(self) -> None:
+    def nvmlInit(self) -> None:  # noqa: N802 - NVML's name
         self._answer("nvmlInit")
 
-    def nvmlDeviceGetHandleByPciBusId(self, bus: str) -> str:
+    def nvmlDeviceGetHandleByPciBusId(self, bus: str) -> str:  # noqa: N802 - NVML's name
         self._answer("nvmlDeviceGetHandleByPciBusId")
         return bus
 
-    def nvmlDeviceGetUtilizationRates(self, handle: str) -> Any:
+    def nvmlDeviceGetUtilizationRates(self, handle: str) -> Any:  # noqa: N802 - NVML's name
         self._answer("nvmlDeviceGetUtilizationRates")
         return SimpleNamespace(gpu=self.DEVICES[handle][0], memory=1)
 
-    def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:  # noqa: N802 - NVML's name
         self._answer("nvmlDeviceGetMemoryInfo")
         _, used, total = self.DEVICES[handle]
         return SimpleNamespace(used=used, total=total, free=total - used)
