@@ -23,10 +23,10 @@ from forwardpass.serving.intake import Intake
 from forwardpass.serving.matrix import stack
 from forwardpass.serving.metrics import ModelMetrics, Ran
 from forwardpass.serving.repository import Repository
-from forwardpass.serving.request import NEW, Request
+from forwardpass.serving.request import NEW, Request, Timing
 from forwardpass.serving.session import new_run_options
 from forwardpass.serving.threads import available
-from forwardpass.serving.worker import Answer, Timing, Worker
+from forwardpass.serving.worker import Answer, Worker
 from forwardpass.settings import Settings
 
 REPEATS = 7  # of each measurement; the smallest counts, since whatever else the machine does only adds

@@ -44,7 +44,7 @@ ORDER = (
     ("admission",),
     ("run_time", "knee", "request"),
     ("refusals",),
-    ("batch_queue", "warm_up", "batch_size", "instances"),
+    ("batch_queue", "warm_up", "batch_size", "instances", "lone"),
     ("runner",),
     ("worker",),
     ("loader",),
@@ -62,9 +62,18 @@ RANK = {f"forwardpass.serving.{name}": rank for rank, row in enumerate(ORDER) fo
 LEAVES = {"forwardpass", "forwardpass.errors", "forwardpass.settings", "forwardpass.contract"}
 
 # What a server or a client may import beside the standard library: the base dependencies, by the names they are
-# imported under, and what the extras `cpu` and `gpu` bring: onnxruntime and, for metrics of GPUs, pynvml. So neither torch
-# nor anything of `train`.
-ALLOWED = ("numpy", "google.protobuf", "grpc", "pydantic", "prometheus_client", "pygrpc_native", "onnxruntime", "pynvml")
+# imported under, and what the extras `cpu` and `gpu` bring: onnxruntime and, for metrics of GPUs, pynvml. So neither
+# torch nor anything of `train`.
+ALLOWED = (
+    "numpy",
+    "google.protobuf",
+    "grpc",
+    "pydantic",
+    "prometheus_client",
+    "pygrpc_native",
+    "onnxruntime",
+    "pynvml",
+)
 
 LINES = 400
 LONGER: dict[str, str] = {}  # files over the limit, as posix paths below server/forwardpass/, and why

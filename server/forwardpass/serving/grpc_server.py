@@ -29,11 +29,11 @@ from forwardpass.serving.intake import TIMINGS_KEY, Intake
 from forwardpass.serving.metrics import ModelMetrics
 from forwardpass.serving.reflection import METHOD, Reflection
 from forwardpass.serving.reflection import SERVICES as REFLECTION_SERVICES
-from forwardpass.serving.request import Request
+from forwardpass.serving.request import Request, Timing
 from forwardpass.serving.service import Service
 from forwardpass.serving.status import status_of
 from forwardpass.serving.stream import Reply, Stream
-from forwardpass.serving.worker import Answer, Timing, Worker
+from forwardpass.serving.worker import Answer, Worker
 
 logger = logging.getLogger(__name__)
 

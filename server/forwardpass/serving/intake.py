@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from forwardpass.errors import RequestError, RunFailed
@@ -49,6 +49,8 @@ class Intake:
         self._pending: list[Worker] = []  # whose queues this thread has promised to come back for
         self.now = clock()
         self.saturated = False  # whether all that was flushed last waits for models that are saturated
+        self._last: Collection[Worker] = ()  # the models that calls came for last
+        self._crowded: Sequence[Worker] = ()  # the models that were saturated when they were all that calls came for
 
     def begin(self) -> None:
         """A group of calls has arrived: they share one time of arrival."""
@@ -114,12 +116,14 @@ class Intake:
         if not self._groups:
             return
         groups, self._groups = self._groups, {}
+        self._last = groups.keys()
         self.saturated = True
         spent = self._clock() - self.now
         total = sum(map(len, groups.values())) if len(groups) > 1 else 0
         for worker, requests in groups.items():
             count = len(requests)
-            error = self._admission.admit(count, sum([r.nbytes for r in requests]))
+            nbytes = sum([r.nbytes for r in requests]) if count > 1 else requests[0].nbytes
+            error = self._admission.admit(count, nbytes)
             settled = False
             if error is not None:
                 self._one_by_one(worker, requests)
@@ -131,12 +135,35 @@ class Intake:
             worker.metrics.decoded(count, spent * count / (total or count))
             if not settled and worker not in self._pending:
                 self._pending.append(worker)
+        if self.saturated:
+            self._crowded = tuple(groups)
 
     def step(self) -> bool:
         """Run what is this thread's to run, one batch per model. True: call again, after a look for new arrivals."""
         if self._pending:
             self._pending = [worker for worker in self._pending if worker.step()]
         return bool(self._pending)
+
+    @property
+    def sole(self) -> bool:
+        """Whether all that is in flight waits for this thread: no other one computes for the models it knows of."""
+        return self._admission.requests == sum([worker.queue.requests for worker in self._pending])
+
+    @property
+    def slack(self) -> float:
+        """Seconds that what arrives now will hardly run in, if it is for the models that were saturated last."""
+        return min([worker.slack for worker in self._crowded], default=0.0)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether calls have come for some models while others are saturated."""
+        others = [worker for worker in self._crowded if worker not in self._last]
+        return any(worker.saturated for worker in others)
+
+    @property
+    def full(self) -> bool:
+        """Whether a full batch waits for this thread."""
+        return any(w.queue.rows >= w.queue.limits.max_batch_rows for w in self._pending)
 
     def _one_by_one(self, worker: Worker, requests: Sequence[Request]) -> None:
         """The group as a whole exceeds the server's bounds: take what fits."""

@@ -19,10 +19,10 @@ from forwardpass.errors import RequestError
 from forwardpass.serving import protocol
 from forwardpass.serving.auth import Role, Tokens
 from forwardpass.serving.intake import TIMINGS_KEY, Intake
-from forwardpass.serving.request import Request
+from forwardpass.serving.request import Request, Timing
 from forwardpass.serving.status import status_of
-from forwardpass.serving.threads import named, prefer_short_slices
-from forwardpass.serving.worker import Answer, Timing, Worker
+from forwardpass.serving.threads import Pace, named, set_pace
+from forwardpass.serving.worker import Answer, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,9 @@ except ImportError:  # pragma: no cover - where there is no wheel of it
 
 IO_THREADS = "grpc-native-io"  # how pygrpc-native names its threads
 POLL_SECONDS = 200e-6  # how long a receiving thread that is being kept busy asks for more before it sleeps
-GATHER_SECONDS = 500e-6  # how long arrivals for saturated models gather before they are received
+GATHER_SECONDS = 500e-6  # how long arrivals for saturated models gather before they are received, at least
+LONGEST_GATHER = 2e-3  # and at most
+MIXED_SECONDS = 1.0  # for how long nothing gathers once calls came for one model while another was saturated
 FEW = 2  # events in a group up to which it is polled for
 GROUP = 256  # calls taken in one go: enough to fill several batches, little enough to keep the first one's wait short
 
@@ -70,6 +72,10 @@ class NativeFront:
         self._intake = make_intake(self)
         self._tokens = tokens
         self._brisk = False  # whether the last wait was shorter than POLL_SECONDS
+        self._pace = Pace.USUAL
+        self._gathered = 0.0  # seconds for which calls were left unread lately
+        self._mixed_until = 0.0
+        self._io_threads: list[int] | None = None
         self._thread = threading.Thread(target=self._receive, name="native-front", daemon=True)
 
     def start(self, fallback: str) -> None:
@@ -94,14 +100,18 @@ class NativeFront:
                     respond(call, answer, None, timing.trailers(request.arrival))
                 else:
                     respond(call, answer)
+                    if self._brisk and len(requests) == 1:
+                        sched_yield()  # it leaves now, not after the accounts have been kept
             else:
                 assert isinstance(answer, RequestError)
                 code, text, trailers = status_of(answer)
                 self._front.fail(call, code, text, trailers)
+        if self._pace is Pace.PATIENT and threading.get_ident() != self._thread.ident:
+            sched_yield()  # a thread that goes on to compute lets those in who send the answers
 
     def _receive(self) -> None:
         front, intake = self._front, self._intake
-        more = hurried = False
+        more = False
         while True:
             # While this thread has batches of its own to run it only looks for what has arrived meanwhile.
             events = front.recv_batch_details(GROUP, 0) if more else self._wait()
@@ -110,17 +120,41 @@ class NativeFront:
             try:
                 if events:
                     self._take(events)
+                    self._set_pace(self._fitting(len(events)))
                 more = intake.step()
-                if intake.saturated and not hurried:
-                    # Whoever receives and answers must not wait behind a thread that computes.
-                    prefer_short_slices([threading.get_native_id(), *named(IO_THREADS)])
-                    hurried = True
-                if intake.saturated and events and not more:
-                    # Nothing that arrives now can run soon, and receiving it call by call would take much of the core
-                    # from the runs: a switch of threads for each. Received in groups they cost a fraction of that.
-                    sleep(GATHER_SECONDS)
+                if more and intake.full:
+                    # What arrives meanwhile waits behind these batches anyway.
+                    until = monotonic() + GATHER_SECONDS
+                    while more and intake.full and monotonic() < until:
+                        more = intake.step()
+                if self._pace is Pace.PATIENT:
+                    sched_yield()  # now the answers leave, all of them, and what has come meanwhile is read
             except Exception:
                 logger.exception("the native door failed on a group of %d events", len(events))
+
+    def _fitting(self, calls: int) -> Pace:
+        """How those who read and write are to be let in, after a group of `calls`."""
+        intake = self._intake
+        if intake.mixed:
+            self._mixed_until = intake.now + MIXED_SECONDS
+        if intake.saturated and intake.now > self._mixed_until:
+            # Nothing that arrives now can run soon, and reading and receiving it call by call would take much of the
+            # core from the runs: a switch of threads for each. In groups it takes a fraction of that.
+            return Pace.PATIENT
+        if calls > FEW and intake.sole:
+            return Pace.PATIENT  # this thread computes itself, and is to be left alone until all answers are out
+        # Whoever receives and answers must not wait behind a thread that computes, once there are such.
+        return Pace.HURRIED if intake.saturated or self._pace is not Pace.USUAL else Pace.USUAL
+
+    def _set_pace(self, pace: Pace) -> None:
+        if pace is self._pace:
+            return
+        if self._io_threads is None:
+            self._io_threads = named(IO_THREADS)
+            set_pace([threading.get_native_id()], Pace.HURRIED)
+        set_pace(self._io_threads, pace)
+        self._pace = pace
+        self._gathered = 0.0
 
     def _wait(self) -> Any:
         """The next group of events. Sleeps for it, unless the last one came so soon that asking again is quicker.
@@ -130,6 +164,17 @@ class NativeFront:
         an idle server sleeps.
         """
         front = self._front
+        while self._pace is Pace.PATIENT:
+            events = front.recv_batch_details(GROUP, 0)
+            if events or events is None:
+                return events
+            slack = self._intake.slack
+            if slack:
+                self._gathered = min(max(slack, GATHER_SECONDS), LONGEST_GATHER)
+                sleep(self._gathered)
+                sched_yield()
+            else:
+                self._set_pace(Pace.HURRIED)
         began = monotonic()
         if self._brisk:
             until = began + POLL_SECONDS
@@ -151,6 +196,8 @@ class NativeFront:
         take = intake.take
         intake.begin()
         gone: list[int] = []
+        # A call's clock begins to run when it is read. On average it had lain there for half of that time.
+        unread = 0.5 * self._gathered
         for kind, call, _, message, _, details in events:
             if kind != EVENT_CALL:
                 gone.append(call)
@@ -161,6 +208,8 @@ class NativeFront:
                 if refusal is not None:
                     intake.refuse(call, refusal)
                     continue
+            if seconds_left is not None:
+                seconds_left -= unread
             timings = False
             for key, value in metadata:
                 if key == TIMINGS_KEY:

@@ -121,3 +121,22 @@ class Batch:
     rows: int
     taken: float  # seconds, when it left the queue
     dropped: list[Settled] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Of one batch, in seconds on the server's clock; sent to the requests that asked for it."""
+
+    taken: float
+    run: float
+    done: float
+    rows: int
+
+    def trailers(self, arrival: float) -> list[tuple[str, str]]:
+        """As trailing metadata, in whole microseconds."""
+        return [
+            ("forwardpass-queue-us", str(round((self.taken - arrival) * 1e6))),
+            ("forwardpass-run-us", str(round(self.run * 1e6))),
+            ("forwardpass-total-us", str(round((self.done - arrival) * 1e6))),
+            ("forwardpass-batch-rows", str(self.rows)),
+        ]

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from forwardpass.errors import DeadlineExceeded, RequestError, RunFailed
 from forwardpass.serving.interface import Interface
+from forwardpass.serving.lone import bind
 from forwardpass.serving.matrix import raw, stack, stack_into
 from forwardpass.serving.replies import wished
 from forwardpass.serving.request import Request
-from forwardpass.serving.session import Network
+from forwardpass.serving.session import Network, Session
 from forwardpass.serving.wire import Header, reply_parts
 
 REMEMBERED_SHAPES = 16  # of answers, per header: more only where shapes depend on the data
@@ -24,13 +25,35 @@ Arrays = Sequence[NDArray[Any]]
 class Runner:
     """Runs requests of one signature as one matrix, or in slices of `max_rows` where rows are independent."""
 
-    def __init__(self, session: Network, interface: Interface, max_rows: int, row_independent: bool) -> None:
+    def __init__(
+        self, session: Network, interface: Interface, max_rows: int, row_independent: bool, shared: bool = True
+    ) -> None:
+        """`shared`: several runs may be made at once, so that none can have buffers of its own in the session."""
         self.session = session
         # On a device, batches are stacked where it copies them from; on the processor they may lie anywhere.
         self._room: Callable[[int], Sequence[NDArray[Any]] | None] | None = getattr(session, "room", None)
         self.interface = interface
         self.max_rows = max_rows
         self.row_independent = row_independent
+        self._lone = None if shared or not isinstance(session, Session) else bind(interface, session)
+
+    def alone(self, request: Request, options: Any, matrices: list[int]) -> bytes | None:
+        """The response to a single row, the quick way; None: this one has to go the usual way. Raises as `run`."""
+        lone, header = self._lone, request.header
+        if lone is None or header.rows != 1 or header.wishes is not None or header.outputs != (lone.place,):
+            return None
+        matrices.append(1)
+        try:
+            blob = lone.answer(request.buffers[0], options)
+        except RequestError:
+            if options.terminate:
+                raise _too_long() from None
+            raise
+        parts = header.replies.get(lone.shape[1:])
+        if parts is None:
+            parts = _remember(header, lone.shape[1:], (lone.shape,), (len(blob),))
+        prefix: bytes = parts[0]
+        return prefix + blob
 
     def run(self, requests: Sequence[Request], options: Any, matrices: list[int]) -> tuple[list[NDArray[Any]], Any]:
         """Stack and run: the outputs [B, ...] that any of the requests wants, and their places.
@@ -76,7 +99,7 @@ class Runner:
             return self.session.run(arrays, wanted, options)
         except RequestError:
             if options.terminate:
-                raise DeadlineExceeded("the run took longer than the server allows", reason="run_timeout") from None
+                raise _too_long() from None
             raise
 
     def _slices(
@@ -150,6 +173,10 @@ class Runner:
                     failures.append(error)
             start = end
         return answers
+
+
+def _too_long() -> DeadlineExceeded:
+    return DeadlineExceeded("the run took longer than the server allows", reason="run_timeout")
 
 
 def _reply(header: Header, outputs: Arrays, wanted: tuple[int, ...]) -> bytes:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -101,6 +102,22 @@ class Session:
             return found
         except Exception as error:
             raise translate(error) from None
+
+    def bound(self, given: NDArray[Any], place: int, found: NDArray[Any]) -> Callable[[Any], None]:
+        """A run of the only input, always in `given`, to the output at `place`, always into `found`.
+
+        Both are C-contiguous and have the tensors' types and sizes. It takes run options, and is not thread-safe. It
+        raises what ONNX Runtime raises.
+        """
+        binding = self._session.io_binding()
+        # The values are views of the arrays, which whoever gave them keeps.
+        binding.bind_ortvalue_input(self._inputs[0], ort.OrtValue.ortvalue_from_numpy(given))
+        binding.bind_ortvalue_output(self._names[place], ort.OrtValue.ortvalue_from_numpy(found))
+        # As in __init__: straight to the call underneath, which takes what the binding wraps.
+        underneath = getattr(self._session, "_sess", None)
+        if underneath is None or not hasattr(binding, "_iobinding"):
+            return partial(self._session.run_with_iobinding, binding)
+        return partial(underneath.run_with_iobinding, binding._iobinding)
 
     def _run_values(self, arrays: Sequence[NDArray[Any]], names: list[str], options: Any) -> list[NDArray[Any]]:
         """As `run` where bfloat16 is about: numpy has no such type, so its bits go in and out as uint16."""

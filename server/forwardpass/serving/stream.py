@@ -18,9 +18,10 @@ from google.protobuf.message import DecodeError
 
 from forwardpass.errors import Draining, RequestError
 from forwardpass.serving import protocol
+from forwardpass.serving.request import Timing
 from forwardpass.serving.status import text_of
 from forwardpass.serving.wire import varint
-from forwardpass.serving.worker import Answer, Timing
+from forwardpass.serving.worker import Answer
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -25,7 +24,7 @@ from forwardpass.serving.instance_thread import Stint
 from forwardpass.serving.interface import Interface
 from forwardpass.serving.metrics import ModelMetrics, Ran
 from forwardpass.serving.refusals import replaced, too_late
-from forwardpass.serving.request import RUNNING, SETTLED, Batch, Options, Request, Settled
+from forwardpass.serving.request import RUNNING, SETTLED, Batch, Options, Request, Settled, Timing
 from forwardpass.serving.run_time import RunTime
 from forwardpass.serving.runner import Runner
 from forwardpass.serving.session import Network, new_run_options
@@ -40,25 +39,6 @@ class Door(Protocol):
     """Where replies go. `deliver` is called from any thread, once per request, and does not block."""
 
     def deliver(self, requests: Sequence[Request], answers: Sequence[Answer], timing: Timing | None) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Of one batch, in seconds on the server's clock; sent to the requests that asked for it."""
-
-    taken: float
-    run: float
-    done: float
-    rows: int
-
-    def trailers(self, arrival: float) -> list[tuple[str, str]]:
-        """As trailing metadata, in whole microseconds."""
-        return [
-            ("forwardpass-queue-us", str(round((self.taken - arrival) * 1e6))),
-            ("forwardpass-run-us", str(round(self.run * 1e6))),
-            ("forwardpass-total-us", str(round((self.done - arrival) * 1e6))),
-            ("forwardpass-batch-rows", str(self.rows)),
-        ]
 
 
 class Worker:
@@ -97,7 +77,8 @@ class Worker:
         self.max_request_rows = options.max_request_rows
         self.priority_levels = options.priority_levels
         self.run_rows = options.run_rows or options.limits.max_batch_rows
-        runners = [Runner(s, interface, self.run_rows, options.row_independent) for s in sessions]
+        shared = options.instances > len(sessions)
+        runners = [Runner(s, interface, self.run_rows, options.row_independent, shared) for s in sessions]
         self._runner = runners[0]
         self._admission = admission
         self._clock = clock
@@ -141,6 +122,13 @@ class Worker:
         """Whether what arrives now can't run before a full batch that waits already. Read without the lock: a hint."""
         return not self._idle and self.queue.rows >= self.queue.limits.max_batch_rows
 
+    @property
+    def slack(self) -> float:
+        """Half of a full batch's time while anything runs or waits: what arrives now will hardly run sooner. A hint."""
+        if self._idle and not self.queue.requests:
+            return 0.0
+        return self.queue.run_time.predict(self.queue.limits.max_batch_rows) / 2
+
     def step(self) -> bool:
         """See to it that what waits is run: by this thread, if that is quicker than waking another.
 
@@ -183,7 +171,7 @@ class Worker:
         answers, run, failed = self._guarded([request], self._runner, matrices)
         ended = self._clock()
         request.state = SETTLED
-        late = too_late([request], answers, ended)
+        late = request.deadline < ended and too_late([request], answers, ended)
         timing = Timing(taken, run, ended, sum(matrices)) if request.timings else None
         self._deliver([request], answers, timing)
         # From here on nobody waits for us.
@@ -214,7 +202,10 @@ class Worker:
                 if batch is None:
                     self._serving -= 1
                     return
-            self._run(batch, runner)
+            try:
+                self._run(batch, runner)
+            except Exception:  # without this thread, whatever comes later would wait for ever
+                logger.exception("model %s version %s: a batch could not be settled", self.name, self.version)
 
     def _next(self) -> Batch | None:
         """Wait for a slot and for a batch that may close. None: the model is going and nothing is left. Lock held."""
@@ -296,6 +287,8 @@ class Worker:
         began = self._clock()
         self._running[id(options)] = (began, options)
         try:
+            if len(requests) == 1 and (answer := runner.alone(requests[0], options, matrices)) is not None:
+                return [answer], self._clock() - began, False
             outputs, wanted = runner.run(requests, options, matrices)
             run = self._clock() - began
             failures: list[RequestError] = []
@@ -318,7 +311,7 @@ class Worker:
 
     def _deliver(self, requests: Sequence[Request], answers: Sequence[Answer], timing: Timing | None) -> None:
         """Hand out the answers, door by door. A door that fails must not take the model with it."""
-        doors = {r.door for r in requests}
+        doors = {r.door for r in requests} if len(requests) != 1 else (requests[0].door,)
         for door in doors:
             mine, its = requests, answers
             if len(doors) > 1:

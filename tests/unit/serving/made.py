@@ -18,11 +18,11 @@ from forwardpass.serving import protocol
 from forwardpass.serving.interface import Interface, Tensor
 from forwardpass.serving.matrix import pack
 from forwardpass.serving.placement import place
-from forwardpass.serving.request import Request
+from forwardpass.serving.request import Request, Timing
 from forwardpass.serving.run_time import RunTime
 from forwardpass.serving.session import Session
 from forwardpass.serving.wire import Header
-from forwardpass.serving.worker import Answer, Timing
+from forwardpass.serving.worker import Answer
 
 FP32 = protocol.DATATYPES["FP32"]
 ids = itertools.count()

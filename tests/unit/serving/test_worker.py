@@ -16,8 +16,8 @@ from tests.unit.serving.bench import LONG, Bench, reason, rows, wait_until
 from tests.unit.serving.made import Collector, read
 
 from forwardpass.errors import ModelLoading
-from forwardpass.serving.request import Request
-from forwardpass.serving.worker import Answer, Timing
+from forwardpass.serving.request import Request, Timing
+from forwardpass.serving.worker import Answer
 
 
 @pytest.mark.parametrize("inline", [0.0, 10.0], ids=["threads", "inline"])

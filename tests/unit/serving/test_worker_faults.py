@@ -15,8 +15,8 @@ from tests.unit.serving.bench import LONG, Bench, reason, rows, wait_until
 from tests.unit.serving.made import Collector, read
 
 from forwardpass.errors import DeadlineExceeded, InvalidRequest, RunFailed
-from forwardpass.serving.request import SETTLED, Request
-from forwardpass.serving.worker import Answer, Timing
+from forwardpass.serving.request import SETTLED, Request, Timing
+from forwardpass.serving.worker import Answer
 
 
 @pytest.mark.parametrize("bad", [[5], [0], [15], [3, 11], [4, 5], list(range(16))])
