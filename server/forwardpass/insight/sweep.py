@@ -100,7 +100,8 @@ def sweep(found: Source, provider: str, threads: int, sizes: Sequence[int], seco
         raise InsightError(f"{found.title}: axis 0 is not a batch of any size")
     if isinstance(session, CudaSession):
         feeds = runtime.example_rows(open_graph(found.path, 1), found.contract)
-        session.prepare(max(sizes), True, [feeds[tensor.name] for tensor in session.interface.inputs])
+        half = found.contract is not None and found.contract.precision == "fp16"
+        session.prepare(max(sizes), True, [feeds[tensor.name] for tensor in session.interface.inputs], half)
     limits = roofs.measure(placement)
     graph = open_graph(found.path, 1)
     feeds = runtime.example_rows(graph, found.contract)
