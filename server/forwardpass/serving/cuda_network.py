@@ -41,7 +41,7 @@ class CudaNetwork:
     """Not thread-safe. `plain` runs any batch, with copies of ONNX Runtime's own.
 
     - `staging` is there after `allocate`, and from then on its addresses stay.
-    - `refused` says why there can be no graphs; empty as long as there can.
+    - `refused` says why ONNX Runtime would not open it with graphs; empty where it did.
     """
 
     def __init__(self, path: Path, placement: Placement, optimizations: str, driver: Driver, opener: Opener) -> None:
@@ -116,12 +116,19 @@ class CudaNetwork:
                 self._driver.end_capture(self.stream)
                 raise
 
-    def forget_graphs(self, why: str) -> None:
+    def forget_graphs(self) -> None:
         """Open the network anew, without graphs; its buffers stay. Raises ModelError."""
-        self.refused = why
         with _ALONE:
             self._drop()
             self.plain = self._open(graphs=False)
+
+    def forget_buffers(self) -> None:
+        """Free them: every run is a plain one from now on."""
+        assert self.staging is not None
+        with _ALONE:
+            self._bindings.clear()
+            self.staging.free()
+            self.staging = None
 
     def _bind(self, rows: int) -> Any:
         """A binding of `rows` rows of the buffers."""
