@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import onnx
 import pytest
+from benchmarks import gpu_memory
 from numpy.typing import NDArray
 from tests.gpu.libcuda import used_memory
 from tests.service import models
@@ -21,13 +21,9 @@ from forwardpass.serving.gpu_metrics import GpuRan
 from forwardpass.serving.placement import place
 from forwardpass.serving.session import Session
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))  # its scripts find each other there, as when they are run
-
-import gpu_memory  # noqa: E402
-
 pytestmark = pytest.mark.gpu
 
+ROOT = Path(__file__).parents[2]
 FLOAT32 = Tolerance(rtol=1e-4, atol=1e-5)  # what a contract allows
 LARGEST = 64
 SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 31, 32, 33, 63, 64)
