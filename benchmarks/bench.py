@@ -44,6 +44,8 @@ SCENARIOS = (
     Scenario("aio-echo/8x64", "aio-echo", WIDE, checked=False),
     Scenario("aio-echo/1x1", "aio-echo", ONE, checked=False),
     Scenario("native-echo/4x16", "native-echo", NARROW, checked=False),
+    Scenario("native-echo-16-rows/4x16", "native-echo", NARROW, rows=16, checked=False),
+    Scenario("native-echo-mnist/4x16", "native-echo", NARROW, model="mnist", checked=False),
     Scenario("native-echo/8x64", "native-echo", WIDE, checked=False),
     Scenario("native-echo/1x1", "native-echo", ONE, checked=False),
     Scenario("digits/4x16", "digits", NARROW),

@@ -27,6 +27,8 @@ Result = dict[str, Any]
 TITLES = {
     "aio-echo": "grpcio aio, echo, no model",
     "native-echo": "pygrpc-native, echo, no model",
+    "native-echo-16-rows": "pygrpc-native, echo of 16 rows of digits",
+    "native-echo-mnist": "pygrpc-native, echo of a row of mnist",
     "digits": "Forwardpass, digits, 1 row",
     "digits-16-rows": "Forwardpass, digits, 16 rows",
     "mnist": "Forwardpass, mnist, 1 row",

@@ -146,8 +146,9 @@ class Intake:
 
     @property
     def sole(self) -> bool:
-        """Whether all that is in flight waits for this thread: no other one computes for the models it knows of."""
-        return self._admission.requests == sum([worker.queue.requests for worker in self._pending])
+        """Whether all that is in flight waits for this thread, which is going to run it: no other one computes."""
+        waiting = sum([worker.queue.requests for worker in self._pending if worker.inline])
+        return self._admission.requests == waiting
 
     @property
     def slack(self) -> float:

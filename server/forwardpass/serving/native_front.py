@@ -39,6 +39,8 @@ GATHER_SECONDS = 500e-6  # how long arrivals for saturated models gather before 
 LONGEST_GATHER = 2e-3  # and at most
 MIXED_SECONDS = 1.0  # for how long nothing gathers once calls came for one model while another was saturated
 FEW = 2  # events in a group up to which it is polled for
+TOGETHER = 64  # answers that are handed out in one go; while more are, the first ones are on their way
+CANCELLED_GROUPS = 16  # groups in a row that are taken for the sake of those that were cancelled
 GROUP = 256  # calls taken in one go: enough to fill several batches, little enough to keep the first one's wait short
 
 
@@ -72,7 +74,7 @@ class NativeFront:
         self._intake = make_intake(self)
         self._tokens = tokens
         self._brisk = False  # whether the last wait was shorter than POLL_SECONDS
-        self._pace = Pace.USUAL
+        self._pace = self._rest = Pace.USUAL  # of those who read and write: now, and by default
         self._gathered = 0.0  # seconds for which calls were left unread lately
         self._mixed_until = 0.0
         self._io_threads: list[int] | None = None
@@ -92,6 +94,7 @@ class NativeFront:
     def deliver(self, requests: Sequence[Request], answers: Sequence[Answer], timing: Timing | None) -> None:
         respond = self._front.respond
         forget = self._calls.pop
+        left = TOGETHER
         for request, answer in zip(requests, answers, strict=True):
             call = request.call
             forget(call, None)
@@ -100,13 +103,17 @@ class NativeFront:
                     respond(call, answer, None, timing.trailers(request.arrival))
                 else:
                     respond(call, answer)
-                    if self._brisk and len(requests) == 1:
-                        sched_yield()  # it leaves now, not after the accounts have been kept
             else:
                 assert isinstance(answer, RequestError)
                 code, text, trailers = status_of(answer)
                 self._front.fail(call, code, text, trailers)
-        if self._pace is Pace.PATIENT and threading.get_ident() != self._thread.ident:
+            left -= 1
+            if not left and self._pace is Pace.PATIENT:
+                sched_yield()
+                left = TOGETHER
+        if self._brisk and len(requests) == 1:
+            sched_yield()  # it leaves now, not after the accounts have been kept
+        elif self._pace is Pace.PATIENT and threading.get_ident() != self._thread.ident:
             sched_yield()  # a thread that goes on to compute lets those in who send the answers
 
     def _receive(self) -> None:
@@ -119,7 +126,11 @@ class NativeFront:
                 return
             try:
                 if events:
-                    self._take(events)
+                    for _ in range(CANCELLED_GROUPS):
+                        if not (self._take(events) and len(events) == GROUP):
+                            break
+                        # A client of many calls has gone: they are to be out of the queue before it is looked at.
+                        events = front.recv_batch_details(GROUP, 0) or []
                     self._set_pace(self._fitting(len(events)))
                 more = intake.step()
                 if more and intake.full:
@@ -137,21 +148,23 @@ class NativeFront:
         intake = self._intake
         if intake.mixed:
             self._mixed_until = intake.now + MIXED_SECONDS
-        if intake.saturated and intake.now > self._mixed_until:
+        if intake.saturated and intake.now > self._mixed_until and self._rest is Pace.HURRIED:
             # Nothing that arrives now can run soon, and reading and receiving it call by call would take much of the
             # core from the runs: a switch of threads for each. In groups it takes a fraction of that.
             return Pace.PATIENT
         if calls > FEW and intake.sole:
             return Pace.PATIENT  # this thread computes itself, and is to be left alone until all answers are out
-        # Whoever receives and answers must not wait behind a thread that computes, once there are such.
-        return Pace.HURRIED if intake.saturated or self._pace is not Pace.USUAL else Pace.USUAL
+        if intake.saturated and self._rest is Pace.USUAL:
+            # From now on whoever receives and answers is not to wait behind a thread that computes.
+            self._rest = Pace.HURRIED
+            set_pace([threading.get_native_id()], Pace.HURRIED)
+        return self._rest
 
     def _set_pace(self, pace: Pace) -> None:
         if pace is self._pace:
             return
         if self._io_threads is None:
             self._io_threads = named(IO_THREADS)
-            set_pace([threading.get_native_id()], Pace.HURRIED)
         set_pace(self._io_threads, pace)
         self._pace = pace
         self._gathered = 0.0
@@ -174,7 +187,7 @@ class NativeFront:
                 sleep(self._gathered)
                 sched_yield()
             else:
-                self._set_pace(Pace.HURRIED)
+                self._set_pace(self._rest)
         began = monotonic()
         if self._brisk:
             until = began + POLL_SECONDS
@@ -191,7 +204,8 @@ class NativeFront:
         self._brisk = len(events or ()) in range(1, FEW + 1) and monotonic() - began < POLL_SECONDS
         return events
 
-    def _take(self, events: Sequence[Any]) -> None:
+    def _take(self, events: Sequence[Any]) -> bool:
+        """Queue the calls among `events`, and take those that were cancelled out. Whether there were such."""
         intake, calls, tokens = self._intake, self._calls, self._tokens
         take = intake.take
         intake.begin()
@@ -223,3 +237,4 @@ class NativeFront:
             if request is not None:
                 worker: Worker = request.header.target
                 worker.cancel(request)
+        return bool(gone)
