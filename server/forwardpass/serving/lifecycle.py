@@ -84,7 +84,7 @@ class Server:
 
         def lost(reason: str) -> None:
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._give_up, reason, health, stop)
+                loop.call_soon_threadsafe(self._give_up, reason, stop)
 
         self.repository.lost = lost
         if self.settings.intra_op_threads > 1:
@@ -248,12 +248,11 @@ class Server:
                 if ended:
                     logger.warning("model %s: ended %d run(s) of more than %g s", worker.name, ended, limit)
 
-    def _give_up(self, reason: str, health: Health, stop: Stop) -> None:
+    def _give_up(self, reason: str, stop: Stop) -> None:
+        """Stop as after two signals, and say why. What waits is refused at once, so that it can go elsewhere."""
         if self.lost:
             return
         self.lost = reason
-        self._ready = False
-        health.changed()
         self._say(f"{reason}; the server ends, to be started anew")
         stop.signalled()
         stop.signalled()

@@ -35,7 +35,6 @@ class Block:
             raise
         # numpy sees the page-locked memory; nothing may look at these arrays once it is freed.
         memory = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(self.host))
-        memory[:] = 0
         pairs = zip(self.regions, tensors, strict=True)
         self.arrays = [_view(memory, region, tensor, rows) for region, tensor in pairs]
 

@@ -28,6 +28,7 @@ from forwardpass.errors import (
     SettingsError,
     TooLarge,
 )
+from forwardpass.serving import runner
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.cuda_session import CudaSession
 from forwardpass.serving.full_config import describe
@@ -285,8 +286,11 @@ def test_nobody_runs_a_batch_but_the_devices_own_threads(machine: Machinery) -> 
     door.wait([one])
 
 
-def test_rows_are_stacked_where_the_device_copies_them_from(machine: Machinery) -> None:
+def test_rows_are_stacked_where_the_device_copies_them_from(
+    machine: Machinery, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = machine.load(models.two_by_two())
+    monkeypatch.delattr(runner, "stack")  # which makes a matrix of its own
     found.worker.start()
     door = Collector()
     sent = [asked(found, door, rows(2, i, 3), np.full((2, 1), i)) for i in range(4)]
@@ -303,6 +307,20 @@ def test_what_comes_to_a_model_that_was_replaced_is_answered(machine: Machinery)
     assert worker.retire(10.0)
     late = submit(found, *(asked(found, door, rows(2, i)) for i in range(5)))
     assert all(isinstance(answer, bytes) for answer in door.wait(late))
+
+
+def test_a_request_that_comes_as_a_model_begins_to_go_waits_for_nobody_who_waits_for_it(machine: Machinery) -> None:
+    found = machine.load(models.chain())
+    worker, door = found.worker, Collector()
+    worker.start()
+    wait_until(lambda: worker._wake._waiters)  # type: ignore[attr-defined]  # the device's thread has nothing to do
+    with worker._lock:
+        worker._ending = True  # as `retire` begins; the thread has not seen it yet
+    sent = [asked(found, door, rows(1, i)) for i in range(2)]
+    clients = [threading.Thread(target=submit, args=(found, one), daemon=True) for one in sent]
+    for one in clients:
+        one.start()
+    assert all(isinstance(answer, bytes) for answer in door.wait(sent))
 
 
 def test_a_model_can_be_replaced_at_any_moment(machine: Machinery) -> None:
