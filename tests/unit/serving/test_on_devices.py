@@ -295,9 +295,9 @@ def test_rows_are_stacked_where_the_device_copies_them_from(
     door = Collector()
     sent = [asked(found, door, rows(2, i, 3), np.full((2, 1), i)) for i in range(4)]
     submit(found, *sent)
-    door.wait(sent)
+    assert all(isinstance(answer, bytes) for answer in door.wait(sent))
     batches = machine.runtime.ways["graph"]
-    assert machine.driver.calls["copy_in"] == 2 * batches and machine.driver.calls["wait"] == batches
+    assert batches and machine.driver.calls["copy_in"] == 2 * batches and machine.driver.calls["wait"] == batches
 
 
 def test_what_comes_to_a_model_that_was_replaced_is_answered(machine: Machinery) -> None:
