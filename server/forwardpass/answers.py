@@ -149,6 +149,12 @@ def read_answer(
     if known is not None and (array := known.tensor_of(message)) is not None:
         return Answer({known.name: array}, info, known.model, known.version, "", timings), known
     response = parse(protocol.ModelInferResponse, message)
+    answer = answer_of(response, info, timings, response.id)
+    return answer, _template(message, answer, response.raw_output_contents)
+
+
+def answer_of(response: Any, info: ModelInfo, timings: Timings | None, id: str) -> Answer:
+    """The answer in a ModelInferResponse. Raises Internal where its bytes are not its shapes."""
     raw = response.raw_output_contents
     if raw and len(raw) != len(response.outputs):
         raise Internal(f"the answer has {len(response.outputs)} outputs and {len(raw)} raw contents")
@@ -159,8 +165,7 @@ def read_answer(
             arrays[name] = from_raw(raw[place], datatype, shape, name)
         else:
             arrays[name] = from_typed(tensor.contents, datatype, shape, name)
-    answer = Answer(arrays, info, response.model_name, response.model_version, response.id, timings)
-    return answer, _template(message, answer, raw)
+    return Answer(arrays, info, response.model_name, response.model_version, id, timings)
 
 
 def _template(message: bytes, answer: Answer, raw: Sequence[bytes]) -> Template | None:

@@ -20,13 +20,14 @@ from forwardpass.answers import (
     Parameter,
     ServerInfo,
     Template,
+    answer_of,
     names,
     parse,
     read_answer,
     read_info,
     read_timings,
 )
-from forwardpass.call_errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from forwardpass.call_errors import CallError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from forwardpass.serving import protocol
 from forwardpass.serving.wire import RAW_IN, varint
 from forwardpass.tensors import TensorInfo, fit, to_raw
@@ -36,7 +37,7 @@ Inputs = Mapping[str, ArrayLike] | ArrayLike
 _INFER = protocol.METHODS["ModelInfer"].path
 _ID = b"\x1a"  # tag of ModelInferRequest.id (field 3, length-delimited)
 _ASK_TIMINGS = (("forwardpass-timings", "1"),)
-_REMEMBERED = 4096  # models, and kinds of requests
+REMEMBERED = 4096  # models, and kinds of requests
 _CHANGED = (InvalidArgument, NotFound, FailedPrecondition)  # after these the model may not be what it was
 _INT64 = range(-(1 << 63), 1 << 63)
 
@@ -97,6 +98,7 @@ class Calls:
         self._infos: dict[tuple[str, str], ModelInfo] = {}
         self._kinds: dict[Any, Kind] = {}
         self._plain: dict[Any, Plain] = {}
+        self.forgotten = 0  # how often something of a model was forgotten
 
     def infer(
         self,
@@ -126,7 +128,7 @@ class Calls:
         plain = self._plain.get(like)
         if plain is not None:
             try:
-                reply = yield Call(_INFER, plain.head + array.tobytes(), self._limit(timeout))
+                reply = yield Call(_INFER, plain.head + array.tobytes(), self.limit(timeout))
             except _CHANGED:
                 self._forget(model, version)
             else:
@@ -152,15 +154,52 @@ class Calls:
         answer = yield from self._exchange(model, version, build, timeout, False)
         assert plain is not None
         if plain.head and self._infos.get((model, version)) is plain.info:
-            _remember(self._plain, like, plain)
+            remember(self._plain, like, plain)
         return _row(answer.only()) if plain.one_row else answer.only()
+
+    def streamed(
+        self,
+        wire_id: str,
+        model: str,
+        inputs: Inputs,
+        version: str,
+        outputs: Iterable[str] | None,
+        timeout: float | None,
+        priority: int,
+        parameters: Mapping[str, Parameter] | None,
+    ) -> Steps[tuple[bytes, ModelInfo]]:
+        """A request to put on a stream, and what it is built on. `timeout` goes along as a parameter."""
+        wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs or ())
+        said = dict(parameters or {})
+        if timeout is not None and timeout != math.inf:
+            said["timeout"] = max(1, round(timeout * 1e6))
+        info = yield from self.known(model, version, None)
+        _, request = self._request(_fitted(info, inputs), model, version, wanted, wire_id, priority, said)
+        return request, info
+
+    def heard(self, response: Any, info: ModelInfo, model: str, version: str, id: str) -> Answer:
+        """The answer in a ModelInferResponse that came on a stream."""
+        answer = answer_of(response, info, None, id)
+        if info.versions and answer.version not in info.versions:
+            self._forget(model, version)
+        return answer
+
+    def refused(self, error: CallError, model: str, version: str) -> None:
+        """A request on a stream failed: after some errors the model may not be what it was."""
+        if isinstance(error, _CHANGED):
+            self._forget(model, version)
 
     def metadata(self, model: str, *, version: str, timeout: float | None) -> Steps[ModelInfo]:
         request = protocol.ModelMetadataRequest(name=model, version=version)
         response = yield from self._ask("ModelMetadata", request, timeout)
         info = read_info(response)
-        _remember(self._infos, (model, version), info)
+        remember(self._infos, (model, version), info)
         return info
+
+    def known(self, model: str, version: str, timeout: float | None) -> Steps[ModelInfo]:
+        """What a model takes and gives, asked only where it is not remembered."""
+        remembered = self._infos.get((model, version))
+        return remembered or (yield from self.metadata(model, version=version, timeout=timeout))
 
     def models(self, *, ready: bool, timeout: float | None) -> Steps[list[ModelState]]:
         response = yield from self._ask("RepositoryIndex", protocol.RepositoryIndexRequest(ready=ready), timeout)
@@ -197,7 +236,7 @@ class Calls:
         while True:
             try:
                 kind, request = build(info)
-                reply = yield Call(_INFER, request, self._limit(timeout), _ASK_TIMINGS if timings else ())
+                reply = yield Call(_INFER, request, self.limit(timeout), _ASK_TIMINGS if timings else ())
                 break
             except _CHANGED:
                 self._forget(model, version)
@@ -220,13 +259,15 @@ class Calls:
     def _forget(self, model: str, version: str) -> None:
         self._infos.pop((model, version), None)
         self._plain.clear()
+        self.forgotten += 1
 
     def _ask(self, method: str, request: Any, timeout: float | None) -> Steps[Any]:
         called = protocol.METHODS[method]
-        reply = yield Call(called.path, request.SerializeToString(), self._limit(timeout))
+        reply = yield Call(called.path, request.SerializeToString(), self.limit(timeout))
         return parse(called.response, reply.message)
 
-    def _limit(self, timeout: float | None) -> float | None:
+    def limit(self, timeout: float | None) -> float | None:
+        """Seconds that a call may take which was given this `timeout`; None: as long as it takes."""
         limit = self._timeout if timeout is None else timeout
         return None if limit == math.inf else limit
 
@@ -246,7 +287,7 @@ class Calls:
         if kind is None:
             kind = Kind(_head(given, model, version, outputs, priority, parameters or {}))
             if not parameters:
-                _remember(self._kinds, key, kind)
+                remember(self._kinds, key, kind)
         parts = [kind.head]
         if id:
             text = id.encode()
@@ -257,8 +298,8 @@ class Calls:
         return kind, b"".join(parts)
 
 
-def _remember(known: dict[K, V], key: K, value: V) -> None:
-    if len(known) >= _REMEMBERED:
+def remember(known: dict[K, V], key: K, value: V) -> None:
+    if len(known) >= REMEMBERED:
         known.clear()
     known[key] = value
 

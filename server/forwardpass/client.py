@@ -7,15 +7,19 @@ be shared by threads; `AsyncClient` belongs to one event loop. Neither needs tor
         z = client.predict("digits", x)                      # one input, one output: [B, 64] or [64]
         answer = client.infer("ranker", {"user": u, "item": v}, timeout=0.05)
         answer["score"], answer.version
+
+docs/client.md says which to take when.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
+import itertools
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Self
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from typing import Any, Self
 
 import grpc
 import grpc.aio
@@ -36,126 +40,26 @@ from forwardpass.call_errors import (
     Unauthenticated,
     Unavailable,
     Unimplemented,
-    from_status,
 )
-from forwardpass.calls import Call, Calls, Inputs, Reply, Steps, T
-from forwardpass.serving.protocol import INFERENCE_SERVICE
+from forwardpass.calls import Call, Inputs, Reply, Steps, T
+from forwardpass.coalescing import Coalesce
+from forwardpass.connection import DEFAULT_ADDRESS, Connection, Counts, Tls, left_of
+from forwardpass.sharing_tasks import TaskSharing
+from forwardpass.sharing_threads import ThreadSharing
+from forwardpass.stream_tasks import AsyncStream
+from forwardpass.stream_threads import Stream
+from forwardpass.streaming import STREAM_PATH
 from forwardpass.tensors import TensorInfo
 
 __all__ = [
-    "AlreadyExists", "Answer", "AsyncClient", "CallError", "Cancelled", "Client", "DeadlineExceeded",
-    "FailedPrecondition", "Internal", "InvalidArgument", "ModelInfo", "ModelState", "NotFound", "PermissionDenied",
-    "ResourceExhausted", "ServerInfo", "TensorInfo", "Timings", "Unauthenticated", "Unavailable", "Unimplemented",
+    "DEFAULT_ADDRESS", "AlreadyExists", "Answer", "AsyncClient", "AsyncStream", "CallError", "Cancelled", "Client",
+    "Coalesce", "Counts", "DeadlineExceeded", "FailedPrecondition", "Internal", "InvalidArgument", "ModelInfo",
+    "ModelState", "NotFound", "PermissionDenied", "ResourceExhausted", "ServerInfo", "Stream", "TensorInfo", "Timings",
+    "Tls", "Unauthenticated", "Unavailable", "Unimplemented",
 ]  # fmt: skip
 
-DEFAULT_ADDRESS: Final = "127.0.0.1:8001"
-_MIB = 1 << 20
-# What asks whether somebody is there should say so at once.
-_NOT_RETRIED = ("ServerLive", "ServerReady", "ModelReady")
 
-
-class _Connection:
-    """Where a client calls, and how: what the two have in common but their operations."""
-
-    _open: Callable[..., Any]  # makes a channel
-
-    def __init__(
-        self,
-        address: str = DEFAULT_ADDRESS,
-        *,
-        timeout: float | None = 30.0,
-        max_message_bytes: int = 64 * _MIB,
-        keepalive: float = 60.0,
-        attempts: int = 4,
-        health_check: bool = True,
-        options: Iterable[tuple[str, Any]] = (),
-    ) -> None:
-        """Does not touch the network; the first call connects.
-
-        - `address`: any gRPC target: "host:port", "unix:/path"; "dns:///service.namespace:8001" or
-          "ipv4:10.0.0.1:8001,10.0.0.2:8001", of which every address is called in turn.
-        - `timeout`: seconds a call may take where the call does not say itself; None or inf: as long as it takes.
-        - `max_message_bytes`: the largest message sent or received.
-        - `keepalive`: seconds of silence in a call after which the server is asked whether it is still there; 0: never.
-        - `attempts`: how often a call is made in all, 1 to 5, with growing pauses, while the answer is UNAVAILABLE.
-        - `health_check`: leave out servers whose grpc.health.v1 says that they do not serve; one that has no such
-          service counts as serving. Without it, calls reach a server that is still loading or already draining.
-        - `options`: gRPC channel arguments, (name, value); they come before those made from the above.
-        """
-        if not 1 <= attempts <= 5:
-            raise ValueError(f"attempts: expected 1 to 5, got {attempts}")
-        self.address = address
-        self._calls = Calls(timeout)
-        arguments: dict[str, Any] = {
-            "grpc.max_send_message_length": max_message_bytes,
-            "grpc.max_receive_message_length": max_message_bytes,
-            # The defaults wait a second before the first new attempt, and up to two minutes later on.
-            "grpc.initial_reconnect_backoff_ms": 100,
-            "grpc.max_reconnect_backoff_ms": 5000,
-            "grpc.service_config": json.dumps(_service_config(attempts, health_check)),
-        }
-        if keepalive:
-            arguments["grpc.keepalive_time_ms"] = int(keepalive * 1000)
-        scheme, _, rest = address.partition(":")
-        if scheme in ("ipv4", "ipv6"):
-            # Of a list of addresses gRPC would make an authority with commas in it, which strict servers refuse.
-            arguments["grpc.default_authority"] = rest.lstrip("/").partition(",")[0]
-        self._arguments = tuple((arguments | dict(options)).items())
-        self._channel: Any = None
-        self._closed = False
-        self._methods: dict[str, Any] = {}  # by path: what makes such calls
-        self._opening = threading.Lock()
-
-    def _method(self, path: str) -> Any:
-        """What calls `path`. Opens the channel: an asyncio one takes the loop that runs when it is made."""
-        with self._opening:
-            if self._closed:
-                raise ValueError("the client is closed")
-            if self._channel is None:
-                self._channel = self._open(self.address, options=self._arguments)
-            return self._methods.setdefault(path, self._channel.unary_unary(path))
-
-    def _end(self) -> Any:
-        """The channel to close, if there is one. What is called from now on is a ValueError."""
-        with self._opening:
-            self._closed = True
-            self._methods.clear()
-            return self._channel
-
-    def _failure(self, error: Any, timeout: float | None) -> CallError:
-        """A grpc.RpcError of either kind of channel, as one of ours."""
-        return from_status(
-            error.code().value[0],
-            error.details() or "",
-            error.trailing_metadata() or (),
-            address=self.address,
-            timeout=timeout,
-        )
-
-
-def _service_config(attempts: int, health_check: bool) -> dict[str, Any]:
-    retried: dict[str, Any] = {"name": [{"service": INFERENCE_SERVICE}]}
-    if attempts > 1:
-        retried["retryPolicy"] = {
-            "maxAttempts": attempts,
-            "initialBackoff": "0.05s",
-            "maxBackoff": "1s",
-            "backoffMultiplier": 3,
-            "retryableStatusCodes": ["UNAVAILABLE"],
-        }
-    config: dict[str, Any] = {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "methodConfig": [
-            retried,
-            {"name": [{"service": INFERENCE_SERVICE, "method": method} for method in _NOT_RETRIED]},
-        ],
-    }
-    if health_check:
-        config["healthCheckConfig"] = {"serviceName": ""}
-    return config
-
-
-class Client(_Connection):
+class Client(Connection):
     """Calls a server and waits for the answer. Any number of threads may use one client at a time.
 
     Every operation raises a CallError, of the class that `call_errors` gives to its status; `timeout` is in seconds,
@@ -163,6 +67,11 @@ class Client(_Connection):
     """
 
     _open = staticmethod(grpc.insecure_channel)
+    _open_secure = staticmethod(grpc.secure_channel)
+    _event = threading.Event
+
+    def _share(self, coalesce: Coalesce) -> ThreadSharing:
+        return ThreadSharing(self._calls, coalesce, self.address, self._run)
 
     def infer(
         self,
@@ -213,11 +122,23 @@ class Client(_Connection):
     ) -> NDArray[Any]:
         """The one output of a model with one input: [B, D_in] to [B, D_out]. A row [D_in] gives a row [D_out].
 
-        `output` names one where the model has several.
+        `output` names one where the model has several. With `coalesce`, calls of several threads share requests.
         """
+        if self._sharing is not None:
+            result: NDArray[Any] = self._sharing.predict(model, x, output, version, timeout, priority)
+            return result
         return self._run(
             self._calls.predict(model, x, output=output, version=version, timeout=timeout, priority=priority)
         )
+
+    def stream(self, *, in_flight: int = 64, timeout: float | None = None) -> Stream:
+        """A stream for many requests, of which `in_flight` may be unanswered. `timeout` is the whole stream's."""
+        method = self._stream(STREAM_PATH)
+
+        def start(requests: Iterator[bytes]) -> Any:
+            return method(requests, timeout=timeout, metadata=self._metadata())
+
+        return Stream(self._calls, self._run, start, lambda e: self._failure(e, timeout), self.address, in_flight)
 
     def metadata(self, model: str, *, version: str = "", timeout: float | None = None) -> ModelInfo:
         """What a model takes and gives, asked anew."""
@@ -242,8 +163,13 @@ class Client(_Connection):
     def close(self) -> None:
         """End the connection. Calls in flight end with Cancelled; later ones are a ValueError."""
         channel = self._end()
+        self._closing.set()
+        if self._sharing is not None:
+            self._sharing.close()
         if channel is not None:
             channel.close()
+        if self._sharing is not None:
+            self._sharing.join()
 
     def __enter__(self) -> Self:
         return self
@@ -266,21 +192,37 @@ class Client(_Connection):
             return result
 
     def _make(self, call: Call) -> Reply:
-        method = self._methods.get(call.path) or self._method(call.path)
-        try:
-            message, done = method.with_call(call.request, timeout=call.timeout, metadata=call.metadata)
-        except grpc.RpcError as error:
-            raise self._failure(error, call.timeout) from None
-        return Reply(message, done.trailing_metadata() if call.metadata else ())
+        began = time.monotonic()
+        timeout = call.timeout
+        for attempt in itertools.count(1):
+            method = self._methods.get(call.path) or self._method(call.path)
+            try:
+                message, done = method.with_call(call.request, timeout=timeout, metadata=self._metadata(call.metadata))
+            except grpc.RpcError as error:
+                pause = self._pause(self._failure(error, call.timeout), call, attempt, began)
+            except ValueError:
+                self._raise_closed()
+                raise
+            else:
+                return Reply(message, done.trailing_metadata() if call.metadata else ())
+            if self._closing.wait(pause):
+                self._raise_closed()
+            timeout = left_of(call, began)
+        raise AssertionError
 
 
-class AsyncClient(_Connection):
+class AsyncClient(Connection):
     """As Client, operation for operation, for asyncio: every operation is awaited.
 
     Belongs to the event loop in which it is first used; any number of its tasks may use it at a time.
     """
 
     _open = staticmethod(grpc.aio.insecure_channel)
+    _open_secure = staticmethod(grpc.aio.secure_channel)
+    _event = asyncio.Event
+
+    def _share(self, coalesce: Coalesce) -> TaskSharing:
+        return TaskSharing(self._calls, coalesce, self.address, self._run)
 
     async def infer(
         self,
@@ -321,9 +263,21 @@ class AsyncClient(_Connection):
         priority: int = 0,
     ) -> NDArray[Any]:
         """See `Client.predict`."""
+        if self._sharing is not None:
+            result: NDArray[Any] = await self._sharing.predict(model, x, output, version, timeout, priority)
+            return result
         return await self._run(
             self._calls.predict(model, x, output=output, version=version, timeout=timeout, priority=priority)
         )
+
+    def stream(self, *, in_flight: int = 64, timeout: float | None = None) -> AsyncStream:
+        """See `Client.stream`. Not awaited; to be called where the loop runs."""
+        method = self._stream(STREAM_PATH)
+
+        def start(requests: AsyncIterator[bytes]) -> Any:
+            return method(requests, timeout=timeout, metadata=self._metadata())
+
+        return AsyncStream(self._calls, self._run, start, lambda e: self._failure(e, timeout), self.address, in_flight)
 
     async def metadata(self, model: str, *, version: str = "", timeout: float | None = None) -> ModelInfo:
         """See `Client.metadata`."""
@@ -348,8 +302,13 @@ class AsyncClient(_Connection):
     async def close(self) -> None:
         """End the connection. Calls in flight end with Cancelled; later ones are a ValueError."""
         channel = self._end()
+        self._closing.set()
+        if self._sharing is not None:
+            self._sharing.close()
         if channel is not None:
             await channel.close()
+        if self._sharing is not None:
+            await self._sharing.join()
 
     async def __aenter__(self) -> Self:
         return self
@@ -372,17 +331,28 @@ class AsyncClient(_Connection):
             return result
 
     async def _make(self, call: Call) -> Reply:
-        method = self._methods.get(call.path) or self._method(call.path)
-        doing = method(call.request, timeout=call.timeout, metadata=call.metadata)
-        try:
-            message = await doing
-            return Reply(message, await doing.trailing_metadata() if call.metadata else ())
-        except grpc.aio.AioRpcError as error:
-            raise self._failure(error, call.timeout) from None
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                doing.cancel()
+        began = time.monotonic()
+        timeout = call.timeout
+        for attempt in itertools.count(1):
+            method = self._methods.get(call.path) or self._method(call.path)
+            try:
+                doing = method(call.request, timeout=timeout, metadata=self._metadata(call.metadata))
+                message = await doing
+                return Reply(message, await doing.trailing_metadata() if call.metadata else ())
+            except grpc.aio.AioRpcError as error:
+                pause = self._pause(self._failure(error, call.timeout), call, attempt, began)
+            except grpc.aio.UsageError:
+                self._raise_closed()
                 raise
-            # Nobody cancelled this task: the channel was closed under the call.
-            raise Cancelled("the client was closed") from None
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    doing.cancel()
+                    raise
+                # Nobody cancelled this task: the channel was closed under the call.
+                raise Cancelled("the client was closed") from None
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), pause)
+                self._raise_closed()
+            timeout = left_of(call, began)
+        raise AssertionError

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forwardpass import array_files
+from forwardpass import array_files, connect_options
 from forwardpass.client import DEFAULT_ADDRESS, Answer, CallError, Client, ModelInfo, ModelState, Timings
 from forwardpass.errors import ForwardpassError
 
@@ -39,12 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--server", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="[%(default)s]")
     parser.add_argument("--timeout", type=_seconds, default=30.0, metavar="SECONDS", help="[%(default)s]")
+    connect_options.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Either command. Raises ForwardpassError, whose text is one line."""
     # Not health-checked: a server that is still loading shall say which of its models it is loading.
-    with Client(args.server, timeout=args.timeout, health_check=False) as client:
+    how = connect_options.options_of(args)
+    with Client(args.server, timeout=args.timeout, health_check=False, **how) as client:
         return _predict(client, args) if args.command == "predict" else _models(client, args)
 
 

@@ -2,93 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.unit.far_end import ONE, ROWS, SUMS, TWO, Far, drive
 
-from forwardpass.calls import Call, Calls, Reply, Steps
-from forwardpass.client import Answer, FailedPrecondition, Internal, InvalidArgument, ModelInfo, NotFound, Unavailable
-from forwardpass.errors import RequestError
-from forwardpass.serving import matrix, protocol
+from forwardpass.calls import Call, Calls, Reply
+from forwardpass.client import Answer, Internal, InvalidArgument, ModelInfo, NotFound, Unavailable
+from forwardpass.serving import protocol
 from forwardpass.serving.interface import Interface, Tensor
-from forwardpass.serving.wire import Decoder, reply_parts
-
-FP32, INT64, BYTES = (protocol.DATATYPES[name] for name in ("FP32", "INT64", "BYTES"))
-ROWS = Tensor("x", FP32, (-1, 4))
-SUMS = Tensor("y", FP32, (-1, 2), labels=("low", "high"))
-ONE = Interface((ROWS,), (SUMS,), batchable=True)
-TWO = Interface((ROWS, Tensor("ids", INT64, (-1,))), (SUMS, Tensor("names", BYTES, (-1,))), batchable=True)
-
-
-class Far:
-    """The far end: models by name, what was asked of it, and answers that are a simple function of the rows."""
-
-    generation = 0
-    max_request_rows = 100
-    priority_levels = 5
-
-    def __init__(self, interface: Interface, version: str = "1") -> None:
-        self.name, self.version, self.interface = "m", version, interface
-        self.asked: list[str] = []
-        self.requests: list[Any] = []
-        self.trailing: list[tuple[str, str | bytes]] = []
-
-    def resolve(self, _name: str, _version: str) -> Far:
-        return self
-
-    def hear(self, call: Call) -> Reply:
-        method = call.path.rpartition("/")[2]
-        self.asked.append(method)
-        if method == "ModelMetadata":
-            return Reply(self.metadata(), ())
-        request = protocol.ModelInferRequest.FromString(call.request)
-        self.requests.append(request)
-        decoder = Decoder(self, 1 << 20)
-        try:
-            # Twice: the second time by what the decoder remembers of the first.
-            decoder.decode(call.request)
-            header, buffers = decoder.decode(call.request)
-        except RequestError as error:
-            raise InvalidArgument(str(error)) from None
-        x = matrix.stack(self.interface.inputs[0], buffers[:1], header.batch_shapes[0])
-        results: list[np.ndarray] = [
-            np.stack([x.min(1), x.max(1)], 1).astype(np.float32),
-            np.array(["a"] * len(x), object),
-        ]
-        results = [results[place] for place in header.outputs]
-        raws = [matrix.raw(result) for result in results]
-        parts = reply_parts(header, tuple(r.shape for r in results), tuple(map(len, raws)))
-        return Reply(b"".join(b for pair in zip(parts, raws, strict=True) for b in pair), self.trailing)
-
-    def metadata(self) -> bytes:
-        response = protocol.ModelMetadataResponse(name="m", versions=[self.version], platform="onnxruntime_onnx")
-        for tensor, said in [
-            *((t, response.inputs.add()) for t in self.interface.inputs),
-            *((t, response.outputs.add()) for t in self.interface.outputs),
-        ]:
-            said.name, said.datatype = tensor.name, tensor.datatype.name
-            said.shape.extend(tensor.shape)
-            if tensor.labels:
-                said.parameters["labels"].string_param = str(list(tensor.labels)).replace("'", '"')
-        response.parameters["max_batch_size"].int64_param = 64
-        response.parameters["contract"].bool_param = True
-        return bytes(response.SerializeToString())
-
-
-def drive(steps: Steps[Any], hear: Callable[[Call], Reply]) -> Any:
-    try:
-        call = next(steps)
-        while True:
-            try:
-                reply = hear(call)
-            except (InvalidArgument, NotFound, FailedPrecondition, Unavailable) as error:
-                call = steps.throw(error)
-            else:
-                call = steps.send(reply)
-    except StopIteration as stop:
-        return stop.value
 
 
 def infer(calls: Calls, far: Far, inputs: Any, **options: Any) -> Answer:

@@ -10,8 +10,7 @@ import pytest
 
 import forwardpass
 from forwardpass import client as client_module
-from forwardpass.client import AsyncClient, Client
-from forwardpass.serving import protocol
+from forwardpass.client import AsyncClient, AsyncStream, Client, Stream
 
 
 def arguments(**options: Any) -> dict[str, Any]:
@@ -23,25 +22,21 @@ def test_the_defaults_suit_a_service_with_many_addresses() -> None:
     config = json.loads(told["grpc.service_config"])
     assert config["loadBalancingConfig"] == [{"round_robin": {}}]
     assert config["healthCheckConfig"] == {"serviceName": ""}
-    (general, probes) = config["methodConfig"]
-    assert general["name"] == [{"service": protocol.INFERENCE_SERVICE}]
-    assert general["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
-    assert general["retryPolicy"]["maxAttempts"] == 4
-    assert {name["method"] for name in probes["name"]} <= set(protocol.METHODS)
-    assert "retryPolicy" not in probes
+    assert "methodConfig" not in config, "gRPC would try again what the client tries again by itself"
     assert told["grpc.max_receive_message_length"] == told["grpc.max_send_message_length"] == 64 << 20
 
 
 def test_every_option_is_heard() -> None:
     told = arguments(attempts=1, health_check=False, max_message_bytes=1000, keepalive=0)
     config = json.loads(told["grpc.service_config"])
-    assert "healthCheckConfig" not in config and "retryPolicy" not in config["methodConfig"][0]
+    assert "healthCheckConfig" not in config
     assert told["grpc.max_receive_message_length"] == told["grpc.max_send_message_length"] == 1000
     assert "grpc.keepalive_time_ms" not in told
     assert arguments(keepalive=1.5)["grpc.keepalive_time_ms"] == 1500
     assert arguments(options=[("grpc.service_config", "{}"), ("a", 1)])["grpc.service_config"] == "{}"
-    with pytest.raises(ValueError, match="attempts: expected 1 to 5, got 6"):
-        Client(attempts=6)
+    for attempts in (0, 11):
+        with pytest.raises(ValueError, match=f"attempts: expected 1 to 10, got {attempts}"):
+            Client(attempts=attempts)
 
 
 def test_a_list_of_addresses_has_an_authority_that_is_one() -> None:
@@ -58,8 +53,18 @@ def test_the_two_clients_have_the_same_operations_with_the_same_arguments() -> N
     def operations(cls: type) -> dict[str, inspect.Signature]:
         return {name: inspect.signature(f) for name, f in vars(cls).items() if inspect.isfunction(f) and name[0] != "_"}
 
-    assert operations(Client) == operations(AsyncClient)
-    assert {"infer", "predict", "metadata", "models", "server", "live", "ready", "close"} == set(operations(Client))
+    blocking, awaited = operations(Client), operations(AsyncClient)
+    streams = blocking.pop("stream"), awaited.pop("stream")
+    assert streams[0].parameters == streams[1].parameters
+    assert blocking == awaited
+    assert {"infer", "predict", "metadata", "models", "server", "live", "ready", "close"} == set(blocking)
+
+
+def test_the_two_kinds_of_streams_take_the_same_arguments() -> None:
+    for name in ("submit", "map", "close", "cancel"):
+        assert inspect.signature(getattr(Stream, name)).parameters.keys() == (
+            inspect.signature(getattr(AsyncStream, name)).parameters.keys()
+        )
 
 
 def test_a_client_that_never_called_can_be_closed_and_then_does_not_call() -> None:

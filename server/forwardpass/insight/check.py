@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,13 @@ def _datatype(dtype: np.dtype[Any]) -> str:
     return next(name for name, known in DTYPES.items() if known == dtype)
 
 
-def against_equations(graph: Graph, found: Source, feeds: Arrays, save: Path | None, server: str | None) -> list[Check]:
+def against_equations(
+    graph: Graph, found: Source, feeds: Arrays, save: Path | None, server: str | None, how: Mapping[str, Any]
+) -> list[Check]:
     """Every a0, z and a, and the answer as it is served, against the equations in float64.
 
-    `save`: a file for the tensors, as .npz. `server`: the address of a server whose answer is held against them too.
+    `save`: a file for the tensors, as .npz. `server`: the address of a server whose answer is held against them too,
+    called as `how` says (see `Client`).
     Raises InsightError where the network cannot be run on these rows; CallError where the server fails.
     """
     labels = {name: graph.labels[name] for node in graph.nodes for name in node.outputs if name in graph.labels}
@@ -85,7 +89,7 @@ def against_equations(graph: Graph, found: Source, feeds: Arrays, save: Path | N
     answers = dict(zip(names, session.run(rows, tuple(range(len(names)))), strict=True))
     ways = {"served": answers}
     if server is not None:
-        with Client(server) as client:
+        with Client(server, **how) as client:
             ways[f"from {server}"] = dict(client.infer(found.name, feeds, outputs=names))
     for way, answer in ways.items():
         for name in names:

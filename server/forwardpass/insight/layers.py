@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from forwardpass import connect_options
 from forwardpass.errors import InsightError
 from forwardpass.insight import check, cost, drawing, runtime, source
 from forwardpass.insight.graph import Graph, build, read
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--server", metavar="HOST:PORT", help="with --input: hold the answer of a running server against float64 too"
     )
+    connect_options.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
         feeds = runtime.example_rows(graph, found.contract)
         checks: list[check.Check] = []
     else:
-        checks = check.against_equations(graph, found, feeds, args.activations, args.server)
+        how = connect_options.options_of(args)
+        checks = check.against_equations(graph, found, feeds, args.activations, args.server, how)
     executed = runtime.execute(graph, found.path, feeds)
     report = _report(graph, found, executed, checks)
     if args.svg is not None:

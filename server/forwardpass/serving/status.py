@@ -6,6 +6,10 @@ from forwardpass.errors import RequestError, printable
 from forwardpass.serving import protocol
 
 DETAILS_KEY = "grpc-status-details-bin"
+# An error within a stream is, of the protocol, a text alone. For those who know them, its status and when to come back
+# (seconds) stand beside it, as parameters of the empty response that comes with it.
+STATUS_KEY = "forwardpass_status"
+RETRY_KEY = "forwardpass_retry_after"
 TEXT_LIMIT = 1024  # characters of a status text: it travels as a header
 
 Trailers = list[tuple[str, str | bytes]]

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from forwardpass.errors import Draining, RequestError
 from forwardpass.serving import protocol
 from forwardpass.serving.request import Timing
-from forwardpass.serving.status import text_of
+from forwardpass.serving.status import RETRY_KEY, STATUS_KEY, text_of
 from forwardpass.serving.wire import varint
 from forwardpass.serving.worker import Answer
 
@@ -139,6 +139,10 @@ def failed(message: bytes, error: RequestError) -> bytes:
         response.infer_response.id = request.id
         response.infer_response.model_name = request.model_name
         response.infer_response.model_version = request.model_version
-    response.infer_response.parameters["triton_final_response"].bool_param = True
+    said = response.infer_response.parameters
+    said["triton_final_response"].bool_param = True
+    said[STATUS_KEY].int64_param = int(error.status)
+    if error.retry_after is not None:
+        said[RETRY_KEY].double_param = error.retry_after
     data: bytes = response.SerializeToString()
     return data

@@ -1,0 +1,34 @@
+"""The options of commands that call a server: TLS, a token. One spelling for all of them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from forwardpass.connection import Tls
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Beside `--server`, which each command has itself."""
+    options = parser.add_argument_group("connection")
+    options.add_argument("--tls", action="store_true", help="call by TLS; any of the options --tls-... says so too")
+    options.add_argument(
+        "--tls-ca", type=Path, metavar="FILE", help="authorities of the server's certificate, PEM [those of gRPC]"
+    )
+    options.add_argument("--tls-certificate", type=Path, metavar="FILE", help="the client's own certificate, PEM")
+    options.add_argument("--tls-key", type=Path, metavar="FILE", help="its key, PEM")
+    options.add_argument("--tls-server-name", metavar="NAME", help="the name in the server's certificate [the host]")
+    options.add_argument("--token-file", type=Path, metavar="FILE", help="a file with the token to bring")
+    options.add_argument(
+        "--plaintext-token", action="store_true", help="bring it to other machines without TLS too, as inside a mesh"
+    )
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What the arguments say, as Client takes it."""
+    tls = None
+    files = (args.tls_ca, args.tls_certificate, args.tls_key, args.tls_server_name)
+    if args.tls or any(said is not None for said in files):
+        tls = Tls(*files)
+    return {"tls": tls, "token_file": args.token_file, "plaintext_token": args.plaintext_token}

@@ -1,0 +1,283 @@
+"""Where a client calls and how: channel options that suit Kubernetes, TLS, the token, and when a call is made again.
+
+What the two clients have in common but their operations. Opens channels; makes no call.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+
+from forwardpass.call_errors import CallError, Cancelled, from_status
+from forwardpass.calls import Call, Calls
+from forwardpass.coalescing import CLOSED, Coalesce
+from forwardpass.errors import SettingsError
+from forwardpass.retrying import Retrying
+from forwardpass.serving.protocol import INFERENCE_SERVICE
+from forwardpass.serving.watched import Watched, read_bytes
+
+DEFAULT_ADDRESS: Final = "127.0.0.1:8001"
+_MIB = 1 << 20
+_LOOK_EVERY = 1.0  # seconds between two looks at a file with a token
+_TOKEN = re.compile(r"[!-~]+")
+# What asks whether somebody is there should say so at once.
+_NOT_RETRIED = frozenset(f"/{INFERENCE_SERVICE}/{name}" for name in ("ServerLive", "ServerReady", "ModelReady"))
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """TLS to a server. Files are PEM, and are read once, when the client is made.
+
+    - `ca`: the authorities that the server's certificate may be signed by; None: those that gRPC comes with.
+    - `certificate`, `key`: the client's own pair, where the server asks for one (mutual TLS).
+    - `server_name`: the name that the server's certificate must have, where it is not the address's own host.
+    """
+
+    ca: str | PathLike[str] | None = None
+    certificate: str | PathLike[str] | None = None
+    key: str | PathLike[str] | None = None
+    server_name: str | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Raises SettingsError for a file that cannot be read, and for half a pair."""
+        if (self.certificate is None) != (self.key is None):
+            missing = "certificate" if self.certificate is None else "key"
+            raise SettingsError(f"tls: expected certificate and key together, {missing} is missing")
+        ca, key, certificate = (
+            None if path is None else read_bytes(Path(path), f"tls {what}")
+            for what, path in (("ca", self.ca), ("key", self.key), ("certificate", self.certificate))
+        )
+        return grpc.ssl_channel_credentials(ca, key, certificate)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a client did since it was made."""
+
+    retries: int  # calls that were made again, each new attempt counted
+    shared_rows: int  # rows that went in a request gathered from calls of several callers, or made to be
+    shared_requests: int  # those requests
+
+
+class Connection:
+    """What Client and AsyncClient are told when they are made, and the channel that comes of it."""
+
+    # How channels are made: (address, options=) and (address, credentials, options=).
+    _open: Callable[..., Any]
+    _open_secure: Callable[..., Any]
+    _share: Callable[[Coalesce], Any]  # makes what gathers calls
+    _event: Callable[[], Any]  # makes an event to wait for: that the client is closed
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout: float | None = 30.0,
+        max_message_bytes: int = 64 * _MIB,
+        keepalive: float = 60.0,
+        attempts: int = 4,
+        retry_full: bool = False,
+        health_check: bool = True,
+        coalesce: Coalesce | None = None,
+        tls: Tls | None = None,
+        token: str | None = None,
+        token_file: str | PathLike[str] | None = None,
+        plaintext_token: bool = False,
+        options: Iterable[tuple[str, Any]] = (),
+    ) -> None:
+        """Does not touch the network; the first call connects.
+
+        - `address`: any gRPC target: "host:port", "unix:/path"; "dns:///service.namespace:8001" or
+          "ipv4:10.0.0.1:8001,10.0.0.2:8001", of which every address is called in turn.
+        - `timeout`: seconds a call may take where the call does not say itself, all its attempts together; None or inf:
+          as long as it takes.
+        - `max_message_bytes`: the largest message sent or received.
+        - `keepalive`: seconds of silence in a call after which the server is asked whether it is still there; 0: never.
+        - `attempts`: how often a call is made in all, 1 to 10, while the answer is UNAVAILABLE. See `retrying`.
+        - `retry_full`: make a call again also when it was refused as RESOURCE_EXHAUSTED and told when to come back.
+        - `health_check`: leave out servers whose grpc.health.v1 says that they do not serve; one that has no such
+          service counts as serving. Without it, calls reach a server that is still loading or already draining.
+        - `coalesce`: let calls of `predict` that are under way at the same time share requests. See `coalescing`.
+        - `tls`: None for plaintext.
+        - `token`, or `token_file` that holds one and is read again when it changes: sent with every call as
+          `authorization: Bearer TOKEN`.
+        - `plaintext_token`: send a token without TLS to other machines too, as where a mesh encrypts what leaves the
+          pod.
+        - `options`: gRPC channel arguments, (name, value); they come before those made from the above.
+
+        Raises SettingsError for files that cannot be used, and for a token that anybody on the way could read.
+        """
+        if not 1 <= attempts <= 10:
+            raise ValueError(f"attempts: expected 1 to 10, got {attempts}")
+        self.address = address
+        self._calls = Calls(timeout)
+        self._retrying = Retrying(attempts, retry_full)
+        self._sharing = None if coalesce is None else self._share(coalesce)
+        self._credentials = None if tls is None else tls.credentials()
+        self._token = _token_source(token, token_file)
+        if self._token is not None and tls is None and not (plaintext_token or is_local(address)):
+            raise SettingsError(
+                f"token: expected tls for {address}, since a token sent there in plaintext can be read on the way; "
+                "plaintext_token=True sends it all the same, as where a mesh encrypts what leaves the pod"
+            )
+        arguments: dict[str, Any] = {
+            "grpc.max_send_message_length": max_message_bytes,
+            "grpc.max_receive_message_length": max_message_bytes,
+            # The defaults wait a second before the first new attempt, and up to two minutes later on.
+            "grpc.initial_reconnect_backoff_ms": 100,
+            "grpc.max_reconnect_backoff_ms": 5000,
+            "grpc.service_config": json.dumps(_service_config(health_check)),
+        }
+        if keepalive:
+            arguments["grpc.keepalive_time_ms"] = int(keepalive * 1000)
+        if tls is not None and tls.server_name is not None:
+            arguments["grpc.ssl_target_name_override"] = tls.server_name
+        scheme, _, rest = address.partition(":")
+        if scheme in ("ipv4", "ipv6"):
+            # Of a list of addresses gRPC would make an authority with commas in it, which strict servers refuse.
+            arguments["grpc.default_authority"] = rest.lstrip("/").partition(",")[0]
+        self._arguments = tuple((arguments | dict(options)).items())
+        self._channel: Any = None
+        self._closed = False
+        self._closing = self._event()
+        self._methods: dict[str, Any] = {}  # by path: what makes such calls
+        self._lock = threading.Lock()
+        self._retries = 0
+
+    @property
+    def counts(self) -> Counts:
+        """What this client did so far beside what it was asked to do."""
+        sharing = self._sharing
+        return Counts(self._retries, *((0, 0) if sharing is None else sharing.counts))
+
+    def _method(self, path: str) -> Any:
+        """What calls `path`. Raises ValueError once the client is closed."""
+        with self._lock:
+            return self._methods.setdefault(path, self._opened().unary_unary(path))
+
+    def _stream(self, path: str) -> Any:
+        """The same of a method with streams both ways."""
+        with self._lock:
+            return self._opened().stream_stream(path)
+
+    def _opened(self) -> Any:
+        """The channel, made when it is first asked for: an asyncio one takes the loop that runs by then."""
+        if self._closed:
+            raise ValueError(CLOSED)
+        if self._channel is None:
+            if self._credentials is None:
+                self._channel = self._open(self.address, options=self._arguments)
+            else:
+                self._channel = self._open_secure(self.address, self._credentials, options=self._arguments)
+        return self._channel
+
+    def _end(self) -> Any:
+        """The channel to close, if there is one. What is called from now on is a ValueError."""
+        with self._lock:
+            self._closed = True
+            self._methods.clear()
+            return self._channel
+
+    def _raise_closed(self) -> None:
+        """Raise Cancelled if the client was closed, as it may be in the middle of a call."""
+        if self._closed:
+            raise Cancelled("the client was closed") from None
+
+    def _metadata(self, asked: tuple[tuple[str, str], ...] = ()) -> tuple[tuple[str, str], ...]:
+        """What goes with a call that asked for this itself. A token's file that cannot be read leaves the last one."""
+        return asked if self._token is None else (*asked, ("authorization", self._token()))
+
+    def _failure(self, error: Any, timeout: float | None) -> CallError:
+        """A grpc.RpcError of either kind of channel, as one of ours."""
+        return from_status(
+            error.code().value[0],
+            error.details() or "",
+            error.trailing_metadata() or (),
+            address=self.address,
+            timeout=timeout,
+        )
+
+    def _pause(self, error: CallError, call: Call, attempt: int, began: float) -> float:
+        """Seconds until a call that failed is made again. Raises the error where it is not.
+
+        `attempt`: how often it was made by now; `began`: when it was made first.
+        """
+        if call.path in _NOT_RETRIED:
+            raise error
+        left = None if call.timeout is None else call.timeout - (time.monotonic() - began)
+        pause = self._retrying.pause(error, attempt, left)
+        if pause is None:
+            raise error
+        with self._lock:
+            self._retries += 1
+        return pause
+
+
+def left_of(call: Call, began: float) -> float | None:
+    """Seconds that are left of a call's time; None: it has no limit."""
+    return None if call.timeout is None else max(0.0, call.timeout - (time.monotonic() - began))
+
+
+def is_local(address: str) -> bool:
+    """Whether a gRPC target is on this machine: a unix socket, or loopback addresses alone."""
+    scheme, _, rest = address.partition(":")
+    if scheme in ("unix", "unix-abstract", "vsock"):
+        return scheme != "vsock"
+    if scheme in ("dns", "ipv4", "ipv6"):
+        address = rest.rpartition("/")[2] if scheme == "dns" else rest.lstrip("/")
+    hosts = [part.rpartition(":")[0] if not part.endswith("]") and ":" in part else part for part in address.split(",")]
+    return all(_is_loopback(host.strip("[]")) for host in hosts)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _token_source(token: str | None, file: str | PathLike[str] | None) -> Callable[[], str] | None:
+    """What gives the value of `authorization` for a call made now."""
+    if token is not None and file is not None:
+        raise SettingsError("token: expected token or token_file, got both")
+    if token is not None:
+        said = _bearer(token, "token")
+        return lambda: said
+    if file is None:
+        return None
+    path = Path(file)
+
+    def read() -> str:
+        return _bearer(read_bytes(path, "token_file").decode("utf-8", "replace").strip(), f"token_file: {path}")
+
+    watched: Watched[str] = Watched("the token", [path], read, every=_LOOK_EVERY)
+
+    def current() -> str:
+        watched.look()
+        return watched.value
+
+    return current
+
+
+def _bearer(token: str, what: str) -> str:
+    if not _TOKEN.fullmatch(token):
+        raise SettingsError(f"{what}: expected one token of printable ASCII without blanks")
+    return f"Bearer {token}"
+
+
+def _service_config(health_check: bool) -> dict[str, Any]:
+    # No retryPolicy: gRPC's own knows neither google.rpc.RetryInfo nor what a call was told to do when it is full.
+    config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+    if health_check:
+        config["healthCheckConfig"] = {"serviceName": ""}
+    return config

@@ -1,0 +1,170 @@
+"""What `predict` says for callers that share requests, with no channel in it: which group they are of, what is sent for
+them, and what each gets of the answer. Who sends is in `sharing_threads` and `sharing_tasks`; when, in `coalescing`.
+
+A request that fails for reasons that may lie in one caller's rows is sent again in halves, until that caller is alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forwardpass.call_errors import (
+    CallError,
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+)
+from forwardpass.calls import Calls, Steps, remember
+from forwardpass.coalescing import CLOSED, Asked, Bell, Coalesce, Gathering, Group, Rows, may_share
+from forwardpass.errors import Status
+
+logger = logging.getLogger(__name__)
+
+
+class Way(NamedTuple):
+    """How calls of one kind go. `group` None: each by itself, as long as nothing of the models was forgotten."""
+
+    group: Group | None
+    rows: int  # of the array
+    one_row: bool  # it has no batch axis
+    limit: float  # seconds; inf: none
+    forgotten: int
+
+
+class SharedCalls:
+    """`predict` for callers that share requests. `bell` makes what they wait for."""
+
+    def __init__(self, calls: Calls, options: Coalesce, address: str, bell: Callable[[], Bell]) -> None:
+        self.calls = calls
+        self.gathering = Gathering(options, time.monotonic, bell)
+        self._address = address
+        self.ways: dict[Any, Way] = {}
+
+    def known(self, like: Any) -> Way | None:
+        """How calls go that are `like` some before: the same arguments, an array of the same shape and dtype."""
+        way = self.ways.get(like)
+        if way is None or (way.group.shares if way.group is not None else way.forgotten == self.calls.forgotten):
+            return way
+        return None
+
+    def way(
+        self,
+        like: Any,
+        model: str,
+        array: NDArray[Any],
+        output: str | None,
+        version: str,
+        timeout: float | None,
+        priority: int,
+    ) -> Steps[Way]:
+        """The same of calls that are like none before. Asks for the model's metadata where they are not known."""
+        limit = self.calls.limit(timeout)
+        info = yield from self.calls.known(model, version, limit)
+        options = self.gathering.options
+        one_row = len(info.inputs) == 1 and array.ndim == len(info.inputs[0].shape) - 1
+        count = 1 if one_row else len(array) if array.ndim else 0
+        tail = array.shape if one_row else array.shape[1:]
+        large = 2 * count > options.max_rows or 2 * array.nbytes > options.max_bytes
+        group = None
+        if array.size and not large and may_share(info, len(tail)):
+            # The power of two above the time limit: callers in as much of a hurry as each other.
+            urgency = None if limit is None else math.frexp(limit)[1]
+            group = self.gathering.group(Asked(model, version, output, priority, tail, array.dtype, urgency))
+        way = Way(group, count, one_row, math.inf if limit is None else limit, self.calls.forgotten)
+        remember(self.ways, like, way)
+        return way
+
+    def share(self, group: Group, batch: Sequence[Rows]) -> Steps[None]:
+        """Get every one of these its answer or its error, by one request where that is possible."""
+        gathering = self.gathering
+        parts = [batch]
+        while parts:
+            part = [rows for rows in parts.pop() if not rows.gone]
+            if not part:
+                continue
+            try:
+                answer = yield from self._together(group, part)
+            except CallError as error:
+                if len(part) > 1 and _may_be_of_one(error):
+                    parts += reversed(gathering.apart(part, (len(part) + 1) // 2))
+                else:
+                    gathering.fail(part, error)
+                continue
+            if answer is not None:
+                gathering.settle(part, answer)
+            else:
+                gathering.drop(group)
+                parts += reversed(gathering.apart(part, 1))
+
+    def _together(self, group: Group, part: Sequence[Rows]) -> Steps[NDArray[Any] | None]:
+        """The rows of all in one request: their answers [B, ...]. None: their answers may depend on each other."""
+        asked = group.asked
+        rows = _stacked(asked, part)
+        answer = yield from self.calls.infer(
+            asked.model,
+            rows,
+            version=asked.version,
+            outputs=None if asked.output is None else (asked.output,),
+            id="",
+            # Who can wait longest decides; the others leave when their own time is over.
+            timeout=max([rows.deadline for rows in part]) - time.monotonic(),
+            priority=asked.priority,
+            parameters=None,
+            timings=False,
+        )
+        if answer.version != group.version and len(part) > 1:
+            # Another version than before: it is not known yet that its rows may share a request.
+            info = yield from self.calls.metadata(asked.model, version=asked.version, timeout=None)
+            if not may_share(info, len(asked.tail)):
+                return None
+            group.version = answer.version
+        result = answer.only()
+        if result.shape[:1] != rows.shape[:1]:
+            raise Internal(f"the answer to {len(rows)} rows is of shape {list(result.shape)}")
+        return result
+
+    def result(self, way: Way, rows: Rows) -> NDArray[Any]:
+        """A caller's own answer. Raises its error, or DeadlineExceeded where there is no outcome."""
+        outcome = rows.outcome
+        if isinstance(outcome, CallError):
+            raise copy.copy(outcome)  # of its own: a raised error carries the trace of who raised it
+        if outcome is None:
+            raise DeadlineExceeded(f"no answer from {self._address} within {way.limit:.3g} s")
+        if way.one_row and outcome.ndim > 1:
+            row: NDArray[Any] = outcome[rows.place].copy()
+            return row
+        result = outcome[rows.place : rows.place + rows.count].copy()
+        return result.reshape(result.shape[1:]) if way.one_row else result
+
+
+def _stacked(asked: Asked, batch: Sequence[Rows]) -> NDArray[Any]:
+    """The rows of all, in their order: [B, ...]."""
+    count = sum([rows.count for rows in batch])
+    if asked.dtype.hasobject:
+        return np.concatenate([rows.data.reshape(rows.count, *asked.tail) for rows in batch])
+    return np.frombuffer(b"".join([rows.data for rows in batch]), asked.dtype).reshape(count, *asked.tail)
+
+
+def _may_be_of_one(error: CallError) -> bool:
+    """Whether an error may be about the rows of one caller, so that the others can be answered without them."""
+    if isinstance(error, ResourceExhausted):
+        return error.retry_after is None  # too large, that is; a full server says when to come back
+    return isinstance(error, InvalidArgument | Internal) or error.status in (Status.UNKNOWN, Status.OUT_OF_RANGE)
+
+
+def unsettled(error: BaseException) -> CallError:
+    """What callers are told whose request ended in a way that no request should."""
+    if not isinstance(error, Exception) or (isinstance(error, ValueError) and str(error) == CLOSED):
+        return Cancelled("the client was closed")
+    logger.error("a shared request failed", exc_info=error)
+    return Internal(f"a shared request failed: {type(error).__name__}")

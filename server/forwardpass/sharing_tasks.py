@@ -1,0 +1,131 @@
+"""`predict` for the tasks of one event loop that share requests: how they wait, and the tasks that send for them.
+
+A sending task is there only while there is something to send. A caller that is cancelled leaves; the request goes on
+for the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from forwardpass.calls import Calls, Steps
+from forwardpass.coalescing import ALONE, SEND, WATCH, Coalesce, Group, Rows
+from forwardpass.shared_calls import SharedCalls, Way, unsettled
+
+
+class TaskBell:
+    """Wakes those whose rows have their outcome, each by a future of its own, so that one can be cancelled alone."""
+
+    def ring(self, settled: Sequence[Rows]) -> None:
+        for rows in settled:
+            _wake(rows)
+
+
+def _wake(rows: Rows) -> None:
+    if not rows.there.done():
+        rows.there.set_result(None)
+
+
+class TaskSharing:
+    """Any number of tasks of one loop may call `predict`. `run` makes the calls of an operation's steps."""
+
+    def __init__(
+        self, calls: Calls, options: Coalesce, address: str, run: Callable[[Steps[Any]], Awaitable[Any]]
+    ) -> None:
+        self._shared = SharedCalls(calls, options, address, TaskBell)
+        self._gathering = self._shared.gathering
+        self._max_wait = options.max_wait
+        self._run = run
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Rows that were sent in shared requests, and those requests."""
+        return self._gathering.rows, self._gathering.requests
+
+    async def predict(
+        self, model: str, x: ArrayLike, output: str | None, version: str, timeout: float | None, priority: int
+    ) -> NDArray[Any]:
+        """See `Client.predict`."""
+        array = x if type(x) is np.ndarray else np.asarray(x)
+        like = (model, version, output, priority, timeout, array.shape, array.dtype)
+        way: Way = self._shared.known(like) or await self._run(
+            self._shared.way(like, model, array, output, version, timeout, priority)
+        )
+        group = way.group
+        if group is not None:
+            rows = Rows(array, way.rows, time.monotonic() + way.limit)
+            turn = self._gathering.offer(group, rows)
+            if turn is not ALONE:
+                rows.there = asyncio.get_running_loop().create_future()
+                if turn is SEND:
+                    self._start(group)
+                await self._wait(group, rows, way.limit, turn is WATCH)
+                return self._shared.result(way, rows)
+        try:
+            result: NDArray[Any] = await self._run(
+                self._shared.calls.predict(
+                    model, array, output=output, version=version, timeout=timeout, priority=priority
+                )
+            )
+        finally:
+            if group is not None and self._gathering.ended(group):
+                self._start(group)
+        return result
+
+    async def _wait(self, group: Group, rows: Rows, limit: float, watch: bool) -> None:
+        """Return when there is an outcome, or the time is over."""
+        gathering = self._gathering
+
+        def overdue() -> None:
+            if gathering.overdue(group, rows):
+                self._start(group)
+
+        loop = asyncio.get_running_loop()
+        timers = [loop.call_later(self._max_wait, overdue)] if watch else []
+        if limit < float("inf"):
+            timers.append(loop.call_later(limit, _wake, rows))
+        try:
+            await rows.there
+        finally:
+            for timer in timers:
+                timer.cancel()
+            if rows.outcome is None and gathering.gone(rows) and watch:
+                overdue()
+
+    def close(self) -> None:
+        """Fail what was not sent yet."""
+        self._gathering.close()
+
+    async def join(self) -> None:
+        """Wait for the senders, whose calls have ended by now."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, group: Group) -> None:
+        """Have a task send for the group."""
+        task = asyncio.get_running_loop().create_task(self._send(group))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _send(self, group: Group) -> None:
+        """Send what waits in the group until nothing does."""
+        gathering = self._gathering
+        while (taken := gathering.take(group)) is not None:
+            if taken.more:
+                self._start(group)
+            try:
+                await self._run(self._shared.share(group, taken.rows))
+            except BaseException as error:
+                gathering.fail(taken.rows, unsettled(error))  # nobody is left waiting
+                if not isinstance(error, Exception):
+                    raise
+            # Those who were woken run first: who calls again at once goes along with those who wait.
+            await asyncio.sleep(0)
+            if not gathering.ended(group):
+                return

@@ -1,0 +1,181 @@
+"""Many requests of any number of tasks of one event loop on one ModelStreamInfer call; rules as in `stream_threads`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+
+from forwardpass.answers import Answer, Parameter
+from forwardpass.call_errors import CallError, Cancelled
+from forwardpass.calls import Calls, Inputs, Steps
+from forwardpass.streaming import STREAM_CLOSED, Asked, Unanswered
+
+
+class AsyncStream:
+    """Requests from any number of tasks of one loop on one call. Made by `AsyncClient.stream`.
+
+        async with client.stream() as stream:
+            answer = await stream.infer("digits", x)
+
+    Leaving the context waits for the answers of all that was sent; leaving it by an exception cancels them.
+    """
+
+    def __init__(
+        self,
+        calls: Calls,
+        run: Callable[[Steps[Any]], Awaitable[Any]],
+        start: Callable[[AsyncIterator[bytes]], Any],
+        failure: Callable[[Any], CallError],
+        address: str,
+        in_flight: int,
+    ) -> None:
+        """`start` begins the call with an iterator of requests; `failure` reads its grpc.RpcError."""
+        if in_flight < 1:
+            raise ValueError(f"in_flight: expected at least 1, got {in_flight}")
+        self._calls = calls
+        self._run = run
+        self._failure = failure
+        self._unanswered = Unanswered(calls, address)
+        self._room = asyncio.Semaphore(in_flight)
+        self._in_flight = in_flight
+        self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._closed = False
+        self._call = start(self._requests())
+        self._reader = asyncio.create_task(self._read())
+
+    async def submit(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: str = "",
+        outputs: Iterable[str] | None = None,
+        id: str = "",
+        timeout: float | None = None,
+        priority: int = 0,
+        parameters: Mapping[str, Parameter] | None = None,
+    ) -> asyncio.Future[Answer]:
+        """See `Stream.submit`: awaiting it waits for room, awaiting what it gives waits for the answer."""
+        wire_id = self._unanswered.new_id()
+        request, info = await self._run(
+            self._calls.streamed(wire_id, model, inputs, version, outputs, timeout, priority, parameters)
+        )
+        await self._room.acquire()
+        try:
+            if self._closed:
+                raise ValueError(STREAM_CLOSED)
+            future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+            self._unanswered.add(wire_id, Asked(future, info, model, version, id))
+        except BaseException:
+            self._room.release()
+            raise
+        self._outgoing.put_nowait(request)
+        return future
+
+    async def infer(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: str = "",
+        outputs: Iterable[str] | None = None,
+        id: str = "",
+        timeout: float | None = None,
+        priority: int = 0,
+        parameters: Mapping[str, Parameter] | None = None,
+    ) -> Answer:
+        """Send a request and wait for its answer. A task that is cancelled leaves; the stream goes on."""
+        return await (
+            await self.submit(
+                model, inputs, version=version, outputs=outputs, id=id, timeout=timeout, priority=priority,
+                parameters=parameters,
+            )
+        )  # fmt: skip
+
+    async def map(
+        self,
+        model: str,
+        inputs: Iterable[Inputs] | AsyncIterable[Inputs],
+        *,
+        version: str = "",
+        outputs: Iterable[str] | None = None,
+        timeout: float | None = None,
+        priority: int = 0,
+        parameters: Mapping[str, Parameter] | None = None,
+    ) -> AsyncIterator[Answer]:
+        """See `Stream.map`."""
+        wanted = None if outputs is None else (outputs,) if isinstance(outputs, str) else tuple(outputs)
+        futures: deque[asyncio.Future[Answer]] = deque()
+        async for each in _one_by_one(inputs):
+            if len(futures) >= self._in_flight:
+                yield await futures.popleft()
+            futures.append(
+                await self.submit(
+                    model, each, version=version, outputs=wanted, timeout=timeout, priority=priority,
+                    parameters=parameters,
+                )
+            )  # fmt: skip
+        while futures:
+            yield await futures.popleft()
+
+    async def close(self) -> None:
+        """Send no more, and wait for the answers of all that was sent."""
+        self._finish()
+        await asyncio.wait([self._reader])
+
+    async def cancel(self) -> None:
+        """End the stream at once: what is unanswered fails with Cancelled."""
+        self._finish()
+        self._call.cancel()
+        await asyncio.wait([self._reader])
+
+    def _finish(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._outgoing.put_nowait(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            await self.close()
+        else:
+            await self.cancel()
+
+    async def _requests(self) -> AsyncIterator[bytes]:
+        while (request := await self._outgoing.get()) is not None:
+            yield request
+
+    async def _read(self) -> None:
+        error: CallError = Cancelled(STREAM_CLOSED)
+        try:
+            async for message in self._call:
+                if self._unanswered.hear(message):
+                    self._room.release()
+            error = self._unanswered.over()
+        except CallError as fault:
+            error = fault
+            self._call.cancel()
+        except grpc.aio.AioRpcError as fault:
+            error = self._failure(fault)
+        finally:
+            left = self._unanswered.end(error)
+            # Whoever waits for room is to find that the stream has ended; and whoever comes later.
+            for _ in range(left + self._in_flight):
+                self._room.release()
+            self._outgoing.put_nowait(None)
+
+
+async def _one_by_one(inputs: Iterable[Inputs] | AsyncIterable[Inputs]) -> AsyncIterator[Inputs]:
+    if isinstance(inputs, AsyncIterable):
+        async for each in inputs:
+            yield each
+    else:
+        for each in inputs:
+            yield each

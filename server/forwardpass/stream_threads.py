@@ -1,0 +1,164 @@
+"""Many requests of any number of threads on one ModelStreamInfer call.
+
+At most `in_flight` requests of a stream are unanswered; who sends one more waits. An error of one request is its own,
+and the stream goes on; what ends the stream fails all that is unanswered. A stream that has ended stays ended.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from typing import Any, Self
+
+import grpc
+
+from forwardpass.answers import Answer, Parameter
+from forwardpass.call_errors import CallError, Internal
+from forwardpass.calls import Calls, Inputs, Steps
+from forwardpass.streaming import STREAM_CLOSED, Asked, Unanswered
+
+
+class Stream:
+    """Requests from any number of threads on one call. Made by `Client.stream`.
+
+        with client.stream() as stream:
+            futures = [stream.submit("digits", x) for x in rows]
+            logits = [future.result()["logits"] for future in futures]
+
+    Leaving the context waits for the answers of all that was sent; leaving it by an exception cancels them.
+    """
+
+    def __init__(
+        self,
+        calls: Calls,
+        run: Callable[[Steps[Any]], Any],
+        start: Callable[[Iterator[bytes]], Any],
+        failure: Callable[[Any], CallError],
+        address: str,
+        in_flight: int,
+    ) -> None:
+        """`start` begins the call with an iterator of requests; `failure` reads its grpc.RpcError."""
+        if in_flight < 1:
+            raise ValueError(f"in_flight: expected at least 1, got {in_flight}")
+        self._calls = calls
+        self._run = run
+        self._failure = failure
+        self._unanswered = Unanswered(calls, address)
+        self._lock = threading.Lock()
+        self._room = threading.Semaphore(in_flight)
+        self._in_flight = in_flight
+        self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._closed = False
+        self._call = start(iter(self._outgoing.get, None))
+        self._reader = threading.Thread(target=self._read, name="forwardpass-stream", daemon=True)
+        self._reader.start()
+
+    def submit(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: str = "",
+        outputs: Iterable[str] | None = None,
+        id: str = "",
+        timeout: float | None = None,
+        priority: int = 0,
+        parameters: Mapping[str, Parameter] | None = None,
+    ) -> Future[Answer]:
+        """Send a request, as `Client.infer` does, without waiting for its answer; wait while there is no room.
+
+        `timeout`, in seconds, is the server's to keep: it refuses what it cannot begin in time. Raises InvalidArgument
+        for what cannot be right, and what ended the stream if something did; ValueError once it is closed.
+        """
+        wire_id = self._unanswered.new_id()
+        request, info = self._run(
+            self._calls.streamed(wire_id, model, inputs, version, outputs, timeout, priority, parameters)
+        )
+        future: Future[Answer] = Future()
+        self._room.acquire()
+        try:
+            with self._lock:
+                if self._closed:
+                    raise ValueError(STREAM_CLOSED)
+                self._unanswered.add(wire_id, Asked(future, info, model, version, id))
+                self._outgoing.put(request)
+        except BaseException:
+            self._room.release()
+            raise
+        return future
+
+    def map(
+        self,
+        model: str,
+        inputs: Iterable[Inputs],
+        *,
+        version: str = "",
+        outputs: Iterable[str] | None = None,
+        timeout: float | None = None,
+        priority: int = 0,
+        parameters: Mapping[str, Parameter] | None = None,
+    ) -> Iterator[Answer]:
+        """The answers to all of `inputs`, in their order; taken from them as there is room. Raises the first error."""
+        wanted = None if outputs is None else (outputs,) if isinstance(outputs, str) else tuple(outputs)
+        futures: deque[Future[Answer]] = deque()
+        for each in inputs:
+            if len(futures) >= self._in_flight:
+                yield futures.popleft().result()
+            futures.append(
+                self.submit(
+                    model, each, version=version, outputs=wanted, timeout=timeout, priority=priority,
+                    parameters=parameters,
+                )
+            )  # fmt: skip
+        while futures:
+            yield futures.popleft().result()
+
+    def close(self) -> None:
+        """Send no more, and wait for the answers of all that was sent."""
+        self._finish()
+        if threading.current_thread() is not self._reader:
+            self._reader.join()
+
+    def cancel(self) -> None:
+        """End the stream at once: what is unanswered fails with Cancelled."""
+        self._finish()
+        self._call.cancel()
+        if threading.current_thread() is not self._reader:
+            self._reader.join()
+
+    def _finish(self) -> None:
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._outgoing.put(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.cancel()
+
+    def _read(self) -> None:
+        error: CallError = Internal("the stream failed")
+        try:
+            for message in self._call:
+                if self._unanswered.hear(message):
+                    self._room.release()
+            error = self._unanswered.over()
+        except CallError as fault:
+            error = fault
+            self._call.cancel()
+        except grpc.RpcError as fault:
+            error = self._failure(fault)
+        finally:
+            with self._lock:
+                left = self._unanswered.end(error)
+            # Whoever waits for room is to find that the stream has ended; and whoever comes later.
+            self._room.release(left + self._in_flight)
+            self._outgoing.put(None)
