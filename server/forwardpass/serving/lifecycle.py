@@ -47,6 +47,10 @@ from forwardpass.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+# A request is answered before it is counted. Who asks for counts waits for those that are in flight, for so long at
+# most, so that a client that has its answer finds it counted.
+ACCOUNTS_SECONDS = 0.02
+
 # How long a thread may keep the interpreter while others want it. The default of 5 ms is longer than many a request;
 # much less, and threads that decode a group of calls are interrupted in the middle of it.
 SWITCH_INTERVAL = 0.001
@@ -132,6 +136,13 @@ class Server:
                 regions=self._guards.regions,
             )
 
+        async def counted(request: Any) -> Any:
+            for _ in range(int(ACCOUNTS_SECONDS * 1e3)):
+                if not self._admission.requests:
+                    break
+                await asyncio.sleep(1e-3)
+            return service.model_statistics(request)
+
         door = GrpcServer(
             service,
             health,
@@ -145,6 +156,7 @@ class Server:
             {
                 **SharedMemoryService(self._guards.regions).methods,
                 **RuntimeSettings(self.repository.resolve).methods,
+                "ModelStatistics": counted,
             },
             self._guards.tokens,
             settings.reflection,
@@ -204,6 +216,7 @@ class Server:
         return stop
 
     def _collect(self, into: dict[str, Any]) -> None:
+        self._admission.wait_empty(ACCOUNTS_SECONDS)
         self._metrics.snapshot(into)
         self._guards.collect(into)
         devices: set[int] = set()

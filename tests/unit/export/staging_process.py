@@ -136,4 +136,5 @@ def main(action: str, repository: Path, *rest: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
     main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
