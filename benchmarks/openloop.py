@@ -32,6 +32,7 @@ DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6
 END_STREAM, END_HEADERS, ACK = 0x1, 0x4, 0x1
 MAX_FRAME = 16384  # bytes, HTTP/2's default
 WINDOW = 65535  # bytes that may be sent on a connection before the server grants more: HTTP/2's default
+MAX_WINDOW = (1 << 31) - 1  # bytes, the most that can be granted
 FRAME = struct.Struct(">BHBBI")  # length (high byte, low two), type, flags, stream
 
 # What becomes of a request.
@@ -121,10 +122,11 @@ class Connection:
         self._out = bytearray()
         self._held: deque[tuple[int, bytes]] = deque()  # frames that wait for the window: (bytes of body, frames)
         self._in = bytearray()
+        self._received = 0  # bytes of answers since the server was last granted room for them
         # No header table; and windows so wide that answers never wait for us.
-        settings = struct.pack(">HIHIHI", 1, 0, 2, 0, 4, (1 << 31) - 1)
+        settings = struct.pack(">HIHIHI", 1, 0, 2, 0, 4, MAX_WINDOW)
         self._out += b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, settings)
-        self._out += frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", (1 << 31) - 1 - WINDOW))
+        self._out += frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", MAX_WINDOW - WINDOW))
 
     @property
     def wants_to_write(self) -> bool:
@@ -177,6 +179,7 @@ class Connection:
             payload = bytes(buffer[at + 9 : stop])
             at = stop
             if kind == DATA:
+                self._received += len(payload)
                 events.append((self.streams[stream], DATA, payload))
             elif kind == HEADERS:
                 if flags & END_STREAM:
@@ -188,6 +191,10 @@ class Connection:
             else:
                 self._control(kind, flags, stream, payload)
         del buffer[:at]
+        if self._received > MAX_WINDOW // 2:
+            # The connection's window is one for all of its answers: without this the server stops after 2 GiB.
+            self._out += frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", self._received))
+            self._received = 0
         return events
 
     def _control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:

@@ -5,7 +5,7 @@
 // Purpose: for teams that test everything with k6, and as a check of `forwardpass loadtest` at rates that both can make.
 // k6's arrival rate is open-loop, but its latency counts from when a virtual user sent, so a shortage of virtual users
 // (dropped_iterations in its summary, held at 0 by a threshold below) is where queueing would hide. It makes some
-// thousand calls a second on a core; for more, use `forwardpass loadtest`.
+// thousand calls a second on a core; for more, use `forwardpass loadtest`. Tried with k6 1.1.0 at 50 calls a second.
 import { check } from "k6";
 import encoding from "k6/encoding";
 import grpc from "k6/net/grpc";

@@ -234,6 +234,18 @@ def test_more_than_the_window_waits_for_the_server_to_grant_it() -> None:
     assert outcome.count(openloop.OK) == 32
 
 
+def test_answers_may_go_on_beyond_the_window_that_was_granted_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    # In reality 2 GiB: what a soak of some hours receives on a connection.
+    monkeypatch.setattr(openloop, "MAX_WINDOW", 70_000)
+
+    def handle(front: NativeGrpcFront, call: int, _: bytes, __: float | None) -> None:
+        front.respond(call, bytes(9_999) + b"!")
+
+    with _front(handle) as address:
+        outcome = openloop.run(address, [openloop.Body(b"m", b"!")], np.zeros(64), None, patience=10.0, connections=1)
+    assert outcome.count(openloop.OK) == 64
+
+
 def test_latency_counts_from_when_a_request_was_due() -> None:
     due, sent, ended = np.array([[0.0, 1.0], [0.5, 1.0], [0.6, 1.01]])
     outcome = openloop.Outcome(due, sent, ended, np.full(2, openloop.OK, np.int8))

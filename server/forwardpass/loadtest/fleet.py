@@ -10,9 +10,11 @@ import contextlib
 import dataclasses
 import multiprocessing
 import select
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
@@ -25,8 +27,9 @@ from forwardpass.loadtest.client_process import Order, Told
 from forwardpass.loadtest.recording import Recording
 
 START_SECONDS = 30.0  # a process that is not ready by then never will be
-LEAD = 0.05  # seconds between the word to begin and the first request
-LOOK_EVERY = 0.25  # seconds between two looks at the counts
+SET_OUT = 0.05  # seconds between the word to begin and the first request
+LEAD = 0.25  # seconds before recording begins at which `at_begin` is called: what that costs the server must be over
+LOOK_EVERY = 0.25  # seconds between two looks at the counts; without anybody who looks this process sleeps
 
 Look = Callable[[float, Sequence[Recording]], None]  # seconds since recording began, what each process counted so far
 
@@ -76,6 +79,27 @@ class _Process:
         self._memory.unlink()
 
 
+@contextlib.contextmanager
+def unwinding() -> Iterator[None]:
+    """SIGTERM as an exception for as long as this is entered, so that whoever started a process ends it.
+
+    Does nothing outside the main thread, where signals do not arrive.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def run(
     order: Order, processes: int = 1, look: Look | None = None, at_begin: Callable[[], None] | None = None
 ) -> Finished:
@@ -87,6 +111,11 @@ def run(
         raise LoadTestError(f"load tests need Linux (epoll); this is {sys.platform}")
     if order.in_flight:
         processes = min(processes, order.in_flight)
+    with unwinding():
+        return _run(order, processes, look, at_begin)
+
+
+def _run(order: Order, processes: int, look: Look | None, at_begin: Callable[[], None] | None) -> Finished:
     workers: list[_Process] = []
     try:
         for share in range(processes):
@@ -94,7 +123,7 @@ def run(
             workers.append(_Process(dataclasses.replace(order, share=share, shares=processes, in_flight=own)))
         for worker in workers:
             worker.hear(START_SECONDS)
-        begin = time.monotonic() + LEAD + order.warm_up
+        begin = time.monotonic() + max(LEAD, SET_OUT + order.warm_up)
         for worker in workers:
             worker.pipe.send(begin)
         _sleep_until(begin - LEAD)
@@ -117,9 +146,11 @@ def _watch(workers: Sequence[_Process], order: Order, begin: float, look: Look |
     waiting = {worker.pipe: worker for worker in workers}
     told = []
     while waiting:
-        ready = select.select(list(waiting), [], [], LOOK_EVERY)[0]
+        # Waking up takes a core from a client or from the server for a moment, so it is done only for somebody.
+        pause = LOOK_EVERY if look is not None else max(0.0, last - time.monotonic())
+        ready = select.select(list(waiting), [], [], pause)[0]
         told += [waiting.pop(pipe).hear(0.0) for pipe in ready]
-        if time.monotonic() > last:
+        if waiting and time.monotonic() > last:
             raise LoadTestError("a client process did not come to its end")
         if look is not None:
             look(time.monotonic() - begin, [worker.recording for worker in workers if worker.recording])

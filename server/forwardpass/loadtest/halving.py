@@ -1,6 +1,6 @@
 """Which settings to measure next, and for how long: successive halving over a grid. Pure: what measures is passed in.
 
-All settings are measured briefly, the best quarter of them for longer, and so on until the last few are measured at
+All settings are measured briefly, the best fifth of them for longer, and so on until the last few are measured at
 length. What was measured already, in this run or an earlier one, is not measured again.
 """
 
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 Setting = tuple[tuple[str, int], ...]  # option of model.toml, value; in the grid's order
 
-KEEP = 4  # of as many settings one goes on to the next rung
-FINALISTS = 3  # that are measured at length, at least
+KEEP = 5  # of as many settings one goes on to the next rung
+FINALISTS = 2  # that are measured at length, at least; the present setting comes on top
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Rung:
     repeats: int
 
 
-RUNGS = (Rung(0.4, 1), Rung(1.5, 1), Rung(4.0, 3))
+RUNGS = (Rung(0.3, 1), Rung(1.2, 1), Rung(4.0, 3))
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,17 @@ class Measured:
         return self.recording.ok / self.offer.seconds
 
     @property
+    def answered_late(self) -> float:
+        """OK answers that came in the second half of the time, a second: in an overload, the most that is answered."""
+        recording, seconds = self.recording, self.offer.seconds
+        count = 0
+        for place, counts in enumerate(recording.latency):
+            due = (place + 0.5) * seconds / recording.slices
+            came = due + histogram.MIDDLES
+            count += int(counts[(came >= seconds / 2) & (came < seconds)].sum())
+        return count / (seconds / 2)
+
+    @property
     def goodput(self) -> float:
         """OK answers within the deadline a second; all of them, where there is none."""
         deadline = self.offer.deadline

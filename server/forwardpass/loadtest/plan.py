@@ -1,7 +1,8 @@
 """`forwardpass plan`: how many cores (or GPUs) and pods a load needs, by simulation from a measured curve.
 
-A curve is measured on one core (or GPU) of the kind to be bought, saved, and used again; `--check` then measures that
-server at several loads and says by how much the simulation is wrong. Requests are taken to spread evenly over cores.
+A curve is measured on one core (or GPU) of the kind to be bought, saved, and used again; `--check` measures that server
+at other loads than the curve's and says by how much the simulation is wrong. Everything is measured several times, in
+turns, and medians count: a machine has better and worse seconds. Requests are taken to spread evenly over cores.
 """
 
 from __future__ import annotations
@@ -9,22 +10,26 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from forwardpass.errors import LoadTestError
-from forwardpass.loadtest import bodies, capacity, charts, page, slo
-from forwardpass.loadtest.capacity import Curve, Observed
+from forwardpass.loadtest import bodies, capacity, charts, measured, page, slo
+from forwardpass.loadtest.capacity import LATENCY_QUANTILES, Alone, Curve, Full, Observed
 from forwardpass.loadtest.charts import Series
-from forwardpass.loadtest.command import _objective, _rate, _seconds
-from forwardpass.loadtest.measured import ms
+from forwardpass.loadtest.command import _count, _objective, _rate, _seconds
+from forwardpass.loadtest.measured import Measured, ms
 from forwardpass.loadtest.target import Client, Target
 
-IN_FLIGHT = 256  # of the closed loop that shows the most that is answered
-FITTED_AT = (0.2, 0.45, 0.65)  # parts of that, where medians are measured
-CHECKED_AT = (0.3, 0.5, 0.7, 0.85)  # parts of the capacity
+IN_FLIGHT = 256  # of the closed loop that shows what a full batch costs
+OVERLOAD = 1.25  # of what was answered, offered to see whether more can be
+KEPT_UP = 0.97  # a server that answers this part of what is offered is not overloaded
+FITTED_AT = (0.12, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.8, 0.9)  # parts of the capacity where the curve is measured
+CHECKED_AT = (0.3, 0.5, 0.7, 0.85)
+MOST_FAILED = 0.01  # of the requests of a measurement that counts
 MOST = 1e7  # requests/s, the end of the plots
 
 
@@ -38,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-batch", type=int, default=64, metavar="N", help="the model's max_batch_size [%(default)s]"
     )
-    parser.add_argument("--duration", type=_seconds, default=4.0, metavar="S", help="of each measurement [%(default)s]")
+    parser.add_argument("--duration", type=_seconds, default=2.5, metavar="S", help="of each measurement [%(default)s]")
+    parser.add_argument("--rounds", type=_count, default=5, metavar="N", help="measurements of each load [%(default)s]")
     parser.add_argument("--core", type=int, metavar="N", help="pin the load generator to this core")
     parser.add_argument("--cores-per-pod", type=int, default=1, metavar="N", help="[%(default)s]")
     parser.add_argument(
@@ -58,21 +64,25 @@ def run(args: argparse.Namespace) -> int:
         if args.model is None:
             raise LoadTestError("--target needs --model")
         requests = bodies.make(bodies.info(args.target, args.model), "", {args.rows: 1.0}, None, args.seed)
-        target = Target(args.target, args.model, requests, Client(core=args.core, processes=1, seed=args.seed))
+        client = Client(core=args.core, processes=1, warm_up=0.5, seed=args.seed)
+        target = Target(args.target, args.model, requests, client)
+    if args.check and target is None:
+        raise LoadTestError("--check needs --target and --model")
+    windows: dict[float, list[Measured]] = {}
     if args.curve is not None:
         curve = _read(args.curve)
+        if args.check:
+            assert target is not None
+            windows = in_turns(target, [share * curve.capacity for share in CHECKED_AT], args.duration, 2 * args.rounds)
     elif target is not None:
-        curve = measure(target, args.max_batch // args.rows, args.duration)
+        also = CHECKED_AT if args.check else ()
+        curve, windows = measure(target, args.max_batch // args.rows, args.duration, args.rounds, also)
     else:
         raise LoadTestError("give --curve FILE, or --target HOST:PORT and --model to measure one")
     if args.save:
         args.save.write_text(json.dumps(curve.as_json(), indent=1) + "\n", "utf-8")
     planned = plan(curve, args.rate, args.slo, args.cores_per_pod, args.spare, args.seed)
-    checked: list[dict[str, float]] = []
-    if args.check:
-        if target is None:
-            raise LoadTestError("--check needs --target and --model")
-        checked = check(target, curve, args.slo.q, args.duration, args.seed)
+    checked = [compare(curve, rate, points, args.slo.q, args.seed) for rate, points in windows.items()]
     print(
         json.dumps({**planned, "check": checked}, indent=1) if args.json else _text(curve, planned, checked, args.slo)
     )
@@ -88,29 +98,76 @@ def _read(path: Path) -> Curve:
         raise LoadTestError(f"{path}: {error}") from None
 
 
-def measure(target: Target, max_batch: int, seconds: float) -> Curve:
-    """The curve of a server that has one core to itself."""
-    lone = target.closed(1, seconds)
-    full = target.closed(IN_FLIGHT, seconds)
-    for point in (lone, full):
-        if not point.recording.ok or point.recording.failed:
-            raise LoadTestError(
-                f"{point.recording.by_outcome()} with {point.offer.in_flight} in flight: nothing to plan with"
-            )
-    observed = []
-    for share in FITTED_AT:
-        point = target.at_rate(share * full.throughput, seconds)
-        observed.append(Observed(point.offer.rate, point.quantile(0.5)))
-    return capacity.fit(
+def measure(
+    target: Target, max_batch: int, seconds: float, rounds: int, also: Sequence[float] = ()
+) -> tuple[Curve, dict[float, list[Measured]]]:
+    """The curve of a server that has one core to itself; and what was measured, by rate, at the parts `also` of its
+    capacity, in turns with what the curve is made of and twice as often, but no part of that.
+
+    Raises LoadTestError where requests fail.
+    """
+    full = _sound(_told(target.closed(IN_FLIGHT, seconds)))
+    sustained, limited = sustained_rate(target, full.throughput, seconds)
+    lone: list[Measured] = []
+    fitted = [share * sustained for share in FITTED_AT]
+    checked = [share * sustained for share in also]
+    windows = in_turns(target, sorted([*fitted, *checked, *checked]), seconds, rounds, lone)
+    curve = capacity.fit(
         target.model,
         target.requests.mean_rows,
-        full.throughput,
-        IN_FLIGHT,
         max_batch,
-        lone.recording.total_latency,
-        lone.offer.seconds,
-        observed,
+        Full(full.throughput, IN_FLIGHT, sustained, limited),
+        Alone(sum(point.recording.total_latency for point in lone), seconds * len(lone)),  # type: ignore[arg-type]
+        [Observed(rate, tuple(typical(windows[rate], q) for q in LATENCY_QUANTILES)) for rate in fitted],
     )
+    return curve, {rate: windows[rate] for rate in checked}
+
+
+def sustained_rate(target: Target, start: float, seconds: float) -> tuple[float, bool]:
+    """Requests/s that are answered while more are offered, which is what drains a queue once something has filled it;
+    and whether it was the client that could do no more.
+
+    A closed loop does not tell: its clients wait for each other, for better (full batches) and for worse. Nor does the
+    highest rate that goes well for a while: beyond this one the first long stall is the end.
+    """
+    offered = OVERLOAD * start
+    while True:
+        points = [_told(target.at_rate(offered, seconds)) for _ in range(2)]
+        answered = min(point.answered_late for point in points)
+        limited = any(point.busy > measured.BUSY for point in points)
+        if answered < KEPT_UP * offered or limited:
+            return answered, limited
+        offered *= OVERLOAD
+
+
+def in_turns(
+    target: Target, rates: Sequence[float], seconds: float, rounds: int, lone: list[Measured] | None = None
+) -> dict[float, list[Measured]]:
+    """In each round all rates as they come, and before that a lone call in a closed loop, which goes into `lone`."""
+    found: dict[float, list[Measured]] = {rate: [] for rate in rates}
+    for _ in range(rounds):
+        if lone is not None:
+            lone.append(_sound(_told(target.closed(1, seconds))))
+        for rate in rates:
+            found[rate].append(_sound(_told(target.at_rate(rate, seconds))))
+    return found
+
+
+def _told(point: Measured) -> Measured:
+    print(measured.line(point), file=sys.stderr)
+    return point
+
+
+def _sound(point: Measured) -> Measured:
+    if not point.recording.ok or point.errors > MOST_FAILED:
+        raise LoadTestError(f"nothing to plan with: {measured.line(point)}; {point.recording.by_outcome()}")
+    return point
+
+
+def typical(points: Sequence[Measured], q: float) -> float:
+    """The median of a quantile in seconds; without those where the client was late, unless it nearly always was."""
+    good = [point for point in points if not point.saturation]
+    return statistics.median(point.quantile(q) for point in (good if 2 * len(good) > len(points) else points))
 
 
 def plan(
@@ -139,25 +196,22 @@ def plan(
     }
 
 
-def check(target: Target, curve: Curve, q: float, seconds: float, seed: int) -> list[dict[str, float]]:
-    """Prediction and measurement, at parts of the capacity; error: predicted / measured - 1."""
-    found = []
-    for share in CHECKED_AT:
-        rate = share * curve.capacity
-        point = target.at_rate(rate, seconds)
-        predicted, actual = capacity.quantile(curve, rate, q, seed), point.quantile(q)
-        found.append(
-            {
-                "load": share,
-                "rate": rate,
-                "predicted_seconds": predicted,
-                "measured_seconds": actual,
-                "error": predicted / actual - 1.0,
-                "client_saturated": float(bool(point.saturation)),
-            }
-        )
-        print(f"{share:.0%}: predicted {ms(predicted)}, measured {ms(actual)}", file=sys.stderr)
-    return found
+def compare(curve: Curve, rate: float, points: Sequence[Measured], q: float, seed: int) -> dict[str, float]:
+    """Prediction and measurements at a rate; error: predicted / measured - 1."""
+    each = [point.quantile(q) for point in points]
+    predicted, actual = capacity.quantile(curve, rate, q, seed), typical(points, q)
+    return {
+        "load": round(rate / curve.capacity, 3),
+        "rate": rate,
+        "predicted_seconds": predicted,
+        "measured_seconds": actual,
+        "lowest_seconds": min(each),
+        "highest_seconds": max(each),
+        "measurements": len(each),
+        "client_saturated": sum(bool(point.saturation) for point in points),
+        "requests": min(point.recording.ok for point in points),
+        "error": predicted / actual - 1.0,
+    }
 
 
 def _text(curve: Curve, planned: dict[str, Any], checked: Sequence[dict[str, float]], objective: slo.Objective) -> str:
@@ -171,11 +225,15 @@ def _text(curve: Curve, planned: dict[str, Any], checked: Sequence[dict[str, flo
         f"{planned['rate']:,.0f} requests/s: {planned['cores']:,} cores in {planned['pods']:,} pods, each core "
         f"{planned['load_of_a_core']:.0%} loaded, predicted p{100 * objective.q:g} {ms(planned['predicted_seconds'])}",
     ]
+    if curve.client_limited:
+        lines.insert(1, "the client gave out before the server did: the capacity is at least what is said here")
     for point in checked:
-        flag = "  (client saturated)" if point["client_saturated"] else ""
+        late = f"; the client was late in {point['client_saturated']:.0f}" if point["client_saturated"] else ""
         lines.append(
             f"  at {point['load']:.0%} of the capacity, {point['rate']:,.0f}/s: predicted "
-            f"{ms(point['predicted_seconds'])}, measured {ms(point['measured_seconds'])}, {point['error']:+.0%}{flag}"
+            f"{ms(point['predicted_seconds'])}, measured {ms(point['measured_seconds'])}, {point['error']:+.0%} "
+            f"({point['measurements']:.0f} measurements: {ms(point['lowest_seconds'])} to "
+            f"{ms(point['highest_seconds'])}{late})"
         )
     if not checked:
         lines.append("not checked against a server: --check says by how much this is wrong")
@@ -187,7 +245,7 @@ def _html(curve: Curve, planned: dict[str, Any], checked: Sequence[dict[str, flo
     shares = [0.05, 0.15, 0.3, 0.45, 0.6, 0.7, 0.8, 0.87, 0.93, 0.97]
     rates = [share * curve.capacity for share in shares]
     curves = [
-        Series(f"p{100 * q:g} simulated", [(r, capacity.quantile(curve, r, q, args.seed, 1)) for r in rates], style)
+        Series(f"p{100 * q:g} simulated", [(r, capacity.quantile(curve, r, q, args.seed)) for r in rates], style)
         for q, style in ((0.5, "s0 dots"), (objective.q, "s0"))
     ]
     if checked:

@@ -19,7 +19,9 @@ _STAGES = ("decode", "queue", "run", "encode", "total")
 
 
 def scrape(url: str) -> Samples | None:
-    """Every sample by name and labels; None where nobody answers with metrics."""
+    """Every sample by name and labels; None where nobody answers with metrics, or `url` is empty."""
+    if not url:
+        return None
     # No proxy: the metrics of a server under load are asked for directly.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

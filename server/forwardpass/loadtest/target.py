@@ -51,6 +51,7 @@ class Target:
         metrics_url: str | None = None,
         verify: bool = False,
     ) -> None:
+        """`metrics_url` None: where Forwardpass and Triton have them by default; empty: nobody looks at them."""
         host, _, port = address.rpartition(":")
         if not host or not port.isdecimal():
             raise LoadTestError(f"expected HOST:PORT, got {address!r}")
@@ -60,7 +61,7 @@ class Target:
         self.requests = requests
         answers = bodies.answers(address, requests, verify)
         self._expected = answers if verify else ()
-        self.metrics_url = metrics_url or f"http://{host}:{DEFAULT_METRICS_PORT}/metrics"
+        self.metrics_url = f"http://{host}:{DEFAULT_METRICS_PORT}/metrics" if metrics_url is None else metrics_url
         self._runs = 0
 
     def at_rate(self, rate: float, seconds: float) -> Measured:

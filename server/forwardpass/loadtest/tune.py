@@ -8,6 +8,7 @@ came in time. A state file remembers every measurement: a second run goes on whe
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -18,12 +19,12 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from forwardpass.errors import LoadTestError
-from forwardpass.loadtest import bodies, charts, halving, histogram, page, slo
+from forwardpass.loadtest import bodies, charts, fleet, halving, histogram, page, slo
 from forwardpass.loadtest.charts import Series
 from forwardpass.loadtest.command import _count, _objective, _seconds
 from forwardpass.loadtest.halving import RUNGS, Rung, Score, Setting
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_lengths,
         default=[rung.seconds for rung in RUNGS],
         metavar="S,S,S",
-        help="of a measurement: of all settings, of the better ones, of the last [0.4,1.5,4]; the last is made thrice",
+        help="of a measurement: of all settings, of the better ones, of the last [0.3,1.2,4]; the last is made thrice",
     )
     parser.add_argument("--exhaustive", action="store_true", help="measure the whole grid at length too, and compare")
     parser.add_argument("--server-core", type=int, metavar="N", help="pin the server to this core")
@@ -68,13 +69,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclasses.dataclass(slots=True)
 class _State:
-    """What was measured, in a file. `scores`: [answers in time a second, latency] by setting and rung, in words."""
+    """What was measured, in a file. `scores`: [answers in time a second, latency, seconds that measuring it took] by
+    setting and rung, in words."""
 
     path: Path
     key: str  # of what was tuned, for what: another one begins anew
     rate: float = 0.0
     scores: dict[str, list[float]] = dataclasses.field(default_factory=dict)
-    spent: float = 0.0  # seconds of measuring, resumed ones included
 
     @classmethod
     def open(cls, path: Path, key: str) -> _State:
@@ -83,18 +84,26 @@ class _State:
             try:
                 said = json.loads(path.read_text("utf-8"))
                 if said["key"] == key:
-                    found.rate, found.scores, found.spent = said["rate"], said["scores"], said["spent"]
-            except (ValueError, KeyError, TypeError):
+                    found.rate = float(said["rate"])
+                    found.scores = {name: [float(figure) for figure in score] for name, score in said["scores"].items()}
+                    if any(len(score) != 3 for score in found.scores.values()):
+                        raise ValueError("a score has three figures")
+            except (ValueError, KeyError, TypeError, AttributeError):
                 raise LoadTestError(
                     f"{path} is not what an earlier run left: remove it, or name another --state"
                 ) from None
         return found
 
     def save(self) -> None:
-        said = {"key": self.key, "rate": self.rate, "spent": self.spent, "scores": self.scores}
+        said = {"key": self.key, "rate": self.rate, "scores": self.scores}
         beside = self.path.with_suffix(".part")
         beside.write_text(json.dumps(said, indent=1) + "\n", "utf-8")
         beside.replace(self.path)
+
+    def spent(self, rungs: Sequence[Iterable[Setting]], lengths: Sequence[Rung]) -> float:
+        """Seconds that measuring these settings for these lengths took, in this run or an earlier one."""
+        keys = [_key(setting, length) for rung, length in zip(rungs, lengths, strict=True) for setting in rung]
+        return sum(self.scores[key][2] for key in keys)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -110,17 +119,17 @@ def run(args: argparse.Namespace) -> int:
     settings = [first, *[setting for setting in halving.grid(options) if setting != first]]
     key = f"{args.model} version {version.name}, {args.slo}, {args.rows} row(s), present {_words(first)}"
     state = _State.open(args.state or Path(f"tune-{args.model}.json"), key)
-    with tempfile.TemporaryDirectory(prefix="forwardpass-tune-") as made:
+    with fleet.unwinding(), tempfile.TemporaryDirectory(prefix="forwardpass-tune-") as made:
         names = _repository(Path(made), version, settings, present)
-        with ServerProcess(Path(made), "--log-level", "warning", patience=600.0) as server:
-            if args.server_core is not None:
-                _pin(server.pid, args.server_core)
+        with _on(args.server_core):
+            started = ServerProcess(Path(made), "--log-level", "warning", patience=600.0)
+        with started as server:
             bench = _Bench(server, names, state, args)
             lengths = [Rung(s, rung.repeats) for s, rung in zip(args.seconds, RUNGS, strict=True)]
             rungs = halving.search(settings, bench.measure, lengths)
-            spent = state.spent
             whole = {setting: bench.measure(setting, lengths[-1]) for setting in settings} if args.exhaustive else {}
     winner = halving.best(rungs[-1])
+    spent = state.spent(rungs, lengths)
     text = toml(winner, rungs, present, key, state.rate, spent)
     output: Path = args.output or folder / "model.toml"
     if output.exists():
@@ -128,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
     output.write_text(text, "utf-8")
     print(_told(winner, first, rungs, spent))
     if whole:
-        print(_compared(winner, rungs[-1], whole, lengths[-1], spent, state.spent))
+        print(_compared(winner, whole, spent, state.spent([whole], lengths[-1:])))
     print(f"wrote {output}")
     if args.report:
         args.report.write_text(_html(args, winner, first, rungs, key, state.rate), "utf-8")
@@ -163,9 +172,16 @@ def _assignments(options: Mapping[str, Any]) -> str:
     return "".join(f"{name} = {json.dumps(value)}\n" for name, value in options.items())
 
 
-def _pin(pid: int, core: int) -> None:
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        os.sched_setaffinity(int(thread.name), {core})
+@contextlib.contextmanager
+def _on(core: int | None) -> Iterator[None]:
+    """What is started meanwhile runs on that core, and knows it has no more."""
+    before = os.sched_getaffinity(0)
+    try:
+        if core is not None:
+            os.sched_setaffinity(0, {core})
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 class _Bench:
@@ -187,12 +203,12 @@ class _Bench:
         requests = bodies.make(bodies.info(address, name), "", {args.rows: 1.0}, None, 0)
         # What comes later than the deadline and a while is too late whatever it is.
         client = Client(core=args.core, deadline=deadline, warm_up=_WARM_UP, patience=0.25)
-        return Target(address, name, requests, client, metrics_url=self._server.metrics_url)
+        return Target(address, name, requests, client, metrics_url="")
 
     def measure(self, setting: Setting, rung: Rung) -> Score:
         """Looks first whether it is known."""
         state, objective = self._state, self._args.slo
-        key = f"{_words(setting)} @ {rung.seconds:g} s x {rung.repeats}"
+        key = _key(setting, rung)
         if key not in state.scores:
             began = time.monotonic()
             target = self._target(setting, objective.seconds)
@@ -203,11 +219,14 @@ class _Bench:
             easy = [point.recording.latency[: point.recording.slices // 2].sum(axis=0) for point in points]
             latency = statistics.median(histogram.quantile(counts, objective.q) for counts in easy)
             # JSON has no nan: a setting that answered nothing comes last.
-            state.scores[key] = [in_time, latency if latency == latency else 1e9]
-            state.spent += time.monotonic() - began
+            state.scores[key] = [in_time, latency if latency == latency else 1e9, time.monotonic() - began]
             state.save()
             print(f"{key}: {in_time:,.0f}/s in time, {ms(latency)}", file=sys.stderr)
-        return Score(*state.scores[key])
+        return Score(*state.scores[key][:2])
+
+
+def _key(setting: Setting, rung: Rung) -> str:
+    return f"{_words(setting)} @ {rung.seconds:g} s x {rung.repeats}"
 
 
 def _words(setting: Setting) -> str:
@@ -246,18 +265,9 @@ def _told(winner: Setting, first: Setting, rungs: Sequence[Mapping[Setting, Scor
     )
 
 
-def _compared(
-    winner: Setting,
-    last: Mapping[Setting, Score],
-    whole: Mapping[Setting, Score],
-    rung: Rung,
-    spent: float,
-    all_spent: float,
-) -> str:
+def _compared(winner: Setting, whole: Mapping[Setting, Score], spent: float, grid_seconds: float) -> str:
     """Against the grid, measured at length. The finalists' measurements count for both."""
     champion = halving.best(whole)
-    seconds = (rung.seconds + _WARM_UP) * rung.repeats
-    grid_seconds = all_spent - spent + len(last) * seconds
     return (
         f"whole grid: best {_words(champion)} with {whole[champion].in_time:,.0f}/s in time; the one chosen has "
         f"{whole[winner].in_time / whole[champion].in_time:.1%} of that, in {spent / grid_seconds:.0%} of the grid's "

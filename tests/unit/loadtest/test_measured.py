@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 from tests.unit.loadtest.made import measured
 
 from forwardpass.loadtest import bodies, server_window
 from forwardpass.loadtest import measured as measured_module
+from forwardpass.loadtest.recording import Recording
 
 
 def test_a_client_that_sends_late_says_so() -> None:
@@ -28,6 +31,17 @@ def test_a_small_lag_is_the_timer_and_a_small_share_is_no_matter() -> None:
 def test_a_client_without_a_pause_is_saturated() -> None:
     (why,) = measured(busy=0.99).saturation
     assert "99%" in why
+
+
+def test_what_came_late_tells_what_an_overloaded_server_answers() -> None:
+    # 1000/s are due for 2 s, and each waits as long again as has passed: 500/s are answered.
+    slices = np.repeat(np.arange(20), 100)
+    recording = Recording(20)
+    recording.add_latencies(slices, (slices + 0.5) * 0.1)
+    offer = dataclasses.replace(measured().offer, seconds=2.0)
+    overloaded = dataclasses.replace(measured(), offer=offer, recording=recording)
+    assert overloaded.answered_late == pytest.approx(500, rel=0.1)
+    assert measured(rate=1000.0, latency=0.001).answered_late == pytest.approx(1000, rel=0.1)
 
 
 def test_figures_as_json_can_have_them() -> None:
