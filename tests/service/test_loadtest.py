@@ -182,7 +182,8 @@ def test_tune_writes_a_model_toml_that_serves_and_takes_up_what_it_measured(
     words += [str(tmp_path / "state.json"), "--report", str(tmp_path / "tune.html")]
     before = (tmp_path / "models/digits/model.toml").read_text()
     assert main([*words, "--seconds", "0.1,0.2,0.3"]) == 0
-    assert capsys.readouterr().err.count("in time") == 9  # the present setting and two others, three times
+    # Three settings; then the best ones and the present one, which may be among them.
+    assert capsys.readouterr().err.count("in time") in range(7, 10)
     written = (tmp_path / "models/digits/model.toml").read_text()
     (tmp_path / "models/digits/model.toml").write_text(before)
     assert main([*words, "--seconds", "0.1,0.2,0.3"]) == 0

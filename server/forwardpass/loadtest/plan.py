@@ -26,10 +26,11 @@ from forwardpass.loadtest.target import Client, Target
 
 IN_FLIGHT = 256  # of the closed loop that shows what a full batch costs
 OVERLOAD = 1.25  # of what was answered, offered to see whether more can be
+OVERLOAD_SECONDS = 2.0  # at least: by their second half what was due before them has been answered
 KEPT_UP = 0.97  # a server that answers this part of what is offered is not overloaded
 FITTED_AT = (0.12, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.8, 0.9)  # parts of the capacity where the curve is measured
 CHECKED_AT = (0.3, 0.5, 0.7, 0.85)
-MOST_FAILED = 0.01  # of the requests of a measurement that counts
+MOST_FAILED = 0.01  # of the requests of a measurement, if it is to count
 MOST = 1e7  # requests/s, the end of the plots
 
 
@@ -128,12 +129,16 @@ def sustained_rate(target: Target, start: float, seconds: float) -> tuple[float,
     and whether it was the client that could do no more.
 
     A closed loop does not tell: its clients wait for each other, for better (full batches) and for worse. Nor does the
-    highest rate that goes well for a while: beyond this one the first long stall is the end.
+    highest rate that goes well for a while: beyond this one the first long stall is the end. Raises LoadTestError where
+    nothing is answered.
     """
     offered = OVERLOAD * start
+    seconds = max(seconds, OVERLOAD_SECONDS)
     while True:
         points = [_told(target.at_rate(offered, seconds)) for _ in range(2)]
         answered = min(point.answered_late for point in points)
+        if not answered:
+            raise LoadTestError(f"of {offered:,.0f} requests/s none was answered in time: there is no capacity to plan")
         limited = any(point.busy > measured.BUSY for point in points)
         if answered < KEPT_UP * offered or limited:
             return answered, limited
@@ -149,7 +154,7 @@ def in_turns(
         if lone is not None:
             lone.append(_sound(_told(target.closed(1, seconds))))
         for rate in rates:
-            found[rate].append(_sound(_told(target.at_rate(rate, seconds))))
+            found[rate].append(_told(target.at_rate(rate, seconds)))
     return found
 
 
@@ -165,8 +170,12 @@ def _sound(point: Measured) -> Measured:
 
 
 def typical(points: Sequence[Measured], q: float) -> float:
-    """The median of a quantile in seconds; without those where the client was late, unless it nearly always was."""
-    good = [point for point in points if not point.saturation]
+    """The median of a quantile in seconds; without those where the client was late or requests failed, unless that was
+    nearly always so. Raises LoadTestError where nothing was answered."""
+    points = [point for point in points if point.recording.ok]
+    if not points:
+        raise LoadTestError("nothing was answered at one of the loads: there is nothing to plan with")
+    good = [point for point in points if not point.saturation and point.errors <= MOST_FAILED]
     return statistics.median(point.quantile(q) for point in (good if 2 * len(good) > len(points) else points))
 
 
@@ -198,7 +207,7 @@ def plan(
 
 def compare(curve: Curve, rate: float, points: Sequence[Measured], q: float, seed: int) -> dict[str, float]:
     """Prediction and measurements at a rate; error: predicted / measured - 1."""
-    each = [point.quantile(q) for point in points]
+    each = [point.quantile(q) for point in points if point.recording.ok]
     predicted, actual = capacity.quantile(curve, rate, q, seed), typical(points, q)
     return {
         "load": round(rate / curve.capacity, 3),
