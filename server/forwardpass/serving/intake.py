@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from forwardpass.errors import RequestError, RunFailed
@@ -49,8 +49,8 @@ class Intake:
         self._pending: list[Worker] = []  # whose queues this thread has promised to come back for
         self.now = clock()
         self.saturated = False  # whether all that was flushed last waits for models that are saturated
-        self._last: Collection[Worker] = ()  # the models that calls came for last
-        self._crowded: Sequence[Worker] = ()  # the models that were saturated when they were all that calls came for
+        self._last: Sequence[Worker] = ()  # the models that calls came for last
+        self._crowded: Sequence[Worker] = ()  # those that were saturated when calls came for no other, until they calm
 
     def begin(self) -> None:
         """A group of calls has arrived: they share one time of arrival."""
@@ -116,7 +116,7 @@ class Intake:
         if not self._groups:
             return
         groups, self._groups = self._groups, {}
-        self._last = groups.keys()
+        self._last = tuple(groups)  # not the requests: they are to go when they are answered
         self.saturated = True
         spent = self._clock() - self.now
         total = sum(map(len, groups.values())) if len(groups) > 1 else 0
@@ -136,7 +136,9 @@ class Intake:
             if not settled and worker not in self._pending:
                 self._pending.append(worker)
         if self.saturated:
-            self._crowded = tuple(groups)
+            self._crowded = self._last
+        elif self._crowded:
+            self._crowded = [worker for worker in self._crowded if worker.slack]
 
     def step(self) -> bool:
         """Run what is this thread's to run, one batch per model. True: call again, after a look for new arrivals."""

@@ -126,11 +126,13 @@ class NativeFront:
                 return
             try:
                 if events:
-                    for _ in range(CANCELLED_GROUPS):
-                        if not (self._take(events) and len(events) == GROUP):
-                            break
+                    groups = 1
+                    while self._take(events) and len(events) == GROUP and groups < CANCELLED_GROUPS:
                         # A client of many calls has gone: they are to be out of the queue before it is looked at.
-                        events = front.recv_batch_details(GROUP, 0) or []
+                        following = front.recv_batch_details(GROUP, 0)
+                        if not following:
+                            break
+                        events, groups = following, groups + 1
                     self._set_pace(self._fitting(len(events)))
                 more = intake.step()
                 if more and intake.full:

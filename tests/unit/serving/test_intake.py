@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,3 +177,12 @@ def test_a_model_that_is_swapped_is_seen_by_the_next_group(door: Door, tmp_path:
     assert second is not None and second.header.target is door.repository.resolve("m", "")
     assert second.header.target is not first.header.target
     first.header.target.close(5.0)
+
+
+def test_what_was_answered_is_not_kept(door: Door) -> None:
+    door.intake.begin()
+    request = door.take(1, sent())
+    alone = sys.getrefcount(object())  # what asking itself holds
+    door.run()
+    assert door.reason(1) == "answered"
+    assert sys.getrefcount(request) == alone + 1  # this test's own: neither the intake nor the queue has it any more
