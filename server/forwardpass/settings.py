@@ -53,10 +53,10 @@ class Settings(BaseModel):
         description="A port more that answers grpc.health.v1 alone, in plaintext: for probes, which can do neither TLS "
         "nor certificates. 0 picks one, -1 turns it off.",
     )
-    transport: Literal["auto", "native", "grpcio"] = Field(
+    transport: Literal["auto", "direct", "grpcio"] = Field(
         "auto",
-        description="Which door answers ModelInfer: native (HTTP/2 outside the interpreter's lock) where it is "
-        "installed, or grpcio. auto takes native when it can.",
+        description="Who speaks HTTP/2: direct (this process itself, the quicker one; Linux, no TLS) or grpcio. auto "
+        "takes direct where it can.",
     )
     tls_certificate: Path | None = Field(
         None,
@@ -122,9 +122,6 @@ class Settings(BaseModel):
     max_bytes: int = Field(512 * MIB, ge=1024, description="Bytes of requests in flight over all models.")
     max_streams: int = Field(1024, ge=1, description="Concurrent calls on one connection.")
     max_metadata_bytes: int = Field(16384, ge=1024, description="Request metadata in bytes; more is refused.")
-    io_threads: int = Field(
-        0, ge=0, description="Threads of the native door; 0: one for every four cores, at least one."
-    )
     inline_run_limit: float = Field(
         0.0005,
         ge=0,
@@ -146,8 +143,8 @@ class Settings(BaseModel):
     max_connection_age: float = Field(
         0.0,
         ge=0,
-        description="Seconds, give or take a tenth, after which the grpcio door asks a client to connect anew, so that "
-        "new servers get their share; calls under way finish. 0: never. The native door cannot.",
+        description="Seconds, give or take a tenth, after which a client is asked to connect anew, so that new servers "
+        "get their share; calls under way finish. 0: never.",
     )
     grace: float = Field(20.0, ge=0, description="Seconds that requests in flight get to finish when the server stops.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged to stderr.")

@@ -45,7 +45,7 @@ def perf_analyzer() -> Tool:
     return tool
 
 
-@pytest.fixture(scope="module", params=["native", "grpcio"])
+@pytest.fixture(scope="module", params=["direct", "grpcio"])
 def served(request: pytest.FixtureRequest, digits_repository: Path) -> Iterator[ServerProcess]:
     """A server of `digits` with reflection, once behind each door."""
     with ServerProcess(digits_repository, "--transport", request.param, "--reflection") as server:

@@ -152,7 +152,7 @@ def _called_again(made: Fleet, number: int) -> None:
     raise AssertionError(f"server {number} is not called:\n{made.servers[number].tail()}")
 
 
-@pytest.mark.parametrize(("number", "transport"), [(2, "native"), (3, "native"), (2, "grpcio")])
+@pytest.mark.parametrize(("number", "transport"), [(2, "direct"), (3, "direct"), (2, "grpcio")])
 def test_a_rolling_restart_fails_no_call(
     number: int, transport: str, fleet: Callable[[int, str], Fleet], figure: Figure
 ) -> None:
@@ -168,7 +168,7 @@ def test_a_rolling_restart_fails_no_call(
     assert not load.failures, load.failures
 
 
-@pytest.mark.parametrize("transport", ["native", "grpcio"])
+@pytest.mark.parametrize("transport", ["direct", "grpcio"])
 def test_the_death_of_one_fails_no_call(transport: str, fleet: Callable[[int, str], Fleet], figure: Figure) -> None:
     made = fleet(2, transport)
     with Client(made.target) as client, Load(client) as load:
@@ -192,7 +192,7 @@ def test_without_retries_the_death_of_one_is_noticed(tmp_path: Path) -> None:
 
 
 def test_load_is_spread_evenly(fleet: Callable[[int, str], Fleet], figure: Figure) -> None:
-    made = fleet(3, "native")
+    made = fleet(3, "direct")
     with Client(made.target) as client:
         client.predict("digits", ROWS)
         time.sleep(1.0)  # connections to all of them
@@ -208,7 +208,7 @@ def test_load_is_spread_evenly(fleet: Callable[[int, str], Fleet], figure: Figur
 def test_through_envoy_a_rolling_restart_and_a_death_fail_no_call(
     fleet: Callable[[int, str], Fleet], tmp_path: Path, figure: Figure
 ) -> None:
-    made = fleet(2, "native")
+    made = fleet(2, "direct")
     with Envoy(tmp_path, free_ports(2), made.addresses) as envoy:
         envoy.wait_for(2)
         with Client(envoy.address, health_check=False, attempts=1) as client:

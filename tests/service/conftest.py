@@ -5,7 +5,6 @@ Lets the tests import `models`, which lies beside them.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -27,11 +26,9 @@ def serve() -> Iterator[Serve]:
         yield lambda repository, *options: stack.enter_context(ServerProcess(repository, *options))
 
 
-@pytest.fixture(scope="module", params=["native", "grpcio"])
+@pytest.fixture(scope="module", params=["direct", "grpcio"])
 def server(request: pytest.FixtureRequest, digits_repository: Path) -> Iterator[ServerProcess]:
     """A server of `digits`, once behind each door, shared by the tests of one module: leave it as it was."""
-    if request.param == "native" and importlib.util.find_spec("pygrpc_native") is None:
-        pytest.skip("the native door needs the package pygrpc-native, which is not installed")
     with ServerProcess(digits_repository, "--transport", request.param) as running:
         yield running
         assert running.stop() == 0, running.tail()

@@ -345,7 +345,7 @@ def _until_there(call: Callable[[], np.ndarray]) -> np.ndarray:
     return call()
 
 
-@pytest.mark.parametrize("transport", ["native", "grpcio"])
+@pytest.mark.parametrize("transport", ["direct", "grpcio"])
 def test_one_of_two_servers_is_killed_and_no_call_fails(tmp_path: Path, serve: Serve, transport: str) -> None:
     save(tmp_path, "m", echo(FLOAT, ["batch", 4]))
     servers = [serve(tmp_path, "--transport", transport) for _ in range(2)]

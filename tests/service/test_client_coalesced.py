@@ -54,7 +54,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["native", "grpcio"])
+@pytest.fixture(scope="module", params=["direct", "grpcio"])
 def running(request: pytest.FixtureRequest, repository: Path) -> Iterator[ServerProcess]:
     with ServerProcess(repository, "--transport", request.param) as server:
         yield server
@@ -321,7 +321,7 @@ def test_a_server_that_is_killed_fails_all_who_wait(repository: Path, serve: Ser
                 call.result(PATIENCE)
 
 
-@pytest.mark.parametrize("transport", ["native", "grpcio"])
+@pytest.mark.parametrize("transport", ["direct", "grpcio"])
 def test_one_of_two_servers_is_killed_and_no_call_fails(tmp_path: Path, serve: Serve, transport: str) -> None:
     save(tmp_path, "m", echo(FLOAT, ["batch", 4]))
     servers = [serve(tmp_path, "--transport", transport) for _ in range(2)]
@@ -347,7 +347,7 @@ def test_one_of_two_servers_is_killed_and_no_call_fails(tmp_path: Path, serve: S
     assert servers[0].stop() == 0
 
 
-@pytest.mark.parametrize("transport", ["native", "grpcio"])
+@pytest.mark.parametrize("transport", ["direct", "grpcio"])
 def test_a_server_that_drains_answers_what_it_has_and_no_call_fails(
     tmp_path: Path, serve: Serve, transport: str
 ) -> None:

@@ -72,7 +72,7 @@ def secured(repository: Path, authority: Authority) -> Iterator[ServerProcess]:
         assert server.stop() == 0, server.tail()
 
 
-@pytest.fixture(scope="module", params=["native", "grpcio"])
+@pytest.fixture(scope="module", params=["direct", "grpcio"])
 def with_tokens(request: pytest.FixtureRequest, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Tokens alone, behind each door."""
     tokens = tmp_path_factory.mktemp("tokens") / "tokens"

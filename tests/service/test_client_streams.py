@@ -45,7 +45,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["native", "grpcio"])
+@pytest.fixture(scope="module", params=["direct", "grpcio"])
 def running(request: pytest.FixtureRequest, repository: Path) -> Iterator[ServerProcess]:
     with ServerProcess(repository, "--transport", request.param) as server:
         yield server
@@ -306,7 +306,7 @@ def test_a_time_limit_ends_the_whole_stream(running: ServerProcess, client: Clie
             stream.submit("chain", ROWS[:1])
 
 
-@pytest.mark.parametrize("transport", ["native", "grpcio"])
+@pytest.mark.parametrize("transport", ["direct", "grpcio"])
 def test_a_server_that_is_killed_fails_what_is_unanswered(repository: Path, serve: Serve, transport: str) -> None:
     server = serve(repository, "--transport", transport)
     with Client(server.address) as client:
@@ -318,7 +318,7 @@ def test_a_server_that_is_killed_fails_what_is_unanswered(repository: Path, serv
         stream.close()
 
 
-@pytest.mark.parametrize("transport", ["native", "grpcio"])
+@pytest.mark.parametrize("transport", ["direct", "grpcio"])
 def test_a_server_that_drains_answers_what_it_read_and_ends_the_stream(
     repository: Path, serve: Serve, transport: str
 ) -> None:

@@ -6,7 +6,6 @@ The device of the second kind is ordinary memory, in a server that is otherwise 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import re
 import subprocess
 import sys
@@ -89,11 +88,9 @@ class OnDevice(Starting):
         return text
 
 
-@pytest.fixture(params=["native", "grpcio"])
+@pytest.fixture(params=["direct", "grpcio"])
 def device(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[OnDevice]:
     """A server of `m`, a chain on two devices, and `plain`, of rows of any width, on one."""
-    if request.param == "native" and importlib.util.find_spec("pygrpc_native") is None:
-        pytest.skip("the native door needs the package pygrpc-native, which is not installed")
     repository, folder = tmp_path / "models", tmp_path / "told"
     folder.mkdir()
     models.save(repository, "m", models.chain(), 'provider = "cuda:0,1"\nmax_batch_size = 8')

@@ -36,13 +36,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def doors(repository: Path) -> Iterator[tuple[Caller, Caller]]:
-    """The same repository behind the native door and behind the other."""
+    """The same repository behind the direct door and behind the other."""
     options = ["--max-message-bytes", "1000000", "--max-batch-size", "64"]
     with (
-        ServerProcess(repository, "--transport", "native", *options) as native,
+        ServerProcess(repository, "--transport", "direct", *options) as direct,
         ServerProcess(repository, "--transport", "grpcio", *options) as grpcio,
     ):
-        made = Caller(native), Caller(grpcio)
+        made = Caller(direct), Caller(grpcio)
         yield made
         for caller in made:
             until(caller.idle)
@@ -121,7 +121,7 @@ def without_figures(text: str) -> str:
 
 @pytest.mark.parametrize("method", sorted(set(protocol.METHODS) - {"ModelInfer", "ModelStreamInfer"}))
 @pytest.mark.parametrize("data", [b"", b"\xff\xff"], ids=["empty", "junk"])
-def test_all_other_methods_are_the_same_by_way_of_the_native_door(
+def test_all_other_methods_are_the_same_by_way_of_the_direct_door(
     doors: tuple[Caller, Caller], method: str, data: bytes
 ) -> None:
     """They are passed on to the other door; names of services and of models included."""
@@ -141,13 +141,13 @@ def test_all_other_methods_are_the_same_by_way_of_the_native_door(
 
 
 def test_both_doors_of_one_server_feed_one_queue(doors: tuple[Caller, Caller]) -> None:
-    """Unary calls come in by the native door, streamed ones by the other: they share runs, and nobody's answer is
+    """Unary calls come in by the direct door, streamed ones by the other: they share runs, and nobody's answer is
     another's."""
-    native = doors[0]
+    direct = doors[0]
     rng = np.random.default_rng(1)
     streamed = [rng.standard_normal((1, 4)).astype(np.float32) for _ in range(60)]
-    expected = {str(i): outputs(native.send(request("busy", x))[0])[0] for i, x in enumerate(streamed)}
-    runs, answered = native.metric("forwardpass_batches_total", model="busy"), []
+    expected = {str(i): outputs(direct.send(request("busy", x))[0])[0] for i, x in enumerate(streamed)}
+    runs, answered = direct.metric("forwardpass_batches_total", model="busy"), []
     done = threading.Event()
 
     def heard(result: Any, error: Any) -> None:
@@ -161,11 +161,11 @@ def test_both_doors_of_one_server_feed_one_queue(doors: tuple[Caller, Caller]) -
         mine = np.random.default_rng(100 + seed)
         for _ in range(15):
             x = mine.standard_normal((2, 4)).astype(np.float32)
-            (y,) = native.infer("busy", x)
+            (y,) = direct.infer("busy", x)
             sent[seed].append((x, y))
 
     sent: list[list[Any]] = [[] for _ in range(4)]
-    client = triton.InferenceServerClient(native.server.address)
+    client = triton.InferenceServerClient(direct.server.address)
     client.start_stream(callback=heard)
     with threads(4, unary):
         for i, x in enumerate(streamed):
@@ -175,7 +175,7 @@ def test_both_doors_of_one_server_feed_one_queue(doors: tuple[Caller, Caller]) -
         assert done.wait(60)
     client.stop_stream()
     client.close()
-    assert native.metric("forwardpass_batches_total", model="busy") - runs < 120  # requests that were sent
+    assert direct.metric("forwardpass_batches_total", model="busy") - runs < 120  # requests that were sent
     assert sorted(int(i) for i, _ in answered) == list(range(60))
     assert all(np.allclose(y, expected[i], atol=1e-4) for i, y in answered)
-    assert all(np.allclose(y, native.infer("busy", x)[0], atol=1e-4) for pairs in sent for x, y in pairs)
+    assert all(np.allclose(y, direct.infer("busy", x)[0], atol=1e-4) for pairs in sent for x, y in pairs)

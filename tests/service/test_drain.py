@@ -36,7 +36,7 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(params=["native", "grpcio"])
+@pytest.fixture(params=["direct", "grpcio"])
 def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -39,7 +39,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module", params=["native", "grpcio"])
+@pytest.fixture(scope="module", params=["direct", "grpcio"])
 def caller(request: pytest.FixtureRequest, repository: Path) -> Iterator[Caller]:
     with ServerProcess(
         repository, "--transport", request.param, "--max-message-bytes", "100000", "--max-batch-size", "64"

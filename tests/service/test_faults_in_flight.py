@@ -51,7 +51,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module", params=["native", "grpcio"])
+@pytest.fixture(scope="module", params=["direct", "grpcio"])
 def caller(request: pytest.FixtureRequest, repository: Path) -> Iterator[Caller]:
     options = ["--transport", request.param, "--inline-run-limit", "0", "--max-batch-size", "64"]
     with ServerProcess(repository, *options) as server:

@@ -18,7 +18,7 @@ SECONDS = 20.0
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
 
 
-@pytest.fixture(scope="module", params=["native", "grpcio"])
+@pytest.fixture(scope="module", params=["direct", "grpcio"])
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("health")
     models.save(folder, "one", models.chain())

@@ -44,7 +44,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, digits_repository: Path
     return root
 
 
-@pytest.fixture(scope="module", params=["native", "grpcio"])
+@pytest.fixture(scope="module", params=["direct", "grpcio"])
 def caller(request: pytest.FixtureRequest, repository: Path) -> Iterator[Caller]:
     with ServerProcess(repository, "--transport", request.param, "--max-batch-size", "64") as server:
         made = Caller(server)

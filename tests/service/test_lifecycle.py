@@ -29,7 +29,7 @@ ROW = np.ones((1, 4), np.float32)
 COMMAND = [sys.executable, "-m", "forwardpass.cli", "serve"]
 PORTS = ["--grpc-port", "0", "--metrics-port", "0"]
 
-transports = pytest.mark.parametrize("transport", ["native", "grpcio"])
+transports = pytest.mark.parametrize("transport", ["direct", "grpcio"])
 
 
 def slow_start() -> onnx.ModelProto:
@@ -178,7 +178,7 @@ def test_a_port_that_is_taken_is_a_clear_error(tmp_path: Path, transport: str) -
     models.save(tmp_path, "m", models.chain())
     with ServerProcess(tmp_path, "--transport", transport, "--max-batch-size", "64") as server:
         port = server.address.rpartition(":")[2]
-        for other in ("native", "grpcio"):
+        for other in ("direct", "grpcio"):
             said = refused_start(
                 str(tmp_path),
                 "--transport",
@@ -226,9 +226,9 @@ def held(caller: Caller, turns: float = TURNS) -> grpc.Future:
 @pytest.mark.parametrize(
     ("transport", "number", "inline"),
     [
-        ("native", signal.SIGTERM, "0"),
+        ("direct", signal.SIGTERM, "0"),
         ("grpcio", signal.SIGTERM, "0"),
-        ("native", signal.SIGINT, "0.01"),
+        ("direct", signal.SIGINT, "0.01"),
         ("grpcio", signal.SIGINT, "0.01"),
     ],
 )

@@ -46,7 +46,7 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("transport", ["native", "grpcio"])
+@pytest.mark.parametrize("transport", ["direct", "grpcio"])
 def test_a_slow_model_starves_no_other(repository: Path, transport: str, serve: Callable[..., Any]) -> None:
     """While the slow model is overrun and refuses by name, every call of the fast one is answered, between its runs."""
     server = serve(repository, "--transport", transport)

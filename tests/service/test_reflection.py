@@ -17,7 +17,7 @@ REQUEST, RESPONSE = protocol.ServerReflectionRequest, protocol.ServerReflectionR
 VERSIONS = ("v1", "v1alpha")
 
 
-@pytest.fixture(scope="module", params=["native", "grpcio"])
+@pytest.fixture(scope="module", params=["direct", "grpcio"])
 def running(request: pytest.FixtureRequest, document_repository: Path) -> Iterator[ServerProcess]:
     with ServerProcess(document_repository, "--transport", request.param, "--reflection") as server:
         yield server

@@ -90,7 +90,7 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path / "repository"
 
 
-@pytest.fixture(params=["native", "grpcio"])
+@pytest.fixture(params=["direct", "grpcio"])
 def serve(request: pytest.FixtureRequest) -> Iterator[Callable[[Path], ServerProcess]]:
     """A server with explicit control behind each door."""
     running: list[ServerProcess] = []

@@ -119,7 +119,7 @@ BATCHING: dict[str, tuple[str, list[int], dict[int, int]]] = {
 }
 
 
-@pytest.mark.parametrize("transport", ["native", "grpcio"])
+@pytest.mark.parametrize("transport", ["direct", "grpcio"])
 def test_a_configured_repository_answers_as_onnxruntime_and_batches_as_it_is_told(
     tmp_path: Path, serve: Serve, transport: str
 ) -> None:

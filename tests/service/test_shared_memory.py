@@ -29,7 +29,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["native", "grpcio"])
+@pytest.fixture(scope="module", params=["direct", "grpcio"])
 def running(request: pytest.FixtureRequest, repository: Path) -> Iterator[ServerProcess]:
     with ServerProcess(repository, "--transport", request.param) as server:
         yield server

@@ -17,7 +17,7 @@ from forwardpass.server_process import ServerProcess
 Client = triton.InferenceServerClient
 
 
-@pytest.fixture(scope="module", params=["native", "grpcio"])
+@pytest.fixture(scope="module", params=["direct", "grpcio"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     repository = tmp_path_factory.mktemp("statistics")
     for version in (1, 2):

@@ -34,7 +34,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["native", "grpcio"])
+@pytest.fixture(scope="module", params=["direct", "grpcio"])
 def running(request: pytest.FixtureRequest, repository: Path) -> Iterator[ServerProcess]:
     with ServerProcess(repository, "--transport", request.param) as server:
         yield server
@@ -213,7 +213,7 @@ def test_a_stream_may_end_without_a_request(running: ServerProcess) -> None:
     assert stream.call.code() is grpc.StatusCode.OK
 
 
-@pytest.mark.parametrize("transport", ["native", "grpcio"])
+@pytest.mark.parametrize("transport", ["direct", "grpcio"])
 def test_a_stopping_server_answers_what_it_read_and_ends_the_stream(
     repository: Path, serve: Serve, transport: str
 ) -> None:

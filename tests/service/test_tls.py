@@ -236,7 +236,7 @@ def test_what_cannot_serve_is_said_at_the_start(broken: list[str], document_repo
     assert "tls_certificate" in said or "tls_key" in said or "tls_client_ca" in said
 
 
-def test_the_native_door_has_no_tls_and_half_a_pair_is_none(pair: Pair, document_repository: Path) -> None:
-    assert "the native door has no TLS" in start(document_repository, *options(pair, "--transport", "native"))
+def test_the_direct_door_has_no_tls_and_half_a_pair_is_none(pair: Pair, document_repository: Path) -> None:
+    assert "the direct door has no TLS" in start(document_repository, *options(pair, "--transport", "direct"))
     assert "tls_key" in start(document_repository, "--tls-certificate", str(pair.certificate))
     assert "tls_certificate" in start(document_repository, "--tls-key", str(pair.key))

@@ -30,7 +30,7 @@ def write(path: Path, infer: str = INFER) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["native", "grpcio"])
+@pytest.fixture(scope="module", params=["direct", "grpcio"])
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("tokens")
     models.save(folder / "models", "chain", models.chain())

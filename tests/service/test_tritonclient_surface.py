@@ -93,7 +93,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["native", "grpcio"])
+@pytest.fixture(scope="module", params=["direct", "grpcio"])
 def running(request: pytest.FixtureRequest, repository: Path) -> Iterator[ServerProcess]:
     # All are loaded at the start, and may be unloaded and loaded again.
     explicit = ("--model-control", "explicit", "--load-model", "*")
@@ -289,7 +289,7 @@ def test_a_compressed_request(client: Any, repository: Path) -> None:
 
 @backs("infer: compression_algorithm deflate")
 def test_deflate_is_for_the_grpcio_door(client: Any, running: ServerProcess, repository: Path) -> None:
-    if "native" in running.lines[0]:
+    if "direct" in running.lines[0]:
         assert "deflate" in fails("UNIMPLEMENTED", client.infer, "chain", inputs(), compression_algorithm="deflate")
     else:
         result = client.infer("chain", inputs(), compression_algorithm="deflate")

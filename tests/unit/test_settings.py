@@ -36,7 +36,7 @@ def test_what_is_absent_on_the_command_line_stays_absent() -> None:
         (["--grpc-port", "many"], {}, ["--grpc-port", "'many'"]),
         (["--grpc-port", "65536"], {}, ["--grpc-port", "65535"]),
         ([], {"FORWARDPASS_RUN_TIMEOUT": "0"}, ["FORWARDPASS_RUN_TIMEOUT", "'0'"]),
-        ([], {"FORWARDPASS_TRANSPORT": "carrier pigeon"}, ["FORWARDPASS_TRANSPORT", "'native'", "'carrier pigeon'"]),
+        ([], {"FORWARDPASS_TRANSPORT": "carrier pigeon"}, ["FORWARDPASS_TRANSPORT", "'direct'", "'carrier pigeon'"]),
         (["--max-bytes", "1"], {"FORWARDPASS_GRACE": "-1"}, ["--max-bytes", "FORWARDPASS_GRACE"]),
     ],
 )

@@ -23,8 +23,6 @@ from forwardpass.serving.worker import Door, Worker
 
 logger = logging.getLogger(__name__)
 
-TIMINGS_KEY = "forwardpass-timings"  # request metadata: asks for the timings in the trailing metadata
-
 
 class Intake:
     """One door's way in. Not thread-safe: each door has its own, used by one thread."""

@@ -12,29 +12,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, start_http_server
 
 from forwardpass.errors import SettingsError
-from forwardpass.serving import native_front
+from forwardpass.serving import sockets
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.control import Control
+from forwardpass.serving.direct_front import Bounds, DirectFront
 from forwardpass.serving.gpu_metrics import GpuReader
 from forwardpass.serving.grpc_server import GrpcServer
 from forwardpass.serving.guards import Guards
 from forwardpass.serving.health import Health
 from forwardpass.serving.intake import Intake
+from forwardpass.serving.loop_door import LoopDoor
+from forwardpass.serving.methods import Methods
 from forwardpass.serving.metrics import Exporter, ModelMetrics
-from forwardpass.serving.native_front import NativeFront
 from forwardpass.serving.placement import driver, place
 from forwardpass.serving.repository import Entry, Repository, State
 from forwardpass.serving.runtime_settings import RuntimeSettings
@@ -54,6 +55,18 @@ ACCOUNTS_SECONDS = 0.02
 # How long a thread may keep the interpreter while others want it. The default of 5 ms is longer than many a request;
 # much less, and threads that decode a group of calls are interrupted in the middle of it.
 SWITCH_INTERVAL = 0.001
+
+# Objects made and not yet gone that set off Python's cycle collector. A request's objects go by themselves when it is
+# answered; with the default of 700 those in flight alone set it off, for a twentieth of a small request's time.
+COLLECT_AFTER = 50_000
+
+
+class Doors(NamedTuple):
+    """What clients come in by."""
+
+    methods: Methods
+    server: GrpcServer
+    front: DirectFront | None  # listens in the server's place
 
 
 class Server:
@@ -96,13 +109,16 @@ class Server:
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(_signals(stop))
             entries = self.repository.announce()
-            door, front = await self._open(health, stack)
+            doors = await self._open(health, stack)
             stop_metrics = self._serve_metrics()
             background: list[asyncio.Task[None]] = []
             over = threading.Event()
             threading.Thread(target=self._watch_runs, args=(over,), name="watchdog", daemon=True).start()
             try:
                 if await self._load(entries, stop):
+                    gc.collect()
+                    gc.freeze()  # what was made until now stays, and is not to be looked at again and again
+                    gc.set_threshold(COLLECT_AFTER)
                     self._ready = True
                     health.changed()
                     self._say("ready")
@@ -112,7 +128,7 @@ class Server:
                 elif not stop.first.is_set():
                     self._say("no model could be loaded")
                     return 1
-                return await self._drain(health, door, front, stop)
+                return await self._drain(health, doors, stop)
             finally:
                 over.set()
                 for task in background:
@@ -120,10 +136,10 @@ class Server:
                 self._control.close()
                 stop_metrics()
 
-    async def _open(self, health: Health, stack: contextlib.AsyncExitStack) -> tuple[GrpcServer, NativeFront | None]:
-        """Both doors, listening. `stack` closes them at the latest."""
-        settings = self.settings
-        extensions = ("system_shared_memory",) if self._guards.regions is not None else ()
+    async def _open(self, health: Health, stack: contextlib.AsyncExitStack) -> Doors:
+        """What clients come in by, listening. `stack` closes it at the latest."""
+        settings, guards = self.settings, self._guards
+        extensions = ("system_shared_memory",) if guards.regions is not None else ()
         service = Service(self.repository, lambda: self._ready, self._control, extensions)
 
         def intake(door: Door) -> Intake:
@@ -133,7 +149,7 @@ class Server:
                 self._admission,
                 self._metrics,
                 settings.max_message_bytes,
-                regions=self._guards.regions,
+                regions=guards.regions,
             )
 
         async def counted(request: Any) -> Any:
@@ -143,57 +159,56 @@ class Server:
                 await asyncio.sleep(1e-3)
             return service.model_statistics(request)
 
-        door = GrpcServer(
-            service,
-            health,
-            self._metrics,
+        unary = {
+            **service.methods,
+            **SharedMemoryService(guards.regions).methods,
+            **RuntimeSettings(self.repository.resolve).methods,
+            "ModelStatistics": counted,
+        }
+        methods = Methods(unary, health, self._metrics, LoopDoor(intake), guards.tokens, settings.reflection)
+        server = GrpcServer(
+            methods,
             settings.max_message_bytes,
             settings.max_streams,
             settings.max_metadata_bytes,
-            intake,
-            # Behind the native door every connection is that door's own, and none of them is to be aged.
-            0.0 if self._native() else settings.max_connection_age,
-            {
-                **SharedMemoryService(self._guards.regions).methods,
-                **RuntimeSettings(self.repository.resolve).methods,
-                "ModelStatistics": counted,
-            },
-            self._guards.tokens,
-            settings.reflection,
+            settings.max_connection_age,
         )
-        stack.push_async_callback(door.stop, 0.0)
+        stack.push_async_callback(server.stop, 0.0)
         if settings.health_port >= 0:
             probed = _endpoint(settings.host, settings.health_port)
-            self._say(f"health {_endpoint(settings.host, _bind(lambda: door.listen_health(probed), probed))}")
+            self._say(f"health {_endpoint(settings.host, _bind(lambda: server.listen_health(probed), probed))}")
         address = _endpoint(settings.host, settings.grpc_port)
-        if not self._native():
-            port = _bind(lambda: door.listen(address, self._guards.credentials), address)
-            await door.start()
-            said = "grpcio, TLS" if self._guards.certificates else "grpcio"
-            self._say(f"grpc {_endpoint(settings.host, port)} ({said})")
-            return door, None
-        # A folder of our own, so that no other user can reach the socket.
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="forwardpass-"))
-        path = str(Path(folder) / "grpc.sock")
-        door.listen(f"unix:{path}")
-        await door.start()
-        threads = settings.io_threads or max(1, self._cores.count // 4)
-        front = _bind(
-            lambda: NativeFront(
-                address, threads, settings.max_streams, settings.max_metadata_bytes, intake, self._guards.tokens
-            ),
-            address,
-        )
-        stack.push_async_callback(asyncio.to_thread, front.close)
-        front.start(path)
-        address = _endpoint(settings.host, front.port)
-        self._say(f"grpc {address} (native for ModelInfer, grpcio behind it; {threads} I/O threads)")
-        return door, front
+        front = None
+        if self._direct():
+            bounds = Bounds(
+                settings.max_streams,
+                settings.max_metadata_bytes,
+                settings.max_message_bytes,
+                settings.max_bytes,
+                settings.max_connection_age,
+            )
+            soon = asyncio.get_running_loop().call_soon_threadsafe
+            front = _bind(
+                lambda: DirectFront(
+                    settings.host, settings.grpc_port, bounds, intake, methods.by_path(), soon, guards.tokens
+                ),
+                address,
+            )
+            stack.push_async_callback(asyncio.to_thread, front.close)
+            port, said = front.port, "direct"
+        else:
+            port = _bind(lambda: server.listen(address, guards.credentials), address)
+            said = "grpcio, TLS" if guards.certificates else "grpcio"
+        await server.start()
+        if front is not None:
+            front.start()
+        self._say(f"grpc {_endpoint(settings.host, port)} ({said})")
+        return Doors(methods, server, front)
 
-    def _native(self) -> bool:
-        if self.settings.transport == "native" and not native_front.AVAILABLE:
-            raise SettingsError("transport: native needs the package pygrpc-native, which is not installed")
-        return self.settings.transport != "grpcio" and native_front.AVAILABLE and self._guards.certificates is None
+    def _direct(self) -> bool:
+        if self.settings.transport == "direct" and not sockets.AVAILABLE:
+            raise SettingsError("transport: direct needs Linux; expected auto or grpcio here")
+        return self.settings.transport != "grpcio" and sockets.AVAILABLE and self._guards.certificates is None
 
     def _serve_metrics(self) -> Callable[[], None]:
         """/metrics over HTTP; returns what stops it."""
@@ -270,7 +285,7 @@ class Server:
         stop.signalled()
         stop.signalled()
 
-    async def _drain(self, health: Health, door: GrpcServer, front: NativeFront | None, stop: Stop) -> int:
+    async def _drain(self, health: Health, doors: Doors, stop: Stop) -> int:
         was_ready, self._ready = self._ready, False
         health.changed()
         wait = self.settings.drain_wait
@@ -288,9 +303,10 @@ class Server:
         health.end()
         # Answers that were just handed to the transports are still on their way out.
         await asyncio.sleep(0.05)
-        if front is not None:
-            await asyncio.to_thread(front.close)
-        await door.stop(min(left, 0.5))
+        await doors.methods.end_streams(min(left, 0.5))
+        if doors.front is not None:
+            await asyncio.to_thread(doors.front.close)
+        await doors.server.stop(min(left, 0.5))
         # Nobody waits for these runs any more, and one that goes on in native code while the interpreter ends aborts
         # the process.
         for worker in self.repository.workers():

@@ -123,6 +123,9 @@ class Batch:
     dropped: list[Settled] = field(default_factory=list)
 
 
+TIMINGS_KEY = "forwardpass-timings"  # request metadata: asks for the timings in the trailing metadata
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Of one batch, in seconds on the server's clock; sent to the requests that asked for it."""

@@ -1,0 +1,269 @@
+"""The direct door: the plaintext port, with HTTP/2 spoken by this process itself.
+
+One thread reads what clients send, decodes and queues their ModelInfer calls, runs short batches itself and writes the
+answers: a small network's request never changes threads. Other methods go to the event loop. General HTTP/2 servers
+spend several times what such a request needs; here nearly every frame is one of two kinds, and answers that leave
+together are one write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from os import sched_yield
+from time import monotonic, sleep
+from typing import Any
+
+from forwardpass.errors import RequestError
+from forwardpass.serving import protocol
+from forwardpass.serving.auth import Role, Tokens
+from forwardpass.serving.direct_call import DirectCall
+from forwardpass.serving.http2_calls import Call, Held, Listener, Metadata, Outgoing
+from forwardpass.serving.http2_connection import Connection
+from forwardpass.serving.intake import Intake
+from forwardpass.serving.methods import Handler
+from forwardpass.serving.request import Request, Timing
+from forwardpass.serving.sockets import CLOSE_SECONDS, Client, Sockets
+from forwardpass.serving.status import status_of
+from forwardpass.serving.threads import Pace, set_pace
+from forwardpass.serving.worker import Answer, Worker
+
+logger = logging.getLogger(__name__)
+
+INFER_PATH = protocol.METHODS["ModelInfer"].path.encode()
+
+GROUP = 256  # calls taken in one go: enough to fill several batches, little enough to keep the first one's wait short
+POLL_SECONDS = 200e-6  # how long a thread that is being kept busy asks for more before it sleeps
+FEW = 2  # calls in a group up to which it is polled for
+GATHER_SECONDS = 500e-6  # how long arrivals for saturated models gather before they are read, at least
+LONGEST_GATHER = 2e-3  # and at most
+MIXED_SECONDS = 1.0  # for how long nothing gathers once calls came for one model while another was saturated
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a client may take of the server; the names are those of the settings."""
+
+    max_streams: int
+    max_metadata_bytes: int
+    max_message_bytes: int
+    max_bytes: int
+    max_connection_age: float = 0.0
+
+
+class DirectFront:
+    """Owns the port's sockets and the thread that reads them.
+
+    - Every call that was received is answered once, or was cancelled by its client.
+    - `deliver` may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        bounds: Bounds,
+        make_intake: Callable[[DirectFront], Intake],
+        handlers: Mapping[bytes, Handler],
+        call_soon: Callable[[Callable[[], None]], Any],
+        tokens: Tokens | None = None,
+    ) -> None:
+        """Binds; raises OSError where it cannot. `handlers`: of the other methods, by path, for the event loop.
+
+        `call_soon`: has that loop call something; from any thread. `tokens` None: whoever reaches the port may call.
+        """
+        self._bounds = bounds
+        self._held = Held(bounds.max_bytes)
+        self._sockets = Sockets(host, port, self._connect, bounds.max_connection_age)
+        self.port = self._sockets.port
+        self._handlers = {path: handler for path, handler in handlers.items() if path != INFER_PATH}
+        self._call_soon = call_soon
+        self._posted: deque[tuple[Any, ...]] = deque()
+        self._tokens = tokens
+        self._intake = make_intake(self)
+        self._brisk = False  # whether the last wait was shorter than POLL_SECONDS
+        self._gathered = 0.0  # seconds for which calls were left unread lately
+        self._mixed_until = 0.0
+        self._hurried = False
+        self._closing = False
+        self._thread = threading.Thread(target=self._serve, name="direct-front", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Close every connection and end the thread. Call once everything in flight was answered."""
+        if self._closing:
+            return
+        self._closing = True
+        if self._thread.ident is None:
+            self._sockets.close()
+            return
+        self._sockets.wake()
+        self._thread.join(CLOSE_SECONDS + 5.0)
+
+    # -- answers: any thread ------------------------------------------------------------------------------------------
+
+    def deliver(self, requests: Sequence[Request], answers: Sequence[Answer], timing: Timing | None) -> None:
+        groups: dict[Outgoing, list[tuple[Call, bytes, Metadata]]] = {}
+        out: Outgoing | None = None
+        group: list[tuple[Call, bytes, Metadata]] = []
+        failed: dict[Outgoing, list[tuple[Call, RequestError]]] = {}
+        for request, answer in zip(requests, answers, strict=True):
+            call: Call = request.call
+            call.request = None  # which knows this call
+            if isinstance(answer, RequestError):
+                failed.setdefault(call.out, []).append((call, answer))
+                continue
+            if call.out is not out:
+                out = call.out
+                group = groups.setdefault(out, [])
+            group.append((call, answer, timing.trailers(request.arrival) if request.timings and timing else ()))
+        for out, group in groups.items():
+            with out.lock:
+                out.answer(group)
+        for out, errors in failed.items():
+            with self._sockets.together(out):
+                for call, error in errors:
+                    out.fail(call, *status_of(error))
+
+    # -- the thread ---------------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        intake, sockets = self._intake, self._sockets
+        more = False
+        while not self._closing:
+            try:
+                # While this thread has batches of its own to run it only looks for what has arrived meanwhile.
+                if sockets.poll(wait=False) if more else self._wait():
+                    self._take(sockets.read(GROUP))
+                more = intake.step()
+                if more and intake.full:
+                    # What arrives meanwhile waits behind these batches anyway.
+                    until = monotonic() + GATHER_SECONDS
+                    while more and intake.full and monotonic() < until:
+                        more = intake.step()
+                self._take(sockets.sweep())
+            except Exception:
+                logger.exception("the direct door failed on a group of calls")
+        for connection in sockets.close():
+            self._forget(connection)
+
+    def _wait(self) -> int:
+        """Until something has arrived. Sleeps, unless the last came so soon that asking again is quicker.
+
+        Going to sleep and being woken takes longer than a small network's run, on a virtual machine above all. Every
+        poll in vain yields the core and the interpreter, and is not repeated before calls come fast again: an idle
+        server sleeps.
+        """
+        sockets = self._sockets
+        self._gathered = 0.0
+        if self._hurried and self._intake.saturated and self._intake.now > self._mixed_until:
+            # Nothing that arrives now can run soon, and reading it call by call would take much of the core from the
+            # runs. In groups it takes a fraction of that.
+            slack = self._intake.slack
+            if slack:
+                self._gathered = min(max(slack, GATHER_SECONDS), LONGEST_GATHER)
+                sleep(self._gathered)
+        began = monotonic()
+        found = 0
+        if self._brisk:
+            until = began + POLL_SECONDS
+            while not (found := sockets.poll(wait=False)) and monotonic() < until:
+                sched_yield()
+        found = found or sockets.poll(wait=True)
+        self._brisk = 0 < found <= FEW and monotonic() - began < POLL_SECONDS
+        return found
+
+    def _take(self, news: Sequence[Connection]) -> None:
+        """Queue the calls that arrived, and take those that were given up out."""
+        if not news:
+            return
+        intake, tokens = self._intake, self._tokens
+        intake.begin()
+        take = intake.take
+        # A call's clock begins to run when it is read. On average it had lain there for half of that time.
+        unread = 0.5 * self._gathered
+        count = 0
+        for connection in news:
+            gone, calls = connection.gone, connection.calls
+            count += len(connection.arrived)
+            for call, message in connection.arrived:
+                if gone and calls.get(call.stream) is not call:
+                    continue
+                head = call.head
+                if tokens is not None and (refusal := tokens.refusal(head.metadata, Role.INFER)) is not None:
+                    intake.refuse(call, refusal)
+                    continue
+                timeout = head.timeout
+                if timeout is not None:
+                    timeout -= unread
+                call.request = take(call, message, timeout, head.timings)
+            connection.arrived.clear()
+            if connection.refused:
+                for call, error in connection.refused:
+                    intake.refuse(call, error)
+                connection.refused.clear()
+        intake.flush()
+        for connection in news:
+            if connection.gone:
+                self._forget(connection)
+        if count > FEW:
+            self._brisk = False  # calls that come in groups are worth waiting for
+        if intake.mixed:
+            self._mixed_until = intake.now + MIXED_SECONDS
+        if intake.saturated and not self._hurried:
+            # From now on whoever receives and answers is not to wait behind a thread that computes.
+            self._hurried = True
+            set_pace([threading.get_native_id()], Pace.HURRIED)
+
+    @staticmethod
+    def _forget(connection: Connection) -> None:
+        """Take the calls that their client gave up out of the queues."""
+        for call in connection.gone:
+            request, call.request = call.request, None
+            if request is not None:
+                worker: Worker = request.header.target
+                worker.cancel(request)
+        connection.gone.clear()
+
+    # -- connections and their other calls ----------------------------------------------------------------------------
+
+    def _connect(self, client: Client) -> Connection:
+        bounds = self._bounds
+        return Connection(
+            bounds.max_streams,
+            bounds.max_metadata_bytes,
+            bounds.max_message_bytes,
+            self._held,
+            INFER_PATH,
+            self._open,
+            self._sockets.write,
+            client,
+        )
+
+    def _open(self, call: Call) -> Listener | None:
+        handler = self._handlers.get(call.head.path)
+        return None if handler is None else DirectCall(call, handler, self._post)
+
+    def _post(self, *what: Any) -> None:
+        """Have the event loop call a function; in the order of these calls."""
+        self._posted.append(what)
+        if len(self._posted) == 1:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
+                self._call_soon(self._run_posted)
+
+    def _run_posted(self) -> None:
+        posted = self._posted
+        for _ in range(len(posted)):
+            function, *arguments = posted[0]
+            try:
+                function(*arguments)
+            finally:
+                posted.popleft()
+        if posted:
+            self._call_soon(self._run_posted)

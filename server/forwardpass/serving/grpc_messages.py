@@ -1,0 +1,63 @@
+"""gRPC's length-prefixed messages, taken off the bytes of a call as they come, each within a bound. Pure."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Final, NamedTuple
+
+from forwardpass.errors import RequestError, RunFailed, TooLarge, UnknownMethod
+from forwardpass.serving import http2
+
+# What a client may compress with, and zlib's number for it.
+COMPRESSIONS: Final = {b"gzip": 31, b"deflate": 15}
+
+
+class Taken(NamedTuple):
+    message: bytes
+    size: int  # bytes that it took of the call's, its prefix included
+
+
+def take(parts: bytearray, encoding: bytes, most: int) -> Taken | None:
+    """The first message of `parts`, removed from them; None while it is not complete.
+
+    Raises TooLarge for one of more than `most` bytes, by what it claims, or inflated, no further than to there;
+    RunFailed or UnknownMethod for one whose compression is none.
+    """
+    if len(parts) < 5:
+        return None
+    compressed, size = http2.MESSAGE_STRUCT.unpack_from(parts)
+    if size > most:
+        raise TooLarge(f"the message has {size} bytes, the limit is {most}")
+    end = size + 5
+    if len(parts) < end:
+        return None
+    data = bytes(memoryview(parts)[5:end])
+    del parts[:end]
+    return Taken(_inflated(data, encoding, most) if compressed else data, end)
+
+
+def _inflated(data: bytes, encoding: bytes, most: int) -> bytes:
+    if encoding == b"identity":
+        raise RunFailed("a compressed message without grpc-encoding")
+    if encoding not in COMPRESSIONS:
+        raise UnknownMethod("grpc-encoding: expected identity, gzip or deflate")
+    inflater = zlib.decompressobj(COMPRESSIONS[encoding])
+    broken: RequestError = RunFailed("a message that cannot be inflated")
+    try:
+        found = inflater.decompress(data, most + 1)
+    except zlib.error:
+        raise broken from None
+    if len(found) > most:
+        raise TooLarge(f"the message has more than {most} bytes once it is inflated")
+    if not inflater.eof:
+        raise broken
+    return found
+
+
+def unpadded(payload: bytes, flags: int) -> bytes | None:
+    """A frame's payload without its padding; None where that is longer than the frame."""
+    if not flags & http2.PADDED:
+        return payload
+    if not payload or payload[0] >= len(payload):
+        return None
+    return payload[1 : len(payload) - payload[0]]

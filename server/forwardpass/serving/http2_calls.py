@@ -1,0 +1,181 @@
+"""The calls of one HTTP/2 connection and what is sent to them, without a socket.
+
+Frames are made as far as the client's windows let them; the rest is kept until they do.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Protocol
+
+from forwardpass.serving import http2
+from forwardpass.serving.header_blocks import Head
+
+STREAM_WINDOW: Final = 1 << 20  # bytes of one call that a client may have on their way
+
+Metadata = Iterable[tuple[str, str | bytes]]
+
+
+class Held:
+    """Bytes of messages that are not complete, over all connections of a door. Thread-safe."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.nbytes = 0
+        self._lock = threading.Lock()
+
+    def add(self, more: int) -> None:
+        with self._lock:
+            self.nbytes += more
+
+
+class Listener(Protocol):
+    """Who hears of a call that is not ModelInfer. None of it may block; all but `writable` on the receiving thread."""
+
+    def message(self, data: bytes, due: int) -> None:
+        """`due`: bytes to tell `consumed` of, once they need not be kept any more."""
+
+    def half_closed(self) -> None: ...
+    def cancelled(self) -> None: ...
+    def writable(self) -> None:
+        """All that was sent has left."""
+
+
+class Call:
+    """One call of a connection, from its headers to its status."""
+
+    # Most calls never have anything but these.
+    listener: Listener | None = None  # None: ModelInfer
+    request: Any = None  # once it is queued
+    ended = False  # the client has said all
+    message: bytes | None = None  # of ModelInfer, where it came in pieces
+    parts: bytearray | None = None  # of messages that are not complete
+    age = 0  # how often `overdue` saw it wait for its message
+    credit = 0  # bytes that came and that the client was not told are free again
+    window = 0  # bytes that the client takes, beside its initial window
+    opened = False  # the headers of the answer were sent
+    unsent: bytearray | None = None  # messages, or what is left of them, that wait for the client's window
+    blocked = False  # its listener waits for them to leave
+    last = b""  # what goes after those
+
+    def __init__(self, out: Outgoing, stream: int, head: Head) -> None:
+        self.out = out
+        self.stream = stream
+        self.head = head
+
+
+class Outgoing:
+    """Calls under way and what leaves for them. Everything but the constructor is called with `lock` held.
+
+    - A call is in `calls` from its headers until its status was written, or its client gave it up.
+    - What is sent to a call that is not there goes nowhere.
+    """
+
+    def __init__(self, write: Callable[[Outgoing, bytes], None], owner: Any, held: Held) -> None:
+        """`write`: where frames go. `owner`: of the socket, for who has only a call."""
+        self.lock = threading.Lock()
+        self.calls: dict[int, Call] = {}  # by the number of their stream
+        self.owner = owner
+        self.window = http2.DEFAULT_WINDOW  # bytes that the client takes
+        self.initial = http2.DEFAULT_WINDOW  # of one call
+        self.frame = http2.DEFAULT_FRAME  # in one frame
+        self.write = write
+        self._held = held
+        self._waiting: dict[int, Call] = {}  # calls with something unsent
+
+    def answer(self, answered: Sequence[tuple[Call, bytes, Metadata]]) -> None:
+        """Answer calls of ModelInfer, with trailing metadata. What is gone is passed over."""
+        out: list[bytes] = []
+        calls, most, make = self.calls, min(self.frame, self.initial), http2.answer
+        for call, message, metadata in answered:
+            size = len(message) + 5
+            if size <= most and size <= self.window and not metadata:
+                if calls.pop(call.stream, None) is not None:
+                    self.window -= size
+                    out.append(make(call.stream, message))
+                continue
+            if out:
+                self.write(self, b"".join(out))
+                out = []
+            self.send(call, message)
+            self.finish(call, metadata)
+        if out:
+            self.write(self, b"".join(out))
+
+    def send(self, call: Call, message: bytes) -> bool:
+        """A message of an answer. Whether all has left; otherwise the call's listener is told when it has."""
+        if self.calls.get(call.stream) is not call:
+            return True
+        self._open(call)
+        if call.unsent is None:
+            call.unsent = bytearray()
+        call.unsent += http2.MESSAGE_STRUCT.pack(0, len(message))
+        call.unsent += message
+        self._waiting[call.stream] = call
+        self.pump()
+        call.blocked = bool(call.unsent)
+        return not call.blocked
+
+    def finish(self, call: Call, metadata: Metadata = ()) -> None:
+        """The successful end of a call."""
+        if self.calls.get(call.stream) is call:
+            self._open(call)
+            self.end(call, http2.closing(call.stream, metadata))
+
+    def fail(self, call: Call, code: int, text: str, metadata: Metadata | None = None) -> None:
+        """The end of a call that failed. What was sent before it still leaves first."""
+        self.end(call, http2.failure(call.stream, code, text, metadata or (), call.opened))
+
+    def consumed(self, call: Call, nbytes: int) -> None:
+        """`nbytes` of what its listener was given need not be kept any more: the client may send as many."""
+        call.credit += nbytes
+        if call.credit > STREAM_WINDOW // 4 and not call.ended and self.calls.get(call.stream) is call:
+            self.write(self, http2.window_update(call.stream, call.credit))
+            call.credit = 0
+
+    def _open(self, call: Call) -> None:
+        if not call.opened:
+            call.opened = True
+            self.write(self, http2.opening(call.stream))
+
+    def end(self, call: Call, frames: bytes) -> None:
+        """The last frames of a call, behind what is unsent of it."""
+        if self.calls.get(call.stream) is not call:
+            return
+        if not call.ended:  # the client is not to send the rest
+            frames += http2.reset(call.stream, http2.NO_ERROR)
+        if call.unsent:
+            call.last = frames
+        else:
+            self.write(self, frames)
+            self.drop(call)
+
+    def drop(self, call: Call) -> None:
+        """Forget a call."""
+        self.calls.pop(call.stream, None)
+        self._waiting.pop(call.stream, None)
+        call.listener = None  # which knows this call
+        if call.parts:
+            self._held.add(-len(call.parts))
+            call.parts.clear()
+
+    def pump(self) -> None:
+        """Send what the windows allow of what waits for them."""
+        for call in list(self._waiting.values()):
+            assert call.unsent is not None
+            room = min(self.window, self.initial + call.window, len(call.unsent))
+            if room > 0:
+                payload = bytes(memoryview(call.unsent)[:room])
+                del call.unsent[:room]
+                self.window -= room
+                call.window -= room
+                self.write(self, http2.data_frames(call.stream, payload, self.frame))
+            if not call.unsent:
+                self._waiting.pop(call.stream, None)
+                if call.last:
+                    self.write(self, call.last)
+                    self.drop(call)
+                elif call.blocked and call.listener is not None:
+                    call.blocked = False
+                    call.listener.writable()

@@ -1,0 +1,282 @@
+"""The direct door's sockets: connections come and go, bytes go in and out. Needs Linux (epoll).
+
+One thread polls and reads. `write` is for any thread: what a socket does not take at once is kept and sent when it
+does, and nothing is read meanwhile from a client that leaves too much unread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import random
+import select
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator
+from time import monotonic
+
+from forwardpass.serving import http2
+from forwardpass.serving.http2_calls import Outgoing
+from forwardpass.serving.http2_connection import Connection, ConnectionFailed
+
+logger = logging.getLogger(__name__)
+
+AVAILABLE = hasattr(select, "epoll")
+
+READ = 1 << 16  # bytes taken from a socket at once
+READS = 4  # times in a row, before others are looked at
+BACKLOG = 1 << 20  # bytes that a client may leave unread; beyond that nothing is read from it
+ACCEPTS = 64  # connections taken in one go
+SWEEP_SECONDS = 1.0  # between two looks for what is overdue
+MESSAGE_AGES = 30  # sweeps that a call's message may take
+GREETING_AGES = 10  # sweeps that a client may take for its first bytes
+CLOSE_SECONDS = 1.0  # for what is unsent when the door closes
+
+
+class Client:
+    """One socket. What is unsent, and whether it is read, changes with the lock of `connection.out` held."""
+
+    connection: Connection
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.unsent = bytearray()
+        self.corked: list[bytes] | None = None  # frames that are to leave together
+        self.watched = select.EPOLLIN
+        self.closed = False
+        self.heard = False  # it has sent something
+        self.age = 0  # sweeps since it came
+        self.deadline = deadline  # when it is asked to connect anew, on the monotonic clock
+
+
+class Sockets:
+    """Owns the listening port and every connection's socket. Everything but `write` and `wake` is for one thread."""
+
+    def __init__(self, host: str, port: int, connect: Callable[[Client], Connection], max_age: float) -> None:
+        """Binds; raises OSError where it cannot. `connect`: the protocol for a new client.
+
+        `max_age`: seconds after which clients are asked to connect anew; 0: never.
+        """
+        self._listener = _listen(host, port)
+        self.port: int = self._listener.getsockname()[1]
+        self._connect = connect
+        self._max_age = max_age
+        self._clients: dict[int, Client] = {}
+        self._epoll = select.epoll()
+        self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+        self._bell, self._ring = os.pipe()
+        self._epoll.register(self._bell, select.EPOLLIN)
+        self._deaf = False  # no connection is accepted: there are no descriptors left
+        self._ready: deque[tuple[int, int]] = deque()  # events that were not looked at yet
+        self._sweep_at = monotonic() + SWEEP_SECONDS
+
+    # -- any thread ---------------------------------------------------------------------------------------------------
+
+    def write(self, out: Outgoing, data: bytes) -> None:
+        """Send, or keep what the socket does not take. With `out.lock` held."""
+        client: Client = out.owner
+        if client.corked is not None:
+            client.corked.append(data)
+            return
+        if client.closed:
+            return
+        if client.unsent:
+            client.unsent += data
+        else:
+            try:
+                sent = client.sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return  # it is gone, as the thread that reads will hear
+            if sent == len(data):
+                return
+            client.unsent += memoryview(data)[sent:]
+        self._watch(client)
+
+    @contextlib.contextmanager
+    def together(self, out: Outgoing) -> Iterator[None]:
+        """What is written inside leaves in one go. Takes `out.lock`."""
+        client: Client = out.owner
+        with out.lock:
+            corked = client.corked = []
+            yield
+            client.corked = None
+            if corked:
+                self.write(out, b"".join(corked))
+
+    def wake(self) -> None:
+        """End a `poll` that waits."""
+        os.write(self._ring, b"\0")
+
+    def _watch(self, client: Client) -> None:
+        """Ask to hear of a socket what there is to be heard of it. With the lock held."""
+        wanted = select.EPOLLOUT if client.unsent else 0
+        if len(client.unsent) < BACKLOG:
+            wanted |= select.EPOLLIN
+        if wanted != client.watched:
+            client.watched = wanted
+            self._epoll.modify(client.fd, wanted)
+
+    # -- one thread ---------------------------------------------------------------------------------------------------
+
+    def poll(self, wait: bool) -> int:
+        """Ask what has happened, or wait until something has; how much has. Waits no longer than to the next sweep."""
+        if not self._ready:
+            seconds = 0.0
+            if wait:
+                seconds = max(1e-3, self._sweep_at - monotonic()) if self._clients or self._deaf else -1
+            self._ready.extend(self._epoll.poll(seconds))
+        return len(self._ready)
+
+    def read(self, most: int) -> list[Connection]:
+        """Read from those that have sent something, until `most` calls have arrived: the connections with news."""
+        ready, clients = self._ready, self._clients
+        news: list[Connection] = []
+        count = 0
+        while ready and count < most:
+            fd, event = ready.popleft()
+            client = clients.get(fd)
+            if client is None:
+                if fd == self._listener.fileno():
+                    self._accept()
+                elif fd == self._bell:
+                    os.read(self._bell, 64)
+                continue
+            if event & select.EPOLLOUT:
+                self._flush(client)
+            if event & ~select.EPOLLOUT:
+                self._receive(client)
+                connection = client.connection
+                news.append(connection)
+                count += len(connection.arrived)
+        return news
+
+    def sweep(self) -> list[Connection]:
+        """Once in SWEEP_SECONDS: give up on what is overdue; the connections with news."""
+        now = monotonic()
+        if now < self._sweep_at:
+            return []
+        self._sweep_at = now + SWEEP_SECONDS
+        if self._deaf:
+            self._deaf = False
+            self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+        for client in list(self._clients.values()):
+            connection = client.connection
+            client.age += 1
+            connection.overdue(MESSAGE_AGES)
+            silent = not client.heard and client.age > GREETING_AGES
+            if silent or (connection.leaving and not connection.calls):
+                self._lose(client)
+            elif now > client.deadline:
+                # First word that it is to go; a sweep later, the number of the last call that is served.
+                connection.leaving = not client.deadline
+                last = connection.last_stream if connection.leaving else http2.LAST_STREAM
+                client.deadline = float("inf") if connection.leaving else 0.0
+                with connection.out.lock:
+                    self.write(connection.out, http2.goaway(last, http2.NO_ERROR, "max_connection_age"))
+        connections = [client.connection for client in self._clients.values()]
+        return [c for c in connections if c.refused or c.gone]
+
+    def close(self) -> list[Connection]:
+        """Say goodbye, send what is left, close everything; the connections there were."""
+        until = monotonic() + CLOSE_SECONDS
+        clients = list(self._clients.values())
+        for client in clients:
+            connection = client.connection
+            with connection.out.lock:
+                self.write(connection.out, http2.goaway(connection.last_stream, http2.NO_ERROR))
+        while any(client.unsent for client in clients) and monotonic() < until:
+            for fd, event in self._epoll.poll(0.05):
+                if event & select.EPOLLOUT and fd in self._clients:
+                    self._flush(self._clients[fd])
+        for client in clients:
+            self._lose(client)
+        self._listener.close()
+        self._epoll.close()
+        os.close(self._bell)
+        os.close(self._ring)
+        return [client.connection for client in clients]
+
+    def _receive(self, client: Client) -> None:
+        connection = client.connection
+        for _ in range(READS):
+            try:
+                data = client.sock.recv(READ)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._lose(client)
+                return
+            client.heard = True
+            try:
+                connection.receive(data)
+            except ConnectionFailed as failure:
+                logger.debug("a connection is closed: %s", failure)
+                with connection.out.lock:
+                    self.write(connection.out, http2.goaway(connection.last_stream, failure.code, str(failure)))
+                self._lose(client)
+                return
+            if len(data) < READ:
+                return
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTS):
+            try:
+                sock, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    # It would be ready for ever. The next sweep tries again.
+                    logger.warning("no connection can be accepted: %s", error.strerror)
+                    self._deaf = True
+                    self._epoll.unregister(self._listener.fileno())
+                    return
+                continue  # that one was gone before it was accepted
+            sock.setblocking(False)
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            age = self._max_age * random.uniform(0.9, 1.1)  # so that those who came together do not go together
+            client = Client(sock, monotonic() + age if age else float("inf"))
+            connection = client.connection = self._connect(client)
+            self._clients[client.fd] = client
+            self._epoll.register(client.fd, client.watched)
+            with connection.out.lock:
+                self.write(connection.out, connection.greeting())
+
+    def _flush(self, client: Client) -> None:
+        with client.connection.out.lock:
+            try:
+                sent = client.sock.send(memoryview(client.unsent)[:BACKLOG])
+            except BlockingIOError:
+                return
+            except OSError:
+                client.unsent.clear()
+            else:
+                del client.unsent[:sent]
+            self._watch(client)
+
+    def _lose(self, client: Client) -> None:
+        """A connection is over: nobody waits for its calls."""
+        with client.connection.out.lock:
+            client.closed = True
+            client.unsent.clear()
+        del self._clients[client.fd]
+        self._epoll.unregister(client.fd)
+        client.sock.close()
+        client.connection.lose()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
+    listener = socket.create_server(address[:2], family=family, backlog=1024)
+    listener.setblocking(False)
+    return listener
