@@ -368,11 +368,13 @@ def test_a_server_that_drains_answers_what_it_has_and_no_call_fails(
         client.predict("m", np.zeros(4, np.float32))
         with ThreadPoolExecutor(16) as threads:
             calls = [threads.submit(ask, client, seed) for seed in range(16)]
-            until(lambda: client.counts.shared_requests > 50)
-            assert going.stop() == 0
-            after = client.counts.shared_requests
-            until(lambda: client.counts.shared_requests > after + 50 or any(call.done() for call in calls))
-            over.set()
+            try:
+                until(lambda: client.counts.shared_requests > 50)
+                assert going.stop() == 0
+                after = client.counts.shared_requests
+                until(lambda: client.counts.shared_requests > after + 50 or any(call.done() for call in calls))
+            finally:
+                over.set()
             assert min(call.result(PATIENCE) for call in calls) > 0
 
 

@@ -202,8 +202,8 @@ def test_the_health_service_itself_is_alive_while_it_drains(repository: Path, tr
     assert server.wait() == 0
 
 
-def test_a_connection_of_age_is_replaced_without_a_failed_call(repository: Path, serve: Serve) -> None:
-    server = serve(repository, "--transport", "grpcio", "--max-connection-age", "0.3")
+def test_a_connection_of_age_is_replaced_without_a_failed_call(repository: Path, transport: str, serve: Serve) -> None:
+    server = serve(repository, "--transport", transport, "--max-connection-age", "0.3")
     states: list[grpc.ChannelConnectivity] = []
     with grpc.insecure_channel(server.address) as channel:
         channel.subscribe(states.append)

@@ -225,11 +225,7 @@ def test_an_error_that_nobody_foresaw(caller: Caller) -> None:
 
 
 def test_many_calls_cancelled_at_any_moment(caller: Caller) -> None:
-    """Nothing of them stays, and other clients are answered.
-
-    Their own connection may be closed for it: the native door takes a burst of calls that are reset before they were
-    received for an attack.
-    """
+    """Nothing of them stays, and other clients are answered."""
     rng = np.random.default_rng(0)
     other = Caller(caller.server)
     calls: list[tuple[Any, Any]] = []

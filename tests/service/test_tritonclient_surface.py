@@ -288,12 +288,9 @@ def test_a_compressed_request(client: Any, repository: Path) -> None:
 
 
 @backs("infer: compression_algorithm deflate")
-def test_deflate_is_for_the_grpcio_door(client: Any, running: ServerProcess, repository: Path) -> None:
-    if "direct" in running.lines[0]:
-        assert "deflate" in fails("UNIMPLEMENTED", client.infer, "chain", inputs(), compression_algorithm="deflate")
-    else:
-        result = client.infer("chain", inputs(), compression_algorithm="deflate")
-        assert np.array_equal(result.as_numpy("y"), expected(repository))
+def test_a_request_compressed_the_other_way(client: Any, repository: Path) -> None:
+    result = client.infer("chain", inputs(), compression_algorithm="deflate")
+    assert np.array_equal(result.as_numpy("y"), expected(repository))
 
 
 @backs("infer: sequence_id, sequence_start, sequence_end")

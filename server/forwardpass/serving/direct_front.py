@@ -29,7 +29,7 @@ from forwardpass.serving.methods import Handler
 from forwardpass.serving.request import Request, Timing
 from forwardpass.serving.sockets import CLOSE_SECONDS, Client, Sockets
 from forwardpass.serving.status import status_of
-from forwardpass.serving.threads import Pace, set_pace
+from forwardpass.serving.threads import hurry
 from forwardpass.serving.worker import Answer, Worker
 
 logger = logging.getLogger(__name__)
@@ -219,7 +219,7 @@ class DirectFront:
         if intake.saturated and not self._hurried:
             # From now on whoever receives and answers is not to wait behind a thread that computes.
             self._hurried = True
-            set_pace([threading.get_native_id()], Pace.HURRIED)
+            hurry(threading.get_native_id())
 
     @staticmethod
     def _forget(connection: Connection) -> None:

@@ -145,12 +145,6 @@ class Intake:
         return bool(self._pending)
 
     @property
-    def sole(self) -> bool:
-        """Whether all that is in flight waits for this thread, which is going to run it: no other one computes."""
-        waiting = sum([worker.queue.requests for worker in self._pending if worker.inline])
-        return self._admission.requests == waiting
-
-    @property
     def slack(self) -> float:
         """Seconds that what arrives now will hardly run in, if it is for the models that were saturated last."""
         return min([worker.slack for worker in self._crowded], default=0.0)

@@ -7,13 +7,11 @@ ONNX Runtime sizes its pool from the host's cores, which in a container with two
 from __future__ import annotations
 
 import ctypes
-import enum
 import functools
 import math
 import os
 import platform
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,39 +99,21 @@ _SCHED_ATTR = struct.Struct("=IIQiIQQQII")  # size, policy, flags, nice, priorit
 SHORT_SLICE = 100_000  # ns, the least Linux takes; its default is some milliseconds
 
 
-class Pace(enum.Enum):
-    """How Linux lets a thread in that wakes on a core where another one computes."""
+def hurry(thread_id: int) -> bool:
+    """Ask Linux to let a thread in soon and briefly, rather than late and long, where another one computes; if it did.
 
-    USUAL = 0
-    HURRIED = 1  # soon and briefly rather than late and long
-    PATIENT = 2  # when the other sleeps, yields, or has had its time
-
-
-def set_pace(thread_ids: Iterable[int], pace: Pace) -> bool:
-    """Ask Linux for that; whether it agreed. Everybody may ask it for their own threads.
-
-    - Hurried: a thread with a shorter slice of time is let in at once (Linux 6.12 and later; before that it changes
-      nothing). It gets no more of the core by it. Without, it may wait until the other's slice is over, for
-      milliseconds: long against a deadline of twenty.
-    - Patient: as SCHED_BATCH, it interrupts nobody. Else whoever hands out fifty answers is interrupted by the
-      thread that sends them, at the first one and several times more, and each time the caches go cold.
+    A thread with a shorter slice of time is let in at once when it wakes (Linux 6.12 and later; before that it changes
+    nothing), and gets no more of the core by it. Without, it may wait until the other's slice is over, for
+    milliseconds: long against a deadline of twenty. Everybody may ask it for their own threads.
     """
     number = _SCHED_SETATTR.get(platform.machine())
     if number is None or platform.system() != "Linux":
         return False
-    policy = os.SCHED_BATCH if pace is Pace.PATIENT else os.SCHED_OTHER
-    nanoseconds = 0 if pace is Pace.USUAL else SHORT_SLICE  # 0: the system's own
     nice = os.getpriority(os.PRIO_PROCESS, 0)  # to be left as it is: lowering it takes a privilege
-    attr = _SCHED_ATTR.pack(_SCHED_ATTR.size, policy, 0, nice, 0, nanoseconds, 0, 0, 0, 0)
-    refused = [thread_id for thread_id in thread_ids if _libc().syscall(number, thread_id, attr, 0) != 0]
-    return not refused
+    attr = _SCHED_ATTR.pack(_SCHED_ATTR.size, os.SCHED_OTHER, 0, nice, 0, SHORT_SLICE, 0, 0, 0, 0)
+    return bool(_libc().syscall(number, thread_id, attr, 0) == 0)
 
 
 @functools.cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
-
-
-def named(prefix: str) -> list[int]:
-    """Ids of this process's threads whose name, as Linux has it, begins with `prefix`."""
-    return [int(task.name) for task in Path("/proc/self/task").glob("*") if _read(task / "comm").startswith(prefix)]

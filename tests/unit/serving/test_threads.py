@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from forwardpass.serving.threads import Pace, available, cgroup_quota, named, set_pace
+from forwardpass.serving.threads import available, cgroup_quota, hurry
 
 
 def make(root: Path, files: dict[str, str]) -> Path:
@@ -108,7 +108,7 @@ def test_an_affinity_mask_counts_and_is_said() -> None:
 @pytest.mark.skipif(
     platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"), reason="needs Linux's scheduler"
 )
-def test_a_thread_is_made_patient_and_hurried_again() -> None:
+def test_a_thread_is_hurried_and_keeps_its_rank() -> None:
     done = threading.Event()
     thread = threading.Thread(target=done.wait)
     thread.start()
@@ -116,22 +116,13 @@ def test_a_thread_is_made_patient_and_hurried_again() -> None:
         thread_id = thread.native_id
         assert thread_id is not None
         nice = os.getpriority(os.PRIO_PROCESS, thread_id)
-        assert set_pace([thread_id], Pace.PATIENT)
-        assert os.sched_getscheduler(thread_id) == os.SCHED_BATCH
-        for pace in (Pace.HURRIED, Pace.USUAL):
-            assert set_pace([thread_id], pace)
-            assert os.sched_getscheduler(thread_id) == os.SCHED_OTHER
+        assert hurry(thread_id)
+        assert os.sched_getscheduler(thread_id) == os.SCHED_OTHER
         assert os.getpriority(os.PRIO_PROCESS, thread_id) == nice
-        assert os.sched_getscheduler(threading.get_native_id()) == os.SCHED_OTHER
     finally:
         done.set()
         thread.join()
 
 
 def test_a_thread_that_is_gone_is_no_error() -> None:
-    assert not set_pace([2**22 + 1], Pace.PATIENT)  # beyond what Linux numbers threads to
-
-
-def test_threads_are_found_by_the_beginning_of_their_names() -> None:
-    assert threading.get_native_id() in named("")
-    assert named("no thread is called this") == []
+    assert not hurry(2**22 + 1)  # beyond what Linux numbers threads to

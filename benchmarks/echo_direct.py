@@ -1,0 +1,53 @@
+"""An echo on the direct door's own transport: bytes in, the first 1,024 of them out. The floor under a request here.
+
+No more come out, since an answer of a network is mostly smaller than what was asked. The sockets and the protocol are
+the server's own (`serving.sockets`, `serving.http2_connection`); what is left out is everything behind them.
+
+Prints `grpc HOST:PORT` and `ready`; ends on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import threading
+
+from forwardpass.serving.http2_calls import Held
+from forwardpass.serving.http2_connection import Connection
+from forwardpass.serving.sockets import Client, Sockets
+from harness import METHOD
+
+
+def main() -> None:
+    held = Held(1 << 30)
+
+    def connect(client: Client) -> Connection:
+        return Connection(1024, 16384, 1 << 24, held, METHOD.encode(), lambda _: None, sockets.write, client)
+
+    sockets = Sockets("127.0.0.1", 0, connect, 0.0)
+    over = threading.Event()
+
+    def echo() -> None:
+        while not over.is_set():
+            sockets.poll(wait=True)
+            for connection in sockets.read(256):
+                with connection.out.lock:
+                    connection.out.answer([(call, message[:1024], ()) for call, message in connection.arrived])
+                connection.arrived.clear()
+                connection.gone.clear()
+            sockets.sweep()
+        sockets.close()
+
+    gc.freeze()
+    thread = threading.Thread(target=echo)
+    thread.start()
+    print(f"grpc 127.0.0.1:{sockets.port}\nready", flush=True)
+    signal.sigwait({signal.SIGTERM})
+    over.set()
+    sockets.wake()
+    thread.join(5.0)
+
+
+if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    main()
