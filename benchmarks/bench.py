@@ -31,6 +31,7 @@ from measure import Scenario, Times, measure
 Starter = Callable[[Path, int], contextlib.AbstractContextManager[Server]]
 SERVERS: dict[str, Starter] = {
     "aio-echo": lambda _, core: harness.start([sys.executable, str(harness.HERE / "echo_aio.py")], core),
+    "direct-echo": lambda _, core: harness.start([sys.executable, str(harness.HERE / "echo_direct.py")], core),
     "native-echo": lambda _, core: harness.start([sys.executable, str(harness.HERE / "echo_native.py")], core),
     "digits": lambda folder, core: harness.serve(folder / "digits", core),
     "mnist": lambda folder, core: harness.serve(folder / "mnist", core),
@@ -44,10 +45,11 @@ SCENARIOS = (
     Scenario("aio-echo/8x64", "aio-echo", WIDE, checked=False),
     Scenario("aio-echo/1x1", "aio-echo", ONE, checked=False),
     Scenario("native-echo/4x16", "native-echo", NARROW, checked=False),
-    Scenario("native-echo-16-rows/4x16", "native-echo", NARROW, rows=16, checked=False),
-    Scenario("native-echo-mnist/4x16", "native-echo", NARROW, model="mnist", checked=False),
-    Scenario("native-echo/8x64", "native-echo", WIDE, checked=False),
-    Scenario("native-echo/1x1", "native-echo", ONE, checked=False),
+    Scenario("direct-echo/4x16", "direct-echo", NARROW, checked=False),
+    Scenario("direct-echo-16-rows/4x16", "direct-echo", NARROW, rows=16, checked=False),
+    Scenario("direct-echo-mnist/4x16", "direct-echo", NARROW, model="mnist", checked=False),
+    Scenario("direct-echo/8x64", "direct-echo", WIDE, checked=False),
+    Scenario("direct-echo/1x1", "direct-echo", ONE, checked=False),
     Scenario("digits/4x16", "digits", NARROW),
     Scenario("digits/8x64", "digits", WIDE),
     Scenario("digits/1x1", "digits", ONE),

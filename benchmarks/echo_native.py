@@ -1,4 +1,4 @@
-"""An echo on pygrpc-native: bytes in, the first 1,024 of them out. The floor under the native door: its transport.
+"""An echo on pygrpc-native: bytes in, the first 1,024 of them out. What a Rust library takes.
 
 No more come out, since an answer of a network is mostly smaller than what was asked.
 

@@ -26,9 +26,10 @@ Result = dict[str, Any]
 # What each scenario is, in words.
 TITLES = {
     "aio-echo": "grpcio aio, echo, no model",
-    "native-echo": "pygrpc-native, echo, no model",
-    "native-echo-16-rows": "pygrpc-native, echo of 16 rows of digits",
-    "native-echo-mnist": "pygrpc-native, echo of a row of mnist",
+    "native-echo": "pygrpc-native (HTTP/2 in Rust), echo, no model",
+    "direct-echo": "direct door, echo, no model",
+    "direct-echo-16-rows": "direct door, echo of 16 rows of digits",
+    "direct-echo-mnist": "direct door, echo of a row of mnist",
     "digits": "Forwardpass, digits, 1 row",
     "digits-16-rows": "Forwardpass, digits, 16 rows",
     "mnist": "Forwardpass, mnist, 1 row",

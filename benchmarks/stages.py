@@ -2,9 +2,9 @@
 
     python benchmarks/stages.py [--model digits] [--batch 50] [--rows 1]
 
-Runs the server's own objects without a transport: a group of `--batch` requests is decoded, queued, stacked, run
-and cut into answers again and again on one core, and each station is timed in a loop of its own. What the transport
-adds is the difference to the CPU time a request in `make bench`.
+Runs the server's own objects without sockets: the frames of a group of `--batch` requests are read, its messages decoded,
+queued, stacked, run, cut into answers and framed again and again on one core, and each station is timed in a loop of
+its own. What sockets add, and caches that have gone cold, is the difference to the CPU time in `make bench`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import hpack
 import numpy as np
 
 from bodies import request as make_message
+from forwardpass.serving import http2, protocol
 from forwardpass.serving.admission import Admission
+from forwardpass.serving.http2_calls import Held, Outgoing
+from forwardpass.serving.http2_connection import Connection
 from forwardpass.serving.intake import Intake
 from forwardpass.serving.matrix import stack
 from forwardpass.serving.metrics import ModelMetrics, Ran
@@ -52,6 +56,51 @@ def microseconds(work: Callable[[], object]) -> float:
             count += 10
         best = min(best, spent / max(count, 1))
     return best * 1e6
+
+
+def transport(message: bytes, answer: bytes, batch: int) -> tuple[float, float]:
+    """Microseconds of reading the frames of `batch` calls of one client, and of making those of their answers."""
+    path = protocol.METHODS["ModelInfer"].path.encode()
+
+    def nowhere(_out: Outgoing, _data: bytes) -> None:
+        pass
+
+    connection = Connection(1 << 20, 1 << 14, 1 << 24, Held(1 << 30), path, lambda _: None, nowhere)
+    encoder = hpack.Encoder()
+    fields = [(":method", "POST"), (":scheme", "http"), (":path", path.decode()), (":authority", "localhost:8001")]
+    fields += [("te", "trailers"), ("content-type", "application/grpc"), ("user-agent", "stages")]
+    body = http2.MESSAGE_STRUCT.pack(0, len(message)) + message
+
+    def frames() -> bytes:
+        return b"".join(
+            [
+                http2.frame(http2.HEADERS, http2.END_HEADERS, stream, encoder.encode(fields))
+                + http2.frame(http2.DATA, http2.END_STREAM, stream, body)
+                for stream in range(1, 2 * batch, 2)
+            ]
+        )
+
+    connection.receive(http2.PREFACE + frames())  # fills the table of headers
+    group = frames()
+
+    def receive() -> None:
+        connection.last_stream = 0
+        connection.calls.clear()
+        connection.arrived.clear()
+        connection.receive(group)
+
+    receive()
+    calls = {call.stream: call for call, _ in connection.arrived}
+    answers = [(call, answer, ()) for call in calls.values()]
+    out = connection.out
+
+    def send() -> None:
+        out.window = 1 << 30
+        out.calls.update(calls)
+        with out.lock:
+            out.answer(answers)
+
+    return microseconds(receive), microseconds(send)
 
 
 def measure(repository: Path, model: str, batch: int, rows: int) -> list[tuple[str, float]]:
@@ -100,6 +149,7 @@ def measure(repository: Path, model: str, batch: int, rows: int) -> list[tuple[s
     note = Ran(((0.0, batch),), (batch * rows,), 0.0, 1e-5, 1e-4, batch)
     decoder = intake._decoder
     decode = microseconds(lambda: [decoder.decode(message) for _ in range(batch)])
+    received, sent = transport(message, bytes(runner.scatter(requests, outputs, wanted)[0]), batch)  # type: ignore[arg-type]
     stations = [
         ("decode: message to header and tensor bytes", decode),
         ("intake: a request object, its group, its deadline", microseconds(take) - decode),
@@ -111,7 +161,13 @@ def measure(repository: Path, model: str, batch: int, rows: int) -> list[tuple[s
     ]
     total = microseconds(whole)
     rest = total - sum(spent for _, spent in stations)
-    return [*stations, ("the rest: admission, slots, settling, glue", rest), ("all of it", total)]
+    return [
+        ("receive: frames to calls", received),
+        *stations,
+        ("answer: responses to frames", sent),
+        ("the rest: admission, slots, settling, glue", rest),
+        ("all of it", received + total + sent),
+    ]
 
 
 def main() -> int:

@@ -24,6 +24,7 @@ from forwardpass.serving.threads import Cores
 from forwardpass.settings import Settings
 
 LARGE_RUN = 4e-3  # seconds of a full batch, from which on a model gets an instance for each core
+INLINE, INLINE_ON_ONE_CORE = 0.5e-3, 2e-3  # seconds of a run that whoever received its requests makes
 
 Opened = Session | CudaSession
 Open = Callable[[Path, Placement, str, str], Opened]  # as open_network
@@ -87,6 +88,17 @@ class Sessions:
                 session.prepare(rows, pads, rows_of, half)
             said[session.how or "plain runs, without fixed buffers or CUDA graphs, since axis 0 is no batch"] = None
         return "; ".join(said)
+
+
+def inline_run_limit(settings: Settings, cores: Cores) -> float:
+    """Seconds of a run up to which whoever received its requests makes it.
+
+    With several cores another thread computes beside the one that reads, for the price of a hand-over; on one the two
+    would only interrupt each other. What bounds it there is how long arrivals, and clients that leave, go unnoticed.
+    """
+    if settings.inline_run_limit is not None:
+        return settings.inline_run_limit
+    return INLINE_ON_ONE_CORE if cores.count == 1 else INLINE
 
 
 def count(config: ModelConfig, settings: Settings, cores: Cores, placement: Placement, run: float) -> tuple[int, str]:

@@ -21,7 +21,7 @@ from forwardpass.serving import batch_size, external_data, warm_up
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.cuda_session import open_network
 from forwardpass.serving.declared import declare
-from forwardpass.serving.instances import Open, Sessions, count
+from forwardpass.serving.instances import Open, Sessions, count, inline_run_limit
 from forwardpass.serving.interface import Interface
 from forwardpass.serving.invariance import Invariance, probe
 from forwardpass.serving.metrics import ModelMetrics
@@ -119,7 +119,7 @@ def load(
         default_priority=config.default_priority,
         default_timeout=_seconds(config.default_timeout_us),
         time_limits=_time_limits(config),
-        inline_run_limit=settings.inline_run_limit,
+        inline_run_limit=inline_run_limit(settings, cores),
     )
     counted = metrics or ModelMetrics(name, version)
     serving = sessions.serving
