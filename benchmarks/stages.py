@@ -2,9 +2,9 @@
 
     python benchmarks/stages.py [--model digits] [--batch 50] [--rows 1]
 
-Runs the server's own objects without sockets: the frames of a group of `--batch` requests are read, its messages decoded,
-queued, stacked, run, cut into answers and framed again and again on one core, and each station is timed in a loop of
-its own. What sockets add, and caches that have gone cold, is the difference to the CPU time in `make bench`.
+Runs the server's own objects without sockets: the frames of a group of `--batch` requests are read, its messages
+decoded, queued, stacked, run, cut into answers and framed again and again on one core, and each station is timed in a
+loop of its own. What sockets add, and caches that have gone cold, is the difference to the CPU time in `make bench`.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import compress
 from typing import Any, Protocol
 
 from forwardpass.errors import DeadlineExceeded, DeviceLost, RequestError, RunFailed
@@ -331,18 +332,11 @@ class Worker:
     def _record(
         self, requests: Sequence[Request], owed: Sequence[bool], matrices: Sequence[int], timing: Timing, errors: int
     ) -> None:
-        waits: list[tuple[float, int]] = []
-        count = nbytes = answered = 0
-        arrival = requests[0].arrival
-        for request, is_owed in zip(requests, owed, strict=True):
-            if request.arrival != arrival:
-                waits.append((arrival, count))
-                arrival, count = request.arrival, 0
-            count += 1
-            if is_owed:
-                nbytes += request.nbytes
-                answered += 1
-        waits.append((arrival, count))
+        waits = tuple(Counter([r.arrival for r in requests]).items())
+        answered = sum(owed)
+        nbytes = sum(
+            [r.nbytes for r in requests] if answered == len(owed) else [r.nbytes for r in compress(requests, owed)]
+        )
         self.metrics.ran(Ran(waits, matrices, timing.taken, timing.run, self._clock(), max(0, answered - errors)))
         self._admission.release(answered, nbytes)
 
