@@ -40,7 +40,7 @@ GROUP = 256  # calls taken in one go: enough to fill several batches, little eno
 POLL_SECONDS = 200e-6  # how long a thread that is being kept busy asks for more before it sleeps
 FEW = 2  # calls in a group up to which it is polled for
 GATHER_SECONDS = 500e-6  # how long arrivals for saturated models gather before they are read, at least
-LONGEST_GATHER = 2e-3  # and at most
+LONGEST_GATHER = 5e-3  # and at most
 MIXED_SECONDS = 1.0  # for how long nothing gathers once calls came for one model while another was saturated
 
 
@@ -186,8 +186,9 @@ class DirectFront:
         intake, tokens = self._intake, self._tokens
         intake.begin()
         take = intake.take
-        # A call's clock begins to run when it is read. On average it had lain there for half of that time.
-        unread = 0.5 * self._gathered
+        # A call's clock begins to run when it is read, and it may have lain there for all of that time: an answer that
+        # comes too late by a millisecond is worth nothing, and was made at the cost of one in time.
+        unread = self._gathered
         count = 0
         for connection in news:
             gone, calls = connection.gone, connection.calls

@@ -164,6 +164,7 @@ class Sockets:
         if self._deaf:
             self._deaf = False
             self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+        connections = [client.connection for client in self._clients.values()]
         for client in list(self._clients.values()):
             connection = client.connection
             client.age += 1
@@ -178,7 +179,6 @@ class Sockets:
                 client.deadline = float("inf") if connection.leaving else 0.0
                 with connection.out.lock:
                     self.write(connection.out, http2.goaway(last, http2.NO_ERROR, "max_connection_age"))
-        connections = [client.connection for client in self._clients.values()]
         return [c for c in connections if c.refused or c.gone]
 
     def close(self) -> list[Connection]:
@@ -220,6 +220,10 @@ class Sockets:
                 logger.debug("a connection is closed: %s", failure)
                 with connection.out.lock:
                     self.write(connection.out, http2.goaway(connection.last_stream, failure.code, str(failure)))
+                self._lose(client)
+                return
+            except Exception:  # others' calls, read in the same turn, are not to suffer from it
+                logger.exception("a connection is closed: it could not be read")
                 self._lose(client)
                 return
             if len(data) < READ:
