@@ -48,8 +48,9 @@ class DirectCall:
         self._changed: asyncio.Future[None] | None = None  # what whoever reads or writes waits for
         self._drained: asyncio.Future[None] | None = None
         self._trailers: Sequence[Any] = ()
-        self._gone = False
         self._task: asyncio.Task[None] | None = None
+        with self._out.lock:
+            self._out.listeners += 1
         post(self._start)
 
     # -- Listener: on the receiving thread ----------------------------------------------------------------------------
@@ -70,6 +71,11 @@ class DirectCall:
 
     def _start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task.add_done_callback(self._over)
+
+    def _over(self, _: object) -> None:
+        with self._out.lock:
+            self._out.listeners -= 1
 
     def _got(self, data: bytes | None, due: int) -> None:
         if data is None:
@@ -80,7 +86,6 @@ class DirectCall:
             self._changed.set_result(None)
 
     def _cancel(self) -> None:
-        self._gone = True
         if self._task is not None:
             self._task.cancel()
 
@@ -89,24 +94,7 @@ class DirectCall:
             self._drained.set_result(None)
 
     async def _run(self) -> None:
-        code, text, trailers = 0, "", self._trailers
-        answer: bytes | None = None
-        try:
-            async with asyncio.timeout(self.time_remaining()) as limit:
-                answer = await self._handler.function(None, self)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            code, text = Status.DEADLINE_EXCEEDED, "the deadline passed"
-        except Aborted as aborted:
-            code, text, trailers = aborted.code, aborted.text, aborted.trailers
-        except asyncio.CancelledError:
-            if self._gone:
-                return
-            code, text = Status.UNAVAILABLE, "the server is stopping; send this to another one"
-        except Exception:
-            logger.exception("a call failed unexpectedly")
-            code, text = Status.INTERNAL, "internal error; the server's log has the details"
+        code, text, trailers, answer = await self._outcome()
         with self._out.lock:
             if code:
                 self._out.fail(self._call, code, text, trailers)
@@ -114,6 +102,22 @@ class DirectCall:
             if answer is not None:
                 self._out.send(self._call, answer)
             self._out.finish(self._call, self._trailers)
+
+    async def _outcome(self) -> tuple[int, str, Sequence[Any], bytes | None]:
+        """What the method came to: a status, its text and trailers, and the one message of an answer."""
+        limit = asyncio.timeout(self.time_remaining())
+        try:
+            async with limit:
+                return 0, "", (), await self._handler.function(None, self)
+        except Aborted as aborted:
+            return aborted.code, aborted.text, aborted.trailers, None
+        except asyncio.CancelledError:  # by a client that is gone, or a server that is going
+            return Status.UNAVAILABLE, "the server is stopping; send this to another one", (), None
+        except Exception:
+            if limit.expired():
+                return Status.DEADLINE_EXCEEDED, "the deadline passed", (), None
+            logger.exception("a call failed unexpectedly")
+            return Status.INTERNAL, "internal error; the server's log has the details", (), None
 
     # -- for the method -----------------------------------------------------------------------------------------------
 

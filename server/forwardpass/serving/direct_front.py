@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import sched_yield
@@ -82,7 +81,8 @@ class DirectFront:
         self.port = self._sockets.port
         self._handlers = {path: handler for path, handler in handlers.items() if path != INFER_PATH}
         self._call_soon = call_soon
-        self._posted: deque[tuple[Any, ...]] = deque()
+        self._posted: list[tuple[Any, ...]] = []
+        self._posting = threading.Lock()
         self._tokens = tokens
         self._intake = make_intake(self)
         self._brisk = False  # whether the last wait was shorter than POLL_SECONDS
@@ -124,7 +124,7 @@ class DirectFront:
                 group = groups.setdefault(out, [])
             group.append((call, answer, timing.trailers(request.arrival) if request.timings and timing else ()))
         for out, group in groups.items():
-            with out.lock:
+            with self._sockets.together(out):
                 out.answer(group)
         for out, errors in failed.items():
             with self._sockets.together(out):
@@ -193,7 +193,9 @@ class DirectFront:
         for connection in news:
             gone, calls = connection.gone, connection.calls
             count += len(connection.arrived)
-            for call, message in connection.arrived:
+            arrived, connection.arrived[:] = connection.arrived[:], ()
+            refused, connection.refused[:] = connection.refused[:], ()
+            for call, message in arrived:
                 if gone and calls.get(call.stream) is not call:
                     continue
                 head = call.head
@@ -204,11 +206,8 @@ class DirectFront:
                 if timeout is not None:
                     timeout -= unread
                 call.request = take(call, message, timeout, head.timings)
-            connection.arrived.clear()
-            if connection.refused:
-                for call, error in connection.refused:
-                    intake.refuse(call, error)
-                connection.refused.clear()
+            for call, error in refused:
+                intake.refuse(call, error)
         intake.flush()
         for connection in news:
             if connection.gone:
@@ -252,19 +251,19 @@ class DirectFront:
         return None if handler is None else DirectCall(call, handler, self._post)
 
     def _post(self, *what: Any) -> None:
-        """Have the event loop call a function; in the order of these calls."""
-        self._posted.append(what)
-        if len(self._posted) == 1:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
-                self._call_soon(self._run_posted)
+        """Have the event loop call a function; those of one thread in their order. From any thread."""
+        with self._posting:
+            self._posted.append(what)
+            if len(self._posted) > 1:
+                return
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
+            self._call_soon(self._run_posted)
 
     def _run_posted(self) -> None:
-        posted = self._posted
-        for _ in range(len(posted)):
-            function, *arguments = posted[0]
+        with self._posting:
+            posted, self._posted = self._posted, []
+        for function, *arguments in posted:
             try:
                 function(*arguments)
-            finally:
-                posted.popleft()
-        if posted:
-            self._call_soon(self._run_posted)
+            except Exception:
+                logger.exception("a call's news could not be told")

@@ -24,7 +24,8 @@ STATIC: Final = HeaderTable.STATIC_TABLE
 TABLE_SIZE: Final = 4096  # bytes of the dynamic table that a client may use: HTTP/2's default, which we leave as it is
 ENTRY_OVERHEAD: Final = 32  # what an entry counts for beside its bytes
 REMEMBERED: Final = 256  # blocks, a connection
-REMEMBERED_BYTES: Final = 1024  # of the longest one remembered
+REMEMBERED_BYTES: Final = 2048  # of the longest one remembered, as it is and as what it says
+BINARIES: Final = 16  # values that one "-bin" field may have, with commas between them
 UNITS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 # Not metadata: HTTP's own, and what gRPC says about the call itself.
 RESERVED: Final = frozenset({b"te", b"content-type", b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding"})
@@ -63,13 +64,14 @@ class Head:
             elif name[:1] != b":" and name not in RESERVED:
                 key = name.decode("ascii", "replace")
                 if name[-4:] == b"-bin":
-                    metadata += [(key, _binary(part)) for part in value.split(b",")]
+                    metadata += [(key, _binary(part)) for part in value.split(b",", BINARIES - 1)]
                 else:
                     metadata.append((key, value.decode("utf-8", "replace")))
         self.metadata = tuple(metadata)
         self.timings = any(key == TIMINGS_KEY and value != "0" for key, value in metadata)
         # What HTTP answers to that which is no call of gRPC; 0: it is one.
-        self.http_status = 405 if method != b"POST" else 0 if content_type.startswith(b"application/grpc") else 415
+        is_grpc = content_type.startswith(b"application/grpc") and content_type[16:17] in (b"", b"+", b";")
+        self.http_status = 405 if method != b"POST" else 0 if is_grpc else 415
         self.sound = not self.problem and not self.http_status
 
 
@@ -97,7 +99,7 @@ class HeaderDecoder:
         head = OVERSIZED if total > self._max else Head(fields)
         if changed:
             self._heads.clear()
-        elif len(block) <= REMEMBERED_BYTES:
+        elif len(block) <= REMEMBERED_BYTES and total <= REMEMBERED_BYTES:
             if len(self._heads) >= REMEMBERED:
                 self._heads.clear()
             self._heads[block] = head

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import struct
 from collections.abc import Iterable
 from typing import Final
@@ -28,10 +29,11 @@ FLOW_CONTROL_ERROR: Final = 0x3
 STREAM_CLOSED: Final = 0x5
 FRAME_SIZE_ERROR: Final = 0x6
 REFUSED_STREAM: Final = 0x7
+CANCEL: Final = 0x8
 COMPRESSION_ERROR: Final = 0x9
 ENHANCE_YOUR_CALM: Final = 0xB
 # Settings.
-ENABLE_PUSH: Final = 0x2
+HEADER_TABLE_SIZE: Final = 0x1
 MAX_CONCURRENT_STREAMS: Final = 0x3
 INITIAL_WINDOW_SIZE: Final = 0x4
 MAX_FRAME_SIZE: Final = 0x5
@@ -39,14 +41,25 @@ MAX_HEADER_LIST_SIZE: Final = 0x6
 
 DEFAULT_WINDOW: Final = 65_535
 DEFAULT_FRAME: Final = 16_384
+DEFAULT_TABLE: Final = 4096  # bytes of headers that each side keeps of the other's
 LARGEST_WINDOW: Final = 2**31 - 1
 LAST_STREAM: Final = 2**31 - 1
 
 # What goes before and after the message of every answer. Nothing of it enters the client's header table, so it is
 # always the same bytes: ":status: 200", "content-type: application/grpc"; "grpc-status: 0".
-_STATUS_200: Final = b"\x88"
-_OPENING: Final = _STATUS_200 + b"\x0f\x10\x10application/grpc"
+_OPENING: Final = b"\x88\x0f\x10\x10application/grpc"
 _CLOSING: Final = b"\x00\x0bgrpc-status\x010"
+_RESIZED: Final = b"\x20"  # the header table has 0 bytes: nothing is ever put into it
+TEXT_BYTES: Final = 4096  # of a status text: clients take so much metadata without a murmur
+_UNESCAPED: Final = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"  # beside letters and digits
+
+
+class ConnectionFailed(Exception):
+    """The client broke HTTP/2's rules. The connection ends with `code`."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -87,9 +100,9 @@ def answer(stream: int, message: bytes) -> bytes:
     )  # fmt: skip
 
 
-def opening(stream: int) -> bytes:
-    """The headers of an answer."""
-    return frame(HEADERS, END_HEADERS, stream, _OPENING)
+def opening(stream: int, resized: bool = False) -> bytes:
+    """The headers of an answer. `resized`: the first since the client asked for a smaller header table."""
+    return frame(HEADERS, END_HEADERS, stream, _RESIZED * resized + _OPENING)
 
 
 def closing(stream: int, metadata: Iterable[tuple[str, str | bytes]] = ()) -> bytes:
@@ -98,17 +111,25 @@ def closing(stream: int, metadata: Iterable[tuple[str, str | bytes]] = ()) -> by
 
 
 def failure(
-    stream: int, code: int, text: str, metadata: Iterable[tuple[str, str | bytes]] = (), opened: bool = False
+    stream: int,
+    code: int,
+    text: str,
+    metadata: Iterable[tuple[str, str | bytes]] = (),
+    opened: bool = False,
+    resized: bool = False,
 ) -> bytes:
-    """The end of a call that failed; its only frame, unless its answer was `opened`."""
-    block = (b"" if opened else _OPENING) + _fields(
-        [
-            ("grpc-status", str(code)),
-            ("grpc-message", quote(text, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~")),
-            *metadata,
-        ]
-    )
+    """The end of a call that failed; its only frame, unless its answer was `opened`. `resized`: as for `opening`."""
+    status = [("grpc-status", str(code)), ("grpc-message", _escaped(text)), *metadata]
+    block = _RESIZED * resized + (b"" if opened else _OPENING) + _fields(status)
     return frame(HEADERS, END_HEADERS | END_STREAM, stream, block)
+
+
+def _escaped(text: str) -> str:
+    """A status text as gRPC has it, in ASCII; cut where it would fill a header."""
+    found = quote(text, safe=_UNESCAPED)
+    if len(found) > TEXT_BYTES:
+        found = re.sub(r"%.?$", "", found[:TEXT_BYTES])
+    return found
 
 
 def no_grpc(stream: int, status: int) -> bytes:

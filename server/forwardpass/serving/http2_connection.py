@@ -4,9 +4,9 @@
 has a bound:
 
 - A message is refused by the length it claims, before it is read; a compressed one is inflated no further than it may.
-- All bytes of messages that are not complete count in `Held`, over all connections.
+- Messages that are not complete, or not yet read, count in `Held`, over all connections, and a call has a window.
 - Calls at once, bytes of metadata and headers that go on have limits; beyond them the call or the connection ends.
-- What a client does not read waits with the owner of the socket, who is to read no more from it meanwhile.
+- An answer that the client's windows do not let out is given up when nothing of it has left for a while (`overdue`).
 
 Belongs to one thread; `out`, with its lock, to all.
 """
@@ -20,20 +20,13 @@ from forwardpass.errors import InvalidRequest, RequestError, RunFailed, TooLarge
 from forwardpass.serving import http2
 from forwardpass.serving.grpc_messages import take, unpadded
 from forwardpass.serving.header_blocks import OVERSIZED, Head, HeaderDecoder, HeaderError
-from forwardpass.serving.http2_calls import STREAM_WINDOW, Call, Held, Listener, Outgoing
+from forwardpass.serving.http2 import ConnectionFailed
+from forwardpass.serving.http2_calls import MESSAGE_OVERHEAD, STREAM_WINDOW, Call, Held, Listener, Outgoing
 from forwardpass.serving.status import status_of
 
 WINDOW: Final = 1 << 24  # bytes of all calls of a connection that may be on their way
 LARGEST_FRAME: Final = 1 << 16  # that a client may send: fewer of them for a large message
 BLOCK_PIECES: Final = 64  # frames that one call's headers may come in
-
-
-class ConnectionFailed(Exception):
-    """The client broke HTTP/2's rules. The connection ends with `code`."""
-
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(text)
-        self.code = code
 
 
 class Connection:
@@ -66,10 +59,11 @@ class Connection:
         self._infer_path = infer_path
         self._open_call = open_call
         self._left = b""  # of a frame that is not complete
-        self._greeted = False
+        self.greeted = False  # it speaks HTTP/2
         self._block: list[bytes] | None = None  # headers that go on in further frames
         self._block_of = (0, 0)  # their flags and stream
         self._control: list[bytes] = []  # frames to go out once what arrived is read
+        self._opened = False  # the client's windows have changed meanwhile
         self._credit = 0  # bytes that came and that the client was not told are free again
 
     def greeting(self) -> bytes:
@@ -88,13 +82,13 @@ class Connection:
         if self._left:
             data = self._left + data
         position, end = 0, len(data)
-        if not self._greeted:
+        if not self.greeted:
             if not http2.PREFACE.startswith(data[:24]):
                 raise ConnectionFailed(http2.PROTOCOL_ERROR, "this is not HTTP/2")
             if end < 24:
                 self._left = data
                 return
-            self._greeted, position = True, 24
+            self.greeted, position = True, 24
         calls, arrived, head_of, most = self.calls, self.arrived, self._decoder.head, self._max_message
         unpack, unpack_message = http2.HEAD_STRUCT.unpack_from, http2.MESSAGE_STRUCT.unpack_from
         came = 0
@@ -110,17 +104,17 @@ class Connection:
             # Two kinds of frames make a call, nearly always in these forms; the rest of the loop is for them.
             if kind == 0:  # DATA
                 came += length
-                if flags == 1 and length >= 5:
+                if flags == 1 and length >= 5 and self._block is None:
                     call = calls.get(stream)
-                    if call is not None and not call.ended and call.parts is None and call.listener is None:
+                    if call is not None and call.plain:
                         compressed, size = unpack_message(data, begin)
                         if not compressed and size == length - 5 and size <= most:
-                            call.ended = True
+                            call.ended, call.plain = True, False
                             arrived.append((call, data[begin + 5 : position]))
                             continue
             elif kind == 1 and flags & 0x2D == 0x04 and stream > self.last_stream and self._block is None:  # HEADERS
                 try:
-                    self._headers(stream, flags, head_of(data[begin:position]))
+                    self._headers(stream & http2.LAST_STREAM, flags, head_of(data[begin:position]))
                 except HeaderError as error:
                     raise ConnectionFailed(http2.COMPRESSION_ERROR, str(error)) from None
                 continue
@@ -130,18 +124,33 @@ class Connection:
         if self._credit > WINDOW // 4:
             self._control.append(http2.window_update(0, self._credit))
             self._credit = 0
-        if self._control:
+        self._leave()
+
+    def _leave(self) -> None:
+        """Send what became due while something was read."""
+        if self._control or self._opened:
             control, self._control = b"".join(self._control), []
             with self.out.lock:
-                self.out.write(self.out, control)
+                if control:
+                    self.out.write(self.out, control)
+                if self._opened:
+                    self._opened = False
+                    self.out.pump()
 
-    def overdue(self, ages: int) -> None:
-        """Refuse calls of ModelInfer whose message was not complete at more than `ages` calls of this in a row."""
+    def overdue(self, for_message: int, for_answer: int) -> None:
+        """Give up on calls that have waited for as many calls of this: of ModelInfer, for more of their message; of all
+        kinds, for the client to take more of their answer."""
         for call in list(self.calls.values()):
-            if not call.ended and call.listener is None:
+            if call.unsent:
                 call.age += 1
-                if call.age > ages:
-                    self._refuse(call, InvalidRequest(f"no message within {ages} s"))
+                if call.age > for_answer:
+                    self._control.append(http2.reset(call.stream, http2.CANCEL))
+                    self._give_up(call.stream)
+            elif not call.ended and call.listener is None and not call.refused:
+                call.age += 1
+                if call.age > for_message:
+                    self._refuse(call, InvalidRequest(f"nothing more of the message within {for_message} s"))
+        self._leave()
 
     def lose(self) -> None:
         """The connection is no more: all its calls are gone, and what arrived goes nowhere."""
@@ -221,7 +230,7 @@ class Connection:
 
     def _headers(self, stream: int, flags: int, head: Head) -> None:
         """A call begins."""
-        if not stream & 1 or stream > http2.LAST_STREAM:
+        if not stream & 1:
             raise ConnectionFailed(http2.PROTOCOL_ERROR, f"{stream} is no number for a client's stream")
         self.last_stream = stream
         if self.leaving or len(self.calls) >= self._max_streams:
@@ -231,6 +240,8 @@ class Connection:
         if head.path == self._infer_path and head.sound:
             if flags & http2.END_STREAM:
                 self._half_closed(call)
+            else:
+                call.plain = True
             return
         call.ended = bool(flags & http2.END_STREAM)
         if head is OVERSIZED:
@@ -240,13 +251,17 @@ class Connection:
                 self.out.end(call, http2.no_grpc(stream, head.http_status))
         elif head.problem:
             self._refuse(call, RunFailed(head.problem))
+        elif self.out.listeners >= self._max_streams:
+            # Calls that were reset are still being wound up.
+            with self.out.lock:
+                self.out.end(call, http2.reset(stream, http2.REFUSED_STREAM))
         else:
-            call.listener = self._open_call(call)
-            if call.listener is None:
+            listener = call.listener = self._open_call(call)
+            if listener is None:
                 path = head.path[:200].decode("utf-8", "replace")
                 self._refuse(call, UnknownMethod(f"there is no method {path} here"))
             elif call.ended:
-                call.listener.half_closed()
+                listener.half_closed()
 
     def _data(self, stream: int, flags: int, payload: bytes, padding: int) -> None:
         """Some of a call's messages. Whatever is not one whole message in one frame comes here."""
@@ -257,56 +272,90 @@ class Connection:
             return  # of a call that was answered before it had said all
         if call.ended:
             raise ConnectionFailed(http2.STREAM_CLOSED, f"DATA of stream {stream}, which had ended")
+        call.plain = False
         call.ended = bool(flags & http2.END_STREAM)
+        call.room -= len(payload) + padding
+        if call.room < 0:
+            raise ConnectionFailed(http2.FLOW_CONTROL_ERROR, f"more DATA of stream {stream} than its window has")
+        if call.refused:
+            return
+        call.age = 0
+        error: RequestError | None = None
+        with self.out.lock:
+            if self.calls.get(stream) is call:  # it may have been answered meanwhile
+                try:
+                    self._messages(call, payload, padding)
+                except RequestError as raised:
+                    error = raised
+        if error is not None:
+            self._refuse(call, error)
+        elif call.ended:
+            self._half_closed(call)
+
+    def _messages(self, call: Call, payload: bytes, padding: int) -> None:
+        """Take what messages are complete now off a call's bytes. With the lock held.
+
+        What belongs to one that is not complete may be sent again at once: its size bounds what is kept of it. What
+        belongs to one that is counts until its listener has read it. Raises the RequestError to end the call with.
+        """
         if call.parts is None:
             call.parts = bytearray()
-        parts = call.parts
-        before = free = len(parts)
+        parts, held = call.parts, call.held
+        granted = len(parts)  # of the first message, while it was not complete
+        held -= granted
         parts += payload
         call.credit += padding
-        try:
-            while (taken := take(parts, call.head.encoding, self._max_message)) is not None:
-                due, free = taken.size - free, 0  # the client was told already that what lay there before is free
-                if call.listener is not None:
-                    call.listener.message(taken.message, due)
-                elif call.message is not None:
-                    raise RunFailed("a second message on a call that takes one")
-                else:
-                    call.message = taken.message
-                    call.credit += due
-            self._held.add(len(parts) - before)
-            if self._held.nbytes > self._held.limit:
-                raise TooLarge(f"incomplete messages have {self._held.nbytes} bytes, the limit is {self._held.limit}")
-        except RequestError as error:
-            parts.clear()
-            self._refuse(call, error)
-            return
-        call.credit += len(parts) - free  # the size of a message bounds what is kept of it
-        if call.ended:
-            self._half_closed(call)
-        elif call.credit > STREAM_WINDOW // 4:
-            with self.out.lock:
-                self.out.consumed(call, 0)
+        while (taken := take(parts, call.head.encoding, self._max_message)) is not None:
+            if call.listener is not None:
+                call.credit -= granted
+                held += taken.size + MESSAGE_OVERHEAD
+                call.listener.message(taken.message, taken.size)
+            elif call.message is not None:
+                raise RunFailed("a second message on a call that takes one")
+            else:
+                call.message = taken.message
+                call.credit += taken.size - granted
+                held += len(taken.message)
+            granted = 0
+        call.credit += len(parts) - granted
+        self.out.hold(call, held + len(parts))
+        if self._held.nbytes > self._held.limit:
+            have, limit = self._held.nbytes, self._held.limit
+            raise TooLarge(f"messages that are incomplete or unread have {have} bytes, the limit is {limit}")
+        self.out.consumed(call, 0)
 
     def _half_closed(self, call: Call) -> None:
         call.ended = True
+        if call.refused:
+            return
+        listener = call.listener
         if call.parts:
             self._refuse(call, InvalidRequest("the call ended within a message"))
-        elif call.listener is not None:
-            call.listener.half_closed()
+        elif listener is not None:
+            listener.half_closed()
         elif call.message is None:
             self._refuse(call, InvalidRequest("the call carried no message"))
         else:
+            with self.out.lock:
+                self.out.hold(call, 0)  # from here on it counts as a request
             self.arrived.append((call, call.message))
+            call.message = None
 
     def _refuse(self, call: Call, error: RequestError) -> None:
-        if call.listener is None and not isinstance(error, UnknownMethod):
-            self.refused.append((call, error))
-            return
-        if call.listener is not None:
-            call.listener.cancelled()
+        """Answer a call with an error; nothing of what it still says matters."""
+        call.refused, call.plain = True, False
+        listener = call.listener
         with self.out.lock:
-            self.out.fail(call, *status_of(error))
+            if call.parts:
+                call.parts.clear()
+            call.message = None
+            self.out.hold(call, 0)
+            if listener is not None or isinstance(error, UnknownMethod):
+                self.out.fail(call, *status_of(error))
+            else:
+                self.refused.append((call, error))
+        if listener is not None:
+            listener.cancelled()
 
     def _reset(self, stream: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -321,29 +370,14 @@ class Connection:
         if flags & http2.ACK:
             return
         with self.out.lock:
-            for place in range(0, len(payload), 6):
-                key = int.from_bytes(payload[place : place + 2], "big")
-                value = int.from_bytes(payload[place + 2 : place + 6], "big")
-                if key == http2.INITIAL_WINDOW_SIZE:
-                    if value > http2.LARGEST_WINDOW:
-                        raise ConnectionFailed(http2.FLOW_CONTROL_ERROR, f"a window of {value} bytes")
-                    self.out.initial = value
-                elif key == http2.MAX_FRAME_SIZE:
-                    if not http2.DEFAULT_FRAME <= value < 1 << 24:
-                        raise ConnectionFailed(http2.PROTOCOL_ERROR, f"frames of {value} bytes")
-                    self.out.frame = value
-            self.out.write(self.out, http2.frame(http2.SETTINGS, http2.ACK, 0))
-            self.out.pump()
+            self.out.heed(payload)
+        self._control.append(http2.frame(http2.SETTINGS, http2.ACK, 0))
+        self._opened = True
 
     def _window_update(self, stream: int, payload: bytes) -> None:
         more = int.from_bytes(payload, "big") & http2.LAST_STREAM
         if len(payload) != 4 or not more:
             raise ConnectionFailed(http2.PROTOCOL_ERROR, "a WINDOW_UPDATE that is none")
         with self.out.lock:
-            if not stream:
-                self.out.window += more
-            elif (call := self.calls.get(stream)) is not None:
-                call.window += more
-            if self.out.window > http2.LARGEST_WINDOW:
-                raise ConnectionFailed(http2.FLOW_CONTROL_ERROR, f"a window of {self.out.window} bytes")
-            self.out.pump()
+            self.out.widen(stream, more)
+        self._opened = True

@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 
 from forwardpass.serving import http2
+from forwardpass.serving.http2 import ConnectionFailed
 from forwardpass.serving.http2_calls import Outgoing
-from forwardpass.serving.http2_connection import Connection, ConnectionFailed
+from forwardpass.serving.http2_connection import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +31,9 @@ READS = 4  # times in a row, before others are looked at
 BACKLOG = 1 << 20  # bytes that a client may leave unread; beyond that nothing is read from it
 ACCEPTS = 64  # connections taken in one go
 SWEEP_SECONDS = 1.0  # between two looks for what is overdue
-MESSAGE_AGES = 30  # sweeps that a call's message may take
-GREETING_AGES = 10  # sweeps that a client may take for its first bytes
+MESSAGE_AGES = 30  # sweeps for which nothing may come of a call's message
+ANSWER_AGES = 60  # sweeps for which a client may take nothing of what it is sent
+GREETING_AGES = 10  # sweeps that a client may take to say that it speaks HTTP/2
 CLOSE_SECONDS = 1.0  # for what is unsent when the door closes
 
 
@@ -47,8 +49,7 @@ class Client:
         self.corked: list[bytes] | None = None  # frames that are to leave together
         self.watched = select.EPOLLIN
         self.closed = False
-        self.heard = False  # it has sent something
-        self.age = 0  # sweeps since it came
+        self.age = 0  # sweeps since it came, or since it took something of what is unsent
         self.deadline = deadline  # when it is asked to connect anew, on the monotonic clock
 
 
@@ -95,6 +96,7 @@ class Sockets:
             if sent == len(data):
                 return
             client.unsent += memoryview(data)[sent:]
+            client.age = 0
         self._watch(client)
 
     @contextlib.contextmanager
@@ -103,10 +105,12 @@ class Sockets:
         client: Client = out.owner
         with out.lock:
             corked = client.corked = []
-            yield
-            client.corked = None
-            if corked:
-                self.write(out, b"".join(corked))
+            try:
+                yield
+            finally:
+                client.corked = None
+                if corked:
+                    self.write(out, b"".join(corked))
 
     def wake(self) -> None:
         """End a `poll` that waits."""
@@ -168,9 +172,10 @@ class Sockets:
         for client in list(self._clients.values()):
             connection = client.connection
             client.age += 1
-            connection.overdue(MESSAGE_AGES)
-            silent = not client.heard and client.age > GREETING_AGES
-            if silent or (connection.leaving and not connection.calls):
+            connection.overdue(MESSAGE_AGES, ANSWER_AGES)
+            silent = not connection.greeted and client.age > GREETING_AGES
+            stuck = client.unsent and client.age > ANSWER_AGES
+            if silent or stuck or (connection.leaving and not connection.calls and not client.unsent):
                 self._lose(client)
             elif now > client.deadline:
                 # First word that it is to go; a sweep later, the number of the last call that is served.
@@ -184,22 +189,25 @@ class Sockets:
     def close(self) -> list[Connection]:
         """Say goodbye, send what is left, close everything; the connections there were."""
         until = monotonic() + CLOSE_SECONDS
-        clients = list(self._clients.values())
-        for client in clients:
-            connection = client.connection
+        connections = [client.connection for client in self._clients.values()]
+        if not self._deaf:
+            self._epoll.unregister(self._listener.fileno())
+        for connection in connections:
+            connection.leaving = True  # calls that come now are refused in a way that lets them be tried elsewhere
             with connection.out.lock:
                 self.write(connection.out, http2.goaway(connection.last_stream, http2.NO_ERROR))
-        while any(client.unsent for client in clients) and monotonic() < until:
-            for fd, event in self._epoll.poll(0.05):
-                if event & select.EPOLLOUT and fd in self._clients:
-                    self._flush(self._clients[fd])
-        for client in clients:
+        while monotonic() < until and any(c.unsent or c.connection.out.waiting for c in self._clients.values()):
+            self._ready.extend(self._epoll.poll(0.05))
+            self.read(1 << 30)
+        for client in list(self._clients.values()):
+            with contextlib.suppress(OSError):
+                client.sock.shutdown(socket.SHUT_WR)  # else what is unread here would undo what is unread there
             self._lose(client)
         self._listener.close()
         self._epoll.close()
         os.close(self._bell)
         os.close(self._ring)
-        return [client.connection for client in clients]
+        return connections
 
     def _receive(self, client: Client) -> None:
         connection = client.connection
@@ -213,7 +221,6 @@ class Sockets:
             if not data:
                 self._lose(client)
                 return
-            client.heard = True
             try:
                 connection.receive(data)
             except ConnectionFailed as failure:
@@ -265,6 +272,7 @@ class Sockets:
                 client.unsent.clear()
             else:
                 del client.unsent[:sent]
+                client.age = 0
             self._watch(client)
 
     def _lose(self, client: Client) -> None:

@@ -112,10 +112,23 @@ def test_a_timeout_that_is_none(text: bytes) -> None:
         ([f for f in CALL if f[0] != b"content-type"], 415),
         ([*CALL[:5], (b"content-type", b"text/html")], 415),
         ([*CALL[:5], (b"content-type", b"application/grpc+proto")], 0),
+        ([*CALL[:5], (b"content-type", b"application/grpc;x=1")], 0),
+        ([*CALL[:5], (b"content-type", b"application/grpc-web")], 415),
     ],
 )
 def test_what_is_no_call_of_grpc(fields: Any, status: int) -> None:
     assert Head(fields).http_status == status
+
+
+def test_a_block_that_says_much_is_not_remembered() -> None:
+    """It may be a few bytes long and say thousands, and there is room for hundreds of blocks."""
+    encoder, decoder = hpack.Encoder(), HeaderDecoder(1 << 20)
+    large = [*CALL, (b"a-bin", b"," * 3000)]
+    decoder.head(block(encoder, large))
+    again = block(encoder, large)
+    assert len(again) < 20
+    first, second = decoder.head(again), decoder.head(again)
+    assert first is not second and len(first.metadata) < 20
 
 
 def test_more_metadata_than_may_be_keeps_the_table_in_step() -> None:

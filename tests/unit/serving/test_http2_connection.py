@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from forwardpass.errors import InvalidRequest, RunFailed, TooLarge, UnknownMethod
 from forwardpass.serving import http2
+from forwardpass.serving.http2 import ConnectionFailed
 from forwardpass.serving.http2_calls import STREAM_WINDOW, Call, Held, Outgoing
-from forwardpass.serving.http2_connection import LARGEST_FRAME, WINDOW, Connection, ConnectionFailed
+from forwardpass.serving.http2_connection import LARGEST_FRAME, WINDOW, Connection
 
 PATH = b"/inference.GRPCInferenceService/ModelInfer"
 OTHER = b"/inference.GRPCInferenceService/ModelStreamInfer"
@@ -361,6 +362,129 @@ def test_incomplete_messages_have_a_bound_over_all_calls() -> None:
     peer.send(peer.headers(5), http2.frame(0, 0, 5, half))
     ((stream, kind, _),) = refused(peer)
     assert stream == 5 and kind is TooLarge
+    assert peer.connection._held.nbytes == 2 * len(half)  # the refused one counts no longer
+    peer.connection.lose()
+    assert peer.connection._held.nbytes == 0
+
+
+def test_a_message_that_breaks_in_the_middle_counts_no_longer() -> None:
+    peer = Peer()
+    broken = prefixed(b"no gzip" * 9000, 1)
+    peer.send(peer.headers(1, PATH, (b"grpc-encoding", b"gzip")), http2.frame(0, 0, 1, broken[:40_000]))
+    assert peer.connection._held.nbytes == 40_000
+    peer.send(http2.frame(0, 0, 1, broken[40_000:]), http2.frame(0, 1, 1, prefixed(b"more")))
+    assert [kind for _, kind, _ in refused(peer)] == [RunFailed]  # once, whatever else comes
+    assert peer.connection._held.nbytes == 0 and not peer.arrived()
+
+
+def test_a_complete_message_counts_until_its_call_arrives() -> None:
+    """A client that never ends its calls could keep as many of them as it liked."""
+    peer = Peer(held=100_000)
+    for stream in range(1, 9, 2):
+        peer.send(peer.headers(stream), body(stream, b"x" * 30_000, 0))
+    assert [stream for stream, _, _ in refused(peer)] == [7]
+    peer.send(*[http2.frame(0, 1, stream) for stream in (1, 3, 5)])
+    assert [stream for stream, _ in peer.arrived()] == [1, 3, 5]
+    assert peer.connection._held.nbytes == 0
+
+
+def test_messages_that_nobody_reads_are_bounded_by_the_window_of_their_call() -> None:
+    """However they are cut: the room that a complete message took comes back when it was read, and no sooner."""
+    peer = Peer()
+    peer.send(peer.headers(1, OTHER))
+    call, sent, room = peer.connection.calls[1], 0, STREAM_WINDOW
+    while room >= 60_000:
+        for piece in (prefixed(b"x" * 50_000)[:-1], b"x"):
+            for start in range(0, len(piece), 16_000):
+                peer.send(http2.frame(0, 0, 1, piece[start : start + 16_000]))
+            room -= len(piece)
+        sent += 1
+        room += sum(int.from_bytes(f[3], "big") for f in peer.frames.take() if f[0] == 8 and f[2] == 1)
+    assert sent * 50_000 <= STREAM_WINDOW + 2 * 50_000
+    assert peer.connection._held.nbytes >= sent * 50_000
+    with peer.connection.out.lock:
+        for _ in range(sent):
+            peer.connection.out.consumed(call, 50_005)  # with its prefix
+    assert peer.connection._held.nbytes == 0 and call.room > STREAM_WINDOW // 2
+
+
+def test_more_than_a_window_has_ends_the_connection() -> None:
+    peer = Peer()
+    peer.send(peer.headers(1, OTHER))
+    small = http2.frame(0, 0, 1, prefixed(b"x" * 60_000))
+    peer.fails(http2.FLOW_CONTROL_ERROR, *[small] * 20)
+
+
+def test_a_call_that_is_refused_for_its_headers_is_not_run() -> None:
+    peer = Peer()
+    peer.send(peer.call(1, b"m", (b"grpc-timeout", b"soon")), peer.call(3, b"m", (b"x-large", b"v" * 5000)))
+    assert [stream for stream, _, _ in refused(peer)] == [1, 3]
+    assert not peer.arrived()
+
+
+def test_windows_that_open_byte_by_byte_cost_one_look_at_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = Peer()
+    peer.send(settings_of(initial_window_size=0), *[peer.call(s) for s in range(1, 101, 2)])
+    for call, _ in list(peer.connection.arrived):
+        peer.answer(call, b"answer")
+    looks = []
+    pump = peer.connection.out.pump
+    monkeypatch.setattr(peer.connection.out, "pump", lambda: (looks.append(1), pump()))
+    peer.send(http2.window_update(0, 1) * 5000)
+    assert len(looks) == 1
+
+
+def test_an_answer_that_is_not_taken_is_given_up() -> None:
+    peer = Peer()
+    peer.send(settings_of(initial_window_size=10), peer.call(1))
+    peer.answer(peer.connection.arrived[0][0], b"x" * 100)
+    peer.frames.take()
+    for _ in range(3):
+        peer.connection.overdue(100, 3)
+    peer.send(http2.window_update(1, 10))  # a little is taken: it begins anew
+    for _ in range(3):
+        peer.connection.overdue(100, 3)
+    assert 1 in peer.connection.calls
+    peer.frames.take()
+    peer.connection.overdue(100, 3)
+    assert peer.frames.take() == [(http2.RST_STREAM, 0, 1, http2.CANCEL.to_bytes(4, "big"))]
+    assert not peer.connection.calls
+
+
+@pytest.mark.parametrize("how", ["answer", "failure"])
+def test_a_smaller_header_table_is_confirmed_in_the_next_block(how: str) -> None:
+    """As RFC 7541 asks in 4.2; once."""
+    peer = Peer()
+    peer.frames._decoder.max_allowed_table_size = 100  # which the library insists on
+    peer.send(settings_of(header_table_size=100), peer.call(1), peer.call(3))
+    peer.frames.take()
+    for call, _ in list(peer.connection.arrived):
+        if how == "answer":
+            peer.answer(call, b"a")
+        else:
+            with peer.connection.out.lock:
+                peer.connection.out.fail(call, 3, "no")
+    blocks = [f for f in peer.frames.take() if f[0] == http2.HEADERS]
+    assert blocks[-1][3][-1][0] in ("grpc-status", "grpc-message")
+    assert not peer.connection.out.resized
+
+
+def test_calls_that_are_still_being_wound_up_count() -> None:
+    """A client may not have more of them made, by resetting them, than it may have calls."""
+    peer = Peer(max_streams=2)
+    peer.connection.out.listeners = 2
+    peer.send(peer.headers(1, OTHER))
+    assert peer.frames.take()[0][:3] == (http2.RST_STREAM, 0, 1)
+    assert not peer.heard
+
+
+def test_a_long_text_is_cut_where_it_may_be() -> None:
+    peer = Peer()
+    peer.send(peer.call(1))
+    with peer.connection.out.lock:
+        peer.connection.out.fail(peer.connection.arrived[0][0], 3, "é" * 3000)
+    text = peer.frames.take()[0][3][-1][1]
+    assert text == "%C3%A9" * (http2.TEXT_BYTES // 6) + "%C3"[: http2.TEXT_BYTES % 6 // 3 * 3]
 
 
 @pytest.mark.parametrize("flags", [4, 5])
@@ -380,10 +504,10 @@ def test_a_message_that_does_not_come() -> None:
     peer = Peer()
     peer.send(peer.headers(1), peer.call(3), peer.headers(5, OTHER))
     for _ in range(3):
-        peer.connection.overdue(3)
+        peer.connection.overdue(3, 100)
         assert not refused(peer)
-    peer.connection.overdue(3)
-    assert refused(peer) == [(1, InvalidRequest, "no message within 3 s")]
+    peer.connection.overdue(3, 100)
+    assert refused(peer) == [(1, InvalidRequest, "nothing more of the message within 3 s")]
 
 
 def test_what_is_no_call() -> None:
