@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from forwardpass.cli import main
-from forwardpass.errors import Status
+from forwardpass.errors import LoadTestError, Status
 from forwardpass.loadtest import bodies, connection
 from forwardpass.loadtest.headers import request_block
 from forwardpass.loadtest.target import Client, Target
@@ -193,6 +193,16 @@ def test_tune_writes_a_model_toml_that_serves_and_takes_up_what_it_measured(
     assert 'data-plot="trade-off"' in (tmp_path / "tune.html").read_text()
     with ServerProcess(tmp_path / "models") as server:
         assert _target(server).closed(2, 0.3).recording.failed == 0
+
+
+def test_the_server_tells_how_many_rows_it_runs_at_once(
+    serve: Callable[..., ServerProcess], digits_repository: Path
+) -> None:
+    server = serve(digits_repository)
+    said = tomllib.loads((digits_repository / "digits" / "model.toml").read_text())
+    assert bodies.max_batch_rows(server.address, "digits") == said["max_batch_size"]
+    with pytest.raises(LoadTestError, match="does not tell the max_batch_size of 'nobody'"):
+        bodies.max_batch_rows(server.address, "nobody")
 
 
 def _children(pid: int) -> set[int]:

@@ -157,6 +157,18 @@ def _slice(arrays: Mapping[str, NDArray[Any]], at: int, rows: int, file: Path | 
     return found
 
 
+def max_batch_rows(address: str, model: str) -> int:
+    """Rows that the server runs of a model at once, by its configuration. Raises LoadTestError where it tells none."""
+    method = protocol.METHODS["ModelConfig"]
+    with grpc.insecure_channel(address) as channel:
+        try:
+            found = channel.unary_unary(method.path)(method.request(name=model).SerializeToString(), timeout=10.0)
+        except grpc.RpcError as error:
+            said = f"{error.code().name}: {error.details()}"
+            raise LoadTestError(f"{address} does not tell the max_batch_size of '{model}' ({said})") from None
+    return max(1, int(method.response.FromString(found).config.max_batch_size))
+
+
 def answers(address: str, requests: Requests, every: bool) -> list[bytes]:
     """What the server answers to the first message, or to every one, each with gRPC's five bytes before it.
 

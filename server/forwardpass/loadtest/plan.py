@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="its model")
     parser.add_argument("--rows", type=int, default=1, metavar="N", help="rows of a request [%(default)s]")
     parser.add_argument(
-        "--max-batch", type=int, default=64, metavar="N", help="the model's max_batch_size [%(default)s]"
+        "--max-batch", type=_count, metavar="N", help="the model's max_batch_size in rows [what the server says]"
     )
     parser.add_argument("--duration", type=_seconds, default=2.5, metavar="S", help="of each measurement [%(default)s]")
     parser.add_argument("--rounds", type=_count, default=5, metavar="N", help="measurements of each load [%(default)s]")
@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
             windows = in_turns(target, [share * curve.capacity for share in CHECKED_AT], args.duration, 2 * args.rounds)
     elif target is not None:
         also = CHECKED_AT if args.check else ()
-        curve, windows = measure(target, args.max_batch // args.rows, args.duration, args.rounds, also)
+        rows = args.max_batch or bodies.max_batch_rows(args.target, args.model)
+        curve, windows = measure(target, max(1, rows // args.rows), args.duration, args.rounds, also)
     else:
         raise LoadTestError("give --curve FILE, or --target HOST:PORT and --model to measure one")
     if args.save:
