@@ -169,6 +169,16 @@ def test_the_document_tells_what_is_recorded() -> None:
     assert document == expected, "run benchmarks/report.py"
 
 
+def test_the_readme_tells_what_is_recorded() -> None:
+    result, told = report.newest(), (report.HERE.parent / "README.md").read_text("utf-8")
+    for scenario in ("digits/4x16", "digits/8x64"):
+        rate, cpu = (report.figure(result, scenario, key) for key in ("requests_per_second", "cpu_us"))
+        assert rate is not None and f"{rate.median:,.0f}" in told
+        assert cpu is not None and f"{cpu.median:.1f} µs" in told
+    echo = report.figure(result, "aio-echo/4x16", "cpu_us")
+    assert echo is not None and f"{echo.median:.1f} µs" in told
+
+
 # -- the open-loop client, against a real HTTP/2 server ----------------------------------------------------------------
 
 
