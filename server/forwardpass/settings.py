@@ -55,13 +55,13 @@ class Settings(BaseModel):
     )
     transport: Literal["auto", "direct", "grpcio"] = Field(
         "auto",
-        description="Who speaks HTTP/2: direct (this process itself, the quicker one; Linux, no TLS) or grpcio. auto "
+        description="Who speaks HTTP/2: direct (this process itself, the quicker one; needs Linux) or grpcio. auto "
         "takes direct where it can.",
     )
     tls_certificate: Path | None = Field(
         None,
         description="The server's certificate with those between it and its authority, in PEM; with it the port speaks "
-        "TLS, by the grpcio door. It, the key and the clients' authority are read again when they change.",
+        "TLS. It, the key and the clients' authority are read again when they change.",
     )
     tls_key: Path | None = Field(None, description="The certificate's key in PEM, not encrypted.")
     tls_client_ca: Path | None = Field(

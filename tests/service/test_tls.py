@@ -1,4 +1,4 @@
-"""TLS and mutual TLS: who gets in, who does not, and certificates that are replaced while the server serves."""
+"""TLS and mutual TLS at both doors: who gets in, who does not, and certificates that are replaced while serving."""
 
 from __future__ import annotations
 
@@ -12,14 +12,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
+import models
+import numpy as np
 import pytest
+from caller import outputs, request
 from certificates import Authority, Pair
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from forwardpass.server_process import ServerProcess
+from forwardpass.serving import protocol
 
 Serve = Callable[..., ServerProcess]
 SECONDS = 10.0  # that a call which cannot get through is given
+
+
+@pytest.fixture(params=["direct", "grpcio"], autouse=True)
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORWARDPASS_TRANSPORT", request.param)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +104,34 @@ def test_a_client_that_trusts_the_authority_gets_in_and_no_other(
     assert status(server, authority) == 1
     refused(server, Authority(tmp_path / "foreign"))
     refused(server, None)
+    assert status(server, authority) == 1
+
+
+def test_large_messages_go_both_ways(authority: Authority, pair: Pair, serve: Serve, tmp_path: Path) -> None:
+    """Many TLS records each, several at once, from several threads: every answer is its request's."""
+    models.save(tmp_path / "models", "any", models.relu_any_width())
+    server = serve(tmp_path / "models", *options(pair))
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((100 * (1 + i), 200)).astype(np.float32) for i in range(12)]
+    with channel(server, authority) as found:
+        infer = found.unary_unary(protocol.METHODS["ModelInfer"].path)
+        for _ in range(3):
+            calls = [infer.future(request("any", x).SerializeToString(), timeout=60) for x in arrays]
+            for call, x in zip(calls, arrays, strict=True):
+                assert np.array_equal(outputs(call.result())[0], np.maximum(x, 0))
+
+
+def test_a_client_that_shakes_no_hands_is_closed_and_keeps_nobody(
+    authority: Authority, pair: Pair, serve: Serve, document_repository: Path
+) -> None:
+    server = serve(document_repository, *options(pair))
+    host, _, port = server.address.rpartition(":")
+    silent = [socket.create_connection((host, int(port)), SECONDS) for _ in range(20)]
+    for one in silent[::2]:
+        one.sendall(b"\x16\x03\x01\x02\x00\x01")  # the beginning of a hello
+    assert status(server, authority) == 1
+    for one in silent:
+        one.close()
     assert status(server, authority) == 1
 
 
@@ -236,7 +273,6 @@ def test_what_cannot_serve_is_said_at_the_start(broken: list[str], document_repo
     assert "tls_certificate" in said or "tls_key" in said or "tls_client_ca" in said
 
 
-def test_the_direct_door_has_no_tls_and_half_a_pair_is_none(pair: Pair, document_repository: Path) -> None:
-    assert "the direct door has no TLS" in start(document_repository, *options(pair, "--transport", "direct"))
+def test_half_a_pair_is_none(pair: Pair, document_repository: Path) -> None:
     assert "tls_key" in start(document_repository, "--tls-certificate", str(pair.certificate))
     assert "tls_certificate" in start(document_repository, "--tls-key", str(pair.key))

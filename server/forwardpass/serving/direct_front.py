@@ -1,4 +1,4 @@
-"""The direct door: the plaintext port, with HTTP/2 spoken by this process itself.
+"""The direct door: the port, with HTTP/2 spoken by this process itself.
 
 One thread reads what clients send, decodes and queues their ModelInfer calls, runs short batches itself and writes the
 answers: a small network's request never changes threads. Other methods go to the event loop. General HTTP/2 servers
@@ -26,7 +26,7 @@ from forwardpass.serving.http2_connection import Connection
 from forwardpass.serving.intake import Intake
 from forwardpass.serving.methods import Handler
 from forwardpass.serving.request import Request, Timing
-from forwardpass.serving.sockets import CLOSE_SECONDS, Client, Sockets
+from forwardpass.serving.sockets import CLOSE_SECONDS, Client, Sockets, Tls
 from forwardpass.serving.status import status_of
 from forwardpass.serving.threads import hurry
 from forwardpass.serving.worker import Answer, Worker
@@ -70,14 +70,16 @@ class DirectFront:
         handlers: Mapping[bytes, Handler],
         call_soon: Callable[[Callable[[], None]], Any],
         tokens: Tokens | None = None,
+        tls: Tls | None = None,
     ) -> None:
         """Binds; raises OSError where it cannot. `handlers`: of the other methods, by path, for the event loop.
 
         `call_soon`: has that loop call something; from any thread. `tokens` None: whoever reaches the port may call.
+        `tls` None: plaintext.
         """
         self._bounds = bounds
         self._held = Held(bounds.max_bytes)
-        self._sockets = Sockets(host, port, self._connect, bounds.max_connection_age)
+        self._sockets = Sockets(host, port, self._connect, bounds.max_connection_age, tls)
         self.port = self._sockets.port
         self._handlers = {path: handler for path, handler in handlers.items() if path != INFER_PATH}
         self._call_soon = call_soon
@@ -124,7 +126,7 @@ class DirectFront:
                 group = groups.setdefault(out, [])
             group.append((call, answer, timing.trailers(request.arrival) if request.timings and timing else ()))
         for out, group in groups.items():
-            with self._sockets.together(out):
+            with out.lock:
                 out.answer(group)
         for out, errors in failed.items():
             with self._sockets.together(out):

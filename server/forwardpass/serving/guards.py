@@ -23,10 +23,6 @@ class Guards:
         """Raises SettingsError for files that can't be used and for settings that contradict each other."""
         self.certificates: Certificates | None = None
         if settings.tls_certificate is not None and settings.tls_key is not None:
-            if settings.transport == "direct":
-                raise SettingsError(
-                    "transport: the direct door has no TLS; expected auto or grpcio with tls_certificate"
-                )
             self.certificates = Certificates(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
         elif settings.tls_certificate or settings.tls_key or settings.tls_client_ca:
             missing = "tls_certificate" if settings.tls_certificate is None else "tls_key"

@@ -188,17 +188,18 @@ class Server:
                 settings.max_connection_age,
             )
             soon = asyncio.get_running_loop().call_soon_threadsafe
+            tls = None if guards.certificates is None else guards.certificates.context
             front = _bind(
                 lambda: DirectFront(
-                    settings.host, settings.grpc_port, bounds, intake, methods.by_path(), soon, guards.tokens
+                    settings.host, settings.grpc_port, bounds, intake, methods.by_path(), soon, guards.tokens, tls
                 ),
                 address,
             )
             stack.push_async_callback(asyncio.to_thread, front.close)
             port, said = front.port, "direct"
         else:
-            port = _bind(lambda: server.listen(address, guards.credentials), address)
-            said = "grpcio, TLS" if guards.certificates else "grpcio"
+            port, said = _bind(lambda: server.listen(address, guards.credentials), address), "grpcio"
+        said += ", TLS" if guards.certificates else ""
         await server.start()
         if front is not None:
             front.start()
@@ -208,7 +209,7 @@ class Server:
     def _direct(self) -> bool:
         if self.settings.transport == "direct" and not sockets.AVAILABLE:
             raise SettingsError("transport: direct needs Linux; expected auto or grpcio here")
-        return self.settings.transport != "grpcio" and sockets.AVAILABLE and self._guards.certificates is None
+        return self.settings.transport != "grpcio" and sockets.AVAILABLE
 
     def _serve_metrics(self) -> Callable[[], None]:
         """/metrics over HTTP; returns what stops it."""

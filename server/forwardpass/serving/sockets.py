@@ -13,6 +13,7 @@ import os
 import random
 import select
 import socket
+import ssl
 from collections import deque
 from collections.abc import Callable, Iterator
 from time import monotonic
@@ -33,8 +34,12 @@ ACCEPTS = 64  # connections taken in one go
 SWEEP_SECONDS = 1.0  # between two looks for what is overdue
 MESSAGE_AGES = 30  # sweeps for which nothing may come of a call's message
 ANSWER_AGES = 60  # sweeps for which a client may take nothing of what it is sent
-GREETING_AGES = 10  # sweeps that a client may take to say that it speaks HTTP/2
+GREETING_AGES = 10  # sweeps that a client may take to say that it speaks HTTP/2, TLS before it included
 CLOSE_SECONDS = 1.0  # for what is unsent when the door closes
+
+WAIT = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)  # nothing can be done with a socket just now
+
+Tls = Callable[[], ssl.SSLContext]  # what a new connection is to speak TLS by
 
 
 class Client:
@@ -48,6 +53,8 @@ class Client:
         self.unsent = bytearray()
         self.corked: list[bytes] | None = None  # frames that are to leave together
         self.watched = select.EPOLLIN
+        self.secure = isinstance(sock, ssl.SSLSocket)
+        self.shaking = self.secure  # hands, as TLS has it: nothing can be sent or received yet
         self.closed = False
         self.age = 0  # sweeps since it came, or since it took something of what is unsent
         self.deadline = deadline  # when it is asked to connect anew, on the monotonic clock
@@ -56,15 +63,18 @@ class Client:
 class Sockets:
     """Owns the listening port and every connection's socket. Everything but `write` and `wake` is for one thread."""
 
-    def __init__(self, host: str, port: int, connect: Callable[[Client], Connection], max_age: float) -> None:
+    def __init__(
+        self, host: str, port: int, connect: Callable[[Client], Connection], max_age: float, tls: Tls | None = None
+    ) -> None:
         """Binds; raises OSError where it cannot. `connect`: the protocol for a new client.
 
-        `max_age`: seconds after which clients are asked to connect anew; 0: never.
+        `max_age`: seconds after which clients are asked to connect anew; 0: never. `tls` None: plaintext.
         """
         self._listener = _listen(host, port)
         self.port: int = self._listener.getsockname()[1]
         self._connect = connect
         self._max_age = max_age
+        self._tls = tls
         self._clients: dict[int, Client] = {}
         self._epoll = select.epoll()
         self._epoll.register(self._listener.fileno(), select.EPOLLIN)
@@ -84,12 +94,12 @@ class Sockets:
             return
         if client.closed:
             return
-        if client.unsent:
+        if client.unsent or client.shaking:
             client.unsent += data
         else:
             try:
                 sent = client.sock.send(data)
-            except BlockingIOError:
+            except WAIT:
                 sent = 0
             except OSError:
                 return  # it is gone, as the thread that reads will hear
@@ -118,6 +128,8 @@ class Sockets:
 
     def _watch(self, client: Client) -> None:
         """Ask to hear of a socket what there is to be heard of it. With the lock held."""
+        if client.shaking:
+            return
         wanted = select.EPOLLOUT if client.unsent else 0
         if len(client.unsent) < BACKLOG:
             wanted |= select.EPOLLIN
@@ -149,6 +161,9 @@ class Sockets:
                     self._accept()
                 elif fd == self._bell:
                     os.read(self._bell, 64)
+                continue
+            if client.shaking:
+                self._shake(client)
                 continue
             if event & select.EPOLLOUT:
                 self._flush(client)
@@ -213,8 +228,12 @@ class Sockets:
         connection = client.connection
         for _ in range(READS):
             try:
-                data = client.sock.recv(READ)
-            except BlockingIOError:
+                if client.secure:  # OpenSSL reads and writes by one state, and others write
+                    with connection.out.lock:
+                        data = client.sock.recv(READ)
+                else:
+                    data = client.sock.recv(READ)
+            except WAIT:
                 return
             except OSError:
                 data = b""
@@ -233,8 +252,33 @@ class Sockets:
                 logger.exception("a connection is closed: it could not be read")
                 self._lose(client)
                 return
-            if len(data) < READ:
+            if len(data) < READ and not client.secure:
                 return
+        if client.secure:
+            self._ready.append((client.fd, select.EPOLLIN))  # what OpenSSL holds already, no poll tells of
+
+    def _shake(self, client: Client) -> None:
+        """Go on with TLS' handshake; when it is done, say what was to be said first."""
+        try:
+            assert isinstance(client.sock, ssl.SSLSocket)
+            client.sock.do_handshake()
+        except ssl.SSLWantReadError:
+            wanted = select.EPOLLIN
+        except ssl.SSLWantWriteError:
+            wanted = select.EPOLLOUT
+        except OSError as error:  # as every SSLError is
+            reason = getattr(error, "reason", None) or error.strerror or str(error)
+            logger.warning("a TLS handshake failed: %s", reason.lower().replace("_", " "))
+            self._lose(client)
+            return
+        else:
+            client.shaking = False
+            self._flush(client)
+            self._ready.append((client.fd, select.EPOLLIN))
+            return
+        if wanted != client.watched:
+            client.watched = wanted
+            self._epoll.modify(client.fd, wanted)
 
     def _accept(self) -> None:
         for _ in range(ACCEPTS):
@@ -254,6 +298,13 @@ class Sockets:
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if self._tls is not None:
+                try:
+                    sock = self._tls().wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+                except OSError as error:
+                    logger.warning("a TLS handshake failed: %s", error)
+                    sock.close()
+                    continue
             age = self._max_age * random.uniform(0.9, 1.1)  # so that those who came together do not go together
             client = Client(sock, monotonic() + age if age else float("inf"))
             connection = client.connection = self._connect(client)
@@ -266,13 +317,13 @@ class Sockets:
         with client.connection.out.lock:
             try:
                 sent = client.sock.send(memoryview(client.unsent)[:BACKLOG])
-            except BlockingIOError:
-                return
+            except WAIT:
+                sent = 0
             except OSError:
                 client.unsent.clear()
             else:
                 del client.unsent[:sent]
-                client.age = 0
+                client.age = 0 if sent else client.age
             self._watch(client)
 
     def _lose(self, client: Client) -> None:

@@ -1,13 +1,13 @@
 """The server's certificate, its key and the authority of its clients: checked before use, read again when they change.
 
-gRPC asks for them at every new connection. A pair that does not fit, or is half written, is never handed to it.
+Both doors ask for them at every new connection. A pair that does not fit, or is half written, is never handed to them.
 """
 
 from __future__ import annotations
 
 import ssl
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -15,30 +15,45 @@ from forwardpass.errors import SettingsError
 from forwardpass.serving.watched import Watched, read_bytes
 
 
+class Loaded(NamedTuple):
+    """What was read, as each door wants it."""
+
+    configuration: Any  # grpcio's
+    context: ssl.SSLContext
+
+
 class Certificates:
-    """What `credentials` are made of. With `client_ca`, only clients with a certificate of that authority get in."""
+    """With `client_ca`, only clients with a certificate of that authority get in."""
 
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
         """Raises SettingsError for files that can't be read or don't fit together."""
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
         paths = [certificate, key, *([client_ca] if client_ca is not None else [])]
-        self.watched: Watched[Any] = Watched("the server's certificate", paths, self._read)
+        self.watched: Watched[Loaded] = Watched("the server's certificate", paths, self._read)
 
     def credentials(self) -> Any:
         """For grpcio's `add_secure_port`. Connections that are open keep what they were made with."""
-        return grpc.dynamic_ssl_server_credentials(self.watched.value, self._changed, self._client_ca is not None)
+        first = self.watched.value.configuration
+        return grpc.dynamic_ssl_server_credentials(first, self._changed, self._client_ca is not None)
+
+    def context(self) -> ssl.SSLContext:
+        """For a new connection of the direct door."""
+        self.watched.look()
+        return self.watched.value.context
 
     def _changed(self) -> Any:
         """Called by gRPC, on a thread of its own, at each new connection; None: nothing changed."""
-        return self.watched.value if self.watched.look() else None
+        return self.watched.value.configuration if self.watched.look() else None
 
-    def _read(self) -> Any:
+    def _read(self) -> Loaded:
         certificate = read_bytes(self._certificate, "tls_certificate")
         key = read_bytes(self._key, "tls_key")
         authority = None if self._client_ca is None else read_bytes(self._client_ca, "tls_client_ca")
         # Checked here, because gRPC would only say "invalid private key" and nobody would count it. Files that change
         # just now may differ from what was read above: then gRPC keeps its last pair, and the next look reads again.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2  # HTTP/2 asks for no less
+        context.set_alpn_protocols(["h2"])
         try:
             context.load_cert_chain(self._certificate, self._key, password=_no_password)
         except (ssl.SSLError, ValueError, OSError) as error:
@@ -49,11 +64,12 @@ class Certificates:
         if authority is not None:
             try:
                 context.load_verify_locations(cadata=authority.decode("ascii"))
+                context.verify_mode = ssl.CERT_REQUIRED
             except (ssl.SSLError, ValueError) as error:
                 raise SettingsError(
                     f"tls_client_ca {self._client_ca}: expected certificates in PEM: {_reason(error)}"
                 ) from None
-        return grpc.ssl_server_certificate_configuration([(key, certificate)], authority)
+        return Loaded(grpc.ssl_server_certificate_configuration([(key, certificate)], authority), context)
 
 
 def _no_password() -> bytes:
