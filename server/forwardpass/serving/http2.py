@@ -10,7 +10,6 @@ from typing import Final
 from urllib.parse import quote
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-HEAD: Final = 9  # bytes before a frame's payload: length and kind, flags, stream
 HEAD_STRUCT: Final = struct.Struct(">IBI")  # (length << 8 | kind, flags, stream)
 MESSAGE_STRUCT: Final = struct.Struct(">BI")  # before every message of gRPC: whether it is compressed, its length
 
@@ -135,11 +134,6 @@ def _escaped(text: str) -> str:
 def no_grpc(stream: int, status: int) -> bytes:
     """HTTP's own refusal, of what is no call of gRPC."""
     return frame(HEADERS, END_HEADERS | END_STREAM, stream, b"\x08\x03" + str(status).encode())
-
-
-def message(data: bytes) -> bytes:
-    """A message with gRPC's prefix, not compressed."""
-    return MESSAGE_STRUCT.pack(0, len(data)) + data
 
 
 def data_frames(stream: int, payload: bytes, largest: int) -> bytes:

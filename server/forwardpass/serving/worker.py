@@ -130,12 +130,6 @@ class Worker:
             return 0.0
         return self.queue.run_time.predict(self.queue.limits.max_batch_rows) / 2
 
-    @property
-    def inline(self) -> bool:
-        """Whether a batch of what waits is short enough to be run by whoever received it. A hint without the lock."""
-        rows = min(self.queue.rows, self.queue.limits.max_batch_rows)
-        return self._inline and self.queue.run_time.predict(rows) <= self.options.inline_run_limit
-
     def step(self) -> bool:
         """See to it that what waits is run: by this thread, if that is quicker than waking another.
 

@@ -1,0 +1,179 @@
+"""The direct door's sockets, driven by hand: who is let go when, and that what was answered still leaves."""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from forwardpass.serving import http2, sockets
+from forwardpass.serving.http2_calls import Held, Outgoing
+from forwardpass.serving.http2_connection import Connection
+from forwardpass.serving.sockets import Client, Sockets
+
+pytestmark = pytest.mark.skipif(not sockets.AVAILABLE, reason="needs Linux (epoll)")
+
+PATH = b"/p"
+HEADERS = b"\x83\x04\x02/p\x0f\x10\x10application/grpc"  # POST, the path and the content type, as literals
+
+
+class Server:
+    """Sockets with an echo behind them, run turn by turn."""
+
+    def __init__(self, max_age: float = 0.0) -> None:
+        self.sockets = Sockets("127.0.0.1", 0, self._connect, max_age)
+        self.answer = b""  # in place of what was asked
+
+    def _connect(self, client: Client) -> Connection:
+        return Connection(100, 16384, 1 << 24, Held(1 << 30), PATH, lambda _: None, self.sockets.write, client)
+
+    def turn(self) -> None:
+        if self.sockets.poll(wait=False):
+            for connection in self.sockets.read(100):
+                arrived, connection.arrived[:] = connection.arrived[:], ()
+                with connection.out.lock:
+                    connection.out.answer([(call, self.answer or message, ()) for call, message in arrived])
+
+    def until(self, there: Callable[[], Any], seconds: float = 20.0) -> None:
+        end = time.monotonic() + seconds
+        while not there():
+            assert time.monotonic() < end
+            self.turn()
+            time.sleep(0.001)
+
+    def sweep(self) -> None:
+        self.sockets._sweep_at = 0.0
+        self.sockets.sweep()
+
+    @property
+    def clients(self) -> list[Client]:
+        return list(self.sockets._clients.values())
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    if not made.sockets._epoll.closed:
+        made.sockets.close()
+
+
+def connected(server: Server, *data: bytes) -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", server.sockets.port), 20)
+    client.sendall(b"".join(data))
+    before = len(server.clients)
+    server.until(lambda: len(server.clients) > before)
+    return client
+
+
+def hello(**settings: int) -> bytes:
+    return http2.PREFACE + http2.settings(**settings)
+
+
+def call(stream: int, message: bytes = b"m") -> bytes:
+    body = http2.MESSAGE_STRUCT.pack(0, len(message)) + message
+    return http2.frame(http2.HEADERS, 4, stream, HEADERS) + http2.frame(http2.DATA, 1, stream, body)
+
+
+def frames(client: socket.socket) -> list[tuple[int, int, bytes]]:
+    """(kind, stream, payload) of all that comes until the server closes."""
+    data = b""
+    while more := client.recv(1 << 16):
+        data += more
+    found = []
+    while data:
+        word, _, stream = http2.HEAD_STRUCT.unpack_from(data)
+        found.append((word & 0xFF, stream, data[9 : 9 + (word >> 8)]))
+        data = data[9 + (word >> 8) :]
+    return found
+
+
+def test_who_says_nothing_is_let_go_and_who_speaks_is_not(server: Server) -> None:
+    silent, halting, speaking = connected(server), connected(server, b"PRI"), connected(server, hello())
+    server.until(lambda: any(c.connection.greeted for c in server.clients))
+    for _ in range(sockets.GREETING_AGES):
+        server.sweep()
+    assert len(server.clients) == 3
+    server.sweep()
+    assert [c.connection.greeted for c in server.clients] == [True]
+    for client in (silent, halting):
+        while client.recv(65536):  # the greeting, then the end
+            pass
+    for client in (silent, halting, speaking):
+        client.close()
+
+
+def test_an_aged_connection_is_told_twice_and_goes_when_its_last_call_has(server: Server) -> None:
+    server.sockets._max_age = 1000.0
+    client = connected(server, hello(initial_window_size=0), call(1, b"x" * 50))
+    server.until(lambda: any(c.connection.out.waiting for c in server.clients))
+    (own,) = server.clients
+    own.deadline = 1.0  # long past
+    server.sweep()
+    assert not own.connection.leaving
+    server.sweep()
+    assert own.connection.leaving and server.clients == [own]
+    client.sendall(call(3))  # it did not know yet
+    server.sweep()
+    assert server.clients == [own], "a call is still to be answered"
+    client.sendall(http2.window_update(1, 1000))
+    server.until(lambda: not own.connection.calls)
+    server.sweep()
+    assert not server.clients
+    told = frames(client)
+    goaways = [payload[:8] for kind, _, payload in told if kind == http2.GOAWAY]
+    assert [int.from_bytes(g[:4], "big") for g in goaways] == [http2.LAST_STREAM, 1]
+    assert b"".join(p for k, s, p in told if k == http2.DATA and s == 1)[5:] == b"x" * 50
+    assert (http2.RST_STREAM, 3, http2.REFUSED_STREAM.to_bytes(4, "big")) in told
+    client.close()
+
+
+def test_closing_waits_for_what_a_client_is_still_taking(server: Server) -> None:
+    """An answer larger than the client's window, and larger than the sockets hold: all of it leaves."""
+    server.answer = bytes(range(256)) * 40_000
+    client = connected(server, hello(), call(1))
+    server.until(lambda: any(c.connection.out.waiting for c in server.clients))
+    got: list[tuple[int, int, bytes]] = []
+
+    def take() -> None:
+        client.sendall(http2.window_update(1, 1 << 24) + http2.window_update(0, 1 << 24))
+        got.extend(frames(client))
+
+    taking = threading.Thread(target=take)
+    taking.start()
+    server.sockets.close()
+    taking.join(20)
+    assert b"".join(p for k, s, p in got if k == http2.DATA and s == 1)[5:] == server.answer
+    client.close()
+
+
+def test_a_client_that_takes_nothing_is_let_go(server: Server) -> None:
+    server.answer = bytes(1 << 24)
+    client = connected(server, hello(initial_window_size=(1 << 31) - 1), http2.window_update(0, 1 << 30), call(1))
+    server.until(lambda: any(c.unsent for c in server.clients))
+    (own,) = server.clients
+    assert not own.watched & select.EPOLLIN, "nothing is read from it meanwhile"
+    for _ in range(sockets.ANSWER_AGES):
+        server.sweep()
+    assert server.clients == [own]
+    server.sweep()
+    assert not server.clients
+    client.close()
+
+
+def test_what_is_written_together_leaves_together_even_if_something_goes_wrong(server: Server) -> None:
+    client = connected(server, hello())
+    out: Outgoing = server.clients[0].connection.out
+    with pytest.raises(ValueError, match="on the way"), server.sockets.together(out):
+        out.write(out, http2.frame(http2.PING, 0, 0, b"12345678"))
+        raise ValueError("on the way")
+    with out.lock:
+        out.write(out, http2.frame(http2.PING, 0, 0, b"87654321"))
+    server.sockets.close()
+    assert [payload for kind, _, payload in frames(client) if kind == http2.PING] == [b"12345678", b"87654321"]
+    client.close()
