@@ -64,6 +64,7 @@ class Connection:
         self._block_of = (0, 0)  # their flags and stream
         self._control: list[bytes] = []  # frames to go out once what arrived is read
         self._opened = False  # the client's windows have changed meanwhile
+        self._said: list[bytes] = []  # the client's settings meanwhile
         self._credit = 0  # bytes that came and that the client was not told are free again
 
     def greeting(self) -> bytes:
@@ -127,10 +128,13 @@ class Connection:
         self._leave()
 
     def _leave(self) -> None:
-        """Send what became due while something was read."""
+        """Send what became due while something was read. Raises ConnectionFailed."""
         if self._control or self._opened:
             control, self._control = b"".join(self._control), []
+            said, self._said = self._said, []
             with self.out.lock:
+                for settings in said:
+                    self.out.heed(settings)
                 if control:
                     self.out.write(self.out, control)
                 if self._opened:
@@ -369,8 +373,8 @@ class Connection:
             raise ConnectionFailed(http2.FRAME_SIZE_ERROR, "a SETTINGS that is none")
         if flags & http2.ACK:
             return
-        with self.out.lock:
-            self.out.heed(payload)
+        # They hold for what is sent after the acknowledgement, and other threads send: both happen at once, in `_leave`.
+        self._said.append(payload)
         self._control.append(http2.frame(http2.SETTINGS, http2.ACK, 0))
         self._opened = True
 

@@ -574,6 +574,22 @@ def test_control_frames() -> None:
     assert sorted(peer.frames.take()) == [(4, 1, 0, b""), (6, 1, 0, b"12345678")]
 
 
+def test_settings_hold_from_their_acknowledgement_on() -> None:
+    """Other threads send meanwhile: a frame of the new size before it would be an error to the client."""
+    peer = Peer()
+    larger = settings_of(max_frame_size=1 << 20)[9:]
+    peer.connection._settings(0, 0, larger)
+    assert peer.connection.out.frame == http2.DEFAULT_FRAME and not peer.frames.data
+
+    def write(out: Outgoing, data: bytes) -> None:
+        assert out.lock.locked() and out.frame == 1 << 20
+        peer.frames(out, data)
+
+    peer.connection.out.write = write
+    peer.connection._leave()
+    assert peer.frames.take() == [(http2.SETTINGS, http2.ACK, 0, b"")]
+
+
 def test_the_greeting_says_what_is_bounded() -> None:
     peer = Peer(greet=False)
     frames = Frames()
