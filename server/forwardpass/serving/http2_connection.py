@@ -373,7 +373,7 @@ class Connection:
             raise ConnectionFailed(http2.FRAME_SIZE_ERROR, "a SETTINGS that is none")
         if flags & http2.ACK:
             return
-        # They hold for what is sent after the acknowledgement, and other threads send: both happen at once, in `_leave`.
+        # They hold for what is sent after the acknowledgement, and other threads send: `_leave` does both at once.
         self._said.append(payload)
         self._control.append(http2.frame(http2.SETTINGS, http2.ACK, 0))
         self._opened = True
