@@ -24,6 +24,7 @@ from tests.deploy import toolbox
 STORE = Path("/var/tmp/forwardpass-deploy")
 BASE = "localhost/forwardpass-base:bookworm"
 IMAGE = "localhost/forwardpass:0.1.0"
+CUDA_IMAGE = "localhost/forwardpass:0.1.0-cuda"
 WITH_MODELS = "localhost/forwardpass-digits:0.1.0"
 PAUSE = "localhost/forwardpass-pause:1"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -122,7 +123,8 @@ def build(dockerfile: str, tag: str) -> float:
     pip.write_text("\n".join(lines) + "\n")
     file = toolbox.DEPLOY / "images" / dockerfile
     options += ["-v", f"{pip}:/etc/pip.conf:ro", "--ignorefile", f"{file}.dockerignore", "-f", file]
-    tool("buildah", "bud", "--isolation", "chroot", "--pull-never", "-q", *options, "-t", tag, toolbox.ROOT)
+    build = ("buildah", "bud", "--isolation", "chroot", "--pull-never", "-q", *options, "-t", tag, toolbox.ROOT)
+    tool(*build, seconds=3000.0)
     return time.monotonic() - began
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -276,3 +277,34 @@ def test_the_rendered_deployment_runs(
     finally:
         containers.podman("kube", "down", manifest)
     figure("podman kube play of the Deployment", "served digits as uid 65532, drained, exit 0")
+
+
+# -- the CUDA image: gigabytes, so on request -------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not os.environ.get("FORWARDPASS_TEST_CUDA_IMAGE"),
+    reason="downloads some gigabytes; FORWARDPASS_TEST_CUDA_IMAGE=1 builds it",
+)
+def test_the_cuda_image_is_built_and_serves_where_there_is_no_device(
+    readable: Path, ports: tuple[int, int], figure: Figure
+) -> None:
+    """On the processor, saying why; told to use CUDA, it ends and says what is missing."""
+    containers.need()
+    seconds = containers.build("Dockerfile.cuda", containers.CUDA_IMAGE)
+    found = json.loads(containers.podman("image", "inspect", containers.CUDA_IMAGE))[0]
+    figure("cuda image", f"{found['Size'] / 1e9:.1f} GB, built in {seconds:.0f} s")
+    assert found["Config"]["User"] == "65532:65532"
+    mount = ("-v", f"{readable}:/models:ro")
+    variables = _variables(ports, 0)
+    image = containers.CUDA_IMAGE
+    with containers.running(image, "cuda", *containers.RESTRICTED, *mount, *variables) as name:
+        containers.wait_ready(f"127.0.0.1:{ports[0]}")
+        with Client(f"127.0.0.1:{ports[0]}") as client:
+            assert client.predict("digits", np.zeros((1, 64), np.float32)).shape == (1, 10)
+        assert "auto: cpu, because" in _said(name)
+    told = (*variables, "--env", "FORWARDPASS_PROVIDER=cuda")
+    with containers.running(image, "cuda-told", *containers.RESTRICTED, *mount, *told) as name:
+        assert int(containers.podman("wait", name)) != 0
+        assert "CUDA" in _said(name) and "Traceback" not in _said(name)
