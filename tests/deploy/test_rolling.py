@@ -249,11 +249,13 @@ def test_envoy_ejects_a_slow_server(tmp_path: Path, figure: Figure) -> None:
                         break
                     time.sleep(0.02)
                 load.go_on("after")
-                for _ in range(1500):  # what was on its way there
-                    if not _metric(b, "forwardpass_in_flight_requests"):
+                # What was on its way there: Envoy's threads hear of an ejection one by one, after its statistics.
+                received = -1.0
+                for _ in range(60):
+                    before, received = received, _metric(b, "forwardpass_requests_total")
+                    if received == before and not _metric(b, "forwardpass_in_flight_requests"):
                         break
-                    time.sleep(0.02)
-                received = _metric(b, "forwardpass_requests_total")
+                    time.sleep(0.5)
                 load.go_on("ejected", CALM)
                 assert _metric(b, "forwardpass_requests_total") == received
                 stats = envoy.stats()
