@@ -22,7 +22,9 @@ TYPE = "type.googleapis.com/envoy.extensions"
 RETRY_ON = "unavailable,deadline-exceeded,connect-failure,refused-stream,reset,retriable-status-codes"
 
 
-def configuration(port: int, admin: int, servers: Sequence[str], try_seconds: float) -> dict[str, Any]:
+def configuration(
+    port: int, admin: int, servers: Sequence[str], try_seconds: float, ejected_seconds: float
+) -> dict[str, Any]:
     """Envoy's bootstrap. What docs/kubernetes.md says of balancing through a proxy is this."""
     route = {
         "cluster": CLUSTER,
@@ -85,7 +87,7 @@ def configuration(port: int, admin: int, servers: Sequence[str], try_seconds: fl
             "consecutive_gateway_failure": 3,
             "enforcing_consecutive_gateway_failure": 100,
             "interval": "0.5s",
-            "base_ejection_time": "5s",
+            "base_ejection_time": f"{ejected_seconds}s",
             "max_ejection_percent": 50,
             # A slow server's health is fine, it is its answers that are late: time brings it back, health does not.
             "successful_active_health_check_uneject_host": False,
@@ -117,12 +119,19 @@ def _address(host: str, port: int | str) -> dict[str, Any]:
 class Envoy:
     """A running Envoy; `address` is where it listens. Made on two free ports; leaving the context ends it."""
 
-    def __init__(self, folder: Path, ports: Sequence[int], servers: Sequence[str], try_seconds: float = 10.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        ports: Sequence[int],
+        servers: Sequence[str],
+        try_seconds: float = 10.0,
+        ejected_seconds: float = 5.0,
+    ) -> None:
         (binary,) = toolbox.need("envoy")
         self.address = f"127.0.0.1:{ports[0]}"
         self._admin = f"http://127.0.0.1:{ports[1]}"
         config = folder / "envoy.json"
-        config.write_text(json.dumps(configuration(ports[0], ports[1], servers, try_seconds)))
+        config.write_text(json.dumps(configuration(ports[0], ports[1], servers, try_seconds, ejected_seconds)))
         self._log = folder / "envoy.log"
         options = ["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"]
         with self._log.open("w") as log:

@@ -240,7 +240,7 @@ def test_envoy_ejects_a_slow_server(tmp_path: Path, figure: Figure) -> None:
     rows = np.full((1, 1), 2_000_000.0, np.float32)  # turns of a loop, about a second, where it is `hold`
     with ExitStack() as stack:
         a, b = (stack.enter_context(ServerProcess(each, "--grace", "0")) for each in (quick, slow))
-        with Envoy(tmp_path, free_ports(2), [a.address, b.address], try_seconds=0.25) as envoy:
+        with Envoy(tmp_path, free_ports(2), [a.address, b.address], 0.25, ejected_seconds=300.0) as envoy:
             envoy.wait_for(2)
             with Client(envoy.address, health_check=False, attempts=1) as client, Load(client, "m", rows) as load:
                 load.go_on("before")
