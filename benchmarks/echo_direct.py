@@ -12,9 +12,10 @@ import gc
 import signal
 import threading
 
+from forwardpass.serving.client_socket import Client
 from forwardpass.serving.http2_calls import Held
 from forwardpass.serving.http2_connection import Connection
-from forwardpass.serving.sockets import Client, Sockets
+from forwardpass.serving.sockets import Sockets
 from harness import METHOD
 
 

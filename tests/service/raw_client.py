@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -19,9 +20,18 @@ HELLO = http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0)
 class RawClient:
     """One connection. What it reads has a time limit; `closed` says that the server ended the connection."""
 
-    def __init__(self, address: str, seconds: float = 30.0) -> None:
+    def __init__(
+        self, address: str, seconds: float = 30.0, secure: ssl.SSLContext | None = None, receive_buffer: int = 0
+    ) -> None:
+        """`secure`: speak TLS by it. `receive_buffer`: bytes that the system keeps for this client; 0: as it likes."""
         host, _, port = address.rpartition(":")
-        self.socket = socket.create_connection((host, int(port)), seconds)
+        self.socket = socket.socket()
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(seconds)
+        self.socket.connect((host, int(port)))
+        if secure is not None:
+            self.socket = secure.wrap_socket(self.socket, server_hostname=host)
         self._encoder = hpack.Encoder()
         self._decoder = hpack.Decoder()
         self._data = b""

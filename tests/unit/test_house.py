@@ -25,7 +25,7 @@ SERVING = PACKAGE / "serving"
 # What serving/ is made of, in the order of a request's way, callees first. A module imports from rows above its own,
 # never from its own row or below; beside those, from the leaves.
 ORDER = (
-    ("protocol", "watched", "histogram"),
+    ("protocol", "watched", "histogram", "log_limit"),
     ("interface", "auth", "gpu_metrics"),
     ("matrix", "wishes", "metrics"),
     ("contents", "shared_memory"),
@@ -59,6 +59,7 @@ ORDER = (
     ("header_blocks", "grpc_messages", "grpc_server"),
     ("http2_calls",),
     ("http2_connection", "direct_call"),
+    ("client_socket",),
     ("sockets",),
     ("direct_front",),
     ("guards", "runtime_settings"),

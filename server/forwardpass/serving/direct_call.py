@@ -18,9 +18,11 @@ import grpc
 
 from forwardpass.errors import Status
 from forwardpass.serving.http2_calls import Call
+from forwardpass.serving.log_limit import LogLimit
 from forwardpass.serving.methods import Handler
 
 logger = logging.getLogger(__name__)
+logger.addFilter(LogLimit())
 
 Post = Callable[..., None]  # (function, *arguments), to be called on the event loop
 

@@ -20,18 +20,21 @@ from typing import Any
 from forwardpass.errors import RequestError
 from forwardpass.serving import protocol
 from forwardpass.serving.auth import Role, Tokens
+from forwardpass.serving.client_socket import Client
 from forwardpass.serving.direct_call import DirectCall
 from forwardpass.serving.http2_calls import Call, Held, Listener, Metadata, Outgoing
 from forwardpass.serving.http2_connection import Connection
 from forwardpass.serving.intake import Intake
+from forwardpass.serving.log_limit import LogLimit
 from forwardpass.serving.methods import Handler
 from forwardpass.serving.request import Request, Timing
-from forwardpass.serving.sockets import CLOSE_SECONDS, Client, Sockets, Tls
+from forwardpass.serving.sockets import CLOSE_SECONDS, ListenerGone, Sockets, Tls
 from forwardpass.serving.status import status_of
 from forwardpass.serving.threads import hurry
 from forwardpass.serving.worker import Answer, Worker
 
 logger = logging.getLogger(__name__)
+logger.addFilter(LogLimit())
 
 INFER_PATH = protocol.METHODS["ModelInfer"].path.encode()
 
@@ -149,9 +152,14 @@ class DirectFront:
                     until = monotonic() + GATHER_SECONDS
                     while more and intake.full and monotonic() < until:
                         more = intake.step()
-                self._take(sockets.sweep())
             except Exception:
                 logger.exception("the direct door failed on a group of calls")
+            try:
+                self._take(sockets.sweep())
+            except ListenerGone:
+                raise
+            except Exception:
+                logger.exception("the direct door failed on what was overdue")
         for connection in sockets.close():
             self._forget(connection)
 
@@ -197,19 +205,23 @@ class DirectFront:
             count += len(connection.arrived)
             arrived, connection.arrived[:] = connection.arrived[:], ()
             refused, connection.refused[:] = connection.refused[:], ()
-            for call, message in arrived:
-                if gone and calls.get(call.stream) is not call:
-                    continue
-                head = call.head
-                if tokens is not None and (refusal := tokens.refusal(head.metadata, Role.INFER)) is not None:
-                    intake.refuse(call, refusal)
-                    continue
-                timeout = head.timeout
-                if timeout is not None:
-                    timeout -= unread
-                call.request = take(call, message, timeout, head.timings)
-            for call, error in refused:
-                intake.refuse(call, error)
+            try:
+                for call, message in arrived:
+                    if gone and calls.get(call.stream) is not call:
+                        continue
+                    head = call.head
+                    if tokens is not None and (refusal := tokens.refusal(head.metadata, Role.INFER)) is not None:
+                        intake.refuse(call, refusal)
+                        continue
+                    timeout = head.timeout
+                    if timeout is not None:
+                        timeout -= unread
+                    call.request = take(call, message, timeout, head.timings)
+                for call, error in refused:
+                    intake.refuse(call, error)
+            except Exception:  # its calls that were not queued would never be answered
+                logger.exception("a connection is closed: its calls could not be queued")
+                self._sockets.lose(connection.out.owner)
         intake.flush()
         for connection in news:
             if connection.gone:

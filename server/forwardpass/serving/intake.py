@@ -14,6 +14,7 @@ from typing import Any
 
 from forwardpass.errors import RequestError, RunFailed
 from forwardpass.serving.admission import Admission
+from forwardpass.serving.log_limit import LogLimit
 from forwardpass.serving.matrix import Buffer
 from forwardpass.serving.metrics import ModelMetrics
 from forwardpass.serving.repository import Repository
@@ -22,6 +23,7 @@ from forwardpass.serving.wire import Decoder, Header, Regions
 from forwardpass.serving.worker import Door, Worker
 
 logger = logging.getLogger(__name__)
+logger.addFilter(LogLimit())
 
 
 class Intake:

@@ -21,6 +21,7 @@ from forwardpass.errors import InvalidRequest, RequestError, RunFailed
 from forwardpass.serving import protocol
 from forwardpass.serving.auth import Role, Tokens, role_of
 from forwardpass.serving.health import Health
+from forwardpass.serving.log_limit import LogLimit
 from forwardpass.serving.loop_door import LoopDoor
 from forwardpass.serving.metrics import ModelMetrics
 from forwardpass.serving.reflection import METHOD, Reflection
@@ -30,6 +31,7 @@ from forwardpass.serving.status import status_of
 from forwardpass.serving.stream import Stream
 
 logger = logging.getLogger(__name__)
+logger.addFilter(LogLimit())
 
 FIRST_MESSAGE_SECONDS = 30.0  # a call that has sent no message by then is ended
 CODES = {code.value[0]: code for code in grpc.StatusCode}

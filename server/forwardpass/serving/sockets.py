@@ -2,6 +2,10 @@
 
 One thread polls and reads. `write` is for any thread: what a socket does not take at once is kept and sent when it
 does, and nothing is read meanwhile from a client that leaves too much unread.
+
+- What one socket does ends that socket at most: nothing of it is raised by `write`, `read` or `sweep`, no other's news
+  is lost, and nobody's turn is put off.
+- A socket that can do nothing is not ready: none is watched for what it does not wait for.
 """
 
 from __future__ import annotations
@@ -19,17 +23,18 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 
 from forwardpass.serving import http2
+from forwardpass.serving.client_socket import READ, Client
 from forwardpass.serving.http2 import ConnectionFailed
 from forwardpass.serving.http2_calls import Outgoing
 from forwardpass.serving.http2_connection import Connection
+from forwardpass.serving.log_limit import LogLimit
 
 logger = logging.getLogger(__name__)
+logger.addFilter(LogLimit())
 
 AVAILABLE = hasattr(select, "epoll")
 
-READ = 1 << 16  # bytes taken from a socket at once
 READS = 4  # times in a row, before others are looked at
-BACKLOG = 1 << 20  # bytes that a client may leave unread; beyond that nothing is read from it
 ACCEPTS = 64  # connections taken in one go
 SWEEP_SECONDS = 1.0  # between two looks for what is overdue
 MESSAGE_AGES = 30  # sweeps for which nothing may come of a call's message
@@ -37,27 +42,18 @@ ANSWER_AGES = 60  # sweeps for which a client may take nothing of what it is sen
 GREETING_AGES = 10  # sweeps that a client may take to say that it speaks HTTP/2, TLS before it included
 CLOSE_SECONDS = 1.0  # for what is unsent when the door closes
 
-WAIT = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)  # nothing can be done with a socket just now
+# Errors of accept(2) that concern one connection, which is gone: Linux hands its network's errors on. Any other is the
+# listener's or the machine's, and would come again at once.
+ONE_CONNECTION = {
+    errno.ECONNABORTED, errno.ECONNRESET, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.ENETDOWN,
+    errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET, errno.ETIMEDOUT,
+}  # fmt: skip
 
 Tls = Callable[[], ssl.SSLContext]  # what a new connection is to speak TLS by
 
 
-class Client:
-    """One socket. What is unsent, and whether it is read, changes with the lock of `connection.out` held."""
-
-    connection: Connection
-
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
-        self.sock = sock
-        self.fd = sock.fileno()
-        self.unsent = bytearray()
-        self.corked: list[bytes] | None = None  # frames that are to leave together
-        self.watched = select.EPOLLIN
-        self.secure = isinstance(sock, ssl.SSLSocket)
-        self.shaking = self.secure  # hands, as TLS has it: nothing can be sent or received yet
-        self.closed = False
-        self.age = 0  # sweeps since it came, or since it took something of what is unsent
-        self.deadline = deadline  # when it is asked to connect anew, on the monotonic clock
+class ListenerGone(Exception):
+    """The port accepts nothing any more, and never will again."""
 
 
 class Sockets:
@@ -82,6 +78,7 @@ class Sockets:
         self._epoll.register(self._bell, select.EPOLLIN)
         self._deaf = False  # no connection is accepted: there are no descriptors left
         self._ready: deque[tuple[int, int]] = deque()  # events that were not looked at yet
+        self._again: list[int] = []  # descriptors to look at in the next turn, whatever epoll says of them
         self._sweep_at = monotonic() + SWEEP_SECONDS
 
     # -- any thread ---------------------------------------------------------------------------------------------------
@@ -96,13 +93,17 @@ class Sockets:
             return
         if client.unsent or client.shaking:
             client.unsent += data
+        elif len(data) > client.piece:
+            client.unsent += data
+            client.age = 0
+            client.push()
         else:
             try:
                 sent = client.sock.send(data)
-            except WAIT:
+            except Exception as error:
+                if not client.waits(error, len(data)):
+                    return
                 sent = 0
-            except OSError:
-                return  # it is gone, as the thread that reads will hear
             if sent == len(data):
                 return
             client.unsent += memoryview(data)[sent:]
@@ -128,11 +129,9 @@ class Sockets:
 
     def _watch(self, client: Client) -> None:
         """Ask to hear of a socket what there is to be heard of it. With the lock held."""
-        if client.shaking:
+        if client.shaking or client.closed:
             return
-        wanted = select.EPOLLOUT if client.unsent else 0
-        if len(client.unsent) < BACKLOG:
-            wanted |= select.EPOLLIN
+        wanted = client.wanted
         if wanted != client.watched:
             client.watched = wanted
             self._epoll.modify(client.fd, wanted)
@@ -143,9 +142,12 @@ class Sockets:
         """Ask what has happened, or wait until something has; how much has. Waits no longer than to the next sweep."""
         if not self._ready:
             seconds = 0.0
-            if wait:
+            if wait and not self._again:
                 seconds = max(1e-3, self._sweep_at - monotonic()) if self._clients or self._deaf else -1
             self._ready.extend(self._epoll.poll(seconds))
+            if self._again:
+                self._ready.extend((fd, select.EPOLLIN) for fd in self._again)
+                self._again.clear()
         return len(self._ready)
 
     def read(self, most: int) -> list[Connection]:
@@ -162,62 +164,80 @@ class Sockets:
                 elif fd == self._bell:
                     os.read(self._bell, 64)
                 continue
-            if client.shaking:
-                self._shake(client)
-                continue
-            if event & select.EPOLLOUT:
-                self._flush(client)
-            if event & ~select.EPOLLOUT:
-                self._receive(client)
-                connection = client.connection
-                news.append(connection)
-                count += len(connection.arrived)
+            try:
+                if client.shaking:
+                    self._shake(client)
+                    continue
+                if client.crossed:
+                    event |= select.EPOLLIN | select.EPOLLOUT
+                if event & select.EPOLLOUT:
+                    self._flush(client)
+                if event & ~select.EPOLLOUT:
+                    connection = client.connection
+                    news.append(connection)
+                    self._receive(client)
+                    count += len(connection.arrived)
+            except Exception:
+                logger.exception("a connection is closed: reading or writing it failed")
+                self.lose(client)
+                news.append(client.connection)
         return news
 
     def sweep(self) -> list[Connection]:
-        """Once in SWEEP_SECONDS: give up on what is overdue; the connections with news."""
+        """Once in SWEEP_SECONDS: give up on what is overdue; the connections with news. Raises ListenerGone."""
         now = monotonic()
         if now < self._sweep_at:
             return []
         self._sweep_at = now + SWEEP_SECONDS
+        if not _accepts(self._listener):
+            raise ListenerGone(f"port {self.port} accepts no connection any more")
         if self._deaf:
             self._deaf = False
             self._epoll.register(self._listener.fileno(), select.EPOLLIN)
         connections = [client.connection for client in self._clients.values()]
         for client in list(self._clients.values()):
-            connection = client.connection
-            client.age += 1
-            connection.overdue(MESSAGE_AGES, ANSWER_AGES)
-            silent = not connection.greeted and client.age > GREETING_AGES
-            stuck = client.unsent and client.age > ANSWER_AGES
-            if silent or stuck or (connection.leaving and not connection.calls and not client.unsent):
-                self._lose(client)
-            elif now > client.deadline:
-                # First word that it is to go; a sweep later, the number of the last call that is served.
-                connection.leaving = not client.deadline
-                last = connection.last_stream if connection.leaving else http2.LAST_STREAM
-                client.deadline = float("inf") if connection.leaving else 0.0
-                with connection.out.lock:
-                    self.write(connection.out, http2.goaway(last, http2.NO_ERROR, "max_connection_age"))
+            try:
+                self._age(client, now)
+            except Exception:
+                logger.exception("a connection is closed: giving up what is overdue failed")
+                self.lose(client)
         return [c for c in connections if c.refused or c.gone]
+
+    def _age(self, client: Client, now: float) -> None:
+        connection = client.connection
+        client.age += 1
+        connection.overdue(MESSAGE_AGES, ANSWER_AGES)
+        silent = not connection.greeted and client.age > GREETING_AGES
+        stuck = client.unsent and client.age > ANSWER_AGES
+        if silent or stuck or (connection.leaving and not connection.calls and not client.unsent):
+            self.lose(client)
+        elif now > client.deadline:
+            # First word that it is to go; a sweep later, the number of the last call that is served.
+            connection.leaving = not client.deadline
+            last = connection.last_stream if connection.leaving else http2.LAST_STREAM
+            client.deadline = float("inf") if connection.leaving else 0.0
+            with connection.out.lock:
+                self.write(connection.out, http2.goaway(last, http2.NO_ERROR, "max_connection_age"))
 
     def close(self) -> list[Connection]:
         """Say goodbye, send what is left, close everything; the connections there were."""
         until = monotonic() + CLOSE_SECONDS
         connections = [client.connection for client in self._clients.values()]
         if not self._deaf:
-            self._epoll.unregister(self._listener.fileno())
+            with contextlib.suppress(OSError, ValueError):  # where the listener is gone
+                self._epoll.unregister(self._listener.fileno())
         for connection in connections:
             connection.leaving = True  # calls that come now are refused in a way that lets them be tried elsewhere
             with connection.out.lock:
                 self.write(connection.out, http2.goaway(connection.last_stream, http2.NO_ERROR))
         while monotonic() < until and any(c.unsent or c.connection.out.waiting for c in self._clients.values()):
-            self._ready.extend(self._epoll.poll(0.05))
+            if not self.poll(wait=False):
+                self._ready.extend(self._epoll.poll(0.05))
             self.read(1 << 30)
         for client in list(self._clients.values()):
             with contextlib.suppress(OSError):
                 client.sock.shutdown(socket.SHUT_WR)  # else what is unread here would undo what is unread there
-            self._lose(client)
+            self.lose(client)
         self._listener.close()
         self._epoll.close()
         os.close(self._bell)
@@ -226,19 +246,21 @@ class Sockets:
 
     def _receive(self, client: Client) -> None:
         connection = client.connection
+        if client.closed:
+            self.lose(client)
+            return
         for _ in range(READS):
+            data: bytes | None
             try:
-                if client.secure:  # OpenSSL reads and writes by one state, and others write
-                    with connection.out.lock:
-                        data = client.sock.recv(READ)
-                else:
-                    data = client.sock.recv(READ)
-            except WAIT:
+                data = self._decrypt(client) if client.secure else client.sock.recv(READ)
+            except BlockingIOError:
                 return
             except OSError:
                 data = b""
+            if data is None:
+                return
             if not data:
-                self._lose(client)
+                self.lose(client)
                 return
             try:
                 connection.receive(data)
@@ -246,16 +268,22 @@ class Sockets:
                 logger.debug("a connection is closed: %s", failure)
                 with connection.out.lock:
                     self.write(connection.out, http2.goaway(connection.last_stream, failure.code, str(failure)))
-                self._lose(client)
+                self.lose(client)
                 return
             except Exception:  # others' calls, read in the same turn, are not to suffer from it
                 logger.exception("a connection is closed: it could not be read")
-                self._lose(client)
+                self.lose(client)
                 return
             if len(data) < READ and not client.secure:
                 return
-        if client.secure:
-            self._ready.append((client.fd, select.EPOLLIN))  # what OpenSSL holds already, no poll tells of
+        if client.undelivered:
+            self._again.append(client.fd)
+
+    def _decrypt(self, client: Client) -> bytes | None:
+        with client.connection.out.lock:  # others write
+            data = client.decrypt()
+            self._watch(client)
+        return data
 
     def _shake(self, client: Client) -> None:
         """Go on with TLS' handshake; when it is done, say what was to be said first."""
@@ -269,12 +297,12 @@ class Sockets:
         except OSError as error:  # as every SSLError is
             reason = getattr(error, "reason", None) or error.strerror or str(error)
             logger.warning("a TLS handshake failed: %s", reason.lower().replace("_", " "))
-            self._lose(client)
+            self.lose(client)
             return
         else:
             client.shaking = False
             self._flush(client)
-            self._ready.append((client.fd, select.EPOLLIN))
+            self._again.append(client.fd)
             return
         if wanted != client.watched:
             client.watched = wanted
@@ -287,53 +315,59 @@ class Sockets:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    # It would be ready for ever. The next sweep tries again.
-                    logger.warning("no connection can be accepted: %s", error.strerror)
-                    self._deaf = True
-                    self._epoll.unregister(self._listener.fileno())
-                    return
-                continue  # that one was gone before it was accepted
-            sock.setblocking(False)
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if self._tls is not None:
-                try:
-                    sock = self._tls().wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-                except OSError as error:
-                    logger.warning("a TLS handshake failed: %s", error)
-                    sock.close()
+                if error.errno in ONE_CONNECTION:
                     continue
-            age = self._max_age * random.uniform(0.9, 1.1)  # so that those who came together do not go together
-            client = Client(sock, monotonic() + age if age else float("inf"))
-            connection = client.connection = self._connect(client)
-            self._clients[client.fd] = client
+                # It would be ready for ever. The next sweep looks whether it accepts at all, and tries again.
+                logger.warning("no connection can be accepted: %s", error.strerror)
+                self._deaf = True
+                self._epoll.unregister(self._listener.fileno())
+                return
+            try:
+                self._begin(sock)
+            except OSError as error:
+                logger.warning("a connection failed as it began: %s", error)
+                sock.close()
+            except Exception:
+                logger.exception("a connection is closed: it could not be begun")
+                sock.close()
+
+    def _begin(self, sock: socket.socket) -> None:
+        """A new connection. Raises OSError where it is gone already."""
+        sock.setblocking(False)
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if self._tls is not None:
+            sock = self._tls().wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        age = self._max_age * random.uniform(0.9, 1.1)  # so that those who came together do not go together
+        client = Client(sock, monotonic() + age if age else float("inf"))
+        connection = client.connection = self._connect(client)
+        try:
             self._epoll.register(client.fd, client.watched)
-            with connection.out.lock:
-                self.write(connection.out, connection.greeting())
+        except OSError:
+            sock.close()  # by now the one that speaks TLS
+            raise
+        self._clients[client.fd] = client
+        with connection.out.lock:
+            self.write(connection.out, connection.greeting())
 
     def _flush(self, client: Client) -> None:
         with client.connection.out.lock:
-            try:
-                sent = client.sock.send(memoryview(client.unsent)[:BACKLOG])
-            except WAIT:
-                sent = 0
-            except OSError:
-                client.unsent.clear()
-            else:
-                del client.unsent[:sent]
-                client.age = 0 if sent else client.age
+            client.push()
             self._watch(client)
 
-    def _lose(self, client: Client) -> None:
-        """A connection is over: nobody waits for its calls."""
+    def lose(self, client: Client) -> None:
+        """A connection is over: nobody waits for its calls, which become its news."""
+        if self._clients.get(client.fd) is not client:
+            return
+        del self._clients[client.fd]
         with client.connection.out.lock:
             client.closed = True
             client.unsent.clear()
-        del self._clients[client.fd]
-        self._epoll.unregister(client.fd)
-        client.sock.close()
+        with contextlib.suppress(OSError):
+            self._epoll.unregister(client.fd)
+        with contextlib.suppress(OSError):
+            client.sock.close()
         client.connection.lose()
 
 
@@ -343,3 +377,11 @@ def _listen(host: str, port: int) -> socket.socket:
     listener = socket.create_server(address[:2], family=family, backlog=1024)
     listener.setblocking(False)
     return listener
+
+
+def _accepts(listener: socket.socket) -> bool:
+    """Whether it listens still, by the system's word."""
+    try:
+        return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:
+        return False

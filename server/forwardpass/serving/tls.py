@@ -53,6 +53,7 @@ class Certificates:
         # just now may differ from what was read above: then gRPC keeps its last pair, and the next look reads again.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2  # HTTP/2 asks for no less
+        context.options |= ssl.OP_NO_RENEGOTIATION  # HTTP/2 forbids it, and a read would have to wait for a write
         context.set_alpn_protocols(["h2"])
         try:
             context.load_cert_chain(self._certificate, self._key, password=_no_password)

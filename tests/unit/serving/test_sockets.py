@@ -32,8 +32,8 @@ class Server:
     def _connect(self, client: Client) -> Connection:
         return Connection(100, 16384, 1 << 24, Held(1 << 30), PATH, lambda _: None, self.sockets.write, client)
 
-    def turn(self) -> None:
-        if self.sockets.poll(wait=False):
+    def turn(self, wait: bool = False) -> None:
+        if self.sockets.poll(wait):
             for connection in self.sockets.read(100):
                 arrived, connection.arrived[:] = connection.arrived[:], ()
                 with connection.out.lock:
@@ -176,4 +176,103 @@ def test_what_is_written_together_leaves_together_even_if_something_goes_wrong(s
         out.write(out, http2.frame(http2.PING, 0, 0, b"87654321"))
     server.sockets.close()
     assert [payload for kind, _, payload in frames(client) if kind == http2.PING] == [b"12345678", b"87654321"]
+    client.close()
+
+
+# -- what one socket does is its own affair ---------------------------------------------------------------------------
+
+
+def stuck(server: Server) -> socket.socket:
+    """A client that takes nothing of its answer."""
+    server.answer = bytes(1 << 24)
+    wide = hello(initial_window_size=(1 << 31) - 1)
+    client = connected(server, wide, http2.window_update(0, 1 << 30), call(1))
+    server.until(lambda: any(c.unsent for c in server.clients))
+    return client
+
+
+def test_a_socket_that_can_do_nothing_is_not_ready(server: Server) -> None:
+    client = stuck(server)
+    while server.sockets.poll(wait=False):  # what is left of before
+        server.turn()
+    assert [server.sockets.poll(wait=False) for _ in range(100)] == [0] * 100
+    client.close()
+
+
+def broken(*_: object) -> None:
+    raise ZeroDivisionError("this connection's")
+
+
+@pytest.mark.parametrize("method", ["receive", "overdue"])
+def test_a_connection_that_breaks_takes_no_others_news_along(server: Server, method: str) -> None:
+    clients = [connected(server, hello()) for _ in range(3)]
+    server.until(lambda: all(c.connection.greeted for c in server.clients))
+    second = server.clients[1]
+    setattr(second.connection, method, broken)
+    for client in clients:
+        client.sendall(call(1))
+    if method == "receive":
+        server.until(lambda: second not in server.clients)
+    else:
+        server.sweep()
+        assert second not in server.clients
+    server.until(lambda: all(c.connection.last_stream for c in server.clients))
+    assert len(server.clients) == 2 and not any(c.connection.calls for c in server.clients)
+    assert all(c.age for c in server.clients) or method == "receive", "the sweep went on"
+    for client in clients:
+        client.close()
+
+
+def test_a_write_that_fails_loses_its_connection_in_the_next_turn(server: Server) -> None:
+    """By whichever thread it was made: what was under way is the news of the one that reads."""
+    client, other = stuck(server), connected(server, hello())
+    first = server.clients[0]
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    client.close()  # a reset
+    connection = first.connection
+    with connection.out.lock:
+        first.push()
+    assert first.closed and not first.unsent
+    assert server.sockets.poll(wait=False)
+    assert connection in server.sockets.read(100)
+    assert first not in server.clients and [c.stream for c in connection.gone] in ([], [1])
+    server.answer = b""
+    other.sendall(call(1))
+    server.until(lambda: not server.clients[0].connection.calls and server.clients[0].connection.last_stream)
+    other.close()
+
+
+def test_a_client_that_never_stops_sending_keeps_nobody_waiting(server: Server) -> None:
+    """One turn reads so much of it; the others are asked in the same turn."""
+    flood, other = connected(server, hello()), connected(server, hello())
+    over = threading.Event()
+
+    def send() -> None:
+        pings = http2.frame(http2.PING, http2.ACK, 0, bytes(8)) * 10_000
+        while not over.is_set():
+            flood.sendall(pings)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        for stream in range(1, 40, 2):
+            other.sendall(call(stream))
+            server.until(lambda s=stream: server.clients[1].connection.last_stream == s)
+    finally:
+        over.set()
+        flood.shutdown(socket.SHUT_RD)
+        server.until(lambda: not thread.is_alive())
+    flood.close()
+    other.close()
+
+
+def test_a_listener_that_is_gone_is_noticed(server: Server) -> None:
+    client = connected(server, hello())
+    server.sweep()
+    server.sockets._listener.shutdown(socket.SHUT_RDWR)
+    server.turn(wait=True)  # epoll tells; it is not asked again and again
+    while server.sockets.poll(wait=False):
+        server.turn()
+    with pytest.raises(sockets.ListenerGone, match=str(server.sockets.port)):
+        server.sweep()
     client.close()
