@@ -72,16 +72,20 @@ test-gpu: venv ## the tests that need a CUDA device (EXTRAS=gpu,train,dev)
 # Foreign clients pin what the project does not, so they live apart. perf_analyzer is linked with a library that only
 # Debian's package has: it is unpacked beside the rest, which takes no root.
 TOOLS := .venv-conformance
+WANTED := tests/conformance/requirements.txt tests/conformance/requirements-old-grpc.txt
 conformance-tools: venv ## get the foreign clients and tools that tests/conformance speaks with
-	@if cmp -s tests/conformance/requirements.txt $(TOOLS)/ready.txt; then exit 0; fi; set -eu; \
+	@if cat $(WANTED) | cmp -s - $(TOOLS)/ready.txt; then exit 0; fi; set -eu; \
 	$(PY) -m venv --clear --without-pip $(TOOLS); \
 	$(PY) -m pip --python $(TOOLS)/bin/python install -qq -r tests/conformance/requirements.txt; \
+	$(PY) -m venv --clear --without-pip $(TOOLS)/old-grpc; \
+	$(PY) -m pip --python $(TOOLS)/old-grpc/bin/python install -qq -r tests/conformance/requirements-old-grpc.txt \
+	    || echo "no wheel of that old grpcio here: its test will be skipped" >&2; \
 	if command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null && mkdir -p $(TOOLS)/debian && cd $(TOOLS)/debian; then \
 	    (apt-get download -qq libb64-0d || { apt-get update -qq && apt-get download -qq libb64-0d; }) >/dev/null 2>&1 \
 	        && dpkg-deb -x libb64-0d_*.deb . || echo "no libb64-0d here: perf_analyzer will be skipped" >&2; \
 	    cd ../..; \
 	fi; \
-	cp tests/conformance/requirements.txt $(TOOLS)/ready.txt; echo "$(TOOLS) is ready"
+	cat $(WANTED) > $(TOOLS)/ready.txt; echo "$(TOOLS) is ready"
 
 conformance: conformance-tools ## run foreign clients and tools against the server, the slow ones too
 	@$(PY) -m pytest tests/conformance $(ARGS)

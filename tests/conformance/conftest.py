@@ -15,7 +15,8 @@ TOOLS = Path(__file__).parents[2] / ".venv-conformance"
 
 
 def _tool(name: str) -> Path:
-    path = TOOLS / "bin" / name
+    """`name`: of a program, or its path below the tools'."""
+    path = TOOLS / name if "/" in name else TOOLS / "bin" / name
     if not path.exists():
         pytest.skip(f"{name} is not there: `make conformance-tools` gets it")
     return path
@@ -25,6 +26,15 @@ def _tool(name: str) -> Path:
 def python() -> Tool:
     """The tools' own Python, with kserve and tritonclient."""
     return Tool(_tool("python"))
+
+
+@pytest.fixture(scope="session")
+def old_grpc() -> Tool:
+    """A Python with an old grpcio and nothing else."""
+    tool = Tool(_tool("old-grpc/bin/python"))
+    if "Error" in tool.run("-c", "import grpc", check=False):
+        pytest.skip("the old grpcio is not there: no wheel of it fits this machine")
+    return tool
 
 
 @pytest.fixture(scope="session")

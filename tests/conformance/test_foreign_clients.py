@@ -11,6 +11,7 @@ from tests.conformance.tool import Tool
 
 from forwardpass import Client
 from forwardpass.server_process import ServerProcess
+from forwardpass.serving import protocol
 
 HERE = Path(__file__).parent
 X = np.linspace(0, 1, 128, dtype=np.float32).reshape(2, 64)
@@ -37,3 +38,14 @@ def test_kserves_grpc_client(python: Tool, served: ServerProcess) -> None:
 
 def test_tritonclients_own_shared_memory(python: Tool, served: ServerProcess) -> None:
     assert said(python, "triton_shared_memory.py", served) == expected(served)
+
+
+def test_an_old_c_core_that_cancels_keeps_its_connection(old_grpc: Tool, served: ServerProcess, tmp_path: Path) -> None:
+    """It resets calls that it never began; those beside them on the connection are answered all the same."""
+    message = protocol.ModelInferRequest(model_name="digits", raw_input_contents=[X.tobytes()])
+    message.inputs.add(name="x", datatype="FP32", shape=X.shape)
+    (tmp_path / "message").write_bytes(message.SerializeToString())
+    path = protocol.METHODS["ModelInfer"].path
+    words = old_grpc.run(HERE / "old_grpc_cancels.py", served.address, path, tmp_path / "message")
+    found = json.loads(words.strip().splitlines()[-1])
+    assert found["grpcio"].startswith("1.62.") and found["ended"] == {"answered": found["asked"]}, found

@@ -197,6 +197,14 @@ def test_calls_that_are_reset_at_once(caller: Caller, raw: RawClient) -> None:
     assert caller.send(GOOD)
 
 
+def test_calls_that_are_reset_before_they_began(caller: Caller, raw: RawClient) -> None:
+    """As gRPC's C core sends it before 1.85: the other calls of the connection are answered; without end, it ends."""
+    raw.send(HELLO, raw.call(1, BODY), http2.reset(3, 8), http2.reset(5, 8), raw.call(7, BODY))
+    assert {raw.status(1), raw.status(7)} == {"0"}
+    raw.send(http2.reset(9, 8) * 100_000)
+    assert caller.send(GOOD)
+
+
 def test_calls_that_never_say_more(caller: Caller) -> None:
     """Begun and left, on one connection up to its limit, and on many: other clients are served."""
     one = RawClient(caller.server.address)

@@ -27,6 +27,7 @@ from forwardpass.serving.status import status_of
 WINDOW: Final = 1 << 24  # bytes of all calls of a connection that may be on their way
 LARGEST_FRAME: Final = 1 << 16  # that a client may send: fewer of them for a large message
 BLOCK_PIECES: Final = 64  # frames that one call's headers may come in
+STRAY_RESETS: Final = 1024  # of streams that were never opened, beyond one for each that could have been
 
 
 class Connection:
@@ -66,6 +67,7 @@ class Connection:
         self._opened = False  # the client's windows have changed meanwhile
         self._said: list[bytes] = []  # the client's settings meanwhile
         self._credit = 0  # bytes that came and that the client was not told are free again
+        self._strays = 0  # resets of streams that were never opened
 
     def greeting(self) -> bytes:
         """What the server says first."""
@@ -364,8 +366,15 @@ class Connection:
     def _reset(self, stream: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise ConnectionFailed(http2.FRAME_SIZE_ERROR, f"an RST_STREAM of {len(payload)} bytes")
-        if stream > self.last_stream or not stream:
-            raise ConnectionFailed(http2.PROTOCOL_ERROR, f"RST_STREAM of stream {stream}, which was never opened")
+        if not stream:
+            raise ConnectionFailed(http2.PROTOCOL_ERROR, "RST_STREAM of the connection")
+        if stream > self.last_stream:
+            # HTTP/2 would have the connection end. gRPC's C core before 1.85 sends it for a call that is cancelled
+            # before its headers have left, and the other calls of that connection are not to suffer.
+            self._strays += 1
+            if self._strays > STRAY_RESETS + self.last_stream // 2:
+                raise ConnectionFailed(http2.ENHANCE_YOUR_CALM, f"{self._strays} resets of streams never opened")
+            return
         self._give_up(stream)
 
     def _settings(self, flags: int, stream: int, payload: bytes) -> None:

@@ -18,7 +18,7 @@ from forwardpass.errors import InvalidRequest, RunFailed, TooLarge, UnknownMetho
 from forwardpass.serving import http2
 from forwardpass.serving.http2 import ConnectionFailed
 from forwardpass.serving.http2_calls import STREAM_WINDOW, Call, Held, Outgoing
-from forwardpass.serving.http2_connection import LARGEST_FRAME, WINDOW, Connection
+from forwardpass.serving.http2_connection import LARGEST_FRAME, STRAY_RESETS, WINDOW, Connection
 
 PATH = b"/inference.GRPCInferenceService/ModelInfer"
 OTHER = b"/inference.GRPCInferenceService/ModelStreamInfer"
@@ -247,6 +247,17 @@ def test_a_client_that_gives_up() -> None:
     peer.answer(gone, b"late")
     assert peer.frames.take() == []
     peer.send(http2.reset(1, 8))  # again means nothing
+
+
+def test_a_reset_of_a_call_that_never_began_is_passed_over() -> None:
+    """The calls before and after it go on. As many are taken as there could be such calls, and some more."""
+    peer = Peer()
+    peer.send(peer.call(1), http2.reset(3, 8), http2.reset(5, 8), peer.call(7))
+    assert list(peer.connection.calls) == [1, 7] and not peer.connection.gone
+    for stream in range(9, 9 + 20 * STRAY_RESETS, 20):  # nine cancelled calls for one that is not
+        peer.send(*[http2.reset(stream + 2 * i, 8) for i in range(9)], peer.call(stream + 18))
+        peer.answer(peer.connection.calls[stream + 18], b"")
+    assert list(peer.connection.calls) == [1, 7]
 
 
 def test_a_connection_that_is_lost() -> None:
@@ -623,7 +634,8 @@ RULES: dict[str, tuple[int, Any]] = {
     "padding beyond the frame": (http2.PROTOCOL_ERROR, lambda p: p.headers(1) + http2.frame(0, 8, 1, b"\xff")),
     "a short PING": (http2.FRAME_SIZE_ERROR, lambda _: http2.frame(6, 0, 0, b"1")),
     "a short RST_STREAM": (http2.FRAME_SIZE_ERROR, lambda p: p.headers(1) + http2.frame(3, 0, 1, b"1")),
-    "RST_STREAM of nothing": (http2.PROTOCOL_ERROR, lambda _: http2.reset(1, 8)),
+    "RST_STREAM of the connection": (http2.PROTOCOL_ERROR, lambda _: http2.reset(0, 8)),
+    "RST_STREAM of nothing without end": (http2.ENHANCE_YOUR_CALM, lambda _: http2.reset(1, 8) * (STRAY_RESETS + 1)),
     "a push": (http2.PROTOCOL_ERROR, lambda _: http2.frame(5, 4, 1, b"\0" * 8)),
     "half a SETTINGS": (http2.FRAME_SIZE_ERROR, lambda _: http2.frame(4, 0, 0, b"123")),
     "SETTINGS of a stream": (http2.FRAME_SIZE_ERROR, lambda _: http2.frame(4, 0, 1)),
