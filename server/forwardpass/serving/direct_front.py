@@ -74,12 +74,14 @@ class DirectFront:
         call_soon: Callable[[Callable[[], None]], Any],
         tokens: Tokens | None = None,
         tls: Tls | None = None,
+        lost: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Binds; raises OSError where it cannot. `handlers`: of the other methods, by path, for the event loop.
 
         `call_soon`: has that loop call something; from any thread. `tokens` None: whoever reaches the port may call.
-        `tls` None: plaintext.
+        `tls` None: plaintext. `lost` is called with the reason, by the thread that reads, when that ends by itself.
         """
+        self._lost = lost
         self._bounds = bounds
         self._held = Held(bounds.max_bytes)
         self._sockets = Sockets(host, port, self._connect, bounds.max_connection_age, tls)
@@ -139,6 +141,18 @@ class DirectFront:
     # -- the thread ---------------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
+        why = "its thread ended"
+        try:
+            self._take_turns()
+        except Exception as error:
+            why = str(error)
+        if not self._closing:
+            self._lost(f"the gRPC port serves no more: {why}")
+        for connection in self._sockets.close():
+            self._forget(connection)
+
+    def _take_turns(self) -> None:
+        """Until it is closed. Raises ListenerGone."""
         intake, sockets = self._intake, self._sockets
         more = False
         while not self._closing:
@@ -152,6 +166,8 @@ class DirectFront:
                     until = monotonic() + GATHER_SECONDS
                     while more and intake.full and monotonic() < until:
                         more = intake.step()
+            except ListenerGone:
+                raise
             except Exception:
                 logger.exception("the direct door failed on a group of calls")
             try:
@@ -160,8 +176,6 @@ class DirectFront:
                 raise
             except Exception:
                 logger.exception("the direct door failed on what was overdue")
-        for connection in sockets.close():
-            self._forget(connection)
 
     def _wait(self) -> int:
         """Until something has arrived. Sleeps, unless the last came so soon that asking again is quicker.

@@ -6,6 +6,8 @@ status at all to a unary call that ends without a message, and would wait for ev
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -13,9 +15,14 @@ import grpc
 from forwardpass.serving import protocol
 from forwardpass.serving.methods import Handler, Methods
 
+LOOK_SECONDS = 1.0  # between two looks whether a server serves
+
 
 class GrpcServer:
-    """Owns the grpcio servers: of all methods, and of health alone. Lives on the event loop."""
+    """Owns the grpcio servers: of all methods, and of health alone. Lives on the event loop.
+
+    A call whose path is not UTF-8 ends the loop of grpcio's server, and with it the port: `lost` is called then.
+    """
 
     def __init__(
         self,
@@ -39,6 +46,8 @@ class GrpcServer:
         ]
         self._server: Any = None
         self._probed: Any = None  # the server of health alone
+        self._stopping = False
+        self._watches: list[asyncio.Task[None]] = []
 
     def listen(self, address: str, credentials: Any = None) -> int:
         """Bind before `start`; the port. Raises RuntimeError when the address is taken."""
@@ -54,13 +63,26 @@ class GrpcServer:
         self._probed.add_generic_rpc_handlers(_handlers({protocol.HEALTH_SERVICE: self._methods.health}))
         return int(self._probed.add_insecure_port(address))
 
-    async def start(self) -> None:
-        for server in (self._server, self._probed):
+    async def start(self, lost: Callable[[str], None]) -> None:
+        """`lost` is called with the reason when a server ends that nobody has stopped."""
+        for server, port in ((self._server, "the gRPC port"), (self._probed, "the port for health")):
             if server is not None:
                 await server.start()
+                self._watches.append(asyncio.create_task(self._watch(server, port, lost)))
+
+    async def _watch(self, server: Any, port: str, lost: Callable[[str], None]) -> None:
+        why = "grpcio's server ended"
+        try:
+            while await server.wait_for_termination(LOOK_SECONDS):
+                pass
+        except Exception as error:  # whatever ended its loop
+            why = f"grpcio's server failed: {error}"
+        if not self._stopping:
+            lost(f"{port} serves no more: {why}")
 
     async def stop(self, seconds: float) -> None:
         """Take no more calls, give those under way `seconds`."""
+        self._stopping = True
         if self._probed is not None:
             await self._probed.stop(0.0)
         if self._server is not None:

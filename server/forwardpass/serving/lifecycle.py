@@ -4,8 +4,8 @@ start   doors listen (not ready: models load) -> models load, off the event loop
 stop    SIGTERM or SIGINT -> not ready, still accepting for `drain_wait` seconds, while clients look elsewhere -> refuse
         new calls -> finish what is in flight, for `grace` seconds at most -> close the doors -> exit 0. A second
         signal ends both waits at once.
-lost    a device failed for good -> not ready -> refuse new calls and what waits -> close the doors -> exit 1, so that
-        whoever watches the process starts it anew: nothing less brings the device back
+lost    a device failed for good, or a port accepts nothing any more -> not ready -> refuse new calls and what waits ->
+        close the doors -> exit 1, so that whoever watches the process starts it anew: nothing less brings them back
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class Server:
         self._cores = cores
         self._say = say
         self._ready = False
-        self.lost = ""  # why a device runs nothing any more
+        self.lost = ""  # why a device runs nothing any more, or a port accepts nothing
+        self._metrics_listen: Callable[[], bool] = lambda: True
         place(settings.provider, 1, "")  # what is not there is said before anything is opened
         self._admission = Admission(settings.max_requests, settings.max_bytes)
         self._metrics = ModelMetrics("", "")  # of what belongs to no model
@@ -109,11 +110,11 @@ class Server:
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(_signals(stop))
             entries = self.repository.announce()
-            doors = await self._open(health, stack)
+            doors = await self._open(health, stack, lost)
             stop_metrics = self._serve_metrics()
             background: list[asyncio.Task[None]] = []
             over = threading.Event()
-            threading.Thread(target=self._watch_runs, args=(over,), name="watchdog", daemon=True).start()
+            threading.Thread(target=self._watch, args=(over, lost), name="watchdog", daemon=True).start()
             try:
                 if await self._load(entries, stop):
                     gc.collect()
@@ -136,8 +137,8 @@ class Server:
                 self._control.close()
                 stop_metrics()
 
-    async def _open(self, health: Health, stack: contextlib.AsyncExitStack) -> Doors:
-        """What clients come in by, listening. `stack` closes it at the latest."""
+    async def _open(self, health: Health, stack: contextlib.AsyncExitStack, lost: Callable[[str], None]) -> Doors:
+        """What clients come in by, listening. `stack` closes it at the latest; `lost`: what it calls if it ends."""
         settings, guards = self.settings, self._guards
         extensions = ("system_shared_memory",) if guards.regions is not None else ()
         service = Service(self.repository, lambda: self._ready, self._control, extensions)
@@ -191,7 +192,7 @@ class Server:
             tls = None if guards.certificates is None else guards.certificates.context
             front = _bind(
                 lambda: DirectFront(
-                    settings.host, settings.grpc_port, bounds, intake, methods.by_path(), soon, guards.tokens, tls
+                    settings.host, settings.grpc_port, bounds, intake, methods.by_path(), soon, guards.tokens, tls, lost
                 ),
                 address,
             )
@@ -200,7 +201,7 @@ class Server:
         else:
             port, said = _bind(lambda: server.listen(address, guards.credentials), address), "grpcio"
         said += ", TLS" if guards.certificates else ""
-        await server.start()
+        await server.start(lost)
         if front is not None:
             front.start()
         self._say(f"grpc {_endpoint(settings.host, port)} ({said})")
@@ -222,6 +223,7 @@ class Server:
             lambda: start_http_server(settings.metrics_port, settings.host, registry),
             _endpoint(settings.host, settings.metrics_port),
         )
+        self._metrics_listen = lambda: thread.is_alive() and sockets.accepts(server.socket)
         self._say(f"metrics http://{_endpoint(settings.host, server.server_port)}/metrics")
 
         def stop() -> None:
@@ -268,10 +270,13 @@ class Server:
                 return False
         return usable
 
-    def _watch_runs(self, over: threading.Event) -> None:
-        """End runs that take longer than the server allows. A thread, since a run may hold up the event loop."""
+    def _watch(self, over: threading.Event, lost: Callable[[str], None]) -> None:
+        """End runs that take longer than the server allows, and see that /metrics is served (the gRPC ports watch
+        themselves). A thread, since a run may hold up the event loop."""
         limit = self.settings.run_timeout
         while not over.wait(min(1.0, limit / 4)):
+            if not self._metrics_listen():
+                lost("the metrics port serves no more")
             for worker in self.repository.workers():
                 ended = worker.end_runs_since(time.monotonic() - limit)
                 if ended:

@@ -139,12 +139,18 @@ class Sockets:
     # -- one thread ---------------------------------------------------------------------------------------------------
 
     def poll(self, wait: bool) -> int:
-        """Ask what has happened, or wait until something has; how much has. Waits no longer than to the next sweep."""
+        """Ask what has happened, or wait until something has; how much has. Waits no longer than to the next sweep.
+
+        Raises ListenerGone.
+        """
         if not self._ready:
             seconds = 0.0
             if wait and not self._again:
                 seconds = max(1e-3, self._sweep_at - monotonic()) if self._clients or self._deaf else -1
-            self._ready.extend(self._epoll.poll(seconds))
+            try:
+                self._ready.extend(self._epoll.poll(seconds))
+            except (OSError, ValueError) as error:
+                raise ListenerGone(f"port {self.port} cannot be waited for: {error}") from None
             if self._again:
                 self._ready.extend((fd, select.EPOLLIN) for fd in self._again)
                 self._again.clear()
@@ -189,7 +195,7 @@ class Sockets:
         if now < self._sweep_at:
             return []
         self._sweep_at = now + SWEEP_SECONDS
-        if not _accepts(self._listener):
+        if not accepts(self._listener):
             raise ListenerGone(f"port {self.port} accepts no connection any more")
         if self._deaf:
             self._deaf = False
@@ -379,7 +385,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _accepts(listener: socket.socket) -> bool:
+def accepts(listener: socket.socket) -> bool:
     """Whether it listens still, by the system's word."""
     try:
         return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
