@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 MOST_WAITING = 64  # changes that may wait for their turn
 SETTLE_SECONDS = 0.5  # a folder that was found changed is loaded if it is the same after this: copying takes time
 NAME_LIMIT = 255  # characters of the name of a model whose files come in a request
+FILE_DEPTH = 16  # folders that a path of those may have
+PATH_LIMIT = 1024  # characters of it
 FILE = "file:"  # what the names of the parameters begin with that carry files
 
 T = TypeVar("T")
@@ -200,15 +202,31 @@ def _read(parameters: Mapping[str, Any]) -> tuple[str | None, dict[str, bytes]]:
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files below `folder`. Raises InvalidRequest for a path that leads anywhere else."""
+    """Write files below `folder`. Raises InvalidRequest, before any is written, for a path that leads anywhere else."""
+    targets = {path: _parts(path) for path in files}
+    folders = {parts[:i] for parts in targets.values() for i in range(1, len(parts))}
+    for path, parts in targets.items():
+        if parts in folders:
+            raise InvalidRequest(f"parameter '{FILE}{printable(path)}': expected a file, for others it is a folder")
     for path, data in files.items():
-        try:
-            parts = [plain_name(part) for part in path.split("/")]
-        except ValueError:
-            raise InvalidRequest(f"parameter '{FILE}{printable(path)}': expected VERSION/NAME") from None
-        target = folder.joinpath(*parts)
+        target = folder.joinpath(*targets[path])
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
         except OSError as error:
             raise ModelUnusable(f"'{printable(path)}' cannot be written: {error.strerror or error}") from None
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    """The names that a file's path is made of. Raises InvalidRequest."""
+    try:
+        parts = tuple(plain_name(part) for part in path.split("/"))
+    except ValueError:
+        raise InvalidRequest(f"parameter '{FILE}{printable(path)}': expected VERSION/NAME") from None
+    longest = max(len(part.encode()) for part in parts)
+    if len(parts) > FILE_DEPTH + 1 or len(path) > PATH_LIMIT or longest > NAME_LIMIT:
+        raise InvalidRequest(
+            f"parameter '{FILE}{printable(path)}': expected at most {FILE_DEPTH} folders, {PATH_LIMIT} characters and "
+            f"names of {NAME_LIMIT} bytes, got {len(parts) - 1}, {len(path)} and {longest}"
+        )
+    return parts

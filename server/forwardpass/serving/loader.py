@@ -19,6 +19,7 @@ from forwardpass.contract import CONTRACT_FILE, Contract
 from forwardpass.errors import ConfigError, ContractError, ModelError, RequestError, SettingsError
 from forwardpass.serving import batch_size, external_data, warm_up
 from forwardpass.serving.admission import Admission
+from forwardpass.serving.contents import ELEMENT_LIMIT
 from forwardpass.serving.cuda_session import open_network
 from forwardpass.serving.declared import declare
 from forwardpass.serving.instances import Open, Sessions, count, inline_run_limit
@@ -87,6 +88,7 @@ def load(
     with Sessions(folder / config.model_file, placement, config, f"{name}/{version}", opens) as sessions:
         session = sessions.first
         interface = declare(session.interface, config, contract, home)
+        _check_sizes(interface)
         replayed = _replay(session, contract) if contract is not None else ""
         samples = _samples(interface, contract)
         told = config.max_batch_size if config.max_batch_size is not None else settings.max_batch_size or None
@@ -239,3 +241,10 @@ def _samples(interface: Interface, contract: Contract | None) -> Sequence[NDArra
         return None
     given = contract.input_arrays()
     return [given[t.name] for t in interface.inputs]
+
+
+def _check_sizes(interface: Interface) -> None:
+    """That no tensor is too large to be sent, whatever its other axes. Raises ConfigError."""
+    for tensor in (*interface.inputs, *interface.outputs):
+        if math.prod(max(size, 1) for size in tensor.shape) > ELEMENT_LIMIT:
+            raise ConfigError(f"'{tensor.name}': the sizes of {list(tensor.shape)} are out of range")

@@ -176,9 +176,9 @@ class Repository:
             except ForwardpassError as error:
                 reason = str(error)
                 logger.error("model %s version %s cannot be served: %s", entry.name, entry.version, reason)
-            except Exception:
+            except Exception as error:
                 logger.exception("model %s version %s could not be loaded", entry.name, entry.version)
-                reason = "internal error; the server's log has the details"
+                reason = _unexpected(error)
             return self._enter(dataclasses.replace(entry, state=State.UNAVAILABLE, reason=reason, home=home))
 
     def reload(self, home: Home, config: ModelConfig | None = None) -> list[Entry]:
@@ -274,9 +274,9 @@ class Repository:
             entry = self._load(home, config, version, folder, before.loaded if before else None)
         except ForwardpassError as error:
             reason = str(error)
-        except Exception:
+        except Exception as error:
             logger.exception("model %s version %s could not be loaded", home.name, version)
-            reason = "internal error; the server's log has the details"
+            reason = _unexpected(error)
         else:
             logger.info("model %s version %s was %s", home.name, version, "reloaded" if serving else "loaded")
             return entry
@@ -352,3 +352,10 @@ def _refusal(entry: Entry) -> RequestError:
     if entry.state is State.LOADING:
         return ModelLoading(f"{what} is still loading", retry_after=0.5)
     return ModelUnusable(f"{what} could not be loaded: {entry.reason}")
+
+
+def _unexpected(error: Exception) -> str:
+    """Why a model can't be loaded, of what no check foresaw."""
+    if isinstance(error, MemoryError):
+        return f"it takes more memory than there is: {error}" if str(error) else "it takes more memory than there is"
+    return "internal error; the server's log has the details"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass.errors import ConfigError, ModelError, RequestError
+from forwardpass.serving.contents import ELEMENT_LIMIT
 from forwardpass.serving.interface import Interface, Tensor
 from forwardpass.serving.invariance import example
 from forwardpass.serving.matrix import stack
@@ -92,6 +94,8 @@ def _made(request: WarmUp, interface: Interface, home: Path, what: str) -> list[
         if len(shape) != len(tensor.shape) or any(t not in (-1, s) for t, s in zip(tensor.shape, shape, strict=True)):
             row = list(tensor.shape[1:] if interface.batchable else tensor.shape)
             raise ConfigError(f"{what}: input '{tensor.name}': expected dims {row}, got {given.dims}")
+        if math.prod(s or 1 for s in shape) > ELEMENT_LIMIT:
+            raise ConfigError(f"{what}: input '{tensor.name}': the sizes of {list(shape)} are out of range")
         arrays.append(_values(given, Tensor(tensor.name, tensor.datatype, shape), rng, interface.batchable, home, what))
     return arrays
 

@@ -28,6 +28,7 @@ from forwardpass.errors import (
 )
 from forwardpass.serving import control as control_module
 from forwardpass.serving import protocol
+from forwardpass.serving import repository as repository_module
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.control import Control
 from forwardpass.serving.intake import Intake
@@ -311,6 +312,47 @@ def test_parameters_that_are_not_known_are_told(house: House) -> None:
             house.load("m", **parameter)  # type: ignore[arg-type]
     with pytest.raises(InvalidRequest, match="'config': expected it with files"):
         house.load("m", **{"file:1/model.onnx": b""})
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["1/" + "a/" * 2000 + "model.onnx"],
+        ["1/" + "a/" * 16 + "model.onnx"],
+        ["1/" + "a" * 256],
+        ["1/" + "é" * 200],
+        ["1/" + "/".join(["a" * 200] * 8)],
+        ["1/model.onnx", "1/model.onnx/weights"],
+    ],
+    ids=["2,000 folders", "17 folders", "a long name", "a name of many bytes", "a long path", "a file as a folder"],
+)
+def test_paths_that_no_folder_could_have_are_refused(house: House, tmp_path: Path, paths: list[str]) -> None:
+    house.put("m")
+    house.start()
+    with pytest.raises(InvalidRequest, match="expected") as caught:
+        house.files("m", "{}", {"1/good.onnx": b"", **dict.fromkeys(paths, b"")})
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 300
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["models"]
+
+
+@pytest.mark.parametrize("shape", [(1 << 40, 1 << 40), ("batch", 1 << 62), (1 << 62,)], ids=str)
+def test_a_network_of_sizes_out_of_range_is_refused_by_name(house: House, shape: tuple[int | str, ...]) -> None:
+    """Before anything of that size is made."""
+    house.start()
+    network = models.echo(models.FLOAT, shape).SerializeToString()
+    with pytest.raises(ModelUnusable, match=r"'x': the sizes of \[.*\] are out of range"):
+        house.files("new", "{}", {"1/model.onnx": network})
+
+
+def test_a_network_that_finds_no_memory_says_so(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object) -> None:
+        raise MemoryError("Unable to allocate 8.00 TiB")
+
+    house.put("m")
+    house.start()
+    monkeypatch.setattr(repository_module, "load", load)
+    with pytest.raises(ModelUnusable, match="it takes more memory than there is: Unable"):
+        house.files("new", "{}", {"1/model.onnx": models.echo().SerializeToString()})
 
 
 @pytest.mark.parametrize("name", ["nothing", "../models/m", "m/1", "m\0", "x" * 10_000])

@@ -103,6 +103,7 @@ X = {"datatype": "FP32", "dims": [2], "data": "zero"}
         (request(x=X, z=X), "expected the inputs x, got x, z"),
         (request(x={**X, "datatype": "FP64"}), "input 'x': expected FP32, as the network, got FP64"),
         (request(x={**X, "dims": [3]}), "input 'x': expected dims [2], got [3]"),
+        (request(1 << 40, x=X), "input 'x': the sizes of [1099511627776, 2] are out of range"),
         (request(x={**X, "dims": []}), "input 'x': expected dims [2], got []"),
         (request(x={**X, "data": "file", "file": "none"}), "none cannot be read"),
         (request(x={**X, "data": "file", "file": "odd"}), "has 7 bytes; expected those of [1, 2] FP32"),
