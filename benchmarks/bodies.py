@@ -13,14 +13,19 @@ from forwardpass.serving import protocol
 PREFIX = struct.Struct(">BI")  # gRPC's frame: compressed or not, length in bytes
 
 
-def request(model: str, rows: NDArray[np.float32], name: str = "x", timeout_us: int = 0) -> bytes:
-    """A serialised ModelInferRequest with one FP32 input `rows` [B, D_in] as raw contents."""
-    message = protocol.ModelInferRequest(model_name=model)
+def request(
+    model: str, rows: NDArray[np.float32], name: str = "x", timeout_us: int = 0, id: str = "", typed: bool = False
+) -> bytes:
+    """A serialised ModelInferRequest with one FP32 input `rows` [B, D_in], as raw contents or in fp32_contents."""
+    message = protocol.ModelInferRequest(model_name=model, id=id)
     tensor = message.inputs.add(name=name, datatype="FP32", shape=rows.shape)
     assert tensor is not None
     if timeout_us:
         message.parameters["timeout"].int64_param = timeout_us
-    message.raw_input_contents.append(np.ascontiguousarray(rows, "<f4").tobytes())
+    if typed:
+        tensor.contents.fp32_contents.extend(rows.ravel().tolist())
+    else:
+        message.raw_input_contents.append(np.ascontiguousarray(rows, "<f4").tobytes())
     serialised: bytes = message.SerializeToString()
     return serialised
 

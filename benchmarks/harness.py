@@ -282,6 +282,18 @@ def held_out(name: str) -> Any:
     return module.held_out()[0]
 
 
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate of its own for 127.0.0.1 and its key, in `folder`. Needs the command openssl."""
+    made, key = folder / "tls.crt", folder / "tls.key"
+    if not made.exists():
+        if shutil.which("openssl") is None:
+            raise BenchmarkError("TLS needs a certificate, made by the command openssl, which is not installed")
+        words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        words += ["-keyout", str(key), "-out", str(made), "-days", "2", "-subj", "/CN=localhost"]
+        subprocess.run([*words, "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    return made, key
+
+
 # -- the machine ------------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/ort_alone.py CORE MODEL.onnx INPUT_WIDTH BATCH...     prints a JSON object by batch size
 
-Timed by process_time over many runs of fresh matrices; the process is pinned to CORE.
+Timed by process_time over many runs of fresh matrices, after a warm-up; the process is pinned to CORE.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import numpy as np
 import onnxruntime
 
-SECONDS = 1.0  # of measuring for each batch size
+SECONDS = 1.0  # of measuring for each batch size, or one round of its matrices where that takes longer
+WARM_UP = 0.2
 
 
 def microseconds(path: str, width: int, batch: int) -> float:
@@ -30,8 +31,10 @@ def microseconds(path: str, width: int, batch: int) -> float:
     name = session.get_inputs()[0].name
     generator = np.random.default_rng(0)
     matrices = [generator.normal(8, 4, (batch, width)).astype(np.float32) for _ in range(16)]
-    for matrix in matrices * 4:
-        session.run(None, {name: matrix})
+    deadline = time.monotonic() + WARM_UP
+    while time.monotonic() < deadline:
+        for matrix in matrices[:4]:
+            session.run(None, {name: matrix})
     runs, began, deadline = 0, time.process_time(), time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         for matrix in matrices:

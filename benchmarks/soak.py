@@ -17,13 +17,16 @@ be run here.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +38,11 @@ import harness
 from bodies import framed, request
 from h2load import Load
 from harness import BenchmarkError, Server
-from measure import Scenario, checking
 
 WINDOW = 10.0  # seconds
 SETTLED = 60.0  # seconds after which nothing may grow any more
 CONNECTIONS, STREAMS = 4, 256
+CHECKS_PER_SECOND = 100.0  # of the checking client: a few per cent of the load core
 GROWTH, WORST = 1.05, 2.0
 
 
@@ -75,6 +78,36 @@ class LogPipe:
         self._thread.join(10.0)
 
 
+class Checker:
+    """checker.py in a process of its own, on the load core."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def go(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+
+    def finish(self) -> dict[str, Any]:
+        said, _ = self._process.communicate(timeout=30)
+        report: dict[str, Any] = json.loads(said)
+        return report
+
+
+@contextlib.contextmanager
+def checking(server: Server) -> Iterator[Checker]:
+    command = [sys.executable, str(harness.HERE / "checker.py"), server.address, "digits", "1", str(CHECKS_PER_SECOND)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        if process.stdout.readline().strip() != "checking":
+            raise BenchmarkError("the checking client did not start; what it said is above")
+        yield Checker(process)
+    finally:
+        harness.end(process, 5.0)
+
+
 def capacity(server: Server, body: Path, seconds: float = 5.0) -> float:
     """Requests per second of a closed loop, after a second of warm-up."""
     log = body.with_name("capacity")
@@ -91,7 +124,7 @@ def soak(server: Server, folder: Path, load: float, seconds: float) -> dict[str,
     rate = Load(CONNECTIONS, STREAMS, most * load / CONNECTIONS)
     print(f"at most {most:,.0f} requests/s; {seconds:g} s at {most * load:,.0f}", file=sys.stderr, flush=True)
     windows: list[dict[str, Any]] = []
-    with checking(server, Scenario("soak", "digits", rate)) as checker:
+    with checking(server) as checker:
         before = _ok(server)
         checker.go()
         pipe = LogPipe(folder / "log")
