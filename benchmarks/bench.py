@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"--only: no scenario begins with {', '.join(unknown)}")
     try:
-        program = traffic.build()
+        program = traffic.build() if chosen else harness.OUT  # ONNX Runtime alone needs no load
         cores = harness.pin(args.shared_core)
         print(f"server on core {cores.server}, load on core {cores.load}", file=sys.stderr, flush=True)
         repeats = args.repeats or (1 if args.quick else REPEATS)
@@ -188,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     today = harness.today()
-    machine = harness.machine(cores) | {"generator": traffic.version(program)}
+    machine = harness.machine(cores) | ({"generator": traffic.version(program)} if chosen else {})
     result = {"date": today, "machine": machine, "repeats": repeats, "apart": cores.apart, **figures}
     print(report.text(result))
     whole = not args.quick and not args.only and repeats >= REPEATS and cores.apart
