@@ -18,7 +18,7 @@ add_arguments = settings_module.add_arguments
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; the exit status: 0 after a drain, 1 when nothing could be served.
 
-    After a device was lost the process ends here, with 1.
+    After a device was lost the process ends here, with 1; and with 0 where a load could not be interrupted.
     """
     settings = settings_module.from_sources(vars(args))
     logging.basicConfig(
@@ -37,9 +37,9 @@ def run(args: argparse.Namespace) -> int:
     gc.collect()
     gc.freeze()
     status = asyncio.run(server.run())
-    if server.lost:
-        # As it is taken down, ONNX Runtime gives back to the device what it has of it, and where that answers no more,
-        # hangs or aborts.
+    if server.lost or server.unfinished:
+        # As it is taken down, ONNX Runtime gives back to a device what it has of it, and where that answers no more,
+        # hangs or aborts. And the interpreter would wait for a load that cannot be interrupted, or abort over it.
         logging.shutdown()
         sys.stdout.flush()
         os._exit(status)

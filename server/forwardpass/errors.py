@@ -9,6 +9,7 @@
     │   ├── UnknownMethod            UNIMPLEMENTED        not offered here
     │   ├── ModelLoading             UNAVAILABLE          not ready yet; try again
     │   ├── ModelUnusable            FAILED_PRECONDITION  it failed to load; the text says why
+    │   ├── RepositoryUnreadable     UNAVAILABLE          its folder cannot be read just now; try again
     │   ├── ControlRefused           FAILED_PRECONDITION  the server was not told to let models be changed by request
     │   ├── Overloaded               RESOURCE_EXHAUSTED   a bound on rows, requests or bytes is reached
     │   ├── TooLarge                 RESOURCE_EXHAUSTED   the message, or what it asks for, exceeds a limit
@@ -21,7 +22,8 @@
     │       └── DeviceLost           INTERNAL             a GPU failed for good: the server ends, to be started anew
     ├── ModelError                   a model could not be loaded (repository, contract, configuration, provider)
     │   ├── ConfigError              its options are wrong: names the field and the file
-    │   └── ContractError            what it answers is not what its contract promises, or its files were changed
+    │   ├── ContractError            what it answers is not what its contract promises, or its files were changed
+    │   └── Stopping                 the server stops: the load was given up
     ├── SettingsError                the server's own settings cannot be used
     ├── CallError                    a call failed, as its client sees it; the tree below it is in `call_errors`
     ├── ExportError                  an export was refused; nothing was written
@@ -108,6 +110,12 @@ class ModelUnusable(RequestError):
     status, reason = Status.FAILED_PRECONDITION, "unusable"
 
 
+class RepositoryUnreadable(RequestError):
+    """The repository's folder could not be listed. What is served stays."""
+
+    status, reason = Status.UNAVAILABLE, "repository"
+
+
 class ControlRefused(RequestError):
     status, reason = Status.FAILED_PRECONDITION, "model_control"
 
@@ -160,6 +168,10 @@ class ConfigError(ModelError):
 
 class ContractError(ModelError):
     """A model's files or answers are not what its contract promises."""
+
+
+class Stopping(ModelError):
+    """The server stops before the model was loaded."""
 
 
 class SettingsError(ForwardpassError):

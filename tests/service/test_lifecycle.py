@@ -56,15 +56,15 @@ class Starting:
     """A server that need not be ready yet; its lines can be waited for."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+        self.process = process
         self._lines: queue.Queue[str] = queue.Queue()
         self.seen: list[str] = []
         self.address = self.metrics_url = ""
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
             self._lines.put(line.rstrip("\n"))
 
     def wait_for(self, pattern: str) -> re.Match[str]:

@@ -34,7 +34,7 @@ ORDER = (
     ("threads", "onnx_runtime", "cuda_driver", "instance_thread", "buckets"),
     ("placement", "staging"),
     ("session",),
-    ("cuda_network",),
+    ("cuda_network", "interruption"),
     ("cuda_session",),
     ("invariance", "text_lines", "external_data"),
     ("model_config",),
@@ -48,7 +48,7 @@ ORDER = (
     ("runner",),
     ("worker",),
     ("loader",),
-    ("full_config",),
+    ("full_config", "entries"),
     ("repository",),
     ("control",),
     ("health", "service"),
@@ -62,7 +62,7 @@ ORDER = (
     ("client_socket",),
     ("sockets",),
     ("direct_front",),
-    ("guards", "runtime_settings"),
+    ("guards", "runtime_settings", "stop"),
     ("lifecycle",),
 )
 RANK = {f"forwardpass.serving.{name}": rank for rank, row in enumerate(ORDER) for name in row}

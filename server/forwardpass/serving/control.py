@@ -1,6 +1,7 @@
 """Changes which models are served while the server runs: by request, or as their folders change.
 
-Loading takes seconds, so everything here runs on one thread of its own, one change at a time; callers await it.
+Loading takes seconds, so every change is made on one thread of its own, one at a time; callers await it. Once the
+server stops, nothing is begun any more, and what goes on ends early.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-import time
 from collections.abc import Callable, Mapping
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 from forwardpass.errors import (
     ConfigError,
     ControlRefused,
+    Draining,
     InvalidRequest,
     ModelUnusable,
     Overloaded,
@@ -26,6 +28,7 @@ from forwardpass.errors import (
     printable,
 )
 from forwardpass.serving import pbtxt
+from forwardpass.serving.entries import Entry
 from forwardpass.serving.model_config import ModelConfig, plain_name
 from forwardpass.serving.model_files import Fingerprint, Home
 from forwardpass.serving.repository import Repository
@@ -44,19 +47,33 @@ T = TypeVar("T")
 
 
 class Control:
-    """Changes which models a repository serves. Its coroutines belong to one event loop; `close` ends its thread."""
+    """Changes which models a repository serves. Its coroutines belong to one event loop; `close` ends its threads."""
 
     def __init__(self, repository: Repository, settings: Settings) -> None:
         self._repository = repository
         self._settings = settings
         self._thread = ThreadPoolExecutor(1, "model-control")
-        self._waiting = 0
+        # Looking at the folder takes a disk's time, and must not wait for a load.
+        self._looking = ThreadPoolExecutor(1, "model-listing")
+        self._listing: asyncio.Future[None] | None = None  # that goes on
+        self._unfinished: set[futures.Future[Any]] = set()
         self._seen: dict[str, Fingerprint] = {}  # by model: what was on disk when it was last brought in line
         self._sent: dict[str, tempfile.TemporaryDirectory[str]] = {}  # folders of models whose files came in a request
 
-    def close(self) -> None:
-        """Nothing more is changed; what is being loaded is finished in the background. Does not block."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+    def stop(self) -> None:
+        """The server stops: changes are refused from now on, and a load that goes on ends early. Does not block."""
+        self._repository.interruption.stop()
+
+    def close(self, seconds: float = 0.0) -> bool:
+        """`stop`, and wait for what goes on, for `seconds` at most. Whether all of it ended."""
+        self.stop()
+        for thread in (self._thread, self._looking):
+            thread.shutdown(wait=False, cancel_futures=True)
+        return not futures.wait(self._unfinished, seconds).not_done
+
+    async def start(self, entry: Entry) -> Entry:
+        """Load an announced version; see Repository.load."""
+        return await self._change(lambda: self._repository.load(entry))
 
     # -- by request -------------------------------------------------------------------------------------------------
 
@@ -78,8 +95,12 @@ class Control:
 
     async def refresh(self) -> None:
         """Let the index know the models on disk that nobody asked for. Only with explicit control."""
-        if self._settings.model_control == "explicit":
-            await self._change(lambda: self._repository.note(self._repository.homes().values()))
+        if self._settings.model_control != "explicit" or self._repository.interruption.stopping:
+            return
+        if self._listing is None or self._listing.done():  # else one look serves all who ask meanwhile
+            listing = self._submit(self._looking, lambda: self._repository.note(self._repository.homes().values()))
+            self._listing = asyncio.wrap_future(listing)
+        await asyncio.shield(self._listing)
 
     def _allowed(self) -> None:
         mode = self._settings.model_control
@@ -89,13 +110,22 @@ class Control:
             )
 
     async def _change(self, change: Callable[[], T]) -> T:
-        if self._waiting >= MOST_WAITING:
-            raise Overloaded(f"{self._waiting} changes of models wait already", reason="model_control", retry_after=1.0)
-        self._waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, change)
-        finally:
-            self._waiting -= 1
+        waiting = len(self._unfinished)
+        if waiting >= MOST_WAITING:
+            raise Overloaded(f"{waiting} changes of models wait already", reason="model_control", retry_after=1.0)
+        self._check()
+        return await asyncio.wrap_future(self._submit(self._thread, change))
+
+    def _submit(self, thread: ThreadPoolExecutor, work: Callable[[], T]) -> futures.Future[T]:
+        future = thread.submit(work)
+        self._unfinished.add(future)
+        future.add_done_callback(self._unfinished.discard)
+        return future
+
+    def _check(self) -> None:
+        """Raises Draining once the server stops."""
+        if self._repository.interruption.stopping:
+            raise Draining("the server is stopping; models are not changed any more")
 
     def _load(self, name: str, config: str | None, files: Mapping[str, bytes]) -> None:
         home = self._home(name, files)
@@ -113,6 +143,7 @@ class Control:
             assert home is not None
             wrong = [e for e in self._repository.reload(home, options) if e.reason]
             if wrong:
+                self._check()
                 raise ModelUnusable("; ".join(f"model '{name}' {_version(e.version)}{e.reason}" for e in wrong))
             if sent is not None:
                 self._sent[name], sent = sent, self._sent.get(name)
@@ -169,7 +200,7 @@ class Control:
         states = {name: home.state() for name, home in homes.items()}
         changed = [name for name, state in states.items() if self._seen.get(name) != state]
         if any(name in self._seen for name in changed):
-            time.sleep(SETTLE_SECONDS)
+            self._repository.interruption.wait(SETTLE_SECONDS)
         for name in changed:
             if name in self._seen and homes[name].state() != states[name]:
                 continue  # still being written: the next look will tell

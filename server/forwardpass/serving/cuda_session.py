@@ -232,11 +232,20 @@ class CudaSession:
         return self._thread.join(seconds)
 
 
-def open_network(path: Path, where: Placement, optimizations: str = "all", name: str = "cuda") -> Session | CudaSession:
-    """The network in `path`, on the processor or on the one device of `where`. Raises ModelError."""
+def open_network(
+    path: Path,
+    where: Placement,
+    optimizations: str = "all",
+    name: str = "cuda",
+    opening: Callable[[Any], None] = lambda _: None,
+) -> Session | CudaSession:
+    """The network in `path`, on the processor or on the one device of `where`. Raises ModelError.
+
+    `opening`: see Session; not called for a device.
+    """
     if where.devices:
         return CudaSession(path, where.on(where.device), optimizations, name=name)
-    return Session(path, where, optimizations)
+    return Session(path, where, optimizations, opening=opening)
 
 
 def _nobody(_: GpuRan) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from forwardpass.errors import UnknownModel
 from forwardpass.serving import protocol
-from forwardpass.serving.repository import Repository, State
+from forwardpass.serving.entries import State
+from forwardpass.serving.repository import Repository
 from forwardpass.serving.wire import printable
 
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3

@@ -70,21 +70,30 @@ class Sessions:
         return self._on_devices() or self._all[0]
 
     def prepare(
-        self, each: int, interface: Interface, rows: int, pads: bool, samples: Sequence[NDArray[Any]] | None, half: bool
+        self,
+        each: int,
+        interface: Interface,
+        rows: int,
+        pads: bool,
+        samples: Sequence[NDArray[Any]] | None,
+        half: bool,
+        check_stop: Callable[[], None] = lambda: None,
     ) -> str:
         """On devices, open `each` session on each, with what batches of up to `rows` rows need; how they will be run.
 
         `samples`: real rows per input, if known. `half`: see CudaSession. On the processor there is nothing to do, nor
-        to say. Raises ModelError or DeviceLost.
+        to say. Raises ModelError or DeviceLost, and what `check_stop` raises, which is called before each session.
         """
         devices = self._placement.devices
         for place in range(1, each * len(devices)):
+            check_stop()
             self._open(self._placement.on(devices[place % len(devices)]))
         rng = np.random.default_rng(0)
         rows_of = samples or [example(tensor, ROWS, rng) for tensor in interface.inputs if interface.batchable]
         said: dict[str, None] = {}
         for session in self._on_devices():
             if interface.batchable:
+                check_stop()
                 session.prepare(rows, pads, rows_of, half)
             said[session.how or "plain runs, without fixed buffers or CUDA graphs, since axis 0 is no batch"] = None
         return "; ".join(said)

@@ -1,6 +1,7 @@
 """Start, ready, drain, stop, in a fixed order; signals; the watchdog.
 
 start   doors listen (not ready: models load) -> models load, off the event loop -> ready
+        A signal ends a load between two runs; the server does not wait for it any longer than `grace`.
 stop    SIGTERM or SIGINT -> not ready, still accepting for `drain_wait` seconds, while clients look elsewhere -> refuse
         new calls -> finish what is in flight, for `grace` seconds at most -> close the doors -> exit 0. A second
         signal ends both waits at once.
@@ -14,11 +15,10 @@ import asyncio
 import contextlib
 import gc
 import logging
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -28,6 +28,7 @@ from forwardpass.serving import sockets
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.control import Control
 from forwardpass.serving.direct_front import Bounds, DirectFront
+from forwardpass.serving.entries import Entry, State
 from forwardpass.serving.gpu_metrics import GpuReader
 from forwardpass.serving.grpc_server import GrpcServer
 from forwardpass.serving.guards import Guards
@@ -37,11 +38,12 @@ from forwardpass.serving.loop_door import LoopDoor
 from forwardpass.serving.methods import Methods
 from forwardpass.serving.metrics import Exporter, ModelMetrics
 from forwardpass.serving.placement import driver, place
-from forwardpass.serving.repository import Entry, Repository, State
+from forwardpass.serving.repository import Repository
 from forwardpass.serving.runtime_settings import RuntimeSettings
 from forwardpass.serving.service import Service
 from forwardpass.serving.session import share_threads
 from forwardpass.serving.shared_memory import SharedMemoryService
+from forwardpass.serving.stop import Stop, signals
 from forwardpass.serving.threads import Cores
 from forwardpass.serving.worker import Door
 from forwardpass.settings import Settings
@@ -79,6 +81,7 @@ class Server:
         self._ready = False
         self.lost = ""  # why a device runs nothing any more, or a port accepts nothing
         self._metrics_listen: Callable[[], bool] = lambda: True
+        self.unfinished = False  # a load could not be ended: the process must not wait for its thread
         place(settings.provider, 1, "")  # what is not there is said before anything is opened
         self._admission = Admission(settings.max_requests, settings.max_bytes)
         self._metrics = ModelMetrics("", "")  # of what belongs to no model
@@ -108,7 +111,7 @@ class Server:
         if self.settings.intra_op_threads > 1:
             share_threads(self.settings.intra_op_threads)
         async with contextlib.AsyncExitStack() as stack:
-            stack.enter_context(_signals(stop))
+            stack.enter_context(signals(stop))
             entries = self.repository.announce()
             doors = await self._open(health, stack, lost)
             stop_metrics = self._serve_metrics()
@@ -134,7 +137,7 @@ class Server:
                 over.set()
                 for task in background:
                     task.cancel()
-                self._control.close()
+                self.unfinished |= not self._control.close()
                 stop_metrics()
 
     async def _open(self, health: Health, stack: contextlib.AsyncExitStack, lost: Callable[[str], None]) -> Doors:
@@ -262,12 +265,16 @@ class Server:
     async def _load(self, entries: list[Entry], stop: Stop) -> bool:
         """Load every model, saying what became of it. Whether any is or may come to be served, and nobody said stop."""
         usable = self.settings.model_control != "none"
+        stopped = asyncio.ensure_future(stop.first.wait())
         for entry in entries:
-            loaded = await asyncio.to_thread(self.repository.load, entry)
+            loading = asyncio.ensure_future(self._control.start(entry))
+            await asyncio.wait((loading, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if stopped.done():
+                return False
+            loaded = loading.result()
             self._say(_report(loaded))
             usable = usable or loaded.state is State.READY
-            if stop.first.is_set():
-                return False
+        stopped.cancel()
         return usable
 
     def _watch(self, over: threading.Event, lost: Callable[[str], None]) -> None:
@@ -292,6 +299,7 @@ class Server:
         stop.signalled()
 
     async def _drain(self, health: Health, doors: Doors, stop: Stop) -> int:
+        self._control.stop()
         was_ready, self._ready = self._ready, False
         health.changed()
         wait = self.settings.drain_wait
@@ -304,6 +312,8 @@ class Server:
         deadline = time.monotonic() + self.settings.grace
         while self._admission.requests and time.monotonic() < deadline and not stop.second.is_set():
             await asyncio.to_thread(self._admission.wait_empty, 0.05)
+        while not self._control.close() and time.monotonic() < deadline and not stop.second.is_set():
+            await asyncio.to_thread(self._control.close, 0.05)
         left = max(0.0, deadline - time.monotonic()) if not stop.second.is_set() else 0.0
         await asyncio.to_thread(self.repository.close, min(left, 1.0) if not self._admission.requests else 0.0)
         health.end()
@@ -318,32 +328,12 @@ class Server:
         for worker in self.repository.workers():
             worker.end_runs_since(float("inf"))
         await asyncio.to_thread(self.repository.close, 2.0)
+        if not self._control.close():
+            self._say(
+                "a model is still being loaded, in a step that cannot be interrupted; the process ends without it"
+            )
         self._say("stopped")
         return 1 if self.lost else 0
-
-
-class Stop:
-    """`first` is set by the first signal, `second` by one more."""
-
-    def __init__(self) -> None:
-        self.first = asyncio.Event()
-        self.second = asyncio.Event()
-
-    def signalled(self) -> None:
-        (self.second if self.first.is_set() else self.first).set()
-
-
-@contextlib.contextmanager
-def _signals(stop: Stop) -> Iterator[None]:
-    """SIGTERM and SIGINT as events, for as long as this is entered."""
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.signalled)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
 
 
 def _endpoint(host: str, port: int) -> str:

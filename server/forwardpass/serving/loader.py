@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from forwardpass.serving.cuda_session import open_network
 from forwardpass.serving.declared import declare
 from forwardpass.serving.instances import Open, Sessions, count, inline_run_limit
 from forwardpass.serving.interface import Interface
+from forwardpass.serving.interruption import Interruption
 from forwardpass.serving.invariance import Invariance, probe
 from forwardpass.serving.metrics import ModelMetrics
 from forwardpass.serving.model_config import ModelConfig
@@ -72,21 +74,25 @@ def load(
     home: Path | None = None,
     metrics: ModelMetrics | None = None,
     lost: Callable[[str], None] = lambda _: None,
-    opens: Open = open_network,
+    interruption: Interruption | None = None,
+    opens: Open | None = None,
     look: Callable[[], Machine] = look_at_this_machine,
 ) -> Loaded:
     """Load the version in `folder` of the model `name`. Raises ModelError; may take seconds.
 
     `home`: the model's folder, where labels and the like are; by default that above the version. `metrics`: where
-    to go on counting. `lost`: see Worker. `opens` and `look`: for tests, on devices that are not there.
+    to go on counting. `lost`: see Worker. `interruption`: ends this early, with Stopping. `opens` and `look`: for
+    tests, on devices that are not there.
     """
     began = time.monotonic()
+    interruption = interruption or Interruption()
+    opens = opens or partial(open_network, opening=interruption.opening)
     home = folder.parent if home is None else home
     contract = _contract(folder, config.model_file)
     external_data.check(folder / config.model_file, home)
     placement = _placement(config, settings, cores, look)
     with Sessions(folder / config.model_file, placement, config, f"{name}/{version}", opens) as sessions:
-        session = sessions.first
+        session = interruption.network(sessions.first)
         interface = declare(session.interface, config, contract, home)
         _check_sizes(interface)
         replayed = _replay(session, contract) if contract is not None else ""
@@ -104,7 +110,7 @@ def load(
         how = ""
         if placement.devices:
             each, _ = count(config, settings, cores, placement, 0.0)
-            how = sessions.prepare(each, interface, run_rows, batches, samples, half)
+            how = sessions.prepare(each, interface, run_rows, batches, samples, half, interruption.check)
             if contract is not None:
                 replayed = _replay(session, contract)  # once more, in the way in which it will be run
         warm_up.every_size(interface, session, run_rows, run_time, samples)

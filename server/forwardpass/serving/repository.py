@@ -7,7 +7,6 @@ The look-up table is replaced as a whole at every change, so that a request sees
 from __future__ import annotations
 
 import dataclasses
-import enum
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -20,48 +19,21 @@ from forwardpass.errors import (
     InvalidRequest,
     ModelError,
     ModelLoading,
-    ModelUnusable,
-    RequestError,
     SettingsError,
     UnknownModel,
     printable,
 )
 from forwardpass.serving.admission import Admission
+from forwardpass.serving.entries import Entry, State, idle, number, refusal
+from forwardpass.serving.interruption import Interruption
 from forwardpass.serving.loader import Loaded, load
 from forwardpass.serving.model_config import ModelConfig
-from forwardpass.serving.model_files import Fingerprint, Home, find
+from forwardpass.serving.model_files import Home, find
 from forwardpass.serving.threads import Cores
 from forwardpass.serving.worker import Worker
 from forwardpass.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-
-class State(enum.Enum):
-    """Of one model version. `value` is its name in the protocol's RepositoryIndex."""
-
-    LOADING = "LOADING"
-    READY = "READY"
-    UNLOADING = "UNLOADING"
-    UNAVAILABLE = "UNAVAILABLE"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Entry:
-    """One version as the index shows it. `loaded` while it is READY.
-
-    `reason` says why it could not be loaded; of a READY one, why it could not be loaded again and serves as it was.
-    """
-
-    name: str
-    version: str  # empty for a model of which no version can be named
-    folder: Path
-    state: State
-    reason: str = ""
-    loaded: Loaded | None = None
-    home: Home | None = None
-    fingerprint: Fingerprint = ()
-    asked_for: bool = True  # False: it was unloaded, or nobody wanted it yet
 
 
 class Repository:
@@ -77,6 +49,7 @@ class Repository:
         self._settings = settings
         self._cores = cores
         self._admission = admission
+        self.interruption = Interruption()  # of loads, where the server stops
         self._lock = threading.Lock()
         self._changing = threading.Lock()  # held for the length of a load, so that there is one at a time
         self._entries: dict[tuple[str, str], Entry] = {}
@@ -97,7 +70,7 @@ class Repository:
         if isinstance(found, Worker):
             return found
         if found is not None:
-            raise _refusal(found)
+            raise refusal(found)
         if not name:
             raise InvalidRequest("the request names no model")
         served = f"; served are {', '.join(sorted({n for n, _ in self._table})[:10])}" if self._table else ""
@@ -111,7 +84,7 @@ class Repository:
     def entries(self) -> list[Entry]:
         """Every version known, by name and number."""
         with self._lock:
-            return sorted(self._entries.values(), key=lambda e: (e.name, _number(e.version)))
+            return sorted(self._entries.values(), key=lambda e: (e.name, number(e.version)))
 
     def workers(self) -> Iterator[Worker]:
         """Everyone who has requests: those who serve, and those who finish."""
@@ -154,14 +127,14 @@ class Repository:
         found = []
         for home in homes.values():
             if home.name not in wanted and "*" not in wanted:
-                self._enter(_idle(home))
+                self._enter(idle(home))
                 continue
             try:
                 versions = home.chosen(home.config())
             except ModelError:  # said again, and reported, when it is loaded
                 versions = dict(list(home.versions(MODEL_FILE).items())[-1:])
-            for number, folder in versions.items() or [("", home.folder)]:
-                found.append(self._enter(Entry(home.name, str(number), folder, State.LOADING, home=home)))
+            for version, folder in versions.items() or [("", home.folder)]:
+                found.append(self._enter(Entry(home.name, str(version), folder, State.LOADING, home=home)))
         return found
 
     def load(self, entry: Entry) -> Entry:
@@ -174,8 +147,7 @@ class Repository:
                     home.chosen(config)
                 return self._enter(self._load(home, config, entry.version, entry.folder, None))
             except ForwardpassError as error:
-                reason = str(error)
-                logger.error("model %s version %s cannot be served: %s", entry.name, entry.version, reason)
+                reason = self._failed(entry.name, entry.version, error)
             except Exception as error:
                 logger.exception("model %s version %s could not be loaded", entry.name, entry.version)
                 reason = _unexpected(error)
@@ -195,9 +167,9 @@ class Repository:
                 chosen = home.chosen(config)
             except ModelError as error:
                 return self._keep(home, before, str(error))
-            for number, folder in chosen.items():
-                if before.get(str(number), _idle(home)).loaded is None:
-                    self._enter(Entry(home.name, str(number), folder, State.LOADING, home=home))
+            for version, folder in chosen.items():
+                if before.get(str(version), idle(home)).loaded is None:
+                    self._enter(Entry(home.name, str(version), folder, State.LOADING, home=home))
             wanted = [self._renew(home, config, str(n), f, before.get(str(n))) for n, f in chosen.items()]
             kept: list[Entry] = []
             if any(e.reason for e in wanted):
@@ -225,15 +197,22 @@ class Repository:
             self._replace(name, [])
 
     def note(self, homes: Iterable[Home]) -> None:
-        """Enter models that were found on disk and that nobody asked for; drop such that are there no longer."""
+        """Enter models that were found on disk and that nobody asked for; drop such that are there no longer.
+
+        Does not wait for a load.
+        """
         found = {h.name: h for h in homes}
-        with self._changing:
-            known = self.entries()
-            for home in found.values():
-                if home.name not in {e.name for e in known}:
-                    self._enter(_idle(home))
-            for name in {e.name for e in known if not e.asked_for and not e.version} - found.keys():
-                self._replace(name, [])
+        with self._lock:
+            names = {name for name, _ in self._entries}
+            new = [idle(home) for name, home in found.items() if name not in names]
+            gone = [(e.name, "") for e in self._entries.values() if not (e.asked_for or e.version or e.name in found)]
+            for key in gone:
+                del self._entries[key]
+            self._entries.update({(e.name, ""): e for e in new})
+            if not new and not gone:
+                return
+            self._publish()
+        self.changed()
 
     def close(self, seconds: float) -> bool:
         """End every worker, giving all of them `seconds` together. Whether all of them ended."""
@@ -252,13 +231,15 @@ class Repository:
         fingerprint = home.fingerprint(folder, config)  # first: what changes from here on counts as changed
         # Counters go on over a reload, so that none ever falls.
         metrics = before.worker.metrics if before is not None else None
-        settings, cores, admission = self._settings, self._cores, self._admission
+        settings, cores, admission, stop = self._settings, self._cores, self._admission, self.interruption
 
         def lost(reason: str) -> None:
             self.lost(reason)
 
         try:
-            loaded = load(home.name, version, folder, config, settings, cores, admission, home.folder, metrics, lost)
+            loaded = load(
+                home.name, version, folder, config, settings, cores, admission, home.folder, metrics, lost, stop
+            )
         except DeviceLost as error:
             lost(str(error))
             raise
@@ -273,17 +254,24 @@ class Repository:
         try:
             entry = self._load(home, config, version, folder, before.loaded if before else None)
         except ForwardpassError as error:
-            reason = str(error)
+            reason = self._failed(home.name, version, error)
         except Exception as error:
             logger.exception("model %s version %s could not be loaded", home.name, version)
             reason = _unexpected(error)
         else:
             logger.info("model %s version %s was %s", home.name, version, "reloaded" if serving else "loaded")
             return entry
-        logger.error("model %s version %s cannot be served: %s", home.name, version, reason)
         if before is not None and serving:
             return dataclasses.replace(before, reason=f"serves as it was; it could not be loaded again: {reason}")
         return Entry(home.name, version, folder, State.UNAVAILABLE, reason, home=home)
+
+    def _failed(self, name: str, version: str, error: ForwardpassError) -> str:
+        """Log a load that failed, or that was given up because the server stops; the reason in words."""
+        if self.interruption.stopping:
+            logger.info("model %s version %s was not loaded: the server is stopping", name, version)
+            return "the server is stopping"
+        logger.error("model %s version %s cannot be served: %s", name, version, error)
+        return str(error)
 
     def _keep(self, home: Home, before: dict[str, Entry], reason: str) -> list[Entry]:
         """Nothing of a model can be loaded: what serves stays, and says why."""
@@ -291,7 +279,7 @@ class Repository:
         said = f"serves as it was; it could not be loaded again: {reason}"
         kept = [dataclasses.replace(e, reason=said) for e in before.values() if e.loaded is not None]
         if not kept:
-            latest = max(before, key=_number, default="")
+            latest = max(before, key=number, default="")
             kept = [Entry(home.name, latest, home.folder, State.UNAVAILABLE, reason, home=home)]
         self._replace(home.name, kept)
         return kept
@@ -325,7 +313,7 @@ class Repository:
         """Make the look-up table anew. Lock held."""
         table: dict[tuple[str, str], Worker | Entry] = {}
         ready: set[str] = set()
-        for e in sorted(self._entries.values(), key=lambda e: _number(e.version)):
+        for e in sorted(self._entries.values(), key=lambda e: number(e.version)):
             table[e.name, e.version] = found = e if e.loaded is None else e.loaded.worker
             if e.loaded is not None or e.name not in ready:
                 table[e.name, ""] = found
@@ -333,25 +321,6 @@ class Repository:
                 ready.add(e.name)
         self._table = table
         self.generation += 1
-
-
-def _number(version: str) -> int:
-    return int(version) if version else 0
-
-
-def _idle(home: Home) -> Entry:
-    """A model that is there and not served."""
-    return Entry(home.name, "", home.folder, State.UNAVAILABLE, "not loaded", home=home, asked_for=False)
-
-
-def _refusal(entry: Entry) -> RequestError:
-    """What a request for a version that does not serve gets."""
-    what = f"version {entry.version} of model '{entry.name}'" if entry.version else f"model '{entry.name}'"
-    if not entry.asked_for:
-        return UnknownModel(f"{what} is not loaded", reason="not_loaded")
-    if entry.state is State.LOADING:
-        return ModelLoading(f"{what} is still loading", retry_after=0.5)
-    return ModelUnusable(f"{what} could not be loaded: {entry.reason}")
 
 
 def _unexpected(error: Exception) -> str:

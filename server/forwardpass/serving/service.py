@@ -13,11 +13,12 @@ from forwardpass import __version__
 from forwardpass.errors import InvalidRequest, RequestError, printable
 from forwardpass.serving import protocol
 from forwardpass.serving.control import Control
+from forwardpass.serving.entries import State
 from forwardpass.serving.full_config import describe
 from forwardpass.serving.interface import Tensor
 from forwardpass.serving.model_statistics import statistics
 from forwardpass.serving.pbtxt import PLATFORM
-from forwardpass.serving.repository import Repository, State
+from forwardpass.serving.repository import Repository
 
 # What works on every server, by the names that Triton gives it.
 EXTENSIONS = (

@@ -1,6 +1,6 @@
 """One network on one ONNX Runtime execution provider: opened, described, warmed, run. Knows nothing of requests.
 
-Opening holds the interpreter's lock for its length, so it is done off the hot path. `run` releases it, and may be
+Opening may take seconds, so it is done off the hot path. It and `run` release the interpreter's lock; `run` may be
 called by several threads at once on the CPU provider.
 """
 
@@ -57,14 +57,23 @@ def share_threads(threads: int) -> None:
 class Session:
     """An open network. `interface` says what it takes and gives."""
 
-    def __init__(self, path: Path, placement: Placement, optimizations: str = "all", opened: Any = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        placement: Placement,
+        optimizations: str = "all",
+        opened: Any = None,
+        opening: Callable[[Any], None] = lambda _: None,
+    ) -> None:
         """Open `path`. Raises ModelError with the runtime's reason when it can't be.
 
         `optimizations`: what may be done to the graph: basic, extended or all. `opened`: a session of ONNX Runtime's
-        that is open already, to be used in place of one on the processor.
+        that is open already, to be used in place of one on the processor. `opening`: called with the session's options
+        before it is opened, for whatever may cancel that.
         """
         if opened is None:
             options = session_options(placement, optimizations)
+            opening(options)
             try:
                 opened = ort.InferenceSession(str(path), options, providers=[placement.provider])
             except Exception as error:

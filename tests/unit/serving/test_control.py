@@ -31,10 +31,11 @@ from forwardpass.serving import protocol
 from forwardpass.serving import repository as repository_module
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.control import Control
+from forwardpass.serving.entries import Entry, State
 from forwardpass.serving.intake import Intake
 from forwardpass.serving.metrics import ModelMetrics
 from forwardpass.serving.model_files import Home
-from forwardpass.serving.repository import Entry, Repository, State
+from forwardpass.serving.repository import Repository
 from forwardpass.serving.threads import Cores
 from forwardpass.settings import Settings
 
@@ -425,7 +426,7 @@ def test_a_file_that_is_still_being_written_is_left_for_the_next_look(
         if path.stat().st_size < len(whole):
             path.write_bytes(whole)
 
-    monkeypatch.setattr("time.sleep", meanwhile)
+    monkeypatch.setattr(house.repository.interruption, "wait", meanwhile)
     house.control.look()
     assert house.repository.resolve("m", "") is worker
     assert all(not e.reason for e in house.repository.entries())

@@ -15,7 +15,8 @@ from tests.service import models
 from forwardpass.errors import InvalidRequest, ModelLoading, ModelUnusable, SettingsError, UnknownModel
 from forwardpass.serving import repository as repository_module
 from forwardpass.serving.admission import Admission
-from forwardpass.serving.repository import Entry, Repository, State
+from forwardpass.serving.entries import Entry, State
+from forwardpass.serving.repository import Repository
 from forwardpass.serving.threads import Cores
 from forwardpass.settings import Settings
 
