@@ -40,7 +40,7 @@ ORDER = (
     ("model_config",),
     ("pbtxt", "declared"),
     ("model_files",),
-    ("model_statistics",),
+    ("model_statistics", "listing"),
     ("admission",),
     ("run_time", "knee", "request", "http2"),
     ("refusals",),

@@ -7,6 +7,7 @@ server stops, nothing is begun any more, and what goes on ends early.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import tempfile
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from forwardpass.errors import (
     InvalidRequest,
     ModelUnusable,
     Overloaded,
+    RepositoryUnreadable,
     RequestError,
     SettingsError,
     UnknownModel,
@@ -38,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 MOST_WAITING = 64  # changes that may wait for their turn
 SETTLE_SECONDS = 0.5  # a folder that was found changed is loaded if it is the same after this: copying takes time
+MOST_LOOKS = 64  # between two tries to load a model that fails and that nobody changed; at first 1, then 2, 4, 8 ...
 NAME_LIMIT = 255  # characters of the name of a model whose files come in a request
 FILE_DEPTH = 16  # folders that a path of those may have
 PATH_LIMIT = 1024  # characters of it
@@ -53,11 +56,13 @@ class Control:
         self._repository = repository
         self._settings = settings
         self._thread = ThreadPoolExecutor(1, "model-control")
+        self._waiting = 0
         # Looking at the folder takes a disk's time, and must not wait for a load.
         self._looking = ThreadPoolExecutor(1, "model-listing")
         self._listing: asyncio.Future[None] | None = None  # that goes on
         self._unfinished: set[futures.Future[Any]] = set()
         self._seen: dict[str, Fingerprint] = {}  # by model: what was on disk when it was last brought in line
+        self._again: dict[str, tuple[int, int]] = {}  # by model whose load failed: looks until the next try, and left
         self._sent: dict[str, tempfile.TemporaryDirectory[str]] = {}  # folders of models whose files came in a request
 
     def stop(self) -> None:
@@ -94,13 +99,17 @@ class Control:
         await self._change(lambda: self._unload(name))
 
     async def refresh(self) -> None:
-        """Let the index know the models on disk that nobody asked for. Only with explicit control."""
+        """Let the index know the models on disk that nobody asked for. Only with explicit control.
+
+        Where the folder can't be read, the index stays as it is.
+        """
         if self._settings.model_control != "explicit" or self._repository.interruption.stopping:
             return
         if self._listing is None or self._listing.done():  # else one look serves all who ask meanwhile
             listing = self._submit(self._looking, lambda: self._repository.note(self._repository.homes().values()))
             self._listing = asyncio.wrap_future(listing)
-        await asyncio.shield(self._listing)
+        with contextlib.suppress(RepositoryUnreadable):  # logged and counted there
+            await asyncio.shield(self._listing)
 
     def _allowed(self) -> None:
         mode = self._settings.model_control
@@ -110,11 +119,14 @@ class Control:
             )
 
     async def _change(self, change: Callable[[], T]) -> T:
-        waiting = len(self._unfinished)
-        if waiting >= MOST_WAITING:
-            raise Overloaded(f"{waiting} changes of models wait already", reason="model_control", retry_after=1.0)
+        if self._waiting >= MOST_WAITING:
+            raise Overloaded(f"{self._waiting} changes of models wait already", reason="model_control", retry_after=1.0)
         self._check()
-        return await asyncio.wrap_future(self._submit(self._thread, change))
+        self._waiting += 1
+        try:
+            return await asyncio.wrap_future(self._submit(self._thread, change))
+        finally:
+            self._waiting -= 1
 
     def _submit(self, thread: ThreadPoolExecutor, work: Callable[[], T]) -> futures.Future[T]:
         future = thread.submit(work)
@@ -185,27 +197,45 @@ class Control:
             await asyncio.sleep(self._settings.poll_seconds)
             try:
                 await self._change(self.look)
+            except RepositoryUnreadable:  # logged and counted; the next look tries again
+                continue
             except (SettingsError, RequestError) as error:
                 logger.error("the repository was not looked at: %s", error)
             except Exception:
                 logger.exception("looking at the repository failed")
 
     def look(self) -> None:
-        """Load what is new or was changed, forget what is gone. Blocks for as long as that takes."""
+        """Load what is new or was changed, forget what is gone, try again what failed.
+
+        Blocks for as long as that takes. Raises RepositoryUnreadable, and has changed nothing then.
+        """
         homes = self._repository.homes()
         for name in {e.name for e in self._repository.entries()} - homes.keys():
             logger.info("model %s is not on disk any more", name)
             self._repository.forget(name)
             self._seen.pop(name, None)
+            self._again.pop(name, None)
         states = {name: home.state() for name, home in homes.items()}
-        changed = [name for name, state in states.items() if self._seen.get(name) != state]
+        changed = [n for n, state in states.items() if self._seen.get(n) != state or self._is_due(n)]
         if any(name in self._seen for name in changed):
             self._repository.interruption.wait(SETTLE_SECONDS)
         for name in changed:
             if name in self._seen and homes[name].state() != states[name]:
                 continue  # still being written: the next look will tell
             self._seen[name] = states[name]
-            self._repository.reload(homes[name])
+            failed = any(entry.reason for entry in self._repository.reload(homes[name]))
+            wait = min(MOST_LOOKS, 2 * self._again[name][0]) if name in self._again else 1
+            if failed:
+                self._again[name] = (wait, wait)
+            else:
+                self._again.pop(name, None)
+
+    def _is_due(self, name: str) -> bool:
+        """Whether a model whose load failed is to be tried again at this look, though nothing was changed."""
+        wait, left = self._again.get(name, (0, 0))
+        if wait:
+            self._again[name] = (wait, left - 1)
+        return wait > 0 and left <= 1
 
 
 def _version(version: str) -> str:

@@ -260,6 +260,7 @@ class Server:
         self._gpus.collect(devices, into)
         into["forwardpass_in_flight_requests"].add_metric((), self._admission.requests)
         into["forwardpass_in_flight_bytes"].add_metric((), self._admission.nbytes)
+        into["forwardpass_repository_errors_total"].add_metric((), self.repository.listing.failures)
         into["forwardpass_ready"].add_metric((), int(self._ready))
 
     async def _load(self, entries: list[Entry], stop: Stop) -> bool:

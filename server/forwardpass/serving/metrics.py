@@ -107,6 +107,11 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("files", "result"),
         "Changes seen of certificates or tokens, ok or failed: after a failed one the last good files stay in use.",
     ),
+    "forwardpass_repository_errors_total": (
+        "counter",
+        (),
+        "Looks at the repository's folder that failed; the models stay as they are then.",
+    ),
     "forwardpass_ready": ("gauge", (), "1 while the server is ready for traffic."),
 }
 

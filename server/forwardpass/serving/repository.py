@@ -19,6 +19,7 @@ from forwardpass.errors import (
     InvalidRequest,
     ModelError,
     ModelLoading,
+    RepositoryUnreadable,
     SettingsError,
     UnknownModel,
     printable,
@@ -26,9 +27,10 @@ from forwardpass.errors import (
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.entries import Entry, State, idle, number, refusal
 from forwardpass.serving.interruption import Interruption
+from forwardpass.serving.listing import Listing
 from forwardpass.serving.loader import Loaded, load
 from forwardpass.serving.model_config import ModelConfig
-from forwardpass.serving.model_files import Home, find
+from forwardpass.serving.model_files import Home
 from forwardpass.serving.threads import Cores
 from forwardpass.serving.worker import Worker
 from forwardpass.settings import Settings
@@ -50,6 +52,7 @@ class Repository:
         self._cores = cores
         self._admission = admission
         self.interruption = Interruption()  # of loads, where the server stops
+        self.listing = Listing(settings.repository, settings.model_name)
         self._lock = threading.Lock()
         self._changing = threading.Lock()  # held for the length of a load, so that there is one at a time
         self._entries: dict[tuple[str, str], Entry] = {}
@@ -103,9 +106,8 @@ class Repository:
         return entry.loaded
 
     def homes(self) -> dict[str, Home]:
-        """The models on disk by name, whether they are served or not. Raises SettingsError."""
-        settings = self._settings
-        return {h.name: h for h in find(settings.repository, settings.model_name) if h.present()}
+        """The models on disk by name, whether they are served or not. Raises RepositoryUnreadable."""
+        return self.listing.homes()
 
     # -- changes ----------------------------------------------------------------------------------------------------
 
@@ -115,7 +117,10 @@ class Repository:
         Raises SettingsError when there is nothing at all, unless models may come later.
         """
         settings = self._settings
-        homes = self.homes()
+        try:
+            homes = self.homes()
+        except RepositoryUnreadable as error:
+            raise SettingsError(str(error)) from None
         if not homes and settings.model_control == "none":
             raise SettingsError(
                 f"no models in {settings.repository}: expected NAME/VERSION/{MODEL_FILE}, or VERSION/{MODEL_FILE}"
@@ -132,7 +137,7 @@ class Repository:
             try:
                 versions = home.chosen(home.config())
             except ModelError:  # said again, and reported, when it is loaded
-                versions = dict(list(home.versions(MODEL_FILE).items())[-1:])
+                versions = home.latest()
             for version, folder in versions.items() or [("", home.folder)]:
                 found.append(self._enter(Entry(home.name, str(version), folder, State.LOADING, home=home)))
         return found
