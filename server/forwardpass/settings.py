@@ -41,6 +41,11 @@ class Settings(BaseModel):
         (), description="With explicit control, the models to load at the start, with commas between them; * for all."
     )
     poll_seconds: float = Field(15.0, gt=0, description="With polling, seconds between two looks at the folder.")
+    strict: bool = Field(
+        False,
+        description="Ready only once every model that should serve does; without it, once all were tried. The Helm "
+        "chart turns it on; docs/kubernetes.md has the reasons.",
+    )
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
     grpc_port: int = Field(8001, ge=0, le=65535, description="Port for gRPC; 0 picks a free one and prints it.")
     metrics_port: int = Field(

@@ -189,6 +189,14 @@ tests:
       - {series: 'forwardpass_refused_total{namespace="serving",model="m",reason="invalid"}', values: '0+900x30'}
       - {series: 'forwardpass_ready{namespace="serving",pod="a"}', values: '0x30'}
       - {series: 'forwardpass_ready{namespace="serving",pod="b"}', values: '1x30'}
+      - series: 'forwardpass_model_state{namespace="serving",pod="a",model="m",version="1",state="ready"}'
+        values: '1x30'
+      - series: 'forwardpass_model_state{namespace="serving",pod="a",model="bad",version="1",state="failed"}'
+        values: '1x30'
+      - series: 'forwardpass_model_state{namespace="serving",pod="b",model="bad",version="1",state="failed"}'
+        values: '1x30'
+      - series: 'forwardpass_model_state{namespace="serving",pod="b",model="off",version="",state="not_loaded"}'
+        values: '1x30'
     alert_rule_test:
       - {eval_time: 4m, alertname: ForwardpassRefusing, exp_alerts: []}
       - eval_time: 20m
@@ -205,6 +213,14 @@ tests:
             exp_annotations:
               summary: A server has not been ready for 5 minutes.
               description: 'a: its log says which model could not be loaded, and why.'
+      - {eval_time: 4m, alertname: ForwardpassModelFailed, exp_alerts: []}
+      - eval_time: 20m
+        alertname: ForwardpassModelFailed
+        exp_alerts:
+          - exp_labels: {severity: warning, namespace: serving, model: bad, state: failed}
+            exp_annotations:
+              summary: A model that should serve does not, or not as it is on disk.
+              description: 'Model bad, failed, pods and versions: 2. `forwardpass models` and the log have the reason.'
       - {eval_time: 20m, alertname: ForwardpassSlow, exp_alerts: []}
       - {eval_time: 20m, alertname: ForwardpassRunsFail, exp_alerts: []}
 """

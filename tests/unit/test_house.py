@@ -63,6 +63,7 @@ ORDER = (
     ("sockets",),
     ("direct_front",),
     ("guards", "runtime_settings", "stop"),
+    ("metrics_port",),
     ("lifecycle",),
 )
 RANK = {f"forwardpass.serving.{name}": rank for rank, row in enumerate(ORDER) for name in row}

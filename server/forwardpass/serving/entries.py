@@ -37,6 +37,18 @@ class Entry:
     fingerprint: Fingerprint = ()
     asked_for: bool = True  # False: it was unloaded, or nobody wanted it yet
 
+    @property
+    def phase(self) -> str:
+        """Its state as the metrics have it, where what failed and what nobody wants differ."""
+        if self.state is State.UNAVAILABLE:
+            return "failed" if self.asked_for else "not_loaded"
+        return "stale" if self.loaded is not None and self.reason else self.state.value.lower()
+
+    @property
+    def missing(self) -> bool:
+        """Whether it should serve, and does not."""
+        return self.asked_for and self.loaded is None
+
 
 def number(version: str) -> int:
     return int(version) if version else 0

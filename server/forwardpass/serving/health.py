@@ -21,11 +21,13 @@ SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
 
 
 class Health:
-    """Answers Check, Watch and List. `ready` says whether the server takes traffic."""
+    """Answers Check, Watch and List."""
 
-    def __init__(self, repository: Repository, ready: Callable[[], bool]) -> None:
+    def __init__(self, repository: Repository, ready: Callable[[], bool], accepting: Callable[[], bool]) -> None:
+        """`ready`: whether the server is, as a whole. `accepting`: whether a model that serves is answered for."""
         self._repository = repository
         self._ready = ready
+        self._accepting = accepting
         self._changed = asyncio.Event()
         self._over = False
 
@@ -48,7 +50,7 @@ class Health:
         states = [e.state for e in self._repository.entries() if e.name == service]
         if not states:
             return SERVICE_UNKNOWN
-        return SERVING if State.READY in states and self._ready() else NOT_SERVING
+        return SERVING if State.READY in states and self._accepting() else NOT_SERVING
 
     def check(self, request: Any) -> Any:
         status = self.status(request.service)

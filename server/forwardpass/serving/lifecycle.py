@@ -21,23 +21,21 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, start_http_server
-
 from forwardpass.errors import SettingsError
-from forwardpass.serving import sockets
+from forwardpass.serving import metrics_port, sockets
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.control import Control
 from forwardpass.serving.direct_front import Bounds, DirectFront
 from forwardpass.serving.entries import Entry, State
-from forwardpass.serving.gpu_metrics import GpuReader
 from forwardpass.serving.grpc_server import GrpcServer
 from forwardpass.serving.guards import Guards
 from forwardpass.serving.health import Health
 from forwardpass.serving.intake import Intake
 from forwardpass.serving.loop_door import LoopDoor
 from forwardpass.serving.methods import Methods
-from forwardpass.serving.metrics import Exporter, ModelMetrics
-from forwardpass.serving.placement import driver, place
+from forwardpass.serving.metrics import ModelMetrics
+from forwardpass.serving.metrics_port import Scrape
+from forwardpass.serving.placement import place
 from forwardpass.serving.repository import Repository
 from forwardpass.serving.runtime_settings import RuntimeSettings
 from forwardpass.serving.service import Service
@@ -78,7 +76,8 @@ class Server:
         self.settings = settings
         self._cores = cores
         self._say = say
-        self._ready = False
+        self._accepting = False  # models were loaded, and it does not stop
+        self._complete = not settings.strict  # every model that should serve did, at some time
         self.lost = ""  # why a device runs nothing any more, or a port accepts nothing
         self._metrics_listen: Callable[[], bool] = lambda: True
         self.unfinished = False  # a load could not be ended: the process must not wait for its thread
@@ -86,19 +85,21 @@ class Server:
         self._admission = Admission(settings.max_requests, settings.max_bytes)
         self._metrics = ModelMetrics("", "")  # of what belongs to no model
         self._guards = Guards(settings)
-        self._gpus = GpuReader(lambda device: driver().bus_id(device))
         self.repository = Repository(settings, cores, self._admission)
+        self._scrape = Scrape(
+            self.repository, self._admission, self._metrics, self._guards, self._is_ready, ACCOUNTS_SECONDS
+        )
         self._control = Control(self.repository, settings)
 
     async def run(self) -> int:
         """Serve until a signal says otherwise; the exit status. Raises SettingsError when it can't start."""
         sys.setswitchinterval(SWITCH_INTERVAL)
-        health = Health(self.repository, lambda: self._ready)
+        health = Health(self.repository, self._is_ready, lambda: self._accepting)
         loop = asyncio.get_running_loop()
 
         def changed() -> None:
             with contextlib.suppress(RuntimeError):  # a load that ends after the loop did
-                loop.call_soon_threadsafe(health.changed)
+                loop.call_soon_threadsafe(self._changed, health)
 
         self.repository.changed = changed
         stop = Stop()
@@ -123,9 +124,13 @@ class Server:
                     gc.collect()
                     gc.freeze()  # what was made until now stays, and is not to be looked at again and again
                     gc.set_threshold(COLLECT_AFTER)
-                    self._ready = True
-                    health.changed()
-                    self._say("ready")
+                    self._accepting = True
+                    if self._complete:
+                        self._say("ready")
+                    self._changed(health)
+                    if not self._complete:
+                        missing = ", ".join(f"{e.name} {e.version}".rstrip() for e in self.repository.missing())
+                        self._say(f"NOT ready, with --strict, until every model serves: {missing} do not")
                     if self.settings.model_control == "poll":
                         background.append(asyncio.create_task(self._control.poll()))
                     await stop.first.wait()
@@ -144,7 +149,7 @@ class Server:
         """What clients come in by, listening. `stack` closes it at the latest; `lost`: what it calls if it ends."""
         settings, guards = self.settings, self._guards
         extensions = ("system_shared_memory",) if guards.regions is not None else ()
-        service = Service(self.repository, lambda: self._ready, self._control, extensions)
+        service = Service(self.repository, self._is_ready, self._control, extensions)
 
         def intake(door: Door) -> Intake:
             return Intake(
@@ -216,52 +221,26 @@ class Server:
         return self.settings.transport != "grpcio" and sockets.AVAILABLE
 
     def _serve_metrics(self) -> Callable[[], None]:
-        """/metrics over HTTP; returns what stops it."""
-        settings = self.settings
-        if settings.metrics_port < 0:
+        """Returns what stops it."""
+        host, port = self.settings.host, self.settings.metrics_port
+        if port < 0:
             return lambda: None
-        registry = CollectorRegistry()
-        registry.register(Exporter(self._collect))
-        server, thread = _bind(
-            lambda: start_http_server(settings.metrics_port, settings.host, registry),
-            _endpoint(settings.host, settings.metrics_port),
-        )
-        self._metrics_listen = lambda: thread.is_alive() and sockets.accepts(server.socket)
-        self._say(f"metrics http://{_endpoint(settings.host, server.server_port)}/metrics")
-
-        def stop() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join(2.0)
-
+        listener = _bind(lambda: metrics_port.Listener(self._scrape.registry, host, port), _endpoint(host, port))
+        self._metrics_listen = listener.accepts
+        self._say(f"metrics http://{_endpoint(host, listener.port)}{metrics_port.PATH}")
+        stop: Callable[[], None] = listener.stop
         return stop
 
-    def _collect(self, into: dict[str, Any]) -> None:
-        self._admission.wait_empty(ACCOUNTS_SECONDS)
-        self._metrics.snapshot(into)
-        self._guards.collect(into)
-        devices: set[int] = set()
-        for entry in self.repository.entries():
-            if entry.loaded is None:
-                continue
-            worker = entry.loaded.worker
-            devices.update(entry.loaded.placement.devices)
-            worker.metrics.snapshot(into)
-            labels = worker.metrics.labels
-            queue = worker.queue
-            into["forwardpass_queue_requests"].add_metric(labels, queue.requests)
-            into["forwardpass_queue_rows"].add_metric(labels, queue.rows)
-            into["forwardpass_running_requests"].add_metric(labels, queue.running_requests)
-            into["forwardpass_run_seconds_fitted"].add_metric((*labels, "a"), queue.run_time.a)
-            into["forwardpass_run_seconds_fitted"].add_metric((*labels, "b"), queue.run_time.b)
-            into["forwardpass_model_instances"].add_metric(labels, worker.options.instances)
-            info = (*labels, entry.loaded.placement.label, entry.loaded.invariance.value)
-            into["forwardpass_model_info"].add_metric(info, 1)
-        self._gpus.collect(devices, into)
-        into["forwardpass_in_flight_requests"].add_metric((), self._admission.requests)
-        into["forwardpass_in_flight_bytes"].add_metric((), self._admission.nbytes)
-        into["forwardpass_repository_errors_total"].add_metric((), self.repository.listing.failures)
-        into["forwardpass_ready"].add_metric((), int(self._ready))
+    def _is_ready(self) -> bool:
+        return self._accepting and self._complete
+
+    def _changed(self, health: Health) -> None:
+        """Something changed among the models, or in what the server does with calls."""
+        if self._accepting and not self._complete and not self.repository.missing():
+            # For good: all replicas look at one folder, and a model that fails later must not take all of them out.
+            self._complete = True
+            self._say("ready")
+        health.changed()
 
     async def _load(self, entries: list[Entry], stop: Stop) -> bool:
         """Load every model, saying what became of it. Whether any is or may come to be served, and nobody said stop."""
@@ -301,10 +280,10 @@ class Server:
 
     async def _drain(self, health: Health, doors: Doors, stop: Stop) -> int:
         self._control.stop()
-        was_ready, self._ready = self._ready, False
+        was_accepting, self._accepting = self._accepting, False
         health.changed()
         wait = self.settings.drain_wait
-        if was_ready and wait:  # one that never was ready has been sent nobody
+        if was_accepting and wait:  # one that never was has been sent nobody
             self._say(f"draining: not ready, accepting calls for another {wait:g} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.second.wait(), wait)

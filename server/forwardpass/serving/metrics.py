@@ -72,6 +72,14 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("model", "version", "provider", "batch_invariance"),
         "1 for each model version that serves. batch_invariance: exact, rounding, dependent, asserted or none.",
     ),
+    "forwardpass_model_state": (
+        "gauge",
+        ("model", "version", "state"),
+        "1 for the state that each model version is in: loading, ready, stale (it serves as it was; what is on disk "
+        "now could not be loaded), unloading, failed, not_loaded (unloaded, or not asked for), skipped (a folder that "
+        "looks like a model or a version and is none).",
+    ),
+    "forwardpass_model_load_failures_total": ("counter", ("model",), "Loads of a model that failed."),
     "forwardpass_model_instances": (
         "gauge",
         ("model", "version"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -52,6 +53,7 @@ class Repository:
         self._cores = cores
         self._admission = admission
         self.interruption = Interruption()  # of loads, where the server stops
+        self.load_failures: Counter[str] = Counter()  # by model
         self.listing = Listing(settings.repository, settings.model_name)
         self._lock = threading.Lock()
         self._changing = threading.Lock()  # held for the length of a load, so that there is one at a time
@@ -77,6 +79,9 @@ class Repository:
         if not name:
             raise InvalidRequest("the request names no model")
         served = f"; served are {', '.join(sorted({n for n, _ in self._table})[:10])}" if self._table else ""
+        if (name, version) in self.listing.skipped:
+            what = f"{name}/{version}" if version else name
+            raise UnknownModel(f"the folder '{printable(what)}' is skipped: {self.listing.skipped[name, version]}")
         if (name, "") in self._table:
             versions = ", ".join(v for n, v in self._table if n == name and v) or "none"
             raise UnknownModel(f"model '{printable(name)}' has no version '{printable(version)}'; it has {versions}")
@@ -88,6 +93,20 @@ class Repository:
         """Every version known, by name and number."""
         with self._lock:
             return sorted(self._entries.values(), key=lambda e: (e.name, number(e.version)))
+
+    def skipped(self) -> list[tuple[str, str, str]]:
+        """Folders that look like a model or a version and are none: (name, what in it or "", why)."""
+        with self._lock:
+            known = self._entries.keys()
+            return [
+                (name, version, why)
+                for (name, version), why in self.listing.skipped.items()
+                if (name, version) not in known
+            ]
+
+    def missing(self) -> list[Entry]:
+        """Every version that should serve and does not."""
+        return [entry for entry in self.entries() if entry.missing]
 
     def workers(self) -> Iterator[Worker]:
         """Everyone who has requests: those who serve, and those who finish."""
@@ -151,11 +170,8 @@ class Repository:
                 if not entry.version:
                     home.chosen(config)
                 return self._enter(self._load(home, config, entry.version, entry.folder, None))
-            except ForwardpassError as error:
-                reason = self._failed(entry.name, entry.version, error)
             except Exception as error:
-                logger.exception("model %s version %s could not be loaded", entry.name, entry.version)
-                reason = _unexpected(error)
+                reason = self._failed(entry.name, entry.version, error)
             return self._enter(dataclasses.replace(entry, state=State.UNAVAILABLE, reason=reason, home=home))
 
     def reload(self, home: Home, config: ModelConfig | None = None) -> list[Entry]:
@@ -258,11 +274,8 @@ class Repository:
             return dataclasses.replace(before, reason="")
         try:
             entry = self._load(home, config, version, folder, before.loaded if before else None)
-        except ForwardpassError as error:
-            reason = self._failed(home.name, version, error)
         except Exception as error:
-            logger.exception("model %s version %s could not be loaded", home.name, version)
-            reason = _unexpected(error)
+            reason = self._failed(home.name, version, error)
         else:
             logger.info("model %s version %s was %s", home.name, version, "reloaded" if serving else "loaded")
             return entry
@@ -270,16 +283,21 @@ class Repository:
             return dataclasses.replace(before, reason=f"serves as it was; it could not be loaded again: {reason}")
         return Entry(home.name, version, folder, State.UNAVAILABLE, reason, home=home)
 
-    def _failed(self, name: str, version: str, error: ForwardpassError) -> str:
-        """Log a load that failed, or that was given up because the server stops; the reason in words."""
+    def _failed(self, name: str, version: str, error: Exception) -> str:
+        """Log and count a load that failed, or that was given up because the server stops; the reason in words."""
         if self.interruption.stopping:
             logger.info("model %s version %s was not loaded: the server is stopping", name, version)
             return "the server is stopping"
-        logger.error("model %s version %s cannot be served: %s", name, version, error)
-        return str(error)
+        self.load_failures[name] += 1
+        if isinstance(error, ForwardpassError):
+            logger.error("model %s version %s cannot be served: %s", name, version, error)
+            return str(error)
+        logger.error("model %s version %s could not be loaded", name, version, exc_info=error)
+        return _unexpected(error)
 
     def _keep(self, home: Home, before: dict[str, Entry], reason: str) -> list[Entry]:
         """Nothing of a model can be loaded: what serves stays, and says why."""
+        self.load_failures[home.name] += 1
         logger.error("model %s cannot be loaded: %s", home.name, reason)
         said = f"serves as it was; it could not be loaded again: {reason}"
         kept = [dataclasses.replace(e, reason=said) for e in before.values() if e.loaded is not None]

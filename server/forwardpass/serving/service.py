@@ -114,7 +114,7 @@ class Service:
         return response
 
     async def repository_index(self, request: Any) -> Any:
-        """Every version and its state; with `ready` only those that serve."""
+        """Every version and its state, and every folder that is skipped; with `ready` only what serves."""
         _no_repository(request)
         await self._control.refresh()
         response = protocol.RepositoryIndexResponse()
@@ -123,6 +123,8 @@ class Service:
                 response.models.add(
                     name=entry.name, version=entry.version, state=entry.state.value, reason=entry.reason
                 )
+        for name, version, why in [] if request.ready else self._repository.skipped():
+            response.models.add(name=name, version=version, state=State.UNAVAILABLE.value, reason=f"skipped: {why}")
         return response
 
     async def repository_model_load(self, request: Any) -> Any:

@@ -28,7 +28,7 @@ class Server:
         self.repository = Repository(settings, Cores(1, ""), Admission(10, 1000))
         self.entries = self.repository.announce()
         self.ready = False
-        self.health = Health(self.repository, lambda: self.ready)
+        self.health = Health(self.repository, lambda: self.ready, lambda: self.ready)
 
     def load(self) -> None:
         for entry in self.entries:

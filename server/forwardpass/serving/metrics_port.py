@@ -1,0 +1,109 @@
+"""The port for Prometheus: what a scrape reads, and nothing but /metrics over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, start_http_server
+
+from forwardpass.serving import sockets
+from forwardpass.serving.admission import Admission
+from forwardpass.serving.gpu_metrics import GpuReader
+from forwardpass.serving.guards import Guards
+from forwardpass.serving.metrics import Exporter, ModelMetrics
+from forwardpass.serving.placement import driver
+from forwardpass.serving.repository import Repository
+
+PATH = "/metrics"
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]  # of WSGI
+
+
+class Scrape:
+    """Reads the counters of everything that there is."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        admission: Admission,
+        metrics: ModelMetrics,
+        guards: Guards,
+        ready: Callable[[], bool],
+        patience: float,
+    ) -> None:
+        """`metrics`: of what belongs to no model. `patience`: seconds that what is in flight may take to be counted."""
+        self._repository = repository
+        self._admission = admission
+        self._metrics = metrics
+        self._guards = guards
+        self._ready = ready
+        self._patience = patience
+        self._gpus = GpuReader(lambda device: driver().bus_id(device))
+        self.registry = CollectorRegistry()
+        self.registry.register(Exporter(self._collect))
+
+    def _collect(self, into: dict[str, Any]) -> None:
+        self._admission.wait_empty(self._patience)
+        self._metrics.snapshot(into)
+        self._guards.collect(into)
+        devices: set[int] = set()
+        for entry in self._repository.entries():
+            into["forwardpass_model_state"].add_metric((entry.name, entry.version, entry.phase), 1)
+            if entry.loaded is None:
+                continue
+            worker = entry.loaded.worker
+            devices.update(entry.loaded.placement.devices)
+            worker.metrics.snapshot(into)
+            labels = worker.metrics.labels
+            queue = worker.queue
+            into["forwardpass_queue_requests"].add_metric(labels, queue.requests)
+            into["forwardpass_queue_rows"].add_metric(labels, queue.rows)
+            into["forwardpass_running_requests"].add_metric(labels, queue.running_requests)
+            into["forwardpass_run_seconds_fitted"].add_metric((*labels, "a"), queue.run_time.a)
+            into["forwardpass_run_seconds_fitted"].add_metric((*labels, "b"), queue.run_time.b)
+            into["forwardpass_model_instances"].add_metric(labels, worker.options.instances)
+            info = (*labels, entry.loaded.placement.label, entry.loaded.invariance.value)
+            into["forwardpass_model_info"].add_metric(info, 1)
+        for name, version, _ in self._repository.skipped():
+            into["forwardpass_model_state"].add_metric((name, version, "skipped"), 1)
+        for name, failures in self._repository.load_failures.copy().items():
+            into["forwardpass_model_load_failures_total"].add_metric((name,), failures)
+        self._gpus.collect(devices, into)
+        into["forwardpass_in_flight_requests"].add_metric((), self._admission.requests)
+        into["forwardpass_in_flight_bytes"].add_metric((), self._admission.nbytes)
+        into["forwardpass_repository_errors_total"].add_metric((), self._repository.listing.failures)
+        into["forwardpass_ready"].add_metric((), int(self._ready()))
+
+
+class Listener:
+    """Answers /metrics on threads of its own."""
+
+    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
+        """Raises OSError where it can't listen."""
+        self._server, self._thread = start_http_server(port, host, registry)
+        self.port = self._server.server_port
+        application = self._server.get_app()
+        assert application is not None
+        self._server.set_app(only_metrics(application))
+
+    def accepts(self) -> bool:
+        """Whether somebody still listens."""
+        return self._thread.is_alive() and sockets.accepts(self._server.socket)
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(2.0)
+
+
+def only_metrics(application: Application) -> Application:
+    """An application that answers 404 to every other path: 200 would pass for health."""
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == PATH:
+            return application(environ, start_response)
+        start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"expected {PATH}; health is gRPC's, grpc.health.v1\n".encode()]
+
+    return answer
