@@ -11,6 +11,7 @@ import sys
 
 from forwardpass import settings as settings_module
 from forwardpass.errors import SettingsError
+from forwardpass.serving.stop import ignore_early
 
 add_arguments = settings_module.add_arguments
 
@@ -21,6 +22,7 @@ def run(args: argparse.Namespace) -> int:
     After a device was lost the process ends here, with 1; and with 0 where a load could not be interrupted.
     """
     settings = settings_module.from_sources(vars(args))
+    ignore_early()
     logging.basicConfig(
         level=settings.log_level.upper(),
         stream=sys.stderr,

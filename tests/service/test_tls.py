@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -15,7 +16,7 @@ import grpc
 import models
 import numpy as np
 import pytest
-from caller import outputs, request
+from caller import outputs, request, until
 from certificates import Authority, Pair
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -206,6 +207,20 @@ def test_a_mounted_secret_is_replaced_by_turning_a_link(
     assert serial(server) == der(first)
     (tmp_path / "..new").symlink_to("..1")
     (tmp_path / "..new").rename(tmp_path / "..data")
+    assert serial(server) == der(second)
+
+
+@pytest.mark.parametrize("transport", ["direct", "grpcio"])
+def test_a_signal_has_certificates_read_again(
+    authority: Authority, pair: Pair, serve: Serve, document_repository: Path, transport: str
+) -> None:
+    """And whoever takes new connections hears of it, though the change was seen before one came."""
+    server = serve(document_repository, *options(pair), "--transport", transport)
+    second = authority.issue("second")
+    assert serial(server) != der(second)
+    put(second, pair)
+    server.send(signal.SIGHUP)
+    until(lambda: "SIGHUP: certificates: in use" in server.tail(), "the certificate")
     assert serial(server) == der(second)
 
 

@@ -63,7 +63,7 @@ ORDER = (
     ("sockets",),
     ("direct_front",),
     ("guards", "runtime_settings", "stop"),
-    ("metrics_port",),
+    ("metrics_port", "state_dump"),
     ("lifecycle",),
 )
 RANK = {f"forwardpass.serving.{name}": rank for rank, row in enumerate(ORDER) for name in row}

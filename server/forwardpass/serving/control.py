@@ -98,6 +98,26 @@ class Control:
         self._allowed()
         await self._change(lambda: self._unload(name))
 
+    async def again(self) -> str:
+        """Bring what is served in line with the folder now, whatever the mode: what came of it, in words.
+
+        With explicit control only models that were asked for are loaded, and none is unloaded. Raises RequestError.
+        """
+        return await self._change(self._again_now)
+
+    def _again_now(self) -> str:
+        before = {id(e.loaded.worker) for e in self._repository.entries() if e.loaded is not None}
+        if self._settings.model_control == "explicit":
+            homes = self._repository.homes()
+            for name in {e.name for e in self._repository.entries() if e.asked_for} & homes.keys() - self._sent.keys():
+                self._repository.reload(homes[name])
+        else:
+            self._seen.clear()
+            self.look()
+        serving = {id(e.loaded.worker) for e in self._repository.entries() if e.loaded is not None}
+        missing = len(self._repository.missing())
+        return f"{len(serving - before)} version(s) loaded, {len(serving)} served, {missing} not served that should be"
+
     async def refresh(self) -> None:
         """Let the index know the models on disk that nobody asked for. Only with explicit control.
 

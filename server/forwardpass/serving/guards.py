@@ -45,14 +45,21 @@ class Guards:
 
     def collect(self, into: dict[str, Any]) -> None:
         """Add what became of the files to the metrics."""
+        for what, files in self._watched().items():
+            into["forwardpass_file_reloads_total"].add_metric((what, "ok"), files.reloads)
+            into["forwardpass_file_reloads_total"].add_metric((what, "failed"), files.failures)
+
+    def read_again(self) -> dict[str, str]:
+        """Read the files whether they changed or not: for each kind why it can't be used, or empty. Blocks."""
+        return {what: files.read_again() for what, files in self._watched().items()}
+
+    def _watched(self) -> dict[str, Watched[Any]]:
         watched: dict[str, Watched[Any]] = {}
         if self.certificates is not None:
             watched["certificates"] = self.certificates.watched
         if self.tokens is not None:
             watched["tokens"] = self.tokens.watched
-        for what, files in watched.items():
-            into["forwardpass_file_reloads_total"].add_metric((what, "ok"), files.reloads)
-            into["forwardpass_file_reloads_total"].add_metric((what, "failed"), files.failures)
+        return watched
 
 
 def is_loopback(host: str) -> bool:

@@ -5,6 +5,7 @@ start   doors listen (not ready: models load) -> models load, off the event loop
 stop    SIGTERM or SIGINT -> not ready, still accepting for `drain_wait` seconds, while clients look elsewhere -> refuse
         new calls -> finish what is in flight, for `grace` seconds at most -> close the doors -> exit 0. A second
         signal ends both waits at once.
+HUP     tokens, certificates and the repository are read again. USR1: threads' stacks, models and counters on stderr
 lost    a device failed for good, or a port accepts nothing any more -> not ready -> refuse new calls and what waits ->
         close the doors -> exit 1, so that whoever watches the process starts it anew: nothing less brings them back
 """
@@ -18,10 +19,10 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
-from forwardpass.errors import SettingsError
+from forwardpass.errors import RequestError, SettingsError
 from forwardpass.serving import metrics_port, sockets
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.control import Control
@@ -41,6 +42,7 @@ from forwardpass.serving.runtime_settings import RuntimeSettings
 from forwardpass.serving.service import Service
 from forwardpass.serving.session import share_threads
 from forwardpass.serving.shared_memory import SharedMemoryService
+from forwardpass.serving.state_dump import dump
 from forwardpass.serving.stop import Stop, signals
 from forwardpass.serving.threads import Cores
 from forwardpass.serving.worker import Door
@@ -90,6 +92,7 @@ class Server:
             self.repository, self._admission, self._metrics, self._guards, self._is_ready, ACCOUNTS_SECONDS
         )
         self._control = Control(self.repository, settings)
+        self._background: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
         """Serve until a signal says otherwise; the exit status. Raises SettingsError when it can't start."""
@@ -112,11 +115,14 @@ class Server:
         if self.settings.intra_op_threads > 1:
             share_threads(self.settings.intra_op_threads)
         async with contextlib.AsyncExitStack() as stack:
-            stack.enter_context(signals(stop))
+            stack.enter_context(
+                signals(
+                    stop, lambda: self._begin(self._read_again()), lambda: self._begin(asyncio.to_thread(self._dump))
+                )
+            )
             entries = self.repository.announce()
             doors = await self._open(health, stack, lost)
             stop_metrics = self._serve_metrics()
-            background: list[asyncio.Task[None]] = []
             over = threading.Event()
             threading.Thread(target=self._watch, args=(over, lost), name="watchdog", daemon=True).start()
             try:
@@ -132,7 +138,7 @@ class Server:
                         missing = ", ".join(f"{e.name} {e.version}".rstrip() for e in self.repository.missing())
                         self._say(f"NOT ready, with --strict, until every model serves: {missing} do not")
                     if self.settings.model_control == "poll":
-                        background.append(asyncio.create_task(self._control.poll()))
+                        self._begin(self._control.poll())
                     await stop.first.wait()
                 elif not stop.first.is_set():
                     self._say("no model could be loaded")
@@ -140,7 +146,7 @@ class Server:
                 return await self._drain(health, doors, stop)
             finally:
                 over.set()
-                for task in background:
+                for task in self._background:
                     task.cancel()
                 self.unfinished |= not self._control.close()
                 stop_metrics()
@@ -230,6 +236,27 @@ class Server:
         self._say(f"metrics http://{_endpoint(host, listener.port)}{metrics_port.PATH}")
         stop: Callable[[], None] = listener.stop
         return stop
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let it go on beside everything else, until the server ends at most."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _read_again(self) -> None:
+        """SIGHUP: read what can be read again, and say what came of it."""
+        found = await asyncio.to_thread(self._guards.read_again)
+        for what, reason in found.items():
+            self._say(f"SIGHUP: {what}: {f'NOT in use, the last good ones stay: {reason}' if reason else 'in use'}")
+        try:
+            self._say(f"SIGHUP: repository: {await self._control.again()}")
+        except RequestError as error:
+            self._say(f"SIGHUP: repository: models stay as they are: {error}")
+
+    def _dump(self) -> None:
+        """SIGUSR1: what the server has, beside its threads' stacks, which are written before this. Blocks."""
+        for line in dump(self.repository, self._scrape.registry):
+            logger.warning("state: %s", line)
 
     def _is_ready(self) -> bool:
         return self._accepting and self._complete

@@ -162,9 +162,15 @@ class Repository:
         return found
 
     def load(self, entry: Entry) -> Entry:
-        """Load an announced version and serve it, or enter why it can't be. Blocks for as long as that takes."""
+        """Load an announced version and serve it, or enter why it can't be. Blocks for as long as that takes.
+
+        A version that was changed by somebody else since it was announced is left as it is.
+        """
         home = entry.home or Home(entry.name, entry.folder.parent)
         with self._changing:
+            now = self._entries.get((entry.name, entry.version), entry)
+            if now is not entry:
+                return now
             try:
                 config = home.config()
                 if not entry.version:

@@ -1,11 +1,16 @@
-"""The end of a server as its event loop hears of it: signals, and how many came."""
+"""Signals, as the event loop hears of them: the end, and how many ask for it; files read again; the state shown."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
+import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+
+STDERR = 2  # the process's own, whatever sys.stderr is
 
 
 class Stop:
@@ -20,13 +25,46 @@ class Stop:
 
 
 @contextlib.contextmanager
-def signals(stop: Stop) -> Iterator[None]:
-    """SIGTERM and SIGINT as events, for as long as this is entered."""
+def signals(stop: Stop, read_again: Callable[[], None], dump: Callable[[], None]) -> Iterator[None]:
+    """Heed signals for as long as this is entered; the callbacks run on the event loop.
+
+    SIGTERM and SIGINT stop. SIGHUP reads again, or stops where it comes because the terminal was closed. SIGUSR1 writes
+    the stack of every thread to stderr, even where the interpreter hangs, and then dumps.
+    """
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.signalled)
+    on_terminal = _on_terminal()
+
+    def hung_up() -> None:
+        if on_terminal and not _on_terminal():
+            stop.signalled()
+        else:
+            read_again()
+
+    handlers = {
+        signal.SIGTERM: stop.signalled,
+        signal.SIGINT: stop.signalled,
+        signal.SIGHUP: hung_up,
+        signal.SIGUSR1: dump,
+    }
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
+    faulthandler.register(signal.SIGUSR1, file=STDERR, all_threads=True, chain=True)
     try:
         yield
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        faulthandler.unregister(signal.SIGUSR1)
+        for number in handlers:
             loop.remove_signal_handler(number)
+            if number in (signal.SIGHUP, signal.SIGUSR1):
+                signal.signal(number, signal.SIG_IGN)  # as `ignore_early`: nothing is left to read or to show
+
+
+def ignore_early() -> None:
+    """Until `signals`, while modules are imported: what would be read again was not read yet. Main thread only."""
+    for number in (signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _on_terminal() -> bool:
+    """Whether the process has a terminal for its input; not any more once that was closed."""
+    return sys.stdin is not None and os.isatty(0)

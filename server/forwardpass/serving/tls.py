@@ -28,13 +28,14 @@ class Certificates:
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
         """Raises SettingsError for files that can't be read or don't fit together."""
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
+        self._given: Any = None  # grpcio's configuration that gRPC has
         paths = [certificate, key, *([client_ca] if client_ca is not None else [])]
         self.watched: Watched[Loaded] = Watched("the server's certificate", paths, self._read)
 
     def credentials(self) -> Any:
         """For grpcio's `add_secure_port`. Connections that are open keep what they were made with."""
-        first = self.watched.value.configuration
-        return grpc.dynamic_ssl_server_credentials(first, self._changed, self._client_ca is not None)
+        self._given = self.watched.value.configuration
+        return grpc.dynamic_ssl_server_credentials(self._given, self._changed, self._client_ca is not None)
 
     def context(self) -> ssl.SSLContext:
         """For a new connection of the direct door."""
@@ -43,7 +44,12 @@ class Certificates:
 
     def _changed(self) -> Any:
         """Called by gRPC, on a thread of its own, at each new connection; None: nothing changed."""
-        return self.watched.value.configuration if self.watched.look() else None
+        self.watched.look()
+        configuration = self.watched.value.configuration  # also where somebody else looked
+        if configuration is self._given:
+            return None
+        self._given = configuration
+        return configuration
 
     def _read(self) -> Loaded:
         certificate = read_bytes(self._certificate, "tls_certificate")

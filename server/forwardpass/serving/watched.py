@@ -61,16 +61,25 @@ class Watched(Generic[T]):
             state = self._state()
             if state == self._seen:
                 return False
-            self._seen = state
-            try:
-                self.value = self._read()
-            except SettingsError as error:
-                self.failures += 1
-                logger.error("%s changed and cannot be used; the last good one stays: %s", self._what, error)
-                return False
-            self.reloads += 1
-            logger.info("%s changed and is in use", self._what)
-            return True
+            return not self._read_again(state, "changed")
+
+    def read_again(self) -> str:
+        """Read the files whether they changed or not. Why they can't be used; empty: they are in use."""
+        with self._lock:
+            return self._read_again(self._state(), "was read again")
+
+    def _read_again(self, state: State, why: str) -> str:
+        """Lock held. `state`: of the files, before they are read."""
+        self._seen = state
+        try:
+            self.value = self._read()
+        except SettingsError as error:
+            self.failures += 1
+            logger.error("%s %s and cannot be used; the last good one stays: %s", self._what, why, error)
+            return str(error)
+        self.reloads += 1
+        logger.info("%s %s and is in use", self._what, why)
+        return ""
 
     def _state(self) -> State:
         found: list[tuple[int, int, int] | None] = []

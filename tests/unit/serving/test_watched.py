@@ -92,3 +92,11 @@ def test_the_first_reading_must_succeed(reader: Reader) -> None:
     reader.path.write_text("bad")
     with pytest.raises(SettingsError, match="is bad"):
         Watched("the file", [reader.path], reader)
+
+
+def test_it_is_read_again_when_it_must_be_though_it_did_not_change(reader: Reader) -> None:
+    watched = Watched("the file", [reader.path], reader, every=3600.0)
+    assert watched.read_again() == "" and reader.times == 2 and watched.reloads == 1
+    reader.path.write_text("bad")
+    assert watched.read_again().endswith("is bad") and watched.value == "one" and watched.failures == 1
+    assert not watched.look() and reader.times == 3
