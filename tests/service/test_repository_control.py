@@ -19,7 +19,8 @@ import onnxruntime
 import pytest
 import tritonclient.grpc as triton
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tests.service.models import INT64, centred, chain, network, save, table, two_by_two
+from tests.service.caller import Caller, until
+from tests.service.models import INT64, centred, chain, hold, network, save, table, two_by_two
 
 from forwardpass.errors import ForwardpassError
 from forwardpass.server_process import ServerProcess
@@ -192,26 +193,38 @@ def test_every_kind_of_option_is_acted_on(tmp_path: Path, serve: Serve) -> None:
             ask(client, "m", priority=4)
 
 
-def test_priorities_and_queue_policies_are_kept(tmp_path: Path, serve: Serve) -> None:
-    text = """
+@pytest.mark.parametrize("transport", ["direct", "grpcio"])
+def test_queue_timeouts_bound_the_wait_and_not_the_run(tmp_path: Path, serve: Serve, transport: str) -> None:
+    save(tmp_path, "m", hold())
+    (tmp_path / "m" / "config.pbtxt").write_text("""
     max_batch_size: 1
     dynamic_batching {
       priority_levels: 2 default_priority_level: 2
       default_queue_policy { default_timeout_microseconds: 1 }
-      priority_queue_policy { key: 1 value { default_timeout_microseconds: 20000000 allow_timeout_override: true } }
+      priority_queue_policy { key: 1 value { default_timeout_microseconds: 900000000 allow_timeout_override: true } }
     }
-    """
-    configured(tmp_path, "m", text)
-    server = serve(tmp_path)
+    """)
+    server = serve(tmp_path, "--transport", transport, "--inline-run-limit", "0", "--instances", "1", "--grace", "0.1")
+    caller = Caller(server)
+    one, endless = np.zeros((1, 1), np.float32), np.full((1, 1), 1e15, np.float32)
     with Client(server.address) as client:
-        assert ask(client, "m", X[:1], priority=1).shape == (1, 3)
-        for more in ({}, {"timeout": 10_000_000}):  # a microsecond is all there is, and may not be overridden
-            with pytest.raises(triton.InferenceServerException) as refused:
-                ask(client, "m", X[:1], priority=2, **more)
-            assert refused.value.status() == "StatusCode.DEADLINE_EXCEEDED"
-        with pytest.raises(triton.InferenceServerException) as refused:
-            ask(client, "m", X[:1], priority=1, timeout=1)
-        assert refused.value.status() == "StatusCode.DEADLINE_EXCEEDED"
+        for turns in (0.0, 1e5, 0.0, 1e5):  # a tenth of a second: a microsecond bounds the wait, and there is none
+            assert ask(client, "m", one + np.float32(turns)).tolist() == [[turns]]
+        client.async_infer("m", [given("x", endless)], lambda *_: None)
+        until(lambda: caller.metric("forwardpass_running_requests") == 1)
+        for more in (
+            {},
+            {"timeout": 900_000_000},  # may not be overridden
+            {"priority": 1, "timeout": 1},  # may be
+        ):
+            with pytest.raises(
+                triton.InferenceServerException, match="ms for an instance and its queue timeout"
+            ) as got:
+                ask(client, "m", one, **more)  # type: ignore[arg-type]
+            assert got.value.status() == "StatusCode.DEADLINE_EXCEEDED"
+        assert caller.metric("forwardpass_refused_total", reason="queue_timeout") == 3
+        assert caller.metric("forwardpass_running_requests") == 1
+    caller.close()
 
 
 WRONG = [

@@ -43,7 +43,7 @@ ORDER = (
     ("model_statistics", "listing"),
     ("admission",),
     ("run_time", "knee", "request", "http2"),
-    ("refusals",),
+    ("refusals", "deadline_planner"),
     ("batch_queue", "warm_up", "batch_size", "instances", "lone"),
     ("runner",),
     ("worker",),

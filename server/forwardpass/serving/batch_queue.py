@@ -7,6 +7,7 @@ A request goes NEW -> QUEUED -> RUNNING -> SETTLED, and may be settled from any 
                         SETTLED   otherwise (returned with the refusal)
     take      QUEUED    RUNNING   it is in the batch
                         SETTLED   it expired, or can no longer make it (returned with the batch, as dropped)
+    expire    QUEUED    SETTLED   its queue timeout is over and no instance was free (returned)
     cancel    QUEUED    SETTLED   its client is gone: it never runs
               RUNNING   SETTLED   its client is gone: its rows are computed, its answer is thrown away
     finish    RUNNING   SETTLED   its batch is done (returned, for its reply)
@@ -17,10 +18,10 @@ The caller holds one lock around every call; whoever receives a request as settl
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from operator import attrgetter
 from typing import Any
 
-from forwardpass.serving.refusals import full, late
+from forwardpass.serving.deadline_planner import all_in_time, best_batch, fill_batch
+from forwardpass.serving.refusals import full, late, timed_out
 from forwardpass.serving.request import NEVER, QUEUED, RUNNING, SETTLED, Batch, Limits, Request, Settled
 from forwardpass.serving.run_time import RunTime
 
@@ -36,11 +37,13 @@ LOOKAHEAD = 8
 class BatchQueue:
     """Requests of one model version that wait for an instance.
 
-    - Every offered request is settled exactly once: by offer, take, cancel or finish.
+    - Every offered request is settled exactly once: by offer, take, expire, cancel or finish.
     - A batch holds one signature, at most `max_batch_rows` rows (a single larger request stands alone); one of the
       preferred sizes, where the front of the queue makes one and no deadline is about.
     - Within a priority the earliest deadline goes first; equal ones in the order of arrival.
     - Nothing that is expired or cancelled is ever in a batch.
+    - A deadline counts for the whole of a request; a queue timeout bounds its wait for an instance alone. So it is
+      held against the time at which an instance became free: while one is idle, nothing times out.
     - rows, requests and nbytes are those of the QUEUED requests, and never exceed the limits; an empty queue takes
       any single request.
     - While everything waiting can make its deadline, the order is kept. When it can't, the batch that answers the
@@ -54,9 +57,11 @@ class BatchQueue:
         self.rows = self.requests = self.nbytes = 0
         self.running_requests = self.running_rows = 0
         self.busy_until = 0.0  # when the run under way is expected to end, at the earliest; single-instance models
+        self.free_since = -NEVER  # when an instance last became free after all were busy; set by the caller
+        self._soonest = NEVER  # no queued request's queue timeout ends before this; may lie too early
         self._groups: dict[Any, list[Request]] = {}
         self._dated = 0  # queued requests that have a deadline
-        self._dead = 0  # cancelled requests still standing in a group
+        self._dead = 0  # cancelled and expired requests still standing in a group
         self._at = dict.fromkeys(limits.by_priority, 0)  # queued requests of each priority that has a bound of its own
 
     def __len__(self) -> int:
@@ -97,6 +102,10 @@ class BatchQueue:
                 self._dated += 1
             elif dated:
                 request.order = (request.priority, request.arrival + PATIENCE)
+            if request.start_by != NEVER:
+                self._soonest = min(self._soonest, request.start_by)
+                if dated:
+                    request.order = (request.priority, min(request.order[1], request.start_by))
             request.state = QUEUED
             self.rows += rows
             self.requests += 1
@@ -115,15 +124,35 @@ class BatchQueue:
     def cancel(self, request: Request) -> bool:
         """The client is gone. True if this settled the request; False if it was settled before."""
         if request.state == QUEUED:
-            self._forget(request)
+            self._leave(request)
             request.buffers = ()
-            self._dead += 1
-            if self._dead > 64 and self._dead > self.requests:
-                self._sweep()
-        elif request.state != RUNNING:
-            return False
-        request.state = SETTLED
-        return True
+            return True
+        was_running = request.state == RUNNING
+        if was_running:
+            request.state = SETTLED
+        return was_running
+
+    def expire(self, before: float) -> list[Settled]:
+        """Settle and return the requests whose queue timeout ended before `before`: until then all were busy."""
+        expired = list[Settled]()
+        if self._soonest >= before:
+            return expired
+        self._soonest = NEVER
+        for group in self._groups.values():
+            for request in group:
+                if request.state == QUEUED and request.start_by < self._soonest:
+                    if request.start_by < before:
+                        expired.append(Settled(request, timed_out(request, before)))
+                    else:
+                        self._soonest = request.start_by
+        for request, _ in expired:
+            self._leave(request)
+        return expired
+
+    @property
+    def has_timeouts(self) -> bool:
+        """Whether a request with a queue timeout may be waiting."""
+        return bool(self.requests) and self._soonest != NEVER
 
     def clear(self) -> list[Request]:
         """Settle and return everything that waits: the model is going away."""
@@ -149,6 +178,8 @@ class BatchQueue:
         if self._dated:
             urgent = min(r.deadline for group in self._groups.values() for r in group if r.state == QUEUED)
             close = min(close, urgent - self.run_time.cautious(self.rows))
+        if self._soonest < close:
+            close = min(close, *(r.start_by for group in self._groups.values() for r in group if r.state == QUEUED))
         return close
 
     def take(self, now: float) -> Batch | None:
@@ -156,11 +187,12 @@ class BatchQueue:
 
         The batch may be empty when something was dropped.
         """
+        expired = self.expire(self.free_since) if self._soonest < self.free_since else []
         group = self._next_group()
         if group is None:
-            return None
-        if self._dated or self._dead or self.limits.preferred:
-            return self._take_dated(group, now)
+            return self._start([], now, expired) if expired else None
+        if self._dated or self._dead or expired or self.limits.preferred:
+            return self._take_dated(group, now, expired)
         limit = self.limits.max_batch_rows
         if self.rows <= limit or len(group) == 1:
             chosen = group[:]
@@ -205,23 +237,23 @@ class BatchQueue:
                 best = group
         return best
 
-    def _take_dated(self, group: list[Request], now: float) -> Batch:
+    def _take_dated(self, group: list[Request], now: float, dropped: list[Settled]) -> Batch:
         """As `take`, where deadlines or cancelled requests are about, or some sizes are preferred."""
         limit, deadlines = self.limits.max_batch_rows, self.limits.deadlines
-        live, dropped = list[Request](), list[Settled]()
+        live = list[Request]()
         seen = self._survey(group, 0, limit, live, dropped, now)
         chosen = live
         if live and not deadlines:
             chosen = _prefix(live, limit)
         elif live:
-            count, rows, room = self._fill(live, now)
+            count, rows, room = fill_batch(live, limit, self.run_time, now)
             chosen = live[:count]
             # A full batch that is in time, or all there is: the order stands. Else look further ahead.
             safe = live[0].deadline >= now + self.run_time.cautious(rows)
             if not (safe and (room <= 0 or (count == len(live) and seen == len(group)))):
                 seen = self._survey(group, seen, LOOKAHEAD * limit, live, dropped, now)
-                if not self._feasible(live, count, now + self.run_time.predict(rows)):
-                    chosen = self._best(live, now) or chosen
+                if not all_in_time(live[count:], limit, self.run_time, now + self.run_time.predict(rows)):
+                    chosen = best_batch(live, limit, self.run_time, now) or chosen
         if count := self._preferred(chosen):
             chosen = chosen[:count]
         batch = self._start(chosen, now, dropped)
@@ -262,74 +294,6 @@ class BatchQueue:
                 rows += request.rows
         return seen
 
-    def _best(self, live: Sequence[Request], now: float) -> list[Request]:
-        """Overload: the batch with the most rows per second that is in time, in the queue's order.
-
-        It leaves out whoever has less time than the batch takes: within the first one's priority, the deadline
-        below which requests are left out is the one that pays best. They keep their place, and expire there unless
-        the load falls. Empty when no batch is in time.
-        """
-        limit = self.limits.max_batch_rows
-        a, b, within = self.run_time.a, self.run_time.b, self.run_time.rows_within
-        waiting = sum([r.rows for r in live])
-        threshold, best = NEVER, 0.0
-        for request in sorted([r for r in live if r.priority == live[0].priority], key=attrgetter("deadline")):
-            fits = min(max(limit, request.rows), waiting, within(request.deadline - now))
-            waiting -= request.rows
-            if fits >= request.rows and (rate := fits / (a + b * fits + 1e-9)) > best * 1.0001:
-                threshold, best = request.deadline, rate
-                if fits >= limit:
-                    break
-        allowed = within(threshold - now)
-        chosen, rows = list[Request](), 0
-        for request in live:
-            if request.deadline >= threshold and request.rows <= allowed:
-                rows += request.rows
-                if chosen and rows > min(limit, allowed):
-                    break
-                chosen.append(request)
-        return chosen
-
-    def _fill(self, live: Sequence[Request], now: float) -> tuple[int, int, int]:
-        """Greedily from the first: how many requests, their rows, and the rows of room left in the matrix.
-
-        A request joins while the batch, with it, is still expected to make the earliest deadline in it. Room 0 means
-        that the matrix is full, not that a deadline closed it.
-        """
-        limit = self.limits.max_batch_rows
-        rows = live[0].rows
-        earliest = live[0].deadline
-        count = 1
-        within = self.run_time.rows_within
-        allowed = NEVER if earliest == NEVER else within(earliest - now)
-        for request in live[1:limit]:
-            total = rows + request.rows
-            if total > limit:
-                return count, rows, 0
-            if request.deadline < earliest:
-                earliest = request.deadline
-                allowed = within(earliest - now)
-            if total > allowed:
-                return count, rows, limit - rows
-            rows = total
-            count += 1
-        return count, rows, max(0, limit - rows)
-
-    def _feasible(self, live: Sequence[Request], start: int, free_at: float) -> bool:
-        """Whether live[start:], run in order in full batches from `free_at` on, would all be in time."""
-        limit, predict = self.limits.max_batch_rows, self.run_time.predict
-        rows, earliest = 0, NEVER
-        for request in live[start:]:
-            if rows and rows + request.rows > limit:
-                free_at += predict(rows)
-                if free_at > earliest:
-                    return False
-                rows, earliest = 0, NEVER
-            rows += request.rows
-            if request.deadline < earliest:
-                earliest = request.deadline
-        return free_at + predict(rows) <= earliest
-
     def _start(self, chosen: list[Request], now: float, dropped: list[Settled]) -> Batch:
         rows = nbytes = 0
         for request in chosen:
@@ -362,6 +326,14 @@ class BatchQueue:
             self._dated -= 1
         if request.priority in self._at:
             self._at[request.priority] -= 1
+
+    def _leave(self, request: Request) -> None:
+        """A queued request leaves from where it stands; its place is swept up later."""
+        self._forget(request)
+        request.state = SETTLED
+        self._dead += 1
+        if self._dead > 64 and self._dead > self.requests:
+            self._sweep()
 
     def _sweep(self) -> None:
         for signature in list(self._groups):

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from forwardpass.errors import RequestError, RunFailed
 from forwardpass.serving.admission import Admission
@@ -18,7 +18,7 @@ from forwardpass.serving.log_limit import LogLimit
 from forwardpass.serving.matrix import Buffer
 from forwardpass.serving.metrics import ModelMetrics
 from forwardpass.serving.repository import Repository
-from forwardpass.serving.request import Request
+from forwardpass.serving.request import Request, TimedRequest
 from forwardpass.serving.wire import Decoder, Header, Regions
 from forwardpass.serving.worker import Door, Worker
 
@@ -84,14 +84,9 @@ class Intake:
         worker: Worker = header.target
         deadline = math.inf if seconds_left is None else self.now + seconds_left
         priority = header.priority or worker.options.default_priority
-        limits = worker.options.time_limits
-        if limits is not None:
-            deadline = min(deadline, self.now + limits[priority].of(header.timeout))
-        elif header.timeout != math.inf:
-            deadline = min(deadline, self.now + header.timeout)
-        elif deadline == math.inf and worker.options.default_timeout != math.inf:
-            deadline = self.now + worker.options.default_timeout
-        request = Request(
+        timeouts = worker.options.queue_timeouts
+        wait = header.timeout if timeouts is None else timeouts[priority].of(header.timeout)
+        request = (Request if wait == math.inf else TimedRequest)(
             header,
             buffers,
             header.signature,
@@ -104,6 +99,8 @@ class Intake:
             call,
             timings,
         )
+        if wait != math.inf:
+            cast("TimedRequest", request).start_by = self.now + wait
         group = self._groups.get(worker)
         if group is None:
             self._groups[worker] = [request]

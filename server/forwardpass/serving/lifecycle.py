@@ -63,6 +63,10 @@ SWITCH_INTERVAL = 0.001
 COLLECT_AFTER = 50_000
 
 
+# How often requests are looked for whose queue timeout is over, while every instance is busy with something long.
+QUEUE_TIMEOUT_LOOK = 0.1
+
+
 class Doors(NamedTuple):
     """What clients come in by."""
 
@@ -285,13 +289,18 @@ class Server:
         return usable
 
     def _watch(self, over: threading.Event, lost: Callable[[str], None]) -> None:
-        """End runs that take longer than the server allows, and see that /metrics is served (the gRPC ports watch
-        themselves). A thread, since a run may hold up the event loop."""
+        """End runs that take longer than the server allows, and waits of which the queue timeout is over; see that
+        /metrics is served (the gRPC ports watch themselves). A thread, since a run may hold up the event loop."""
         limit = self.settings.run_timeout
-        while not over.wait(min(1.0, limit / 4)):
+        nap = QUEUE_TIMEOUT_LOOK
+        while not over.wait(nap):
+            nap = min(1.0, limit / 4)
             if not self._metrics_listen():
                 lost("the metrics port serves no more")
             for worker in self.repository.workers():
+                if worker.has_timeouts:
+                    worker.reject_timed_out()
+                    nap = min(nap, QUEUE_TIMEOUT_LOOK)
                 ended = worker.end_runs_since(time.monotonic() - limit)
                 if ended:
                     logger.warning("model %s: ended %d run(s) of more than %g s", worker.name, ended, limit)

@@ -30,7 +30,7 @@ from forwardpass.serving.invariance import Invariance, probe
 from forwardpass.serving.metrics import ModelMetrics
 from forwardpass.serving.model_config import ModelConfig
 from forwardpass.serving.placement import Machine, Placement, look_at_this_machine, place
-from forwardpass.serving.request import Limits, Options, TimeLimit
+from forwardpass.serving.request import Limits, Options, QueueTimeout
 from forwardpass.serving.run_time import RunTime
 from forwardpass.serving.session import Network
 from forwardpass.serving.threads import Cores
@@ -125,8 +125,7 @@ def load(
         max_request_rows=config.max_request_rows,
         priority_levels=config.priority_levels,
         default_priority=config.default_priority,
-        default_timeout=_seconds(config.default_timeout_us),
-        time_limits=_time_limits(config),
+        queue_timeouts=_queue_timeouts(config),
         inline_run_limit=inline_run_limit(settings, cores),
     )
     counted = metrics or ModelMetrics(name, version)
@@ -154,13 +153,13 @@ def _limits(config: ModelConfig, rows: int) -> Limits:
     )
 
 
-def _time_limits(config: ModelConfig) -> dict[int, TimeLimit] | None:
-    """Of every priority, where the options limit any; a priority without a limit of its own has the model's."""
-    if not config.queue_policies:
+def _queue_timeouts(config: ModelConfig) -> dict[int, QueueTimeout] | None:
+    """Of every priority, where the options set any; a priority without a policy of its own has the model's."""
+    if not config.queue_policies and not config.default_timeout_us:
         return None
-    found = dict.fromkeys(range(1, config.priority_levels + 1), TimeLimit(_seconds(config.default_timeout_us)))
+    found = dict.fromkeys(range(1, config.priority_levels + 1), QueueTimeout(_seconds(config.default_timeout_us)))
     for priority, policy in config.queue_policies.items():
-        found[priority] = TimeLimit(_seconds(policy.timeout_us), policy.timeout_override)
+        found[priority] = QueueTimeout(_seconds(policy.timeout_us), policy.timeout_override)
     return found
 
 

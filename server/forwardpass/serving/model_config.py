@@ -59,7 +59,7 @@ class TensorOptions(_Part):
 class QueuePolicy(_Part):
     """What waits in the queue at one priority. 0: no limit."""
 
-    timeout_us: int = Field(0, ge=0)  # how long a request may take
+    timeout_us: int = Field(0, ge=0)  # how long a request may wait for an instance
     timeout_override: bool = False  # a request's own `timeout` may shorten that
     max_requests: int = Field(0, ge=0)
 
@@ -126,7 +126,10 @@ class ModelConfig(BaseModel):
         description="Order the queue by deadline and refuse what cannot make its own. Off: first come, first served.",
     )
     default_timeout_us: int = Field(
-        0, ge=0, description="Deadline in microseconds for requests that bring none; 0: none."
+        0,
+        ge=0,
+        description="Queue timeout: microseconds that a request may wait for an instance, however long its run takes; "
+        "0: no limit. A request's own `timeout` may shorten it.",
     )
     priority_levels: int = Field(
         1, ge=1, le=64, description="How many priorities requests may ask for; 1 is the highest."
@@ -171,8 +174,8 @@ class ModelConfig(BaseModel):
     )
     queue_policies: dict[Positive, QueuePolicy] = Field(
         default_factory=dict,
-        description="By priority: timeout_us, timeout_override (whether a request's own timeout may shorten it) and "
-        "max_requests. A priority without one has no limits but the model's.",
+        description="By priority: timeout_us (a queue timeout), timeout_override (whether a request's own timeout may "
+        "shorten it) and max_requests. A priority without one has no limits but the model's.",
     )
     graph_optimizations: Literal["all", "extended", "basic"] = Field(
         "all", description="What ONNX Runtime may do to the network when it is opened."

@@ -44,6 +44,15 @@ def late(request: Request, run_time: RunTime, now: float, how: str) -> DeadlineE
     return DeadlineExceeded(text, reason=f"deadline_{how}")
 
 
+def timed_out(request: Request, now: float) -> DeadlineExceeded:
+    """Of a request that had to start by a time at which every instance was busy."""
+    allowed, waited = (request.start_by - request.arrival) * 1e3, (now - request.arrival) * 1e3
+    return DeadlineExceeded(
+        f"the request waited {waited:.1f} ms for an instance and its queue timeout is {allowed:.1f} ms",
+        reason="queue_timeout",
+    )
+
+
 def too_late(requests: Sequence[Request], answers: list[bytes | RequestError], ended: float) -> bool:
     """Tell those whose deadline passed while they ran: nobody takes their answer now. Whether there were any."""
     if min([request.deadline for request in requests]) >= ended:

@@ -64,6 +64,16 @@ class Request:
         self.state = NEW
         self.order: tuple[int, float] = (priority, arrival)
 
+    # How long it may wait for an instance, as a time on the server's clock. On the class, and a slot of TimedRequest
+    # alone: requests without a queue timeout neither store nor set it.
+    start_by: float = NEVER
+
+
+class TimedRequest(Request):
+    """A request with a queue timeout: rejected if no instance was free by `start_by`, however long its run takes."""
+
+    __slots__ = ("start_by",)
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -79,14 +89,14 @@ class Limits:
     deadlines: bool = True  # earliest deadline first and early refusal; off: first come, first served
 
 
-class TimeLimit(NamedTuple):
-    """How long a request of one priority may take, in seconds, and whether it may ask for less."""
+class QueueTimeout(NamedTuple):
+    """How long a request of one priority may wait for an instance, in seconds, and whether it may ask for less."""
 
     seconds: float = NEVER
     may_shorten: bool = True
 
     def of(self, asked: float) -> float:
-        """The limit of a request that asks for `asked` seconds; inf: none."""
+        """The timeout of a request that asks for `asked` seconds; inf: none."""
         return asked if self.may_shorten and asked < self.seconds else self.seconds
 
 
@@ -101,8 +111,7 @@ class Options:
     max_request_rows: int = 65536
     priority_levels: int = 1
     default_priority: int = 1
-    default_timeout: float = float("inf")  # seconds
-    time_limits: Mapping[int, TimeLimit] | None = None  # of every priority; in place of default_timeout
+    queue_timeouts: Mapping[int, QueueTimeout] | None = None  # of every priority; None: requests set their own
     inline_run_limit: float = 0.0  # seconds; 0: always hand over
 
 

@@ -177,7 +177,7 @@ class Worker:
         self._deliver([request], answers, timing)
         # From here on nobody waits for us.
         with self._lock:
-            self._free_slot()
+            self._free_slot(ended)
             if not failed:
                 run_time.observe(request.rows, ended - taken)
         if failed or late:
@@ -242,12 +242,12 @@ class Worker:
         if batch.dropped:
             self._refuse(batch.dropped)
         if not requests:
-            self._give_back(batch)
+            self._give_back(batch, self.queue.free_since)
             return
         matrices: list[int] = []
         answers, run, failed = self._guarded(requests, runner, matrices)
         ended = self._clock()
-        owed = self._give_back(batch)
+        owed = self._give_back(batch, ended)
         timing = Timing(batch.taken, run, ended, sum(matrices))
         late = too_late(requests, answers, ended)
         told: Sequence[Request] = requests
@@ -262,14 +262,16 @@ class Worker:
             with self._lock:
                 self.queue.run_time.observe(batch.rows, ended - batch.taken)
 
-    def _give_back(self, batch: Batch) -> list[bool]:
+    def _give_back(self, batch: Batch, ended: float) -> list[bool]:
         with self._lock:
             owed = self.queue.finish(batch)
-            self._free_slot()
+            self._free_slot(ended)
             return owed
 
-    def _free_slot(self) -> None:
+    def _free_slot(self, ended: float) -> None:
         """Lock held."""
+        if not self._idle:
+            self.queue.free_since = ended
         self._idle += 1
         if self._ending or (self.queue.requests and self.options.instances > 1):
             self._wake.notify_all()
@@ -356,6 +358,18 @@ class Worker:
         for options in late:
             options.terminate = True
         return len(late)
+
+    def reject_timed_out(self) -> None:
+        """Answer the requests whose queue timeout ended while every instance is busy. For the watchdog."""
+        with self._lock:
+            expired = [] if self._idle else self.queue.expire(self._clock())
+        if expired:
+            self._refuse(expired)
+
+    @property
+    def has_timeouts(self) -> bool:
+        """Whether requests with a queue timeout come, or wait. Read without the lock: a hint."""
+        return self.options.queue_timeouts is not None or self.queue.has_timeouts
 
     def close(self, seconds: float) -> bool:
         """Take no more, finish what is queued within `seconds`, refuse the rest. Whether all threads ended in time."""

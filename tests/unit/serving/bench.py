@@ -44,8 +44,13 @@ class Bench:
         self.target = Target(self.session.interface)
         self.worker.start()
 
-    def request(self, *arrays: NDArray[Any], seconds: float | None = None, **more: Any) -> Request:
+    def request(
+        self, *arrays: NDArray[Any], seconds: float | None = None, wait: float | None = None, **more: Any
+    ) -> Request:
+        """`seconds` to its deadline; it may `wait` so many for an instance."""
         now = time.monotonic()
+        if wait is not None:
+            more["start_by"] = now + wait
         deadline = now + seconds if seconds is not None else float("inf")
         return request_for(
             self.target, arrays, door=more.pop("door", self.door), arrival=now, deadline=deadline, **more

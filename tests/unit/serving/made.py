@@ -18,7 +18,7 @@ from forwardpass.serving import protocol
 from forwardpass.serving.interface import Interface, Tensor
 from forwardpass.serving.matrix import pack
 from forwardpass.serving.placement import place
-from forwardpass.serving.request import Request, Timing
+from forwardpass.serving.request import Request, TimedRequest, Timing
 from forwardpass.serving.run_time import RunTime
 from forwardpass.serving.session import Session
 from forwardpass.serving.wire import Header
@@ -47,9 +47,14 @@ def queued(
     priority: int = 1,
     signature: Any = "a",
     nbytes: int = 100,
+    start_by: float = math.inf,
 ) -> Request:
     """A request as the queue sees it: nothing of its message is looked at there."""
-    return Request(None, (), signature, rows, nbytes, arrival, deadline, priority, None, next(ids))
+    kind = Request if start_by == math.inf else TimedRequest
+    request = kind(None, (), signature, rows, nbytes, arrival, deadline, priority, None, next(ids))
+    if kind is TimedRequest:
+        request.start_by = start_by
+    return request
 
 
 def exact_run_time(a: float, b: float) -> RunTime:
@@ -122,10 +127,13 @@ def request_for(
     buffers = tuple(raw(a) for a in arrays)
     size = sum(map(len, buffers))
     deadline, arrival = more.pop("deadline", math.inf), more.pop("arrival", 0.0)
-    priority = more.pop("priority", 1)
-    return Request(
+    priority, start_by = more.pop("priority", 1), more.pop("start_by", None)
+    request = (Request if start_by is None else TimedRequest)(
         header, buffers, header.signature, rows or 1, size, arrival, deadline, priority, door, next(ids), **more
     )
+    if start_by is not None:
+        request.start_by = start_by
+    return request
 
 
 def read(answer: bytes) -> tuple[Any, list[NDArray[Any]]]:

@@ -74,7 +74,8 @@ class Machine:
         if batch is None:
             return None
         assert batch.requests or batch.dropped, "nothing was taken and nothing dropped: this would go on for ever"
-        for request, error in batch.dropped:
+        dropped = self.timed_out(batch.dropped, self.queue.free_since)
+        for request, error in dropped:
             self.settle(request)
             assert error.reason in ("deadline_expired", "deadline_hopeless")
             if error.reason == "deadline_expired":
@@ -86,9 +87,13 @@ class Machine:
         assert batch.rows <= self.limits.max_batch_rows or len(taken) == 1
         assert len({r.signature for r in taken}) <= 1
         assert all(r.deadline > self.now and r.call not in self.cancelled for r in taken)
-        (signature,) = {r.signature for r in (*taken, *(s.request for s in batch.dropped))}
-        front = {r.signature for r in order if self.place(r)[:2] == self.place(order[0])[:2]}
-        assert signature in front, "another signature's requests were before these"
+        waited = [r for r in (*taken, *self.requests) if r in taken or r.state == QUEUED]
+        assert all(r.start_by >= self.queue.free_since for r in waited), "an instance became free too late for it"
+        order = [r for r in order if r.start_by >= self.queue.free_since]
+        if order:
+            (signature,) = {r.signature for r in (*taken, *(s.request for s in dropped))}
+            front = {r.signature for r in order if self.place(r)[:2] == self.place(order[0])[:2]}
+            assert signature in front, "another signature's requests were before these"
         if self.limits.deadlines and len(taken) > 1:
             done = self.now + self.takes(batch.rows)
             assert all(done <= r.deadline for r in taken), "neighbours made somebody late"
@@ -104,8 +109,25 @@ class Machine:
         self.check()
         return batch
 
+    def expire(self) -> None:
+        """As the watchdog does while every instance is busy."""
+        if len(self.batches) == self.instances:
+            assert not self.timed_out(self.queue.expire(self.now), self.now)
+            assert all(r.start_by >= self.now for r in self.requests if r.state == QUEUED)
+        self.check()
+
+    def timed_out(self, dropped: list[Settled], free: float) -> list[Settled]:
+        """Settle those whose queue timeout was over before an instance was free; the others."""
+        for request, error in dropped:
+            if error.reason == "queue_timeout":
+                self.settle(request)
+                assert request.start_by < free
+        return [s for s in dropped if s.error.reason != "queue_timeout"]
+
     def finish(self) -> None:
         place = self.ends.index(min(self.ends))
+        if len(self.batches) == self.instances:
+            self.queue.free_since = max(self.now, self.ends[place])
         batch = self.batches.pop(place)
         self.now = max(self.now, self.ends.pop(place))
         owed = self.queue.finish(batch)
@@ -161,7 +183,7 @@ class Machine:
         if not self.limits.deadlines:
             return (request.priority, request.arrival, request.call)
         urgency = request.arrival + PATIENCE if request.deadline == NEVER else request.deadline
-        return (request.priority, urgency, request.call)
+        return (request.priority, min(urgency, request.start_by), request.call)
 
     def check_order(self, order: list[Request], batch: Batch) -> None:
         """The batch is the front of its signature's queue, unless that would make somebody late."""

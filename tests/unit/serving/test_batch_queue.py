@@ -18,7 +18,7 @@ from forwardpass.serving.batch_queue import PATIENCE, BatchQueue
 from forwardpass.serving.request import NEVER, QUEUED, SETTLED, Limits, Request
 from forwardpass.serving.run_time import RunTime
 
-STEPS = ("offer", "offer", "offer", "cancel", "take", "finish", "wait")
+STEPS = ("offer", "offer", "offer", "cancel", "take", "finish", "wait", "expire")
 
 
 def play(machine: Machine, rng: random.Random, steps: int, dated: float = 0.6) -> None:
@@ -33,6 +33,8 @@ def play(machine: Machine, rng: random.Random, steps: int, dated: float = 0.6) -
                 machine.take()
             case "finish" if machine.batches:
                 machine.finish()
+            case "expire":
+                machine.expire()
             case "wait":
                 machine.wait(rng.choice((0.0, 1e-4, 2e-3, 0.02, 0.1)))
     machine.drain()
@@ -42,8 +44,10 @@ def _random(machine: Machine, rng: random.Random, dated: float) -> Request:
     deadline = NEVER
     if rng.random() < dated:
         deadline = machine.now + rng.choice((-0.001, 0.0, 1e-4, 0.005, 0.01, 0.05, 0.2)) * rng.uniform(0.5, 1.5)
+    start_by = machine.now + rng.choice((0.0, 1e-3, 0.01)) if rng.random() < 0.2 else NEVER
     rows = rng.choice((1, 1, 1, 2, 3, 8, machine.limits.max_batch_rows + 3))
-    return queued(rows, machine.now, deadline, rng.choice((1, 1, 2, 3)), rng.choice("aab"), rng.choice((1, 100, 5000)))
+    priority, signature, nbytes = rng.choice((1, 1, 2, 3)), rng.choice("aab"), rng.choice((1, 100, 5000))
+    return queued(rows, machine.now, deadline, priority, signature, nbytes, start_by)
 
 
 def limits_for(rng: random.Random) -> Limits:
@@ -271,6 +275,16 @@ def test_cancelled_requests_do_not_pile_up() -> None:
     gc.collect()
     kept = [o for o in gc.get_objects() if type(o) is Request]
     assert len(kept) < 200 and m.queue.requests == 1
+
+
+@pytest.mark.parametrize("count", [64, 65, 66, 99, 100])
+def test_cancelled_requests_that_are_swept_up_never_run(count: int) -> None:
+    m = machine(max_batch_rows=100)
+    m.offer(*(queued() for _ in range(100)))
+    for request in m.requests[:count]:
+        m.cancel(request)
+    m.drain()
+    assert m.ran == m.requests[count:]
 
 
 def test_clear_settles_all_that_waits_and_nothing_that_runs() -> None:

@@ -24,16 +24,15 @@ from forwardpass.serving.threads import Cores
 from forwardpass.settings import Settings
 
 X = np.ones((2, 4), np.float32)
+OPTIONS = "priority_levels = 3\ndefault_priority = 2\n"
 
 
 class Door(Collector):
     """A door with two models behind it, whose clock stands still until it is told."""
 
-    def __init__(self, root: Path, requests: int = 100, nbytes: int = 1 << 20) -> None:
+    def __init__(self, root: Path, requests: int = 100, nbytes: int = 1 << 20, options: str = OPTIONS) -> None:
         super().__init__()
-        models.save(
-            root, "m", models.chain(), "priority_levels = 3\ndefault_priority = 2\ndefault_timeout_us = 5000000\n"
-        )
+        models.save(root, "m", models.chain(), options)
         models.save(root, "other", models.chain(seed=1))
         settings = Settings(repository=root, max_batch_size=8, inline_run_limit=10.0)
         self.admission = Admission(requests, nbytes)
@@ -95,32 +94,15 @@ def test_what_cannot_be_decoded_is_answered_at_once_and_counted(door: Door) -> N
     assert set(door.answers) == {1, 2, 3}
 
 
-@pytest.mark.parametrize(
-    ("seconds", "timeout", "expected"),
-    [
-        (None, None, 5.0),  # the model's default
-        (60.0, None, 60.0),
-        (60.0, 2_000_000, 2.0),  # the earlier of the two
-        (1.0, 2_000_000, 1.0),
-        (None, 9_000_000, 9.0),  # a request's own comes before the default
-    ],
-)
-def test_a_deadline_is_the_calls_or_the_requests_or_the_models(
-    door: Door, seconds: float | None, timeout: int | None, expected: float
-) -> None:
+@pytest.mark.parametrize("timeout", [0, 2_000_000])
+def test_a_deadline_is_the_calls_alone(door: Door, timeout: int) -> None:
     request = sent()
-    if timeout is not None:
-        request.parameters["timeout"].int64_param = timeout
+    request.parameters["timeout"].int64_param = timeout
     door.intake.begin()
-    found = door.take(1, request, seconds)
-    assert found is not None and found.deadline - door.now == pytest.approx(expected)
-    assert found.arrival == door.now
-
-
-def test_without_a_default_there_is_no_deadline(door: Door) -> None:
-    door.intake.begin()
-    found = door.take(1, sent("other"))
-    assert found is not None and found.deadline == math.inf and found.priority == 1
+    with_one, without = door.take(1, request, 60.0), door.take(2, request)
+    assert with_one is not None and without is not None
+    assert with_one.deadline == door.now + 60.0 and without.deadline == math.inf
+    assert with_one.arrival == without.arrival == door.now
 
 
 @pytest.mark.parametrize(("asked", "expected"), [(0, 2), (1, 1), (3, 3)])

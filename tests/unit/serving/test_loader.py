@@ -17,6 +17,7 @@ from forwardpass.serving.admission import Admission
 from forwardpass.serving.invariance import Invariance
 from forwardpass.serving.loader import Loaded, load
 from forwardpass.serving.model_config import ModelConfig
+from forwardpass.serving.request import QueueTimeout
 from forwardpass.serving.threads import Cores
 from forwardpass.settings import Settings
 
@@ -58,7 +59,7 @@ def test_options_come_before_the_servers_settings(tmp_path: Path) -> None:
     assert (limits.rows, limits.requests, limits.nbytes, limits.deadlines) == (7, 6, 5000, False)
     assert (options.max_request_rows, options.instances) == (9, 2)
     assert (options.priority_levels, options.default_priority) == (4, 2)
-    assert options.default_timeout == pytest.approx(0.0015)
+    assert options.queue_timeouts == dict.fromkeys(range(1, 5), QueueTimeout(pytest.approx(0.0015)))
     assert loaded(tmp_path / "b", models.chain(), {"max_batch_size": 8}, max_batch_size=16).worker.run_rows == 16
     assert loaded(tmp_path / "c", models.chain(), {"instances": 3}).worker.options.instances == 3
 
