@@ -1,6 +1,6 @@
 """What a call can fail with, as its client sees it: one class for each gRPC status. No gRPC library here.
 
-    ForwardpassError
+    errors.RequestError
     └── CallError                 a call failed; also raised itself, for the statuses that have no class below
         ├── Cancelled             CANCELLED            the call was cancelled, or its client closed
         ├── InvalidArgument       INVALID_ARGUMENT     the request cannot be right; raised by the client itself where
@@ -16,7 +16,8 @@
         ├── Internal              INTERNAL             the server failed, or its answer cannot be read
         └── Unavailable           UNAVAILABLE          nobody there, stopping, or still loading; try again
 
-The server's own errors, which these are the far end of, are in `errors`.
+The server's own errors, which these are the far end of, are in `errors`. A name that stands in both is one error: the
+class here is a subclass of the one there, so that `except errors.DeadlineExceeded` catches it wherever it was raised.
 """
 
 from __future__ import annotations
@@ -25,17 +26,18 @@ from collections.abc import Iterable
 
 from google.protobuf.message import DecodeError
 
-from forwardpass.errors import ForwardpassError, Status
+from forwardpass import errors
+from forwardpass.errors import RequestError, Status
 from forwardpass.serving import protocol
 
 _DETAILS_KEY = "grpc-status-details-bin"
 
 
-class CallError(ForwardpassError):
+class CallError(RequestError):
     """A call failed. `status` is its gRPC code, `details` the text that came with it (one line).
 
     `retry_after` is the seconds that the server asked to wait before the request is sent again; None where it asked
-    for nothing.
+    for nothing. A server does not send its `reason`.
     """
 
     status = Status.UNKNOWN
@@ -51,7 +53,7 @@ class CallError(ForwardpassError):
         return f"{self.status.name}: {self.details}"
 
 
-class Cancelled(CallError):
+class Cancelled(CallError, errors.Cancelled):
     status = Status.CANCELLED
 
 
@@ -59,7 +61,7 @@ class InvalidArgument(CallError):
     status = Status.INVALID_ARGUMENT
 
 
-class DeadlineExceeded(CallError):
+class DeadlineExceeded(CallError, errors.DeadlineExceeded):
     status = Status.DEADLINE_EXCEEDED
 
 
@@ -67,15 +69,15 @@ class NotFound(CallError):
     status = Status.NOT_FOUND
 
 
-class AlreadyExists(CallError):
+class AlreadyExists(CallError, errors.AlreadyExists):
     status = Status.ALREADY_EXISTS
 
 
-class PermissionDenied(CallError):
+class PermissionDenied(CallError, errors.PermissionDenied):
     status = Status.PERMISSION_DENIED
 
 
-class Unauthenticated(CallError):
+class Unauthenticated(CallError, errors.Unauthenticated):
     status = Status.UNAUTHENTICATED
 
 

@@ -18,14 +18,15 @@
     │   ├── Draining                 UNAVAILABLE          the server is stopping; try another
     │   ├── Unauthenticated          UNAUTHENTICATED      no token, or a wrong one
     │   ├── PermissionDenied         PERMISSION_DENIED    the token's role does not allow it
-    │   └── RunFailed                INTERNAL             the network could not be run on these rows
-    │       └── DeviceLost           INTERNAL             a GPU failed for good: the server ends, to be started anew
+    │   ├── RunFailed                INTERNAL             the network could not be run on these rows
+    │   │   └── DeviceLost           INTERNAL             a GPU failed for good: the server ends, to be started anew
+    │   └── CallError                any                  a call failed, as its client sees it; the tree below it is in
+    │                                                     `call_errors`, and what has a name here is a subclass of that
     ├── ModelError                   a model could not be loaded (repository, contract, configuration, provider)
     │   ├── ConfigError              its options are wrong: names the field and the file
     │   ├── ContractError            what it answers is not what its contract promises, or its files were changed
     │   └── Stopping                 the server stops: the load was given up
     ├── SettingsError                the server's own settings cannot be used
-    ├── CallError                    a call failed, as its client sees it; the tree below it is in `call_errors`
     ├── ExportError                  an export was refused; nothing was written
     ├── InsightError                 a look into a model could not be taken: no such model, data that do not fit it
     └── LoadTestError                a load test could not be made: nobody answers, options that contradict each other
@@ -63,6 +64,41 @@ class Status(enum.IntEnum):
     UNAUTHENTICATED = 16
 
 
+class Reason(enum.StrEnum):
+    """Why a request was rejected or failed: the label `reason` of forwardpass_refused_total, whose HELP lists these."""
+
+    INVALID = "invalid"
+    TOO_LARGE = "too_large"
+    UNKNOWN_MODEL = "unknown_model"
+    NOT_LOADED = "not_loaded"  # it is on disk, and nobody asked for it
+    LOADING = "loading"
+    UNLOADING = "unloading"  # another version, or nothing, takes its place
+    UNUSABLE = "unusable"
+    QUEUE_ROWS = "queue_rows"
+    QUEUE_REQUESTS = "queue_requests"
+    QUEUE_BYTES = "queue_bytes"
+    QUEUE_TIMEOUT = "queue_timeout"
+    SERVER_REQUESTS = "server_requests"
+    SERVER_BYTES = "server_bytes"
+    DEADLINE_REFUSED = "deadline_refused"  # on arrival
+    DEADLINE_EXPIRED = "deadline_expired"  # while it waited
+    DEADLINE_HOPELESS = "deadline_hopeless"  # while it waited: not yet expired, and not to be met
+    DEADLINE_LATE = "deadline_late"  # while it ran
+    RUN_TIMEOUT = "run_timeout"
+    RUN_FAILED = "run_failed"
+    OUT_OF_MEMORY = "out_of_memory"
+    DEVICE_LOST = "device_lost"
+    DRAINING = "draining"
+    CANCELLED = "cancelled"
+    UNAUTHENTICATED = "unauthenticated"
+    PERMISSION = "permission"
+    UNKNOWN_REGION = "unknown_region"
+    ALREADY_EXISTS = "already_exists"
+    UNKNOWN_METHOD = "unknown_method"
+    MODEL_CONTROL = "model_control"
+    ERROR = "error"  # none of these
+
+
 class ForwardpassError(Exception):
     """The root of every error this package raises on purpose."""
 
@@ -71,10 +107,10 @@ class RequestError(ForwardpassError):
     """One request was refused or failed. `status` is its gRPC code, `reason` its label in the metrics."""
 
     status = Status.INTERNAL
-    reason = "error"
+    reason = Reason.ERROR
     retry_after: float | None = None  # seconds; sent as google.rpc.RetryInfo where it is set
 
-    def __init__(self, text: str, *, reason: str | None = None, retry_after: float | None = None) -> None:
+    def __init__(self, text: str, *, reason: Reason | None = None, retry_after: float | None = None) -> None:
         super().__init__(text)
         if reason is not None:
             self.reason = reason
@@ -83,31 +119,31 @@ class RequestError(ForwardpassError):
 
 
 class InvalidRequest(RequestError):
-    status, reason = Status.INVALID_ARGUMENT, "invalid"
+    status, reason = Status.INVALID_ARGUMENT, Reason.INVALID
 
 
 class UnknownModel(RequestError):
-    status, reason = Status.NOT_FOUND, "unknown_model"
+    status, reason = Status.NOT_FOUND, Reason.UNKNOWN_MODEL
 
 
 class UnknownRegion(RequestError):
-    status, reason = Status.NOT_FOUND, "unknown_region"
+    status, reason = Status.NOT_FOUND, Reason.UNKNOWN_REGION
 
 
 class AlreadyExists(RequestError):
-    status, reason = Status.ALREADY_EXISTS, "already_exists"
+    status, reason = Status.ALREADY_EXISTS, Reason.ALREADY_EXISTS
 
 
 class UnknownMethod(RequestError):
-    status, reason = Status.UNIMPLEMENTED, "unknown_method"
+    status, reason = Status.UNIMPLEMENTED, Reason.UNKNOWN_METHOD
 
 
 class ModelLoading(RequestError):
-    status, reason = Status.UNAVAILABLE, "loading"
+    status, reason = Status.UNAVAILABLE, Reason.LOADING
 
 
 class ModelUnusable(RequestError):
-    status, reason = Status.FAILED_PRECONDITION, "unusable"
+    status, reason = Status.FAILED_PRECONDITION, Reason.UNUSABLE
 
 
 class RepositoryUnreadable(RequestError):
@@ -117,45 +153,45 @@ class RepositoryUnreadable(RequestError):
 
 
 class ControlRefused(RequestError):
-    status, reason = Status.FAILED_PRECONDITION, "model_control"
+    status, reason = Status.FAILED_PRECONDITION, Reason.MODEL_CONTROL
 
 
 class Overloaded(RequestError):
-    status, reason = Status.RESOURCE_EXHAUSTED, "full"
+    status = Status.RESOURCE_EXHAUSTED
 
 
 class TooLarge(RequestError):
-    status, reason = Status.RESOURCE_EXHAUSTED, "too_large"
+    status, reason = Status.RESOURCE_EXHAUSTED, Reason.TOO_LARGE
 
 
 class DeadlineExceeded(RequestError):
-    status, reason = Status.DEADLINE_EXCEEDED, "deadline"
+    status = Status.DEADLINE_EXCEEDED
 
 
 class Cancelled(RequestError):
-    status, reason = Status.CANCELLED, "cancelled"
+    status, reason = Status.CANCELLED, Reason.CANCELLED
 
 
 class Draining(RequestError):
-    status, reason = Status.UNAVAILABLE, "draining"
+    status, reason = Status.UNAVAILABLE, Reason.DRAINING
 
 
 class Unauthenticated(RequestError):
-    status, reason = Status.UNAUTHENTICATED, "unauthenticated"
+    status, reason = Status.UNAUTHENTICATED, Reason.UNAUTHENTICATED
 
 
 class PermissionDenied(RequestError):
-    status, reason = Status.PERMISSION_DENIED, "permission"
+    status, reason = Status.PERMISSION_DENIED, Reason.PERMISSION
 
 
 class RunFailed(RequestError):
-    status, reason = Status.INTERNAL, "run_failed"
+    status, reason = Status.INTERNAL, Reason.RUN_FAILED
 
 
 class DeviceLost(RunFailed):
     """A device failed in a way that nothing can run on it in this process any more."""
 
-    reason = "device_lost"
+    reason = Reason.DEVICE_LOST
 
 
 class ModelError(ForwardpassError):

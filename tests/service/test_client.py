@@ -18,7 +18,7 @@ import pytest
 from models import ELEMENTS, FLOAT, echo, network, save, two_by_two
 from onnx import helper
 
-from forwardpass import AsyncClient, Client
+from forwardpass import AsyncClient, Client, errors
 from forwardpass.client import (
     Cancelled,
     DeadlineExceeded,
@@ -182,7 +182,7 @@ def test_no_answer_in_time(server: ServerProcess, client: Client) -> None:
     with frozen(server):
         with pytest.raises(DeadlineExceeded, match=text):
             client.predict("digits", X, timeout=0.2)
-        with Client(server.address, timeout=0.2, health_check=False) as hasty, pytest.raises(DeadlineExceeded):
+        with Client(server.address, timeout=0.2, health_check=False) as hasty, pytest.raises(errors.DeadlineExceeded):
             hasty.predict("digits", X)
         with pytest.raises(DeadlineExceeded, match=text):
             asyncio.run(asynchronously())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 
-from forwardpass import call_errors
+from forwardpass import call_errors, errors
 from forwardpass.call_errors import CallError, DeadlineExceeded, ResourceExhausted, Unavailable, from_status
-from forwardpass.errors import ForwardpassError, Overloaded, Status
+from forwardpass.errors import ForwardpassError, Overloaded, Reason, Status
 from forwardpass.serving.status import status_of
 
 
@@ -24,8 +26,35 @@ def test_every_status_has_an_error(status: Status) -> None:
 
 
 def test_the_statuses_that_a_server_sends_have_their_own_classes() -> None:
-    sent = {error.status for error in _all_subclasses(ForwardpassError) if hasattr(error, "reason")}
+    sent = {error.status for error in _all_subclasses(errors.RequestError) if not issubclass(error, CallError)}
     assert sent <= {cls.status for cls in CallError.__subclasses__()}
+
+
+def test_a_name_is_one_error_whichever_module_it_is_taken_from() -> None:
+    twice = {
+        name: (mine, its)
+        for name, mine in vars(call_errors).items()
+        if isinstance(mine, type) and isinstance(its := getattr(errors, name, None), type) and mine is not its
+    }
+    assert len(twice) >= 5
+    for mine, its in twice.values():
+        assert issubclass(mine, its), f"`except errors.{its.__name__}` does not catch what the client raises"
+        assert mine.status is its.status
+
+
+@pytest.mark.parametrize("status", [status for status in Status if status is not Status.OK])
+def test_what_a_client_raises_is_caught_as_a_request_that_failed(status: Status) -> None:
+    error = from_status(status, "why", (), address="host:1", timeout=None)
+    with pytest.raises(errors.RequestError, match="why") as caught:
+        raise error
+    assert caught.value.status is status and caught.value.retry_after is None
+
+
+def test_every_reason_is_given_somewhere_and_none_is_made_up() -> None:
+    given = {cls.reason for cls in _all_subclasses(errors.RequestError)}
+    for path in Path(errors.__file__).parent.rglob("*.py"):
+        given |= {Reason[name] for name in re.findall(r"\bReason\.([A-Z_]+)", path.read_text("utf-8"))}
+    assert given == set(Reason)
 
 
 def _all_subclasses(cls: type) -> set[type]:

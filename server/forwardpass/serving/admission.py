@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 
-from forwardpass.errors import Draining, Overloaded, RequestError
+from forwardpass.errors import Draining, Overloaded, Reason, RequestError
 
 RETRY_AFTER = 0.1  # seconds, told to those refused for the server's bounds
 
@@ -37,13 +37,13 @@ class Admission:
             if self.requests + requests > self.max_requests:
                 return Overloaded(
                     f"the server has {self.requests} requests in flight, the bound is {self.max_requests}",
-                    reason="server_requests",
+                    reason=Reason.SERVER_REQUESTS,
                     retry_after=RETRY_AFTER,
                 )
             if (self.requests or requests > 1) and self.nbytes + nbytes > self.max_bytes:
                 return Overloaded(
                     f"the server has {self.nbytes} bytes of requests in flight, the bound is {self.max_bytes}",
-                    reason="server_bytes",
+                    reason=Reason.SERVER_BYTES,
                     retry_after=RETRY_AFTER,
                 )
             self.requests += requests

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from forwardpass.errors import Reason
 from forwardpass.serving.deadline_planner import all_in_time, best_batch, fill_batch
 from forwardpass.serving.refusals import full, late, timed_out
 from forwardpass.serving.request import NEVER, QUEUED, RUNNING, SETTLED, Batch, Limits, Request, Settled
@@ -97,7 +98,7 @@ class BatchQueue:
                     start = self.busy_until if self.busy_until > now else now
                     if request.deadline < start + self.run_time.optimistic(rows):
                         request.state = SETTLED
-                        refused.append(Settled(request, late(request, self.run_time, now, "refused")))
+                        refused.append(Settled(request, late(request, self.run_time, now, Reason.DEADLINE_REFUSED)))
                         continue
                 self._dated += 1
             elif dated:
@@ -286,9 +287,9 @@ class BatchQueue:
             if request.state == SETTLED:
                 self._dead -= 1
             elif request.deadline <= now:
-                self._drop(request, now, "expired", dropped)
+                self._drop(request, now, Reason.DEADLINE_EXPIRED, dropped)
             elif request.deadline < soonest + each * request.rows:
-                self._drop(request, now, "hopeless", dropped)
+                self._drop(request, now, Reason.DEADLINE_HOPELESS, dropped)
             else:
                 live.append(request)
                 rows += request.rows
@@ -312,10 +313,10 @@ class BatchQueue:
         self.running_rows += rows
         return Batch(chosen, rows, now, dropped)
 
-    def _drop(self, request: Request, now: float, how: str, dropped: list[Settled]) -> None:
+    def _drop(self, request: Request, now: float, why: Reason, dropped: list[Settled]) -> None:
         self._forget(request)
         request.state = SETTLED
-        dropped.append(Settled(request, late(request, self.run_time, now, how)))
+        dropped.append(Settled(request, late(request, self.run_time, now, why)))
 
     def _forget(self, request: Request) -> None:
         """A queued request leaves without running."""

@@ -23,6 +23,7 @@ from forwardpass.errors import (
     InvalidRequest,
     ModelUnusable,
     Overloaded,
+    Reason,
     RepositoryUnreadable,
     RequestError,
     SettingsError,
@@ -140,7 +141,9 @@ class Control:
 
     async def _change(self, change: Callable[[], T]) -> T:
         if self._waiting >= MOST_WAITING:
-            raise Overloaded(f"{self._waiting} changes of models wait already", reason="model_control", retry_after=1.0)
+            raise Overloaded(
+                f"{self._waiting} changes of models wait already", reason=Reason.MODEL_CONTROL, retry_after=1.0
+            )
         self._check()
         self._waiting += 1
         try:

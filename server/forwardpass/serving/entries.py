@@ -6,7 +6,7 @@ import dataclasses
 import enum
 from pathlib import Path
 
-from forwardpass.errors import ModelLoading, ModelUnusable, RequestError, UnknownModel
+from forwardpass.errors import ModelLoading, ModelUnusable, Reason, RequestError, UnknownModel
 from forwardpass.serving.loader import Loaded
 from forwardpass.serving.model_files import Fingerprint, Home
 
@@ -63,7 +63,7 @@ def refusal(entry: Entry) -> RequestError:
     """What a request for a version that does not serve gets."""
     what = f"version {entry.version} of model '{entry.name}'" if entry.version else f"model '{entry.name}'"
     if not entry.asked_for:
-        return UnknownModel(f"{what} is not loaded", reason="not_loaded")
+        return UnknownModel(f"{what} is not loaded", reason=Reason.NOT_LOADED)
     if entry.state is State.LOADING:
         return ModelLoading(f"{what} is still loading", retry_after=0.5)
     return ModelUnusable(f"{what} could not be loaded: {entry.reason}")

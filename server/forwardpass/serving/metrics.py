@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from forwardpass.errors import Reason
 from forwardpass.serving.gpu_metrics import GpuRuns
 from forwardpass.serving.histogram import Histogram
 
@@ -47,10 +48,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "forwardpass_refused_total": (
         "counter",
         ("model", "version", "reason"),
-        "Requests refused or failed, by reason: invalid, too_large, unknown_model, queue_rows, queue_requests, "
-        "queue_bytes, server_requests, server_bytes, deadline_refused, deadline_expired, deadline_hopeless, "
-        "deadline_late, run_timeout, out_of_memory, run_failed, draining, loading, unusable, cancelled, "
-        "unauthenticated, permission, unknown_region.",
+        f"Requests refused or failed, by reason: {', '.join(Reason)}.",
     ),
     "forwardpass_rows_total": ("counter", ("model", "version"), "Rows run through the network."),
     "forwardpass_batches_total": ("counter", ("model", "version"), "Matrices run through the network."),
@@ -253,7 +251,7 @@ class ModelMetrics:
             elif len(known) < KNOWN_SIZES:
                 known[rows] = [1, run, encode]
 
-    def refused(self, code: str, reason: str, times: int = 1, seconds: float = 0.0) -> None:
+    def refused(self, code: str, reason: Reason, times: int = 1, seconds: float = 0.0) -> None:
         """`times` requests were refused or failed; those that did not run had waited `seconds` altogether."""
         with self._lock:
             self._refused_seconds += seconds

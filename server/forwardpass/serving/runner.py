@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forwardpass.errors import DeadlineExceeded, RequestError, RunFailed
+from forwardpass.errors import DeadlineExceeded, Reason, RequestError, RunFailed
 from forwardpass.serving.interface import Interface
 from forwardpass.serving.lone import bind
 from forwardpass.serving.matrix import raw, stack, stack_into
@@ -176,7 +176,7 @@ class Runner:
 
 
 def _too_long() -> DeadlineExceeded:
-    return DeadlineExceeded("the run took longer than the server allows", reason="run_timeout")
+    return DeadlineExceeded("the run took longer than the server allows", reason=Reason.RUN_TIMEOUT)
 
 
 def _reply(header: Header, outputs: Arrays, wanted: tuple[int, ...]) -> bytes:

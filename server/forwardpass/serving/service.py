@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from forwardpass import __version__
-from forwardpass.errors import InvalidRequest, RequestError, printable
+from forwardpass.errors import InvalidRequest, Reason, RequestError, printable
 from forwardpass.serving import protocol
 from forwardpass.serving.control import Control
 from forwardpass.serving.entries import State
@@ -76,7 +76,7 @@ class Service:
         try:
             self._repository.resolve(request.name, request.version)
         except RequestError as error:
-            if error.reason in ("unknown_model", "invalid"):
+            if error.reason in (Reason.UNKNOWN_MODEL, Reason.INVALID):
                 raise
             return protocol.ModelReadyResponse(ready=False)
         return protocol.ModelReadyResponse(ready=True)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from forwardpass.errors import InvalidRequest, ModelError, RequestError, RunFailed, TooLarge
+from forwardpass.errors import InvalidRequest, ModelError, Reason, RequestError, RunFailed, TooLarge
 from forwardpass.serving.interface import Interface, Tensor
 from forwardpass.serving.onnx_runtime import ort
 from forwardpass.serving.placement import Placement
@@ -206,7 +206,7 @@ def translate(error: Exception) -> RequestError:
     kind = type(error).__name__
     text = str(error)
     if isinstance(error, MemoryError) or any(word in text for word in OUT_OF_MEMORY):
-        return TooLarge("there is not enough memory for this run", reason="out_of_memory")
+        return TooLarge("there is not enough memory for this run", reason=Reason.OUT_OF_MEMORY)
     if kind == "InvalidArgument" or "out of data bounds" in text or "out of bounds" in text:
         return InvalidRequest(f"the network cannot be run on these values: {reason(error)}")
     return RunFailed(f"the run failed: {reason(error)}")

@@ -17,7 +17,7 @@ from functools import partial
 from itertools import compress
 from typing import Any, Protocol
 
-from forwardpass.errors import DeadlineExceeded, DeviceLost, RequestError, RunFailed
+from forwardpass.errors import DeadlineExceeded, DeviceLost, Reason, RequestError, RunFailed
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.batch_queue import BatchQueue
 from forwardpass.serving.cuda_session import CudaSession
@@ -191,7 +191,7 @@ class Worker:
         with self._lock:
             settled = self.queue.cancel(request)
         if settled:
-            self.metrics.refused("CANCELLED", "cancelled")
+            self.metrics.refused("CANCELLED", Reason.CANCELLED)
             self._admission.release(1, request.nbytes)
 
     # -- the threads --------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from forwardpass.errors import Reason
 from forwardpass.serving.histogram import Histogram
 from forwardpass.serving.metrics import FOLD_AT, LATENCY_BOUNDS, METRICS, STAGES, Exporter, ModelMetrics, Ran
 
@@ -98,10 +100,16 @@ def test_a_histogram_counts_weights() -> None:
     assert histogram.total == pytest.approx(0.5 * 10 + 1.5 * 20 + 2.5 * 30 + 5)
 
 
+def test_every_reason_is_in_the_help() -> None:
+    _, labels, text = METRICS["forwardpass_refused_total"]
+    assert "reason" in labels
+    assert {*re.findall(r"\w+", text.partition("by reason: ")[2])} == {*Reason}
+
+
 def test_refusals_count_under_their_code_and_their_reason() -> None:
     metrics = ModelMetrics("m", "1")
-    metrics.refused("RESOURCE_EXHAUSTED", "queue_rows", 3)
-    metrics.refused("RESOURCE_EXHAUSTED", "queue_bytes")
+    metrics.refused("RESOURCE_EXHAUSTED", Reason.QUEUE_ROWS, 3)
+    metrics.refused("RESOURCE_EXHAUSTED", Reason.QUEUE_BYTES)
     metrics.isolate()
     samples = scrape(metrics)
     assert one(samples, "forwardpass_requests_total", code="RESOURCE_EXHAUSTED") == 4
