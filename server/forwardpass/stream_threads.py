@@ -70,8 +70,9 @@ class Stream:
     ) -> Future[Answer]:
         """Send a request, as `Client.infer` does, without waiting for its answer; wait while there is no room.
 
-        `timeout`, in seconds, is the server's to keep: it refuses what it cannot begin in time. Raises InvalidArgument
-        for what cannot be right, and what ended the stream if something did; ValueError once it is closed.
+        `timeout`, in seconds, is the server's to keep: it rejects what no instance could begin in time. Raises
+        InvalidArgument for what cannot be right, and what ended the stream if something did; ValueError once it is
+        closed.
         """
         wire_id = self._unanswered.new_id()
         request, info = self._run(

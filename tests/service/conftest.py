@@ -19,6 +19,14 @@ sys.path.append(str(Path(__file__).parent))
 Serve = Callable[..., ServerProcess]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def patient_servers() -> Iterator[None]:
+    """Runs that the tests mean to be long are no longer ended on a busy machine, unless a test asks for that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FORWARDPASS_RUN_TIMEOUT", "600")
+        yield
+
+
 @pytest.fixture
 def serve() -> Iterator[Serve]:
     """`serve(repository, *options)`: a server of the test's own, ready. It is stopped when the test ends."""

@@ -250,18 +250,26 @@ def test_the_deadline_of_one_in_a_request_is_not_that_of_the_others(running: Ser
     asyncio.run(main())
 
 
-def test_who_is_in_a_hurry_does_not_wait_for_those_who_are_not(running: ServerProcess) -> None:
-    with Client(running.address, coalesce=Coalesce(in_flight=1)) as client, ThreadPoolExecutor(4) as threads:
+@pytest.mark.parametrize("transport", ["direct", "grpcio"])
+def test_who_is_in_a_hurry_does_not_wait_for_those_who_are_not(repository: Path, serve: Serve, transport: str) -> None:
+    server = serve(repository, "--transport", transport, "--inline-run-limit", "0", "--instances", "2")
+    with Client(server.address, coalesce=Coalesce(in_flight=1), attempts=1) as client, ThreadPoolExecutor(2) as threads:
         x = np.zeros(1, np.float32)
-        client.predict("hold", x)
-        client.predict("hold", x, timeout=5.0)
+        patient, hurried = 4 * PATIENCE, PATIENCE
+        for timeout in (patient, hurried):
+            client.predict("hold", x, timeout=timeout)
         crowd(client)
-        long = threads.submit(client.predict, "hold", np.full(1, 3e6, np.float32))
+        # The one request of the patient ones that may be under way stays so until the server is killed.
+        long = threads.submit(client.predict, "hold", np.full(1, 1e15, np.float32), timeout=patient)
         until(lambda: client.counts.shared_requests == 1)
-        held = threads.submit(client.predict, "hold", x)
+        held = threads.submit(client.predict, "hold", x, timeout=patient)
         until(lambda: waiting(client) == 1)
-        assert client.predict("hold", x, timeout=20.0).tolist() == [0.0]
-        assert long.result(PATIENCE).tolist() == [3e6] and held.result(PATIENCE).tolist() == [0.0]
+        assert client.predict("hold", x, timeout=hurried).tolist() == [0.0]
+        assert waiting(client) == 1 and not held.done() and not long.done()
+        server.kill()
+        for call in (long, held):
+            with pytest.raises(Unavailable):
+                call.result(PATIENCE)
 
 
 def test_a_task_that_is_cancelled_leaves_alone(running: ServerProcess) -> None:

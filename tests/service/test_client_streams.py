@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from caller import Caller, request
 from models import chain, hold, save, table
 
 from forwardpass import AsyncClient, Client
@@ -165,7 +166,6 @@ REFUSALS: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (InvalidArgument, "unknown output 'z'", {"model": "chain", "inputs": ROWS[:1], "outputs": ["z"]}),
     (InvalidArgument, "cannot be run on these values", {"model": "table", "inputs": [[99]]}),
     (NotFound, "99", {"model": "chain", "inputs": ROWS[:1], "version": "99"}),
-    (DeadlineExceeded, "deadline", {"model": "chain", "inputs": ROWS[:1], "timeout": 1e-6}),
 ]
 
 
@@ -187,6 +187,23 @@ def test_an_error_is_typed_and_the_stream_goes_on(
             await stream.infer("chain", ROWS[:1])
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("transport", ["direct", "grpcio"])
+def test_a_timeout_bounds_the_wait_for_an_instance(repository: Path, serve: Serve, transport: str) -> None:
+    server = serve(repository, "--transport", transport, "--inline-run-limit", "0")
+    caller, x = Caller(server), np.zeros((1, 1), np.float32)
+    holders: list[Any] = []  # a call that is let go of is cancelled
+    with Client(server.address) as client, client.stream() as stream:
+        assert stream.submit("hold", x, timeout=1e-6).result(PATIENCE)["y"].tolist() == [[0.0]]
+        for busy in (1, 2):  # one by one: together they would share a run
+            holders.append(caller.start(request("hold", x + np.float32(1e15))))
+            until(lambda busy=busy: caller.metric("forwardpass_running_requests") == busy)  # type: ignore[misc]
+        with pytest.raises(DeadlineExceeded, match=r"its queue timeout is 0\.0 ms"):
+            stream.submit("hold", x, timeout=1e-6).result(PATIENCE)
+        stream.submit("chain", ROWS[:1]).result(PATIENCE)
+        server.kill()
+    caller.close()
 
 
 def test_a_full_queue_says_when_to_come_back(repository: Path, serve: Serve) -> None:

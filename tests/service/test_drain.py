@@ -9,7 +9,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ Serve = Callable[..., ServerProcess]
 ROW = np.ones((1, 1), np.float32)
 SERVING, NOT_SERVING = 1, 2
 LONG_RUN = 3_000_000.0  # turns of `hold`: seconds, on any machine
+ENDLESS = 1e15  # turns: a run that goes on until the server ends it
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    models.save(tmp_path, "hold", models.hold(), "instances = 2\n")
+    models.save(tmp_path, "hold", models.hold(), "instances = 3\n")
     return tmp_path
 
 
@@ -133,17 +134,15 @@ def _answered(server: ServerProcess) -> float:
 
 
 def test_then_calls_are_refused_and_those_in_flight_answered(repository: Path, transport: str, serve: Serve) -> None:
-    server = serve(repository, "--transport", transport, "--drain-wait", "0.5", "--grace", "60")
-    with Client(server.address, health_check=False, attempts=1) as client, ThreadPoolExecutor(1) as pool:
-        long = np.full((1, 1), LONG_RUN, np.float32)
-        in_flight = pool.submit(client.predict, "hold", long, timeout=60)
-        _until(lambda: _running(server) == 1, server)
+    server = serve(repository, "--transport", transport, "--drain-wait", "0.5", "--grace", "600")
+    with Client(server.address, health_check=False, attempts=1) as client, ThreadPoolExecutor(2) as pool:
+        long, in_flight = _two_in_flight(server, client, pool)
         server.send(signal.SIGTERM)
         outcomes: list[str] = []
 
         def ask() -> bool:
             try:
-                client.predict("hold", ROW, timeout=60)
+                client.predict("hold", ROW, timeout=600)
             except CallError as error:
                 outcomes.append(type(error).__name__)
                 assert "the server is stopping" in str(error)
@@ -154,8 +153,19 @@ def test_then_calls_are_refused_and_those_in_flight_answered(repository: Path, t
         _until(ask, server)
         assert set(outcomes[:-1]) == {"OK"} and outcomes[-1] == "Unavailable"
         assert in_flight.result() == long
+        server.send(signal.SIGTERM)  # the endless one is ended
     assert server.wait() == 0
     assert _said(server, "stopped")()
+
+
+def _two_in_flight(server: ServerProcess, client: Client, pool: ThreadPoolExecutor) -> tuple[Any, Future[Any]]:
+    """A run of seconds, with its answer, and an endless one: until that is ended, the server is there to be asked."""
+    long = np.full((1, 1), LONG_RUN, np.float32)
+    pool.submit(client.predict, "hold", np.full((1, 1), ENDLESS, np.float32), timeout=600)
+    _until(lambda: _running(server) == 1, server)
+    in_flight = pool.submit(client.predict, "hold", long, timeout=600)
+    _until(lambda: _running(server) == 2, server)
+    return long, in_flight
 
 
 def _running(server: ServerProcess) -> float:
@@ -167,16 +177,15 @@ def _running(server: ServerProcess) -> float:
 
 
 def test_without_a_wait_calls_are_refused_at_once(repository: Path, transport: str, serve: Serve) -> None:
-    server = serve(repository, "--transport", transport, "--grace", "60")
-    with Client(server.address, health_check=False, attempts=1) as client, ThreadPoolExecutor(1) as pool:
-        long = np.full((1, 1), LONG_RUN, np.float32)
-        in_flight = pool.submit(client.predict, "hold", long, timeout=60)
-        _until(lambda: _running(server) == 1, server)
+    server = serve(repository, "--transport", transport, "--grace", "600")
+    with Client(server.address, health_check=False, attempts=1) as client, ThreadPoolExecutor(2) as pool:
+        long, in_flight = _two_in_flight(server, client, pool)
         server.send(signal.SIGTERM)
-        _until(_said(server, "draining: 1 requests in flight"), server)
+        _until(_said(server, "draining: 2 requests in flight"), server)
         with pytest.raises(Unavailable, match="the server is stopping"):
             client.predict("hold", ROW)
         assert in_flight.result() == long
+        server.send(signal.SIGTERM)  # the endless one is ended
     assert server.wait() == 0
 
 

@@ -134,14 +134,13 @@ def test_a_tensor_that_no_memory_could_hold(caller: Caller) -> None:
 def test_a_deadline_that_passes_in_the_queue(caller: Caller, how: str) -> None:
     """It is never run, and it is counted."""
     rows = run_rows(caller, "hold")
-    reasons = ("deadline_expired", "deadline_hopeless", "cancelled")
+    reasons = ("queue_timeout", "deadline_expired", "deadline_hopeless", "cancelled")
     before = refusals(caller, "hold", *reasons)
     long = held(caller)
     late = request("hold", np.zeros((5, 1), np.float32))
     if how == "timeout parameter":
         late.parameters["timeout"].int64_param = 20_000
         call = caller.start(late)
-        queued(caller, 1)
     else:
         call = caller.start(late, timeout=0.02)
     assert call.code() is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -13,6 +13,7 @@ import grpc
 import models
 import numpy as np
 import pytest
+from caller import Caller
 from numpy.typing import NDArray
 
 from forwardpass.server_process import ServerProcess
@@ -185,14 +186,24 @@ def test_more_requests_than_may_be_in_flight_are_all_answered(running: ServerPro
         assert [f.infer_response.id for f in stream.rest()] == [str(i) for i in range(count)]
 
 
-def test_a_request_past_its_timeout_fails_alone(running: ServerProcess) -> None:
+@pytest.mark.parametrize("transport", ["direct", "grpcio"])
+def test_a_request_past_its_timeout_fails_alone(repository: Path, serve: Serve, transport: str) -> None:
     late = asking("hold", np.ones((1, 1), np.float32), "late")
-    late.parameters["timeout"].int64_param = 1  # microseconds
-    with Conversation(running.address) as stream:
-        stream.send(asking("hold", np.full((1, 1), LONG_RUN / 100, np.float32), "long"), late)
+    late.parameters["timeout"].int64_param = 1  # microseconds, to wait for an instance
+    server = serve(repository, "--transport", transport, "--inline-run-limit", "0")
+    caller = Caller(server)
+    with Conversation(server.address) as holders, Conversation(server.address) as stream:
+        for busy in (1, 2):  # one by one: together they would share a run
+            holders.send(asking("hold", np.full((1, 1), 1e15, np.float32)))
+            until(lambda busy=busy: caller.metric("forwardpass_running_requests") == busy)  # type: ignore[misc]
+        stream.send(asking("chain", np.ones((1, 4), np.float32), "before"), late)
+        stream.send(asking("chain", np.ones((1, 4), np.float32), "after"))
         found = stream.rest()
-    assert [f.infer_response.id for f in found] == ["long", "late"]
-    assert found[0].error_message == "" and "the deadline" in found[1].error_message
+        server.kill()
+    caller.close()
+    assert [f.infer_response.id for f in found] == ["before", "late", "after"]
+    assert [bool(f.error_message) for f in found] == [False, True, False]
+    assert "its queue timeout is 0.0 ms" in found[1].error_message
 
 
 def test_a_client_that_leaves_takes_its_requests_with_it(running: ServerProcess) -> None:

@@ -19,6 +19,7 @@ import models
 import numpy as np
 import onnxruntime
 import pytest
+from caller import Caller, request, until
 from certificates import Authority
 
 from forwardpass import __version__
@@ -265,14 +266,24 @@ def test_parameters_and_headers_of_ones_own_do_no_harm(client: Any, repository: 
 def test_priority_and_timeout(client: Any) -> None:
     assert client.infer("chain", inputs(), priority=2, timeout=10_000_000).as_numpy("y").shape == (5, 3)
     assert "expected 1 to 2" in fails("INVALID_ARGUMENT", client.infer, "chain", inputs(), priority=3)
-    # Both instances are held, so that the next request waits.
-    long = np.full((1, 1), 1_000_000.0, np.float32)
-    holders = [threading.Thread(target=client.infer, args=("hold", inputs(long))) for _ in range(2)]
-    for holder in holders:
-        holder.start()
-    fails("DEADLINE_EXCEEDED", client.infer, "hold", inputs(long), timeout=1)
-    for holder in holders:
-        holder.join()
+
+
+@backs("infer: timeout")
+@pytest.mark.parametrize("kind", [Sync, Aio], ids=["sync", "aio"])
+def test_a_timeout_bounds_the_wait_for_an_instance(repository: Path, kind: type[Sync] | type[Aio]) -> None:
+    with ServerProcess(repository, "--inline-run-limit", "0", "--grace", "0.1") as server:
+        caller, client = Caller(server), kind(server.address)
+        # Both instances are held until the server ends, so that the next request waits.
+        holders = []
+        for busy in (1, 2):  # one by one: together they would share a run
+            holders.append(caller.start(request("hold", np.full((1, 1), 1e15, np.float32))))
+            until(lambda busy=busy: caller.metric("forwardpass_running_requests") == busy)  # type: ignore[misc]
+        said = fails("DEADLINE_EXCEEDED", client.infer, "hold", inputs(np.zeros((1, 1), np.float32)), timeout=1)
+        assert "its queue timeout is 0.0 ms" in said
+        assert not any(holder.done() for holder in holders)
+        client.close()
+        assert server.stop() == 0
+        caller.close()
 
 
 @backs("infer: client_timeout")
