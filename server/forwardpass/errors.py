@@ -96,6 +96,7 @@ class Reason(enum.StrEnum):
     ALREADY_EXISTS = "already_exists"
     UNKNOWN_METHOD = "unknown_method"
     MODEL_CONTROL = "model_control"
+    REPOSITORY = "repository"  # its folder could not be listed
     ERROR = "error"  # none of these
 
 
@@ -149,7 +150,7 @@ class ModelUnusable(RequestError):
 class RepositoryUnreadable(RequestError):
     """The repository's folder could not be listed. What is served stays."""
 
-    status, reason = Status.UNAVAILABLE, "repository"
+    status, reason = Status.UNAVAILABLE, Reason.REPOSITORY
 
 
 class ControlRefused(RequestError):
