@@ -7,7 +7,7 @@ import pytest
 
 from forwardpass import errors
 from forwardpass.errors import Overloaded, RequestError, RunFailed
-from forwardpass.serving.status import DETAILS_KEY, status_of
+from forwardpass.serving.status import DETAILS_KEY, PUSHBACK_KEY, status_of
 
 
 def _all(kind: type[RequestError]) -> list[type[RequestError]]:
@@ -31,12 +31,13 @@ def test_when_to_retry_goes_along(seconds: float) -> None:
     details = pytest.importorskip("google.rpc.error_details_pb2", reason="googleapis-common-protos is not installed")
     status_pb2 = pytest.importorskip("google.rpc.status_pb2", reason="googleapis-common-protos is not installed")
     code, text, trailers = status_of(Overloaded("full", retry_after=seconds))
-    assert trailers is not None and [key for key, _ in trailers] == [DETAILS_KEY]
+    assert trailers is not None and [key for key, _ in trailers] == [DETAILS_KEY, PUSHBACK_KEY]
     status = status_pb2.Status.FromString(trailers[0][1])
     info = details.RetryInfo()
     assert status.details[0].Unpack(info)
     assert (status.code, status.message) == (code, text) == (8, "full")
     assert info.retry_delay.ToMicroseconds() == round(seconds * 1e6)
+    assert trailers[1][1] == str(round(seconds * 1e3))
 
 
 def test_a_text_is_one_line_of_bounded_length() -> None:
