@@ -16,7 +16,7 @@ from typing import Self
 
 from forwardpass.errors import ForwardpassError
 
-_GRPC = re.compile(r"grpc (\S+:\d+)")
+_GRPC = re.compile(r"grpc (unix:\S+|\S+:\d+)")
 _METRICS = re.compile(r"metrics (http://\S+)")
 _READY = "ready"
 _TAIL = 30  # lines of output in an error

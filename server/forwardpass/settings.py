@@ -46,7 +46,11 @@ class Settings(BaseModel):
         description="Ready only once every model that should serve does; without it, once all were tried. The Helm "
         "chart turns it on; docs/kubernetes.md has the reasons.",
     )
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    host: str = Field(
+        "127.0.0.1",
+        description="Where to listen: an address, a name (every address found for it), :: for every interface, by IPv4 "
+        "and IPv6, or unix:/path for processes of this machine.",
+    )
     grpc_port: int = Field(8001, ge=0, le=65535, description="Port for gRPC; 0 picks a free one and prints it.")
     metrics_port: int = Field(
         8002, ge=-1, le=65535, description="Port for Prometheus' /metrics over HTTP; 0 picks one, -1 turns it off."

@@ -25,7 +25,8 @@ SERVING = PACKAGE / "serving"
 # What serving/ is made of, in the order of a request's way, callees first. A module imports from rows above its own,
 # never from its own row or below; beside those, from the leaves.
 ORDER = (
-    ("protocol", "watched", "histogram", "log_limit"),
+    ("protocol", "watched", "histogram", "log_limit", "addresses"),
+    ("listeners",),
     ("interface", "auth", "gpu_metrics"),
     ("matrix", "wishes", "metrics"),
     ("contents", "shared_memory"),

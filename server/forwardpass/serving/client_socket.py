@@ -45,6 +45,7 @@ class Client:
         self.crossed = 0  # EPOLLIN: writing waits for something to read; EPOLLOUT: reading waits to write
         self.closed = False  # nothing is sent any more; it is to be lost, if it is not yet
         self.age = 0  # sweeps since it came, or since it took something of what is unsent
+        self.departing = False  # it was asked to connect anew, and may have calls on their way
         self.deadline = deadline  # when it is asked to connect anew, on the monotonic clock
 
     @property

@@ -25,10 +25,11 @@ from forwardpass.serving.direct_call import DirectCall
 from forwardpass.serving.http2_calls import Call, Held, Listener, Metadata, Outgoing
 from forwardpass.serving.http2_connection import Connection
 from forwardpass.serving.intake import Intake
+from forwardpass.serving.listeners import ListenerGone
 from forwardpass.serving.log_limit import LogLimit
 from forwardpass.serving.methods import Handler
 from forwardpass.serving.request import Request, Timing
-from forwardpass.serving.sockets import CLOSE_SECONDS, ListenerGone, Sockets, Tls
+from forwardpass.serving.sockets import CLOSE_SECONDS, Sockets, Tls
 from forwardpass.serving.status import status_of
 from forwardpass.serving.threads import hurry
 from forwardpass.serving.worker import Answer, Worker
@@ -96,11 +97,18 @@ class DirectFront:
         self._gathered = 0.0  # seconds for which calls were left unread lately
         self._mixed_until = 0.0
         self._hurried = False
+        self._draining = self._departed = False
         self._closing = False
+        self.settled = threading.Event()  # while it drains: every call that was on its way has come
         self._thread = threading.Thread(target=self._serve, name="direct-front", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    def drain(self) -> None:
+        """Take no more connections and ask clients to go elsewhere; calls on their way are taken until `settled`."""
+        self._draining = True
+        self._sockets.wake()
 
     def close(self) -> None:
         """Close every connection and end the thread. Call once everything in flight was answered."""
@@ -172,10 +180,19 @@ class DirectFront:
                 logger.exception("the direct door failed on a group of calls")
             try:
                 self._take(sockets.sweep())
+                if self._draining:
+                    self._drain()
             except ListenerGone:
                 raise
             except Exception:
                 logger.exception("the direct door failed on what was overdue")
+
+    def _drain(self) -> None:
+        if not self._departed:
+            self._departed = True
+            self._sockets.drain()
+        if self._sockets.settled:
+            self.settled.set()
 
     def _wait(self) -> int:
         """Until something has arrived. Sleeps, unless the last came so soon that asking again is quicker.

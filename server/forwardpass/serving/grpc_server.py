@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
 
-from forwardpass.serving import protocol
+from forwardpass.serving import addresses, protocol
 from forwardpass.serving.methods import Handler, Methods
 
 LOOK_SECONDS = 1.0  # between two looks whether a server serves
@@ -49,19 +50,19 @@ class GrpcServer:
         self._stopping = False
         self._watches: list[asyncio.Task[None]] = []
 
-    def listen(self, address: str, credentials: Any = None) -> int:
-        """Bind before `start`; the port. Raises RuntimeError when the address is taken."""
+    def listen(self, host: str, port: int, credentials: Any = None) -> int:
+        """Bind before `start`; the port. Raises OSError or RuntimeError where it cannot."""
         self._server = grpc.aio.server(options=self._options)
         self._server.add_generic_rpc_handlers(_handlers(self._methods.services))
         if credentials is not None:
-            return int(self._server.add_secure_port(address, credentials))
-        return int(self._server.add_insecure_port(address))
+            return _bind(lambda address: self._server.add_secure_port(address, credentials), host, port)
+        return _bind(self._server.add_insecure_port, host, port)
 
-    def listen_health(self, address: str) -> int:
+    def listen_health(self, host: str, port: int) -> int:
         """As `listen`: a port for health alone, in plaintext, for probes, which bring no certificate."""
         self._probed = grpc.aio.server(options=[("grpc.max_receive_message_length", 4096), ("grpc.so_reuseport", 0)])
         self._probed.add_generic_rpc_handlers(_handlers({protocol.HEALTH_SERVICE: self._methods.health}))
-        return int(self._probed.add_insecure_port(address))
+        return _bind(self._probed.add_insecure_port, host, port)
 
     async def start(self, lost: Callable[[str], None]) -> None:
         """`lost` is called with the reason when a server ends that nobody has stopped."""
@@ -87,6 +88,19 @@ class GrpcServer:
             await self._probed.stop(0.0)
         if self._server is not None:
             await self._server.stop(seconds)
+
+
+def _bind(add: Callable[[str], int], host: str, port: int) -> int:
+    """Listen on every address of the host; the port."""
+    path = addresses.unix_path(host)
+    if path is not None:
+        addresses.clear_unix(path)
+        add(addresses.endpoint(host, port))
+        Path(path).chmod(addresses.UNIX_MODE)
+        return 0
+    for address in addresses.bindable(host):
+        port = int(add(addresses.endpoint(address, port)))
+    return port
 
 
 def _handlers(services: dict[str, dict[str, Handler]]) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 from forwardpass.errors import SettingsError
+from forwardpass.serving.addresses import unix_path
 from forwardpass.serving.auth import Tokens
 from forwardpass.serving.shared_memory import Regions
 from forwardpass.serving.tls import Certificates
@@ -65,6 +66,6 @@ class Guards:
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a listener on `host`."""
     try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+        return host == "localhost" or unix_path(host) is not None or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False

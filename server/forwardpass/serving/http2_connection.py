@@ -28,6 +28,7 @@ WINDOW: Final = 1 << 24  # bytes of all calls of a connection that may be on the
 LARGEST_FRAME: Final = 1 << 16  # that a client may send: fewer of them for a large message
 BLOCK_PIECES: Final = 64  # frames that one call's headers may come in
 STRAY_RESETS: Final = 1024  # of streams that were never opened, beyond one for each that could have been
+HEARD: Final = b"departed"  # of a PING behind GOAWAY: its answer follows whatever was sent before that was read
 
 
 class Connection:
@@ -51,6 +52,7 @@ class Connection:
         self.refused: list[tuple[Call, RequestError]] = []  # calls of ModelInfer that are none
         self.gone: list[Call] = []  # that their client gave up
         self.last_stream = 0
+        self.heard = False  # the client has answered the PING that says HEARD
         self.leaving = False  # no more calls are taken
         self._decoder = HeaderDecoder(max_metadata_bytes)
         self._max_streams = max_streams
@@ -210,6 +212,8 @@ class Connection:
                 raise ConnectionFailed(http2.FRAME_SIZE_ERROR, f"a PING of {len(payload)} bytes")
             if not flags & http2.ACK:
                 self._control.append(http2.frame(http2.PING, http2.ACK, 0, payload))
+            elif payload == HEARD:
+                self.heard = True
         elif kind == http2.WINDOW_UPDATE:
             self._window_update(stream, payload)
         elif kind == http2.PUSH_PROMISE:

@@ -23,7 +23,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
 from forwardpass.errors import RequestError, SettingsError
-from forwardpass.serving import metrics_port, sockets
+from forwardpass.serving import addresses, metrics_port, sockets
+from forwardpass.serving.addresses import endpoint
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.control import Control
 from forwardpass.serving.direct_front import Bounds, DirectFront
@@ -194,9 +195,10 @@ class Server:
         )
         stack.push_async_callback(server.stop, 0.0)
         if settings.health_port >= 0:
-            probed = _endpoint(settings.host, settings.health_port)
-            self._say(f"health {_endpoint(settings.host, _bind(lambda: server.listen_health(probed), probed))}")
-        address = _endpoint(settings.host, settings.grpc_port)
+            beside, port = addresses.beside(settings.host), settings.health_port
+            bound = _bind(lambda: server.listen_health(beside, port), endpoint(beside, port))
+            self._say(f"health {endpoint(beside, bound)}")
+        address = endpoint(settings.host, settings.grpc_port)
         front = None
         if self._direct():
             bounds = Bounds(
@@ -217,12 +219,13 @@ class Server:
             stack.push_async_callback(asyncio.to_thread, front.close)
             port, said = front.port, "direct"
         else:
-            port, said = _bind(lambda: server.listen(address, guards.credentials), address), "grpcio"
+            port = _bind(lambda: server.listen(settings.host, settings.grpc_port, guards.credentials), address)
+            said = "grpcio"
         said += ", TLS" if guards.certificates else ""
         await server.start(lost)
         if front is not None:
             front.start()
-        self._say(f"grpc {_endpoint(settings.host, port)} ({said})")
+        self._say(f"grpc {endpoint(settings.host, port)} ({said})")
         return Doors(methods, server, front)
 
     def _direct(self) -> bool:
@@ -235,9 +238,10 @@ class Server:
         host, port = self.settings.host, self.settings.metrics_port
         if port < 0:
             return lambda: None
-        listener = _bind(lambda: metrics_port.Listener(self._scrape.registry, host, port), _endpoint(host, port))
+        where = _bind(lambda: addresses.bindable(addresses.beside(host)), endpoint(host, port))
+        listener = _bind(lambda: metrics_port.Listener(self._scrape.registry, where, port), endpoint(host, port))
         self._metrics_listen = listener.accepts
-        self._say(f"metrics http://{_endpoint(host, listener.port)}{metrics_port.PATH}")
+        self._say(f"metrics http://{endpoint(addresses.beside(host), listener.port)}{metrics_port.PATH}")
         stop: Callable[[], None] = listener.stop
         return stop
 
@@ -350,11 +354,6 @@ class Server:
             )
         self._say("stopped")
         return 1 if self.lost else 0
-
-
-def _endpoint(host: str, port: int) -> str:
-    """Host and port as one word; an IPv6 address in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _bind(listen: Callable[[], Any], address: str) -> Any:

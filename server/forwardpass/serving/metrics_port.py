@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, start_http_server
 
-from forwardpass.serving import sockets
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.gpu_metrics import GpuReader
 from forwardpass.serving.guards import Guards
+from forwardpass.serving.listeners import accepts
 from forwardpass.serving.metrics import Exporter, ModelMetrics
 from forwardpass.serving.placement import driver
 from forwardpass.serving.repository import Repository
@@ -77,24 +78,33 @@ class Scrape:
 
 
 class Listener:
-    """Answers /metrics on threads of its own."""
+    """Answers /metrics on threads of its own, at every address on one port."""
 
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        """Raises OSError where it can't listen."""
-        self._server, self._thread = start_http_server(port, host, registry)
-        self.port = self._server.server_port
-        application = self._server.get_app()
-        assert application is not None
-        self._server.set_app(only_metrics(application))
+    def __init__(self, registry: CollectorRegistry, hosts: Sequence[str], port: int) -> None:
+        """`port` 0 picks one. Raises OSError where it can't listen."""
+        self._servers: list[tuple[Any, threading.Thread]] = []
+        self.port = port
+        try:
+            for host in hosts:
+                server, thread = start_http_server(self.port, host, registry)
+                self._servers.append((server, thread))
+                self.port = server.server_port
+                application = server.get_app()
+                assert application is not None
+                server.set_app(only_metrics(application))
+        except OSError:
+            self.stop()
+            raise
 
     def accepts(self) -> bool:
         """Whether somebody still listens."""
-        return self._thread.is_alive() and sockets.accepts(self._server.socket)
+        return all(thread.is_alive() and accepts(server.socket) for server, thread in self._servers)
 
     def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(2.0)
+        for server, thread in self._servers:
+            server.shutdown()
+            server.server_close()
+            thread.join(2.0)
 
 
 def only_metrics(application: Application) -> Application:

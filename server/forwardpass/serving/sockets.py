@@ -11,7 +11,6 @@ does, and nothing is read meanwhile from a client that leaves too much unread.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import random
@@ -26,7 +25,8 @@ from forwardpass.serving import http2
 from forwardpass.serving.client_socket import READ, Client
 from forwardpass.serving.http2 import ConnectionFailed
 from forwardpass.serving.http2_calls import Outgoing
-from forwardpass.serving.http2_connection import Connection
+from forwardpass.serving.http2_connection import HEARD, Connection
+from forwardpass.serving.listeners import ListenerGone, Listeners
 from forwardpass.serving.log_limit import LogLimit
 
 logger = logging.getLogger(__name__)
@@ -35,25 +35,13 @@ logger.addFilter(LogLimit())
 AVAILABLE = hasattr(select, "epoll")
 
 READS = 4  # times in a row, before others are looked at
-ACCEPTS = 64  # connections taken in one go
 SWEEP_SECONDS = 1.0  # between two looks for what is overdue
 MESSAGE_AGES = 30  # sweeps for which nothing may come of a call's message
 ANSWER_AGES = 60  # sweeps for which a client may take nothing of what it is sent
 GREETING_AGES = 10  # sweeps that a client may take to say that it speaks HTTP/2, TLS before it included
 CLOSE_SECONDS = 1.0  # for what is unsent when the door closes
 
-# Errors of accept(2) that concern one connection, which is gone: Linux hands its network's errors on. Any other is the
-# listener's or the machine's, and would come again at once.
-ONE_CONNECTION = {
-    errno.ECONNABORTED, errno.ECONNRESET, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.ENETDOWN,
-    errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET, errno.ETIMEDOUT,
-}  # fmt: skip
-
 Tls = Callable[[], ssl.SSLContext]  # what a new connection is to speak TLS by
-
-
-class ListenerGone(Exception):
-    """The port accepts nothing any more, and never will again."""
 
 
 class Sockets:
@@ -66,17 +54,15 @@ class Sockets:
 
         `max_age`: seconds after which clients are asked to connect anew; 0: never. `tls` None: plaintext.
         """
-        self._listener = _listen(host, port)
-        self.port: int = self._listener.getsockname()[1]
         self._connect = connect
         self._max_age = max_age
         self._tls = tls
         self._clients: dict[int, Client] = {}
         self._epoll = select.epoll()
-        self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+        self._listeners = Listeners(host, port, self._epoll)
+        self.port = self._listeners.port
         self._bell, self._ring = os.pipe()
         self._epoll.register(self._bell, select.EPOLLIN)
-        self._deaf = False  # no connection is accepted: there are no descriptors left
         self._ready: deque[tuple[int, int]] = deque()  # events that were not looked at yet
         self._again: list[int] = []  # descriptors to look at in the next turn, whatever epoll says of them
         self._sweep_at = monotonic() + SWEEP_SECONDS
@@ -146,7 +132,7 @@ class Sockets:
         if not self._ready:
             seconds = 0.0
             if wait and not self._again:
-                seconds = max(1e-3, self._sweep_at - monotonic()) if self._clients or self._deaf else -1
+                seconds = max(1e-3, self._sweep_at - monotonic()) if self._clients or self._listeners.deaf else -1
             try:
                 self._ready.extend(self._epoll.poll(seconds))
             except (OSError, ValueError) as error:
@@ -165,8 +151,8 @@ class Sockets:
             fd, event = ready.popleft()
             client = clients.get(fd)
             if client is None:
-                if fd == self._listener.fileno():
-                    self._accept()
+                if fd in self._listeners:
+                    self._accept(fd)
                 elif fd == self._bell:
                     os.read(self._bell, 64)
                 continue
@@ -195,11 +181,7 @@ class Sockets:
         if now < self._sweep_at:
             return []
         self._sweep_at = now + SWEEP_SECONDS
-        if not accepts(self._listener):
-            raise ListenerGone(f"port {self.port} accepts no connection any more")
-        if self._deaf:
-            self._deaf = False
-            self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+        self._listeners.look()
         connections = [client.connection for client in self._clients.values()]
         for client in list(self._clients.values()):
             try:
@@ -218,24 +200,50 @@ class Sockets:
         if silent or stuck or (connection.leaving and not connection.calls and not client.unsent):
             self.lose(client)
         elif now > client.deadline:
-            # First word that it is to go; a sweep later, the number of the last call that is served.
-            connection.leaving = not client.deadline
-            last = connection.last_stream if connection.leaving else http2.LAST_STREAM
-            client.deadline = float("inf") if connection.leaving else 0.0
-            with connection.out.lock:
-                self.write(connection.out, http2.goaway(last, http2.NO_ERROR, "max_connection_age"))
+            # A sweep later it hears the second word, whether it answers the PING or not.
+            client.deadline = float("inf") if client.departing else 0.0
+            self._depart(client, "max_connection_age")
+
+    def _depart(self, client: Client, why: str = "") -> None:
+        """Ask a client to connect anew, in two steps, so that no call fails (RFC 9113, 6.8).
+
+        First word: open no more calls; those on their way are served. Once it has answered the PING behind that, or
+        this is called again, the number of the last call that is served; later ones are refused as never seen.
+        """
+        connection = client.connection
+        if not client.departing:
+            client.departing = True
+            frames = http2.goaway(http2.LAST_STREAM, http2.NO_ERROR, why) + http2.frame(http2.PING, 0, 0, HEARD)
+        elif connection.leaving:
+            return
+        else:
+            connection.leaving = True
+            frames = http2.goaway(connection.last_stream, http2.NO_ERROR, why)
+        with connection.out.lock:
+            self.write(connection.out, frames)
+
+    def drain(self) -> None:
+        """Take no more connections, and ask the clients there are to go elsewhere. Calls on their way are served."""
+        self._close_listeners()
+        self._sweep_at = monotonic() + SWEEP_SECONDS  # that long they have to answer
+        for client in self._clients.values():
+            client.deadline = 0.0
+            if not client.departing:
+                self._depart(client, "the server is stopping")
+
+    @property
+    def settled(self) -> bool:
+        """Whether every call that was on its way has come. One that never spoke HTTP/2 has none."""
+        return all(c.connection.leaving or (c.age and not c.connection.greeted) for c in self._clients.values())
 
     def close(self) -> list[Connection]:
         """Say goodbye, send what is left, close everything; the connections there were."""
         until = monotonic() + CLOSE_SECONDS
+        self._close_listeners()
         connections = [client.connection for client in self._clients.values()]
-        if not self._deaf:
-            with contextlib.suppress(OSError, ValueError):  # where the listener is gone
-                self._epoll.unregister(self._listener.fileno())
-        for connection in connections:
-            connection.leaving = True  # calls that come now are refused in a way that lets them be tried elsewhere
-            with connection.out.lock:
-                self.write(connection.out, http2.goaway(connection.last_stream, http2.NO_ERROR))
+        for client in self._clients.values():
+            client.departing = True
+            self._depart(client)  # calls that come now are refused in a way that lets them be tried elsewhere
         while monotonic() < until and any(c.unsent or c.connection.out.waiting for c in self._clients.values()):
             if not self.poll(wait=False):
                 self._ready.extend(self._epoll.poll(0.05))
@@ -244,7 +252,6 @@ class Sockets:
             with contextlib.suppress(OSError):
                 client.sock.shutdown(socket.SHUT_WR)  # else what is unread here would undo what is unread there
             self.lose(client)
-        self._listener.close()
         self._epoll.close()
         os.close(self._bell)
         os.close(self._ring)
@@ -280,6 +287,8 @@ class Sockets:
                 logger.exception("a connection is closed: it could not be read")
                 self.lose(client)
                 return
+            if connection.heard and client.departing:
+                self._depart(client)
             if len(data) < READ and not client.secure:
                 return
         if client.undelivered:
@@ -314,20 +323,13 @@ class Sockets:
             client.watched = wanted
             self._epoll.modify(client.fd, wanted)
 
-    def _accept(self) -> None:
-        for _ in range(ACCEPTS):
-            try:
-                sock, _ = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in ONE_CONNECTION:
-                    continue
-                # It would be ready for ever. The next sweep looks whether it accepts at all, and tries again.
-                logger.warning("no connection can be accepted: %s", error.strerror)
-                self._deaf = True
-                self._epoll.unregister(self._listener.fileno())
-                return
+    def _close_listeners(self) -> None:
+        for fd in list(self._listeners):
+            self._accept(fd)  # those that the kernel has accepted already would be reset
+        self._listeners.close()
+
+    def _accept(self, fd: int) -> None:
+        for sock in self._listeners.accept(fd):
             try:
                 self._begin(sock)
             except OSError as error:
@@ -375,19 +377,3 @@ class Sockets:
         with contextlib.suppress(OSError):
             client.sock.close()
         client.connection.lose()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, _, _, _, address = found[0]
-    listener = socket.create_server(address[:2], family=family, backlog=1024)
-    listener.setblocking(False)
-    return listener
-
-
-def accepts(listener: socket.socket) -> bool:
-    """Whether it listens still, by the system's word."""
-    try:
-        return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-    except OSError:
-        return False

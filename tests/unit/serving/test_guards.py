@@ -19,7 +19,7 @@ def tokens(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.3.2.1", "localhost", "::1", "[::1]"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.3.2.1", "localhost", "::1", "[::1]", "unix:/run/forwardpass.sock"])
 def test_a_listener_that_only_this_machine_reaches_is_not_warned_of(
     host: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -46,6 +46,7 @@ def test_a_plaintext_listener_for_others_is_warned_of(
         ({}, True),
         ({"host": "0.0.0.0"}, False),
         ({"host": "0.0.0.0", "shared_memory": "on"}, True),
+        ({"host": "unix:/run/forwardpass.sock"}, True),
         ({"shared_memory": "off"}, False),
     ],
 )

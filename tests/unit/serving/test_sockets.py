@@ -13,7 +13,7 @@ import pytest
 
 from forwardpass.serving import http2, sockets
 from forwardpass.serving.http2_calls import Held, Outgoing
-from forwardpass.serving.http2_connection import Connection
+from forwardpass.serving.http2_connection import HEARD, Connection
 from forwardpass.serving.sockets import Client, Sockets
 
 pytestmark = pytest.mark.skipif(not sockets.AVAILABLE, reason="needs Linux (epoll)")
@@ -108,6 +108,52 @@ def test_who_says_nothing_is_let_go_and_who_speaks_is_not(server: Server) -> Non
         client.close()
 
 
+def goaways(told: list[tuple[int, int, bytes]]) -> list[int]:
+    """The last call that each GOAWAY says is served."""
+    return [int.from_bytes(payload[:4], "big") for kind, _, payload in told if kind == http2.GOAWAY]
+
+
+def test_a_drain_serves_what_was_on_its_way_and_refuses_what_comes_after(server: Server) -> None:
+    client = connected(server, hello(), call(1))
+    server.until(lambda: any(c.connection.last_stream == 1 for c in server.clients))
+    with socket.create_connection(("127.0.0.1", server.sockets.port), 20) as waiting:  # not accepted yet
+        waiting.sendall(hello())
+        server.sockets.drain()
+        assert len(server.clients) == 2, "whom the kernel has accepted is not reset"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", server.sockets.port), 20)
+    own = server.clients[0]
+    client.sendall(call(3))  # sent before the news was read
+    server.until(lambda: own.connection.last_stream == 3)
+    assert not own.connection.leaving and not server.sockets.settled
+    client.sendall(http2.frame(http2.PING, http2.ACK, 0, HEARD))
+    server.until(lambda: own.connection.leaving)
+    client.sendall(call(5))
+    server.until(lambda: own.connection.last_stream == 5)
+    server.until(lambda: server.clients == [own])  # the other has gone by itself
+    assert server.sockets.settled
+    server.sweep()
+    told = frames(client)
+    assert [stream for kind, stream, _ in told if kind == http2.DATA] == [1, 3]
+    assert [(s, p) for kind, s, p in told if kind == http2.RST_STREAM] == [(5, b"\0\0\0\x07")]
+    assert goaways(told) == [http2.LAST_STREAM, 3]
+    client.close()
+
+
+def test_a_drain_waits_a_sweep_for_who_leaves_the_ping_unanswered(server: Server) -> None:
+    client = connected(server, hello(), call(1))
+    probe = connected(server)
+    server.until(lambda: any(c.connection.last_stream == 1 for c in server.clients))
+    server.sockets.drain()
+    assert not server.sockets.settled
+    server.sweep()
+    assert server.sockets.settled
+    server.sockets.close()
+    assert goaways(frames(client)) == [http2.LAST_STREAM, 1], "closing says nothing new"
+    for sock in (client, probe):
+        sock.close()
+
+
 def test_an_aged_connection_is_told_twice_and_goes_when_its_last_call_has(server: Server) -> None:
     server.sockets._max_age = 1000.0
     client = connected(server, hello(initial_window_size=0), call(1, b"x" * 50))
@@ -126,8 +172,7 @@ def test_an_aged_connection_is_told_twice_and_goes_when_its_last_call_has(server
     server.sweep()
     assert not server.clients
     told = frames(client)
-    goaways = [payload[:8] for kind, _, payload in told if kind == http2.GOAWAY]
-    assert [int.from_bytes(g[:4], "big") for g in goaways] == [http2.LAST_STREAM, 1]
+    assert goaways(told) == [http2.LAST_STREAM, 1]
     assert b"".join(p for k, s, p in told if k == http2.DATA and s == 1)[5:] == b"x" * 50
     assert (http2.RST_STREAM, 3, http2.REFUSED_STREAM.to_bytes(4, "big")) in told
     client.close()
@@ -269,7 +314,8 @@ def test_a_client_that_never_stops_sending_keeps_nobody_waiting(server: Server) 
 def test_a_listener_that_is_gone_is_noticed(server: Server) -> None:
     client = connected(server, hello())
     server.sweep()
-    server.sockets._listener.shutdown(socket.SHUT_RDWR)
+    for listener in server.sockets._listeners._sockets.values():
+        listener.shutdown(socket.SHUT_RDWR)
     server.turn(wait=True)  # epoll tells; it is not asked again and again
     while server.sockets.poll(wait=False):
         server.turn()
