@@ -1,4 +1,4 @@
-"""Stopping in two phases: NOT_SERVING while still accepting, then UNAVAILABLE, then what is in flight, then exit 0.
+"""Stopping in phases: NOT_SERVING while still accepting, then GOAWAY, then refusals, then what is in flight, exit 0.
 
 No clock is compared: a long wait is ended by the second signal, and a long run keeps the server there to be asked.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,14 +20,18 @@ import numpy as np
 import pytest
 from certificates import Authority
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tests.conformance.drains import CALLERS, drain_by_turns, drain_failures
 
 from forwardpass import Client
 from forwardpass.call_errors import CallError, Unavailable, Unimplemented
 from forwardpass.server_process import ServerProcess
+from forwardpass.serving import protocol
 
 Serve = Callable[..., ServerProcess]
 ROW = np.ones((1, 1), np.float32)
 SERVING, NOT_SERVING = 1, 2
+# The direct door has closed its port by then, so that clients go elsewhere without having asked.
+REFUSED = {"direct": "Connection refused", "grpcio": "the server is stopping"}
 LONG_RUN = 3_000_000.0  # turns of `hold`: seconds, on any machine
 ENDLESS = 1e15  # turns: a run that goes on until the server ends it
 
@@ -145,7 +150,7 @@ def test_then_calls_are_refused_and_those_in_flight_answered(repository: Path, t
                 client.predict("hold", ROW, timeout=600)
             except CallError as error:
                 outcomes.append(type(error).__name__)
-                assert "the server is stopping" in str(error)
+                assert REFUSED[transport] in str(error)
                 return True
             outcomes.append("OK")
             return False
@@ -182,11 +187,22 @@ def test_without_a_wait_calls_are_refused_at_once(repository: Path, transport: s
         long, in_flight = _two_in_flight(server, client, pool)
         server.send(signal.SIGTERM)
         _until(_said(server, "draining: 2 requests in flight"), server)
-        with pytest.raises(Unavailable, match="the server is stopping"):
+        with pytest.raises(Unavailable, match=REFUSED[transport]):
             client.predict("hold", ROW)
         assert in_flight.result() == long
         server.send(signal.SIGTERM)  # the endless one is ended
     assert server.wait() == 0
+
+
+def test_callers_that_ask_nobodys_health_lose_no_call(repository: Path, tmp_path: Path) -> None:
+    """Two servers that are stopped and started anew by turns under grpcio's own round_robin, without retries."""
+    client = [sys.executable, CALLERS / "callers.py"]
+    request = protocol.ModelInferRequest(model_name="hold")
+    request.inputs.add(name="x", datatype="FP32", shape=ROW.shape)
+    request.raw_input_contents.append(ROW.tobytes())
+    found = drain_by_turns(repository, request.SerializeToString(), tmp_path, client, 2)
+    assert found["ok"] > 100
+    assert drain_failures(found) == {}
 
 
 def test_the_health_service_itself_is_alive_while_it_drains(repository: Path, transport: str, serve: Serve) -> None:

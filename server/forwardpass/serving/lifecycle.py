@@ -2,9 +2,9 @@
 
 start   doors listen (not ready: models load) -> models load, off the event loop -> ready
         A signal ends a load between two runs; the server does not wait for it any longer than `grace`.
-stop    SIGTERM or SIGINT -> not ready, still accepting for `drain_wait` seconds, while clients look elsewhere -> refuse
-        new calls -> finish what is in flight, for `grace` seconds at most -> close the doors -> exit 0. A second
-        signal ends both waits at once.
+stop    SIGTERM or SIGINT -> not ready, still accepting for `drain_wait` seconds, while clients look elsewhere -> close
+        the port, ask clients to connect elsewhere, take what is on its way -> refuse new calls -> finish what is in
+        flight, for `grace` seconds at most -> close the doors -> exit 0. A second signal ends the waits at once.
 HUP     tokens, certificates and the repository are read again. USR1: threads' stacks, models and counters on stderr
 lost    a device failed for good, or a port accepts nothing any more -> not ready -> refuse new calls and what waits ->
         close the doors -> exit 1, so that whoever watches the process starts it anew: nothing less brings them back
@@ -54,6 +54,10 @@ logger = logging.getLogger(__name__)
 # A request is answered before it is counted. Who asks for counts waits for those that are in flight, for so long at
 # most, so that a client that has its answer finds it counted.
 ACCOUNTS_SECONDS = 0.02
+
+# How long a server that stops waits for calls that were on their way when it asked its clients to leave. They answer
+# within a round trip; those who do not are given one sweep of the sockets.
+SETTLE_SECONDS = 2.5
 
 # How long a thread may keep the interpreter while others want it. The default of 5 ms is longer than many a request;
 # much less, and threads that decode a group of calls are interrupted in the middle of it.
@@ -327,9 +331,15 @@ class Server:
             self._say(f"draining: not ready, accepting calls for another {wait:g} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.second.wait(), wait)
+        deadline = time.monotonic() + self.settings.grace
+        if doors.front is not None:
+            # Nobody who is asked to leave is refused: what was on its way is served, what comes after goes elsewhere.
+            doors.front.drain()
+            settled = min(deadline, time.monotonic() + SETTLE_SECONDS)
+            while not doors.front.settled.is_set() and time.monotonic() < settled and not stop.second.is_set():
+                await asyncio.to_thread(doors.front.settled.wait, 0.05)
         self._admission.close()
         self._say(f"draining: {self._admission.requests} requests in flight, {self.settings.grace:g} s for them")
-        deadline = time.monotonic() + self.settings.grace
         while self._admission.requests and time.monotonic() < deadline and not stop.second.is_set():
             await asyncio.to_thread(self._admission.wait_empty, 0.05)
         while not self._control.close() and time.monotonic() < deadline and not stop.second.is_set():
