@@ -70,7 +70,8 @@ test-gpu: venv ## the tests that need a CUDA device (EXTRAS=gpu,train,dev)
 	@$(PY) -m pytest tests/gpu $(ARGS)
 
 # Foreign clients pin what the project does not, so they live apart. perf_analyzer is linked with a library that only
-# Debian's package has: it is unpacked beside the rest, which takes no root.
+# Debian's package has: it is unpacked beside the rest, which takes no root. Clients in other languages are built from
+# Debian's packages by the tests, where those are installed.
 TOOLS := .venv-conformance
 WANTED := tests/conformance/requirements.txt tests/conformance/requirements-old-grpc.txt
 conformance-tools: venv ## get the foreign clients and tools that tests/conformance speaks with
@@ -84,6 +85,10 @@ conformance-tools: venv ## get the foreign clients and tools that tests/conforma
 	    (apt-get download -qq libb64-0d || { apt-get update -qq && apt-get download -qq libb64-0d; }) >/dev/null 2>&1 \
 	        && dpkg-deb -x libb64-0d_*.deb . || echo "no libb64-0d here: perf_analyzer will be skipped" >&2; \
 	    cd ../..; \
+	fi; \
+	if command -v npm >/dev/null; then \
+	    npm install --silent --no-fund --no-audit --prefix $(TOOLS)/node @grpc/grpc-js@1.14.7 >/dev/null \
+	        || echo "no @grpc/grpc-js here: its test will be skipped" >&2; \
 	fi; \
 	cat $(WANTED) > $(TOOLS)/ready.txt; echo "$(TOOLS) is ready"
 
