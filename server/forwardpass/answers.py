@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from forwardpass.call_errors import Internal, InvalidArgument
 from forwardpass.serving import protocol
-from forwardpass.serving.wire import RAW_OUT, varint
+from forwardpass.serving.message_fields import RAW_OUT, varint
 from forwardpass.tensors import TensorInfo, from_raw, from_typed
 
 Parameter = bool | int | float | str

@@ -29,7 +29,7 @@ from forwardpass.answers import (
 )
 from forwardpass.call_errors import CallError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from forwardpass.serving import protocol
-from forwardpass.serving.wire import RAW_IN, varint
+from forwardpass.serving.message_fields import RAW_IN, varint
 from forwardpass.tensors import TensorInfo, fit, to_raw
 
 Inputs = Mapping[str, ArrayLike] | ArrayLike

@@ -15,8 +15,8 @@ from forwardpass.calls import Call, Reply, Steps
 from forwardpass.errors import RequestError
 from forwardpass.serving import protocol
 from forwardpass.serving.interface import Interface, Tensor
-from forwardpass.serving.wire import Decoder, reply_parts
-from forwardpass.tensors import to_raw
+from forwardpass.serving.replies import plain
+from forwardpass.serving.wire import Decoder
 
 FP32, INT64, BYTES = (protocol.DATATYPES[name] for name in ("FP32", "INT64", "BYTES"))
 ROWS = Tensor("x", FP32, (-1, 4))
@@ -55,11 +55,11 @@ class Far:
         try:
             # Twice: the second time by what the decoder remembers of the first.
             decoder.decode(call.request)
-            header, buffers = decoder.decode(call.request)
+            template, buffers, id_field = decoder.decode(call.request)
         except RequestError as error:
             raise InvalidArgument(str(error)) from None
         dtype = self.interface.inputs[0].datatype.numpy
-        x = np.frombuffer(b"".join(map(bytes, buffers[:1])), dtype).reshape(header.batch_shapes[0])
+        x = np.frombuffer(b"".join(map(bytes, buffers[:1])), dtype).reshape(template.batch_shapes[0])
         self.rows.append(len(x))
         if (x == POISON).any():
             raise Internal("the network cannot be run on these values")
@@ -67,10 +67,8 @@ class Far:
             np.stack([x.min(1), x.max(1)], 1).astype(np.float32),
             np.array(["a"] * len(x), object),
         ]
-        results = [results[place] for place in header.outputs]
-        raws = [to_raw(result, "") for result in results]
-        parts = reply_parts(header, tuple(r.shape for r in results), tuple(map(len, raws)))
-        return Reply(b"".join(b for pair in zip(parts, raws, strict=True) for b in pair), self.trailing)
+        results = [results[place] for place in template.outputs]
+        return Reply(plain(template, id_field, results), self.trailing)
 
     def metadata(self) -> bytes:
         response = protocol.ModelMetadataResponse(name="m", versions=[self.version], platform="onnxruntime_onnx")

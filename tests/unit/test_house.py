@@ -25,11 +25,11 @@ SERVING = PACKAGE / "serving"
 # What serving/ is made of, in the order of a request's way, callees first. A module imports from rows above its own,
 # never from its own row or below; beside those, from the leaves.
 ORDER = (
-    ("protocol", "watched", "histogram", "log_limit", "addresses"),
+    ("protocol", "watched", "histogram", "log_limit", "addresses", "message_fields"),
     ("listeners",),
     ("interface", "auth", "gpu_metrics"),
     ("matrix", "wishes", "metrics"),
-    ("contents", "shared_memory"),
+    ("contents", "shared_memory", "request_template"),
     ("wire",),
     ("status", "replies"),
     ("threads", "onnx_runtime", "cuda_driver", "instance_thread", "buckets"),

@@ -15,7 +15,16 @@ from forwardpass.errors import InvalidRequest, printable
 from forwardpass.serving import protocol
 from forwardpass.serving.interface import Tensor
 from forwardpass.serving.matrix import Buffer, elements, pack
+from forwardpass.serving.message_fields import LENGTH, varint
 
+# The length-delimited tags of fields whose elements are packed as in raw contents, by their names.
+_PACKED_RAW = {
+    name: varint(protocol.InferTensorContents.DESCRIPTOR.fields_by_name[name].number << 3 | LENGTH)
+    for name in ("fp32_contents", "fp64_contents")
+}
+# The types of fields that carry narrower datatypes.
+_CARRIERS = {"int_contents": np.dtype(np.int64), "uint_contents": np.dtype(np.uint64)}
+_FEW = 64  # elements, below which it is quicker to take them one by one than to have protobuf make an array
 ELEMENT_LIMIT = 1 << 40  # product of a tensor's sizes other than 0: what is larger can't be sent anyhow
 
 
@@ -34,9 +43,10 @@ def shape_of(given: Any, expected: Tensor) -> tuple[int, ...]:
     for got, want in zip(shape, expected.shape, strict=True):
         if got < 0:
             raise InvalidRequest(f"input '{name}': expected sizes of at least 0, got {_show(shape)}")
-        if want >= 0 and got != want:
+        if got != want and want >= 0:
             raise InvalidRequest(f"input '{name}': expected shape {_show(expected.shape)}, got {_show(shape)}")
-    if math.prod(s or 1 for s in shape) > ELEMENT_LIMIT:  # 0 x 2**62 is empty, and yet no array
+    if not 0 < math.prod(shape) <= ELEMENT_LIMIT and math.prod([s or 1 for s in shape]) > ELEMENT_LIMIT:
+        # 0 x 2**62 is empty, and yet no array
         raise InvalidRequest(f"input '{name}': the sizes of {_show(shape)} are out of range")
     return shape
 
@@ -66,6 +76,13 @@ def typed(given: Any, tensor: Tensor, shape: tuple[int, ...]) -> bytes:
     """Typed contents as raw bytes. Values must be in the one field that belongs to the datatype, and in its range."""
     datatype = tensor.datatype
     count = math.prod(shape)
+    if datatype.contents in _PACKED_RAW:
+        # The elements are packed as raw contents have them, so they come with no look at any.
+        data: bytes = given.contents.SerializeToString()
+        nbytes = count * datatype.itemsize
+        start = len(data) - nbytes
+        if nbytes and data[:start] == _PACKED_RAW[datatype.contents] + varint(nbytes):
+            return data[start:]
     filled = [field.name for field, _ in given.contents.ListFields()]
     if datatype.contents is None:
         if filled or count:
@@ -86,14 +103,12 @@ def typed(given: Any, tensor: Tensor, shape: tuple[int, ...]) -> bytes:
         packed = pack(values)
         elements(packed, tensor.name, count)
         return packed
-    wide = np.fromiter(values, dtype=_carrier(datatype), count=count)
+    dtype = _CARRIERS.get(datatype.contents, datatype.numpy)
+    wide = np.fromiter(values, dtype, count) if count < _FEW else np.array(values, dtype)
+    if dtype is datatype.numpy:
+        return wide.tobytes()
     narrow = wide.astype(datatype.numpy)
-    if datatype.numpy.kind in "iu" and not np.array_equal(wide, narrow):
+    if not (wide == narrow).all():
         worst = wide[np.argmax(wide != narrow)]
         raise InvalidRequest(f"input '{tensor.name}': {worst} is not in the range of {datatype.name}")
     return narrow.tobytes()
-
-
-def _carrier(datatype: protocol.Datatype) -> Any:
-    """The type in which protobuf hands out the values of a datatype's contents field."""
-    return {"int_contents": np.int64, "uint_contents": np.uint64}.get(datatype.contents or "", datatype.numpy)

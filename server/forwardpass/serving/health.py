@@ -11,11 +11,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from forwardpass.errors import UnknownModel
+from forwardpass.errors import UnknownModel, printable
 from forwardpass.serving import protocol
 from forwardpass.serving.entries import State
 from forwardpass.serving.repository import Repository
-from forwardpass.serving.wire import printable
 
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
 

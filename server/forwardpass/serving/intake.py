@@ -19,7 +19,8 @@ from forwardpass.serving.matrix import Buffer
 from forwardpass.serving.metrics import ModelMetrics
 from forwardpass.serving.repository import Repository
 from forwardpass.serving.request import Request, TimedRequest
-from forwardpass.serving.wire import Decoder, Header, Regions
+from forwardpass.serving.request_template import RequestTemplate
+from forwardpass.serving.wire import Decoder, Regions
 from forwardpass.serving.worker import Door, Worker
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Intake:
     def take(self, call: Any, message: bytes, seconds_left: float | None, timings: bool = False) -> Request | None:
         """Decode one call's message. None: it was refused, and has been answered."""
         try:
-            header, buffers = self._decoder.decode(message)
+            header, buffers, id_field = self._decoder.decode(message)
         except RequestError as error:
             self.refuse(call, error)
             return None
@@ -69,13 +70,14 @@ class Intake:
             logger.exception("a request could not be decoded")
             self.refuse(call, RunFailed("internal error; the server's log has the details"))
             return None
-        return self.enqueue(call, header, buffers, len(message) + header.shared, seconds_left, timings)
+        return self._enqueue(call, header, buffers, id_field, len(message) + header.shared, seconds_left, timings)
 
-    def enqueue(
+    def _enqueue(
         self,
         call: Any,
-        header: Header,
+        header: RequestTemplate,
         buffers: Sequence[Buffer],
+        id_field: bytes,
         nbytes: int,
         seconds_left: float | None,
         timings: bool,
@@ -98,6 +100,7 @@ class Intake:
             self._door,
             call,
             timings,
+            id_field,
         )
         if wait != math.inf:
             cast("TimedRequest", request).start_by = self.now + wait

@@ -21,13 +21,13 @@ from forwardpass.serving.session import Session, translate
 class Lone:
     """One row of the only input to the row of one output. Not thread-safe: it has one set of buffers.
 
-    `place` is the output's, `shape` its whole shape, [1, ...]. The answers are those of `Session.run`.
+    `place` is the output's, `trailing` its shape without the batch axis. The answers are those of `Session.run`.
     """
 
     def __init__(self, session: Session, place: int, given: NDArray[Any], found: NDArray[Any]) -> None:
         """`given`: an array like the input, one row; `found`: what the network answered to it."""
         self.place = place
-        self.shape = found.shape
+        self.trailing = found.shape[1:]
         self._given = np.zeros_like(given, order="C")
         self._found = np.zeros_like(found, order="C")
         # Bytes in and out of the arrays that the network is bound to, without numpy's share.

@@ -1,5 +1,7 @@
-"""A network's answer to a request that wants it another way than as raw bytes in the message: as classifications, as
-typed contents, or in shared memory. Slow beside the plain way, and only for those who ask. No I/O but to the windows.
+"""A network's answer as the bytes of a ModelInferResponse. No I/O but to windows of shared memory.
+
+The plain way is raw bytes: all but them and the id is made once for all requests of a template. As classifications, as
+typed contents or in shared memory is slow beside that, and only for those who ask.
 """
 
 from __future__ import annotations
@@ -15,20 +17,69 @@ from forwardpass.errors import InvalidRequest
 from forwardpass.serving import protocol
 from forwardpass.serving.interface import Tensor
 from forwardpass.serving.matrix import raw
-from forwardpass.serving.wire import Header
+from forwardpass.serving.message_fields import RAW_OUT, varint
+from forwardpass.serving.request_template import RequestTemplate
 from forwardpass.serving.wishes import OutputWish, Wishes
 
+REMEMBERED_SHAPES = 16  # of answers, per template: more only where shapes depend on the data
 
-def wished(header: Header, wishes: Wishes, arrays: Sequence[NDArray[Any]]) -> bytes:
+Shapes = tuple[tuple[int, ...], ...]
+
+
+def reply_parts(template: RequestTemplate, shapes: Shapes, sizes: tuple[int, ...]) -> tuple[bytes, ...]:
+    """What goes before the id's field in a ModelInferResponse, and what before the bytes of each output.
+
+    `shapes` and `sizes` (bytes) are those of the tensors to send, in the template's order of outputs.
+    """
+    target = template.target
+    names = protocol.ModelInferResponse(model_name=target.name, model_version=target.version)
+    response = protocol.ModelInferResponse()
+    for place, shape in zip(template.outputs, shapes, strict=True):
+        tensor = target.interface.outputs[place]
+        response.outputs.add(name=tensor.name, datatype=tensor.datatype.name, shape=shape)
+    parts = [RAW_OUT + varint(size) for size in sizes]
+    parts[0] = response.SerializeToString() + parts[0]
+    return (names.SerializeToString(), *parts)
+
+
+def row_parts(template: RequestTemplate, trailing: tuple[int, ...], size: int) -> tuple[bytes, ...]:
+    """What goes before the bytes of the only output, [rows, *trailing] of `size` bytes: all of it where there is no id,
+    and what goes before and after the id. Also found in `template.replies` by `trailing` from then on."""
+    before, after = reply_parts(template, ((template.rows, *trailing),), (size,))
+    return _remember(template, trailing, (before + after, before, after))
+
+
+def plain(template: RequestTemplate, id_field: bytes, arrays: Sequence[NDArray[Any]]) -> bytes:
+    """The ModelInferResponse for one request, raw; `arrays` are its own rows of the outputs that it wants."""
+    blobs = [raw(a) for a in arrays]
+    shapes, sizes = tuple([a.shape for a in arrays]), tuple([len(b) for b in blobs])
+    parts = template.replies.get((shapes, sizes))
+    if parts is None:
+        parts = _remember(template, (shapes, sizes), reply_parts(template, shapes, sizes))
+    pieces = [parts[0], id_field]
+    for part, blob in zip(parts[1:], blobs, strict=True):
+        pieces += (part, blob)
+    return b"".join(pieces)
+
+
+def _remember(template: RequestTemplate, key: Any, parts: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    if len(template.replies) >= REMEMBERED_SHAPES:
+        template.replies.clear()
+    template.replies[key] = parts
+    return parts
+
+
+def wished(template: RequestTemplate, id_field: bytes, wishes: Wishes, arrays: Sequence[NDArray[Any]]) -> bytes:
     """The ModelInferResponse for one request; `arrays` are its own rows of the outputs that it wants, in its order.
 
     Each output has its place among the raw contents, an empty one where its elements went to shared memory: clients
     count by that. Raises InvalidRequest where an output does not fit its window, or the window is gone.
     """
-    target = header.target
-    response = protocol.ModelInferResponse(model_name=target.name, model_version=target.version, id=header.id)
+    target = template.target
+    response = protocol.ModelInferResponse(model_name=target.name, model_version=target.version)
+    response.MergeFromString(id_field)
     batchable: bool = target.interface.batchable
-    for place, wish, array in zip(header.outputs, wishes.outputs, arrays, strict=True):
+    for place, wish, array in zip(template.outputs, wishes.outputs, arrays, strict=True):
         tensor: Tensor = target.interface.outputs[place]
         datatype = tensor.datatype
         if wish.classes:

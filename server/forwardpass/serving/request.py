@@ -32,8 +32,8 @@ class Request:
     """One call's rows on their way through the server, with its reply slot (`door`, `call`) and its timestamps."""
 
     __slots__ = (
-        "arrival", "buffers", "call", "deadline", "door", "header", "nbytes", "order", "priority", "rows",
-        "signature", "state", "timings",
+        "arrival", "buffers", "call", "deadline", "door", "header", "id_field", "nbytes", "order", "priority",
+        "rows", "signature", "state", "timings",
     )  # fmt: skip
 
     def __init__(
@@ -49,8 +49,9 @@ class Request:
         door: Any,
         call: Any,
         timings: bool = False,
+        id_field: bytes = b"",
     ) -> None:
-        self.header = header  # what its message says beside the tensor bytes (wire.Header)
+        self.header = header  # what its message says beside tensors and id (request_template.RequestTemplate)
         self.buffers = buffers  # one buffer per input of the model, in the model's order
         self.signature = signature  # only requests of equal signature share a matrix
         self.rows = rows  # what it counts for in every bound: at least 1
@@ -61,6 +62,7 @@ class Request:
         self.door = door
         self.call = call
         self.timings = timings
+        self.id_field = id_field  # its id as a field of a message, tag and length included; empty: it has none
         self.state = NEW
         self.order: tuple[int, float] = (priority, arrival)
 

@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from forwardpass.errors import DeadlineExceeded, Reason, RequestError, RunFailed
 from forwardpass.serving.interface import Interface
 from forwardpass.serving.lone import bind
-from forwardpass.serving.matrix import raw, stack, stack_into
-from forwardpass.serving.replies import wished
+from forwardpass.serving.matrix import stack, stack_into
+from forwardpass.serving.replies import plain, row_parts, wished
 from forwardpass.serving.request import Request
+from forwardpass.serving.request_template import RequestTemplate
 from forwardpass.serving.session import Network, Session
-from forwardpass.serving.wire import Header, reply_parts
-
-REMEMBERED_SHAPES = 16  # of answers, per header: more only where shapes depend on the data
 
 Arrays = Sequence[NDArray[Any]]
 
@@ -49,11 +47,8 @@ class Runner:
             if options.terminate:
                 raise _too_long() from None
             raise
-        parts = header.replies.get(lone.shape[1:])
-        if parts is None:
-            parts = _remember(header, lone.shape[1:], (lone.shape,), (len(blob),))
-        prefix: bytes = parts[0]
-        return prefix + blob
+        parts = header.replies.get(lone.trailing) or row_parts(header, lone.trailing, len(blob))
+        return parts[0] + blob if not request.id_field else b"".join((parts[1], request.id_field, parts[2], blob))
 
     def run(self, requests: Sequence[Request], options: Any, matrices: list[int]) -> tuple[list[NDArray[Any]], Any]:
         """Stack and run: the outputs [B, ...] that any of the requests wants, and their places.
@@ -61,7 +56,7 @@ class Runner:
         The outputs may be overwritten by the next run. Appends the rows of each matrix to `matrices`. Raises the
         RequestError that the run failed with.
         """
-        first: Header = requests[0].header
+        first: RequestTemplate = requests[0].header
         wanted = first.outputs
         rows = 0
         for request in requests:
@@ -133,8 +128,8 @@ class Runner:
         trailing = output.shape[1:]
         stride = len(blob) // len(output) if len(output) else 0
         answers: list[bytes | RequestError] = []
-        last: Header | None = None
-        prefix = b""
+        last: RequestTemplate | None = None
+        parts: tuple[bytes, ...] = ()
         start = size = 0
         for request in requests:
             header = request.header
@@ -143,12 +138,12 @@ class Runner:
                     return self._each(requests, outputs, wanted, failures)
                 last = header
                 size = header.rows * stride
-                parts = header.replies.get(trailing)
-                if parts is None:
-                    parts = _remember(header, trailing, ((header.rows, *trailing),), (size,))
-                prefix = parts[0]
+                parts = header.replies.get(trailing) or row_parts(header, trailing, size)
             end = start + size
-            answers.append(prefix + blob[start:end])
+            if not request.id_field:
+                answers.append(parts[0] + blob[start:end])
+            else:
+                answers.append(b"".join((parts[1], request.id_field, parts[2], blob[start:end])))
             start = end
         return answers
 
@@ -166,7 +161,7 @@ class Runner:
             end = start + request.header.rows
             own = [o[start:end] for o in outputs] if self.interface.batchable else outputs
             try:
-                answers.append(_reply(request.header, own, wanted))
+                answers.append(_reply(request, own, wanted))
             except RequestError as error:
                 answers.append(error)
                 if failures is not None:
@@ -179,22 +174,10 @@ def _too_long() -> DeadlineExceeded:
     return DeadlineExceeded("the run took longer than the server allows", reason=Reason.RUN_TIMEOUT)
 
 
-def _reply(header: Header, outputs: Arrays, wanted: tuple[int, ...]) -> bytes:
+def _reply(request: Request, outputs: Arrays, wanted: tuple[int, ...]) -> bytes:
     """One request's response from its own part of the outputs at the places `wanted`."""
+    header: RequestTemplate = request.header
     chosen = [outputs[wanted.index(place)] for place in header.outputs]
     if header.wishes is not None:
-        return wished(header, header.wishes, chosen)
-    blobs = [raw(o) for o in chosen]
-    shapes = tuple(o.shape for o in chosen)
-    sizes = tuple(len(b) for b in blobs)
-    parts = header.replies.get((shapes, sizes)) or _remember(header, (shapes, sizes), shapes, sizes)
-    return b"".join(piece for pair in zip(parts, blobs, strict=True) for piece in pair)
-
-
-def _remember(
-    header: Header, key: Any, shapes: tuple[tuple[int, ...], ...], sizes: tuple[int, ...]
-) -> tuple[bytes, ...]:
-    if len(header.replies) >= REMEMBERED_SHAPES:
-        header.replies.clear()
-    parts = header.replies[key] = reply_parts(header, shapes, sizes)
-    return parts
+        return wished(header, request.id_field, header.wishes, chosen)
+    return plain(header, request.id_field, chosen)

@@ -18,9 +18,9 @@ from google.protobuf.message import DecodeError
 
 from forwardpass.errors import Draining, RequestError
 from forwardpass.serving import protocol
+from forwardpass.serving.message_fields import varint
 from forwardpass.serving.request import Timing
 from forwardpass.serving.status import RETRY_KEY, STATUS_KEY, text_of
-from forwardpass.serving.wire import varint
 from forwardpass.serving.worker import Answer
 
 logger = logging.getLogger(__name__)

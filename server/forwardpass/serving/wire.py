@@ -1,9 +1,7 @@
-"""Bytes of a ModelInferRequest to a validated request; a network's rows to the bytes of a ModelInferResponse. Pure.
+"""Bytes of a ModelInferRequest to a validated request. Pure.
 
-From call to call a client's message is the same but for the tensor bytes, which serialisers put last (field 7). So the
-bytes before them key a small cache of what parsing and validating them gave, a `Header`. A message is known only if
-it has a known length and begins with all of a header's bytes, the length of its tensor included; everything else
-is parsed in full. The same goes for answers: all but the tensor bytes is made once per header.
+From call to call a client's messages are the same but for their tensors and their id. What parsing and validating gave
+is remembered by the other bytes, as a RequestTemplate; everything else is parsed in full.
 """
 
 from __future__ import annotations
@@ -13,11 +11,12 @@ from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
 
-from forwardpass.errors import InvalidRequest, TooLarge
-from forwardpass.errors import printable as printable
+from forwardpass.errors import InvalidRequest, TooLarge, printable
 from forwardpass.serving import contents, protocol
 from forwardpass.serving.interface import Interface, Tensor
 from forwardpass.serving.matrix import Buffer
+from forwardpass.serving.message_fields import ID_TAG, varint
+from forwardpass.serving.request_template import NAME_LIMIT, RequestTemplate, TemplateMemory
 from forwardpass.serving.wishes import (
     SAID_NOTHING,
     OutputWish,
@@ -30,13 +29,7 @@ from forwardpass.serving.wishes import (
     source,
 )
 
-RAW_IN = b"\x3a"  # tag of ModelInferRequest.raw_input_contents (field 7, length-delimited)
-RAW_OUT = b"\x32"  # tag of ModelInferResponse.raw_output_contents (field 6, length-delimited)
-KNOWN_HEADERS = 1024  # headers remembered, all lengths together
-KNOWN_PER_LENGTH = 8  # and of one length, since these are compared one by one
-KNOWN_PREFIX = 4096  # bytes of the longest one remembered: a client must not fill the memory with parameters
-NAME_LIMIT = 1024  # characters of a model's name or version, or of a request's id
-COPY_BELOW = 4096  # bytes: below this a copy of a tensor is cheaper than a view of the message
+KNOWN_REPLIES = 1024  # memories of replies, one for each model, outputs and number of rows
 
 
 class Target(Protocol):
@@ -52,44 +45,6 @@ class Target(Protocol):
     def max_request_rows(self) -> int: ...
     @property
     def priority_levels(self) -> int: ...
-
-
-class Header:
-    """What a request's message says beside its tensor bytes, validated; shared by all requests that say the same."""
-
-    __slots__ = (
-        "batch_shapes", "id", "outputs", "prefix", "priority", "replies", "rows", "shared", "signature", "start",
-        "target", "timeout", "wishes",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        target: Any,
-        rows: int,
-        shapes: tuple[tuple[int, ...], ...],
-        outputs: tuple[int, ...],
-        request_id: str,
-        priority: int,
-        timeout: float,
-        wishes: Wishes | None = None,
-        shared: int = 0,
-    ) -> None:
-        self.target = target
-        self.rows = rows  # rows it brings; 1 where the model is not batchable
-        self.batch_shapes = shapes  # of each input, in the model's order
-        batchable = target.interface.batchable
-        # Equal signatures may share a matrix: the same sizes beyond the batch axis. What cannot be stacked is told
-        # apart by the model's batch limit of one, not here.
-        self.signature = tuple(s[1:] for s in shapes) if batchable else shapes
-        self.outputs = outputs  # places of the outputs to send, in the order asked for
-        self.id = request_id
-        self.priority = priority
-        self.timeout = timeout  # seconds from arrival; inf: none
-        self.wishes = wishes  # how its answer is to be sent; None: the plain way
-        self.shared = shared  # bytes of its inputs that came from shared memory, not in its message
-        self.replies: dict[Any, tuple[bytes, ...]] = {}  # answer's shapes -> the bytes before each of its tensors
-        self.prefix = b""  # the message up to its tensor bytes, where it may be remembered
-        self.start = 0
 
 
 class Models(Protocol):
@@ -121,49 +76,37 @@ class Decoder:
         self._models = models
         self._max = max_message_bytes
         self._regions = regions
-        self._known: dict[int, list[Header]] = {}
-        self._count = 0
+        self._memory = TemplateMemory()
+        self._replies: dict[Any, dict[Any, tuple[bytes, ...]]] = {}  # by what RequestTemplate.replies depends on
         self._current = models.generation
 
     def refresh(self) -> None:
         """Call once before a group of messages: forget what was remembered if a model was swapped since."""
         if self._models.generation != self._current:
             self._current = self._models.generation
-            self._known.clear()
-            self._count = 0
+            self._memory.clear()
+            self._replies.clear()
 
-    def decode(self, message: bytes) -> tuple[Header, Sequence[Buffer]]:
-        """The header of `message` and its tensors' bytes, in the order of the model's inputs.
+    def decode(self, message: bytes) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
+        """The template of `message`, its tensors' bytes in the order of the model's inputs, and its id.
 
+        The id is a field of a ModelInferResponse as well as of the message, tag and length included; empty: none.
         Raises InvalidRequest or TooLarge naming what was expected and what came, or whatever `resolve` raises.
         """
-        for header in self._known.get(len(message), ()):
-            if message.startswith(header.prefix):
-                if len(message) - header.start < COPY_BELOW:
-                    return header, (message[header.start :],)
-                return header, (memoryview(message)[header.start :],)
-        return self._parse(message)
-
-    def _parse(self, message: bytes) -> tuple[Header, Sequence[Buffer]]:
         if len(message) > self._max:
             raise TooLarge(f"the message has {len(message)} bytes, the limit is {self._max}")
-        request = protocol.ModelInferRequest()
+        return self._memory.find(message) or self._parse(message)
+
+    def _parse(self, message: bytes) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
         try:
-            request.ParseFromString(message)
+            request = protocol.ModelInferRequest.FromString(message)
         except (DecodeError, RuntimeError):
             raise InvalidRequest("the message is not a ModelInferRequest") from None
-        header, buffers = self.read(request)
-        if len(buffers) == 1 and not request.id and request.raw_input_contents and not _uses_regions(header):
-            self._remember(header, message, len(buffers[0]))
-        return header, buffers
-
-    def read(self, request: Any) -> tuple[Header, Sequence[Buffer]]:
-        """As `decode`, from a parsed message."""
         _names(request)
         target = self._models.resolve(request.model_name, request.model_version)
         interface = target.interface
         said = general(request.parameters, target.priority_levels) if request.parameters else SAID_NOTHING
-        buffers, shapes, windows = self._inputs(request, interface)
+        buffers, shapes, windows, order = self._inputs(request, interface)
         rows = _rows(shapes, interface)
         if rows > target.max_request_rows:
             raise InvalidRequest(
@@ -177,25 +120,41 @@ class Decoder:
             buffers[place] = window.read()
             contents.check(buffers[place], interface.inputs[place], shapes[place])
             shared += len(buffers[place])
-        return Header(target, rows, shapes, outputs, request.id, said.priority, said.timeout, wishes, shared), buffers
+        replies = self._replies_of(target, rows, outputs)
+        template = RequestTemplate(target, rows, shapes, outputs, said.priority, said.timeout, wishes, shared, replies)
+        # A region may be unregistered, so those are looked up anew every time.
+        if not windows and (wishes is None or not any(w.window for w in wishes.outputs)):
+            self._memory.remember(message, template, order, buffers, bool(request.raw_input_contents))
+        return template, buffers, _id_field(request.id)
+
+    def _replies_of(self, target: Target, rows: int, outputs: tuple[int, ...]) -> dict[Any, tuple[bytes, ...]]:
+        key = (target, rows, outputs)
+        found = self._replies.get(key)
+        if found is None:
+            if len(self._replies) >= KNOWN_REPLIES:
+                self._replies.clear()
+            found = self._replies[key] = {}
+        return found
 
     def _inputs(
         self, request: Any, interface: Interface
-    ) -> tuple[list[Buffer], tuple[tuple[int, ...], ...], dict[int, Window]]:
-        """Raw bytes and shape of every input, in the model's order; and by place those still to be read."""
-        given = request.inputs
-        raws = request.raw_input_contents
+    ) -> tuple[list[Buffer], tuple[tuple[int, ...], ...], dict[int, Window], list[int]]:
+        """Raw bytes and shape of every input, in the model's order; by place those still to be read; and which of the
+        request's inputs each is."""
+        given = list(request.inputs)
+        raws = list(request.raw_input_contents)
         places: dict[int, int] = {}
         sources: dict[int, Place] = {}
         for i, tensor in enumerate(given):
-            place = interface.input_place.get(tensor.name)
+            name = tensor.name
+            place = interface.input_place.get(name)
             if place is None:
                 expected = ", ".join(t.name for t in interface.inputs)
-                raise InvalidRequest(f"unexpected input '{printable(tensor.name)}'; expected {expected}")
+                raise InvalidRequest(f"unexpected input '{printable(name)}'; expected {expected}")
             if place in places:
-                raise InvalidRequest(f"input '{printable(tensor.name)}' is given twice")
+                raise InvalidRequest(f"input '{printable(name)}' is given twice")
             places[place] = i
-            if tensor.parameters and (where := source(tensor.parameters, f"input '{tensor.name}'")) is not None:
+            if tensor.parameters and (where := source(tensor.parameters, f"input '{name}'")) is not None:
                 sources[i] = where
         sent = len(given) - len(sources)
         if raws and len(raws) != sent:
@@ -203,11 +162,12 @@ class Decoder:
         buffers: list[Buffer] = []
         shapes: list[tuple[int, ...]] = []
         windows: dict[int, Window] = {}
+        order: list[int] = []
         for place, expected_tensor in enumerate(interface.inputs):
             if place not in places:
                 raise InvalidRequest(f"missing input '{expected_tensor.name}'")
             i = places[place]
-            tensor, where = given[i], sources.get(i)
+            tensor, where = given[i], sources.get(i) if sources else None
             shape = contents.shape_of(tensor, expected_tensor)
             if (raws or where is not None) and tensor.HasField("contents"):
                 elsewhere = "raw_input_contents" if where is None else "shared memory"
@@ -216,13 +176,14 @@ class Decoder:
                 windows[place] = self._window(where, expected_tensor, shape)
                 buffers.append(b"")
             elif raws:
-                buffer = raws[i - sum(j < i for j in sources)]
+                buffer = raws[i - sum([j < i for j in sources])] if sources else raws[i]
                 contents.check(buffer, expected_tensor, shape)
                 buffers.append(buffer)
             else:
                 buffers.append(contents.typed(tensor, expected_tensor, shape))
             shapes.append(shape)
-        return buffers, tuple(shapes), windows
+            order.append(i)
+        return buffers, tuple(shapes), windows, order
 
     def _window(self, place: Place, tensor: Tensor, shape: tuple[int, ...]) -> Window:
         """Where an input is to be read, checked before anything of it is."""
@@ -252,65 +213,27 @@ class Decoder:
             raise InvalidRequest("shared memory is turned off on this server")
         return self._regions
 
-    def _remember(self, header: Header, message: bytes, size: int) -> None:
-        """Only a message that ends with `tag, length, tensor` can be known again by the bytes before its tensor.
 
-        What stands before that tag must be a message by itself: so the tag is one, and not the middle of some other
-        field that reads like it. BYTES are never remembered, since their elements must be looked at.
-        """
-        tag = RAW_IN + varint(size)
-        start = len(message) - size
-        if not size or start > KNOWN_PREFIX or not message[:start].endswith(tag):
-            return
-        if not header.target.interface.inputs[0].datatype.itemsize:
-            return
-        try:
-            protocol.ModelInferRequest.FromString(message[: start - len(tag)])
-        except (DecodeError, RuntimeError):
-            return
-        if self._count >= KNOWN_HEADERS:
-            self._known.clear()
-            self._count = 0
-        known = self._known.setdefault(len(message), [])
-        if len(known) >= KNOWN_PER_LENGTH:
-            self._count -= len(known)
-            known.clear()
-        header.prefix = message[:start]
-        header.start = start
-        known.append(header)
-        self._count += 1
-
-
-def _uses_regions(header: Header) -> bool:
-    """Whether anything of the request is in shared memory: a region may be unregistered, so that is looked up anew."""
-    return bool(header.shared) or (header.wishes is not None and any(w.window for w in header.wishes.outputs))
-
-
-def varint(value: int) -> bytes:
-    """`value` as protobuf writes lengths: seven bits a byte, the lowest first."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+def _id_field(request_id: str) -> bytes:
+    if not request_id:
+        return b""
+    text = request_id.encode()
+    return bytes((ID_TAG,)) + varint(len(text)) + text
 
 
 def _names(request: Any) -> None:
-    for what, value in (
-        ("model name", request.model_name),
-        ("model version", request.model_version),
-        ("id", request.id),
-    ):
-        if len(value) > NAME_LIMIT:
-            raise InvalidRequest(f"the {what} has {len(value)} characters, the limit is {NAME_LIMIT}")
+    names = request.model_name, request.model_version, request.id
+    if max(map(len, names)) > NAME_LIMIT:
+        for what, value in zip(("model name", "model version", "id"), names, strict=True):
+            if len(value) > NAME_LIMIT:
+                raise InvalidRequest(f"the {what} has {len(value)} characters, the limit is {NAME_LIMIT}")
 
 
 def _rows(shapes: tuple[tuple[int, ...], ...], interface: Interface) -> int:
     if not interface.batchable:
         return 1
     counts = [s[0] for s in shapes]
-    if any(c != counts[0] for c in counts):
+    if len(set(counts)) > 1:
         named = ", ".join(f"'{t.name}' {c}" for t, c in zip(interface.inputs, counts, strict=True))
         raise InvalidRequest(f"inputs differ in their number of rows: {named}")
     return counts[0]
@@ -329,18 +252,3 @@ def _outputs(request: Any, interface: Interface) -> tuple[int, ...]:
             raise InvalidRequest(f"output '{printable(output.name)}' is requested twice")
         places.append(place)
     return tuple(places)
-
-
-def reply_parts(header: Header, shapes: tuple[tuple[int, ...], ...], sizes: tuple[int, ...]) -> tuple[bytes, ...]:
-    """What goes before the bytes of each output in a ModelInferResponse.
-
-    `shapes` and `sizes` (bytes) are those of the tensors to send, in the header's order of outputs.
-    """
-    response = protocol.ModelInferResponse(model_name=header.target.name, model_version=header.target.version)
-    response.id = header.id
-    for place, shape in zip(header.outputs, shapes, strict=True):
-        tensor = header.target.interface.outputs[place]
-        response.outputs.add(name=tensor.name, datatype=tensor.datatype.name, shape=shape)
-    parts = [RAW_OUT + varint(size) for size in sizes]
-    parts[0] = response.SerializeToString() + parts[0]
-    return tuple(parts)

@@ -67,7 +67,8 @@ SAID_NOTHING = General(NO_PRIORITY, math.inf, False)
 def general(parameters: Any, priority_levels: int) -> General:
     """The schedule_policy parameters and `binary_data_output`. Raises InvalidRequest naming what was expected."""
     priority, timeout, typed = NO_PRIORITY, math.inf, False
-    for key, parameter in parameters.items():
+    for key in parameters:
+        parameter = parameters[key]
         if key == "priority":
             priority = _integer(key, parameter)
             if not 0 <= priority <= priority_levels:

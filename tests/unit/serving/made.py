@@ -19,9 +19,9 @@ from forwardpass.serving.interface import Interface, Tensor
 from forwardpass.serving.matrix import pack
 from forwardpass.serving.placement import place
 from forwardpass.serving.request import Request, TimedRequest, Timing
+from forwardpass.serving.request_template import RequestTemplate
 from forwardpass.serving.run_time import RunTime
 from forwardpass.serving.session import Session
-from forwardpass.serving.wire import Header
 from forwardpass.serving.worker import Answer
 
 FP32 = protocol.DATATYPES["FP32"]
@@ -123,7 +123,8 @@ def request_for(
     found = target.interface
     rows = len(arrays[0]) if found.batchable else 1
     chosen = found.default_outputs if outputs is None else outputs
-    header = Header(target, rows, tuple(a.shape for a in arrays), chosen, more.pop("id", ""), 0, math.inf)
+    header = RequestTemplate(target, rows, tuple(a.shape for a in arrays), chosen, 0, math.inf)
+    more["id_field"] = protocol.ModelInferResponse(id=more.pop("id", "")).SerializeToString()
     buffers = tuple(raw(a) for a in arrays)
     size = sum(map(len, buffers))
     deadline, arrival = more.pop("deadline", math.inf), more.pop("arrival", 0.0)

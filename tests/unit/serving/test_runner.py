@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tests.unit.serving.made import Target, interface, raw, read, request_for, s
 from forwardpass.errors import DeadlineExceeded, InvalidRequest, RunFailed
 from forwardpass.serving import protocol
 from forwardpass.serving.interface import Interface
+from forwardpass.serving.invariance import example
 from forwardpass.serving.request import Request
 from forwardpass.serving.runner import Runner
 from forwardpass.serving.session import Session, new_run_options
@@ -64,6 +65,23 @@ def test_everybody_gets_the_bytes_of_their_own_rows(tmp_path: Path, counts: tupl
         (y,) = ran.session.run([x], (0,))
         assert answer == expected(ran.session.interface, (0,), [y], f"r{i}")
     assert ran.matrices == [sum(counts)]
+
+
+@pytest.mark.parametrize("model", [models.chain, models.two_by_two])
+def test_requests_of_one_template_have_their_own_ids(tmp_path: Path, model: Callable[[], onnx.ModelProto]) -> None:
+    ran = Ran(model(), tmp_path)
+    arrays = example_inputs(ran)
+    requests = [ran.request(*arrays, id=request_id) for request_id in ("a", "", "b" * 300, "\u00e9", "")]
+    for request in requests:
+        request.header = requests[0].header
+    places = requests[0].header.outputs
+    outputs = ran.session.run(arrays, places)
+    for answer, request_id in zip(ran.answers(*requests), ("a", "", "b" * 300, "\u00e9", ""), strict=True):
+        assert answer == expected(ran.session.interface, places, outputs, request_id)
+
+
+def example_inputs(ran: Ran) -> list[NDArray[Any]]:
+    return [example(tensor, 1, np.random.default_rng(0)) for tensor in ran.session.interface.inputs]
 
 
 def test_requests_may_ask_for_different_outputs(tmp_path: Path) -> None:

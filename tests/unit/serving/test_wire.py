@@ -17,7 +17,10 @@ from tests.unit.serving.made import Target, interface, message, raw, tensor
 from forwardpass.errors import InvalidRequest, RequestError, TooLarge, UnknownModel
 from forwardpass.serving import protocol
 from forwardpass.serving.interface import Interface
-from forwardpass.serving.wire import Decoder, Header, reply_parts, varint
+from forwardpass.serving.message_fields import varint
+from forwardpass.serving.replies import plain
+from forwardpass.serving.request_template import RequestTemplate
+from forwardpass.serving.wire import Decoder
 
 TYPED = [d for d in protocol.DATATYPES.values() if d.contents is not None]
 
@@ -36,9 +39,9 @@ class Only:
         return self.target
 
 
-def decode(request: Any, found: Interface | None = None, **more: Any) -> tuple[Header, list[bytes]]:
+def decode(request: Any, found: Interface | None = None, **more: Any) -> tuple[RequestTemplate, list[bytes]]:
     data = request if isinstance(request, bytes) else request.SerializeToString()
-    header, buffers = Decoder(Only(found or interface(), **more), 1 << 20).decode(data)
+    header, buffers, _ = Decoder(Only(found or interface(), **more), 1 << 20).decode(data)
     return header, [bytes(b) for b in buffers]
 
 
@@ -300,21 +303,20 @@ def test_replies_are_byte_for_byte_what_protobuf_writes(data: st.DataObject) -> 
     ]
     places = tuple(data.draw(st.permutations(range(len(outputs)))))[: data.draw(st.integers(1, len(outputs)))]
     target = Target(interface(outputs=outputs), data.draw(st.text(min_size=1)), data.draw(st.sampled_from(("1", "20"))))
-    header = Header(target, 1, ((1, 2),), places, data.draw(st.text(max_size=5)), 0, math.inf)
+    template = RequestTemplate(target, 1, ((1, 2),), places, 0, math.inf)
     shapes = tuple(
         data.draw(
             st.lists(st.tuples(st.integers(0, 300), st.integers(0, 40)), min_size=len(places), max_size=len(places))
         )
     )
-    blobs = [b"\xab" * (4 * math.prod(shape)) for shape in shapes]
-
-    expected = protocol.ModelInferResponse(model_name=target.name, model_version=target.version, id=header.id)
-    for place, shape, blob in zip(places, shapes, blobs, strict=True):
-        expected.outputs.add(name=outputs[place].name, datatype="FP32", shape=shape)
-        expected.raw_output_contents.append(blob)
-
-    parts = reply_parts(header, shapes, tuple(map(len, blobs)))
-    assert b"".join(p + b for p, b in zip(parts, blobs, strict=True)) == expected.SerializeToString()
+    arrays = [np.full(shape, 7, np.float32) for shape in shapes]
+    for request_id in data.draw(st.lists(st.text(max_size=5) | st.text("i", min_size=126, max_size=130), max_size=4)):
+        expected = protocol.ModelInferResponse(model_name=target.name, model_version=target.version, id=request_id)
+        for place, array in zip(places, arrays, strict=True):
+            expected.outputs.add(name=outputs[place].name, datatype="FP32", shape=array.shape)
+            expected.raw_output_contents.append(array.tobytes())
+        id_field = protocol.ModelInferResponse(id=request_id).SerializeToString()
+        assert plain(template, id_field, arrays) == expected.SerializeToString()
 
 
 @given(st.integers(0, 1 << 63))

@@ -14,7 +14,8 @@ from forwardpass.errors import InvalidRequest, RequestError, TooLarge, UnknownRe
 from forwardpass.serving import protocol
 from forwardpass.serving.interface import Interface, Tensor
 from forwardpass.serving.replies import classify, wished
-from forwardpass.serving.wire import Decoder, Header
+from forwardpass.serving.request_template import RequestTemplate
+from forwardpass.serving.wire import Decoder
 from forwardpass.serving.wishes import OutputWish, Place, Wishes, general
 
 
@@ -69,8 +70,8 @@ def parameters(**values: Any) -> dict[str, Any]:
     return {key: protocol.InferParameter(**{kinds[type(value)]: value}) for key, value in values.items()}
 
 
-def ask(request: Any, memory: Memory | None = None) -> tuple[Header, list[bytes]]:
-    header, buffers = Decoder(Models(TWO), 1 << 20, memory).decode(request.SerializeToString())
+def ask(request: Any, memory: Memory | None = None) -> tuple[RequestTemplate, list[bytes]]:
+    header, buffers, _ = Decoder(Models(TWO), 1 << 20, memory).decode(request.SerializeToString())
     return header, [bytes(b) for b in buffers]
 
 
@@ -232,7 +233,7 @@ Z = np.array([b"one", b"two"], object)
 def answer(request: Any, arrays: list[NDArray[Any]], memory: Memory | None = None) -> Any:
     header, _ = ask(request, memory)
     assert header.wishes is not None
-    return protocol.ModelInferResponse.FromString(wished(header, header.wishes, arrays))
+    return protocol.ModelInferResponse.FromString(wished(header, b"", header.wishes, arrays))
 
 
 def test_a_plain_request_wishes_nothing() -> None:

@@ -1,0 +1,107 @@
+"""A serialised message's fields by their places, without reading them: varints, tags, and where tensors lie. Pure.
+
+For messages that protobuf has parsed already. What serialisers hardly write, such as a group, is not followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5  # wire types
+NAME, VERSION, ID, INPUTS, RAW_INPUTS = 1, 2, 3, 5, 7  # fields of ModelInferRequest
+CONTENTS = 5  # field of InferInputTensor
+RAW_IN = b"\x3a"  # tag of ModelInferRequest.raw_input_contents (field 7, length-delimited)
+RAW_OUT = b"\x32"  # tag of ModelInferResponse.raw_output_contents (field 6, length-delimited)
+NAME_TAG, VERSION_TAG, ID_TAG = (number << 3 | LENGTH for number in (NAME, VERSION, ID))
+
+Span = tuple[int, int]  # of a field's content: start and end in the message
+
+
+class Malformed(Exception):
+    """Bytes that this does not follow. They may be a sound message all the same."""
+
+
+class Field(NamedTuple):
+    number: int
+    wire_type: int
+    start: int  # of its content
+    end: int
+
+
+def varint(value: int) -> bytes:
+    """`value` as protobuf writes lengths: seven bits a byte, the lowest first."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def fields(data: bytes, start: int, end: int) -> Iterator[Field]:
+    """The fields of the message at data[start:end], in their order. Raises Malformed."""
+    at = start
+    while at < end:
+        tag, at = _read_varint(data, at, end)
+        wire_type = tag & 7
+        if wire_type == LENGTH:
+            size, at = _read_varint(data, at, end)
+        elif wire_type == VARINT:
+            size = _read_varint(data, at, end)[1] - at
+        elif wire_type == FIXED32:
+            size = 4
+        elif wire_type == FIXED64:
+            size = 8
+        else:
+            raise Malformed
+        stop = at + size
+        if stop > end:
+            raise Malformed
+        yield Field(tag >> 3, wire_type, at, stop)
+        at = stop
+
+
+def _read_varint(data: bytes, at: int, end: int) -> tuple[int, int]:
+    """The varint at `at`, and where what follows it begins."""
+    value = shift = 0
+    while at < end and shift < 70:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise Malformed
+
+
+def tensor_spans(message: bytes, start: int) -> list[Span] | None:
+    """Where the tensors of a ModelInferRequest lie whose fields from `start` on are looked at, in the message's order.
+
+    None where the bytes around the tensors don't give all else that the message says: an id is among them, or a
+    tensor's elements are in several fields.
+    """
+    raws: list[Span] = []
+    inputs: list[Field] = []
+    try:
+        for field in fields(message, start, len(message)):
+            if field.number == ID:
+                return None
+            if field.number in (INPUTS, RAW_INPUTS):
+                if field.wire_type != LENGTH:
+                    return None
+                if field.number == INPUTS:
+                    inputs.append(field)
+                else:
+                    raws.append((field.start, field.end))
+        return raws or [_only(message, _only(message, (f.start, f.end), CONTENTS)) for f in inputs]
+    except Malformed:
+        return None
+
+
+def _only(message: bytes, span: Span, number: int | None = None) -> Span:
+    """The content of the one field with that number, or of the one there is. Raises Malformed where there is none."""
+    found = [f for f in fields(message, *span) if number is None or f.number == number]
+    if len(found) != 1 or found[0].wire_type != LENGTH:
+        raise Malformed
+    return found[0].start, found[0].end
