@@ -35,7 +35,7 @@ def shape_of(given: Any, expected: Tensor) -> tuple[int, ...]:
         raise InvalidRequest(
             f"input '{name}': expected datatype {expected.datatype.name}, got '{printable(given.datatype)}'"
         )
-    shape = tuple(given.shape)
+    shape = tuple(given.shape[:])
     if len(shape) != len(expected.shape):
         raise InvalidRequest(
             f"input '{name}': expected {len(expected.shape)} dimensions {_show(expected.shape)}, got {_show(shape)}"

@@ -170,14 +170,6 @@ class TemplateMemory:
         `order`: which of the message's inputs each of the model's is. `buffers`: their elements, in the model's order.
         `raw`: the message has raw contents. BYTES are never kept, since their elements must be looked at.
         """
-        tensors = template.target.interface.inputs
-        checks: tuple[bytes | None, ...] = ()
-        if not tensors or not all(t.datatype.itemsize for t in tensors):
-            return
-        if not raw:
-            if not all(t.datatype.name in AS_RAW for t in tensors):
-                return
-            checks = tuple([AS_RAW[t.datatype.name] for t in tensors])
         names_end, start = self._missed
         names = message[:names_end]
         new = self._new.get(names, 0)
@@ -186,6 +178,10 @@ class TemplateMemory:
         self._new[names] = new + 1
         if new > KNOWN_AT_ONCE and new % RARELY:
             return
+        datatypes = [t.datatype for t in template.target.interface.inputs]
+        if not datatypes or not all(d.itemsize and (raw or d.name in AS_RAW) for d in datatypes):
+            return
+        checks = () if raw else [AS_RAW[d.name] for d in datatypes]
         if len(message) - sum(map(len, buffers)) > KNOWN_LONGEST + start - names_end:
             return
         spans = tensor_spans(message, start)

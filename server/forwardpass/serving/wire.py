@@ -141,8 +141,8 @@ class Decoder:
     ) -> tuple[list[Buffer], tuple[tuple[int, ...], ...], dict[int, Window], list[int]]:
         """Raw bytes and shape of every input, in the model's order; by place those still to be read; and which of the
         request's inputs each is."""
-        given = list(request.inputs)
-        raws = list(request.raw_input_contents)
+        given = request.inputs[:]  # slices of protobuf's containers are lists, made in one call
+        raws = request.raw_input_contents[:]
         places: dict[int, int] = {}
         sources: dict[int, Place] = {}
         for i, tensor in enumerate(given):
