@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+
+from forwardpass.contract import CONTRACT_FILE, MODEL_FILE, Contract, Samples, TensorSpec, Tolerance, file_digest
 
 OPSET = 17
 IR_VERSION = 9  # what every ONNX Runtime that we support can read
@@ -220,3 +223,91 @@ def two_by_two() -> onnx.ModelProto:
         [("a", FLOAT, ["batch", 3]), ("n", INT64, ["batch", 1])],
         [("sum", FLOAT, ["batch", 3]), ("most", FLOAT, ["batch"]), ("n_out", INT64, ["batch", 1])],
     )
+
+
+def trimmed() -> onnx.ModelProto:
+    """y = the mean of a row's first places, as many as the largest length of the batch: neighbours matter.
+
+    x FP32 [B, 12, 2], lengths INT64 [B] -> y FP32 [B, 2]. Lengths from 12 on are all alike.
+    """
+    nodes = [
+        helper.make_node("ReduceMax", ["lengths"], ["longest"], keepdims=1),
+        helper.make_node("Less", ["places", "longest"], ["inside"]),
+        helper.make_node("Cast", ["inside"], ["mask"], to=FLOAT),
+        helper.make_node("Reshape", ["mask", "by_place"], ["weights"]),
+        helper.make_node("Mul", ["x", "weights"], ["kept"]),
+        helper.make_node("ReduceSum", ["kept", "second"], ["sum"], keepdims=0),
+        helper.make_node("ReduceSum", ["mask"], ["count"], keepdims=1),
+        helper.make_node("Max", ["count", "one"], ["at_least_one"]),
+        helper.make_node("Div", ["sum", "at_least_one"], ["y"]),
+    ]
+    constants = {
+        "places": np.arange(12),
+        "by_place": np.array([1, 12, 1]),
+        "second": np.array([1]),
+        "one": np.ones(1, np.float32),
+    }
+    given: list[Spec] = [("x", FLOAT, ["batch", 12, 2]), ("lengths", INT64, ["batch"])]
+    return network(nodes, given, [("y", FLOAT, ["batch", 2])], constants)
+
+
+def capacity(least: int = 8) -> onnx.ModelProto:
+    """Two experts by the sign of the first element, each for the first max(`least`, 0.625 B) rows that ask for it.
+
+    x FP32 [B, 2] -> y = 3 x at an expert that has room, else x. FP32 [B, 2].
+    """
+    nodes = [
+        helper.make_node("Gather", ["x", "first"], ["gate"], axis=1),
+        helper.make_node("Greater", ["gate", "zero"], ["right"]),
+        helper.make_node("Not", ["right"], ["left"]),
+        helper.make_node("Concat", ["left", "right"], ["chosen"], axis=1),
+        helper.make_node("Cast", ["chosen"], ["expert"], to=FLOAT),
+        helper.make_node("CumSum", ["expert", "first_axis"], ["so_far"]),
+        helper.make_node("Mul", ["so_far", "expert"], ["by_expert"]),
+        helper.make_node("ReduceSum", ["by_expert", "second"], ["place"], keepdims=1),
+        helper.make_node("Shape", ["x"], ["rows"], end=1),
+        helper.make_node("Cast", ["rows"], ["rows_float"], to=FLOAT),
+        helper.make_node("Mul", ["rows_float", "share"], ["fair"]),
+        helper.make_node("Max", ["fair", "least"], ["room"]),
+        helper.make_node("LessOrEqual", ["place", "room"], ["has_room"]),
+        helper.make_node("Mul", ["x", "three"], ["expert_says"]),
+        helper.make_node("Where", ["has_room", "expert_says", "x"], ["y"]),
+    ]
+    constants = {
+        "first": np.array([0]),
+        "zero": np.zeros(1, np.float32),
+        "first_axis": np.array(0),
+        "second": np.array([1]),
+        "share": np.array([0.625], np.float32),
+        "least": np.array([least], np.float32),
+        "three": np.array([3], np.float32),
+    }
+    return network(nodes, [("x", FLOAT, ["batch", 2])], [("y", FLOAT, ["batch", 2])], constants)
+
+
+def add_contract(folder: Path, given: dict[str, Any], rows_independent: bool | None, **more: Any) -> None:
+    """A contract beside a saved network, with samples of `given`: arrays [rows, ...] by input."""
+    session = onnxruntime.InferenceSession(str(folder / MODEL_FILE), providers=["CPUExecutionProvider"])
+    specs = {"inputs": _specs(session.get_inputs()), "outputs": _specs(session.get_outputs())}
+    answers = dict(zip([t.name for t in specs["outputs"]], session.run(None, given), strict=True))
+    expected = {name: np.asarray(a, np.float64) if a.dtype.kind == "f" else a for name, a in answers.items()}
+    rows = len(next(iter(given.values())))
+    fields: dict[str, Any] = {
+        "files": {MODEL_FILE: file_digest(folder / MODEL_FILE)},
+        "samples": Samples.from_arrays(rows, given, expected),
+        "tolerance": Tolerance(rtol=1e-5, atol=1e-6),
+        "batch_invariant": rows_independent,
+        "rows_independent": rows_independent,
+        **specs,
+        **more,
+    }
+    Contract(
+        model=folder.parent.name, version=1, batchable=True, opset=OPSET, torch="", onnxruntime=onnxruntime.__version__,
+        provider="CPUExecutionProvider", largest_difference=0.0, **fields,
+    ).save(folder / CONTRACT_FILE)  # fmt: skip
+
+
+def _specs(values: Any) -> list[TensorSpec]:
+    names = {"tensor(float)": "FP32", "tensor(int64)": "INT64"}
+    sizes = [[d if isinstance(d, int) else -1 for d in v.shape] for v in values]
+    return [TensorSpec(name=v.name, datatype=names[v.type], shape=s) for v, s in zip(values, sizes, strict=True)]

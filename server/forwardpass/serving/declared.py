@@ -93,6 +93,18 @@ def _agree(found: Interface, contract: Contract) -> None:
         names, wanted = sorted(t.name for t in have), sorted(t.name for t in want)
         if names != wanted:
             raise ContractError(f"the contract's {what} are {', '.join(wanted)}, the network's are {', '.join(names)}")
+        by_name = {t.name: t for t in have}
+        for spec in want:
+            tensor = by_name[spec.name]
+            # An axis of any size may have been given one in the contract, never another than the network's.
+            fits = len(spec.shape) == len(tensor.shape) and all(
+                theirs in (-1, ours) for ours, theirs in zip(spec.shape, tensor.shape, strict=True)
+            )
+            if spec.datatype != tensor.datatype.name or not fits:
+                raise ContractError(
+                    f"the contract's '{spec.name}' is {spec.datatype} {spec.shape}, the network's is "
+                    f"{tensor.datatype.name} {list(tensor.shape)}"
+                )
 
 
 def _labels(path: Path, where: str) -> tuple[str, ...]:

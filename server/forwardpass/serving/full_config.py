@@ -42,6 +42,8 @@ def describe(loaded: Loaded) -> Any:
         message.optimization.graph.level = _LEVELS[config.graph_optimizations]
     for key, text in config.parameters.items():
         message.parameters[key].string_value = text
+    if loaded.reservation:
+        message.parameters["batch_invariance"].string_value = loaded.reservation
     _warm_up(message, config)
     return message
 

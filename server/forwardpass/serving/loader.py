@@ -51,6 +51,7 @@ class Loaded:
     contract: Contract | None
     config: ModelConfig
     seconds: float  # that loading took
+    reservation: str = ""  # what clients should know of how it is served, though it is READY
 
     @property
     def batches(self) -> bool:
@@ -101,7 +102,7 @@ def load(
         wanted, sized = batch_size.choose(interface, session, told, samples)
         # Then a row may differ from batch to batch by more than the type of the outputs says.
         half = placement.allow_tf32 or (contract is not None and contract.precision == "fp16")
-        invariance, why = _invariance(interface, session, config, samples, wanted, half)
+        invariance, why = _invariance(interface, session, config, contract, samples, wanted, half)
         batches = invariance.batches and wanted > 0
         if invariance is Invariance.NONE:
             interface = dataclasses.replace(interface, batchable=False)  # axis 0 is like any other from here on
@@ -133,10 +134,11 @@ def load(
     for on_device in serving if isinstance(serving, Sequence) else ():
         on_device.ran = counted.gpu.ran
     worker = Worker(name, version, serving, interface, options, run_time, counted, admission, lost=lost)
-    if invariance is Invariance.DEPENDENT:
-        logger.warning("model %s version %s is served one request at a time: %s", name, version, why)
+    reservation = _reservation(invariance, why, contract)
+    if reservation:
+        logger.warning("model %s version %s: %s", name, version, reservation)
     known = "; ".join(filter(None, (why, replayed, sized)))
-    return Loaded(worker, placement, invariance, known, contract, config, time.monotonic() - began)
+    return Loaded(worker, placement, invariance, known, contract, config, time.monotonic() - began, reservation)
 
 
 def _limits(config: ModelConfig, rows: int) -> Limits:
@@ -226,19 +228,45 @@ def _invariance(
     interface: Interface,
     session: Network,
     config: ModelConfig,
+    contract: Contract | None,
     samples: Sequence[NDArray[Any]] | None,
     wanted: int,
     half: bool,
 ) -> tuple[Invariance, str]:
+    """The verdict and why. The operator's word comes first, then the contract's, then what the probe finds.
+
+    A contract that found rows to depend on each other binds, since it has seen what a probe need not meet. One that
+    found them independent is no proof on another provider: it is probed like a network without a contract.
+    """
     if not interface.batchable:
         return Invariance.NONE, "axis 0 is not a batch of any size"
+    mixes = _rows_mix(contract)
     if config.batch_invariance is not None:
-        verdict = Invariance.ASSERTED if config.batch_invariance else Invariance.DEPENDENT
-        return verdict, f"batch_invariance = {str(config.batch_invariance).lower()} in the model's options, not probed"
+        said = f"batch_invariance = {str(config.batch_invariance).lower()} in the model's options, not probed"
+        against = ", against rows_independent = false in its contract" if mixes and config.batch_invariance else ""
+        return Invariance.ASSERTED if config.batch_invariance else Invariance.DEPENDENT, said + against
     if wanted == 0:
         return Invariance.NONE, "max_batch_size = 0 in the model's options"
+    if mixes:
+        return Invariance.DEPENDENT, (
+            "rows_independent = false in its contract: a row's answer depends on the other rows of a batch; "
+            "batch_invariance = true in the model's options would overrule that"
+        )
     places = tuple(range(len(interface.outputs)))
-    return probe(interface, lambda arrays: session.run(arrays, places), max(wanted, 8), samples, half)
+    return probe(interface, lambda arrays: session.run(arrays, places), wanted, samples, half)
+
+
+def _rows_mix(contract: Contract | None) -> bool:
+    """Whether the exporter found that a row's answer depends on the other rows; not measured is no verdict."""
+    return contract is not None and contract.rows_independent is False
+
+
+def _reservation(invariance: Invariance, why: str, contract: Contract | None) -> str:
+    if invariance is Invariance.DEPENDENT:
+        return f"served one request at a time: {why}"
+    if invariance is Invariance.ASSERTED and _rows_mix(contract):
+        return f"answers may depend on the requests that share a run: {why}"
+    return ""
 
 
 def _samples(interface: Interface, contract: Contract | None) -> Sequence[NDArray[Any]] | None:

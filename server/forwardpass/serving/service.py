@@ -114,15 +114,17 @@ class Service:
         return response
 
     async def repository_index(self, request: Any) -> Any:
-        """Every version and its state, and every folder that is skipped; with `ready` only what serves."""
+        """Every version, its state, and why it is not as expected; and every folder that is skipped.
+
+        With `ready` only what serves.
+        """
         _no_repository(request)
         await self._control.refresh()
         response = protocol.RepositoryIndexResponse()
         for entry in self._repository.entries():
             if entry.state is State.READY or not request.ready:
-                response.models.add(
-                    name=entry.name, version=entry.version, state=entry.state.value, reason=entry.reason
-                )
+                reason = entry.reason or (entry.loaded.reservation if entry.loaded is not None else "")
+                response.models.add(name=entry.name, version=entry.version, state=entry.state.value, reason=reason)
         for name, version, why in [] if request.ready else self._repository.skipped():
             response.models.add(name=name, version=version, state=State.UNAVAILABLE.value, reason=f"skipped: {why}")
         return response

@@ -118,3 +118,22 @@ def test_a_contract_names_hidden_outputs_and_must_name_what_is_there(tmp_path: P
         declare(found, ModelConfig(), contract({"x": [-1, 4]}, {"y": [-1, 3]}), tmp_path)
     with pytest.raises(ContractError, match="the contract's inputs are z, the network's are x"):
         declare(found, ModelConfig(), contract({"z": [-1, 4]}, {"y": [-1, 3]}, hidden=hidden), tmp_path)
+
+
+@pytest.mark.parametrize("there", [[-1, 5], [-1, 4, 1], [3, 4]])
+def test_a_contract_has_the_networks_shapes(tmp_path: Path, there: list[int]) -> None:
+    found = Interface((tensor("x", "FP32", *there),), (tensor("y", "FP32", -1, 3),), True)
+    with pytest.raises(ContractError, match=r"the contract's 'x' is FP32 \[-1, 4\], the network's is FP32 \["):
+        declare(found, ModelConfig(), contract({"x": [-1, 4]}, {"y": [-1, 3]}), tmp_path)
+
+
+def test_a_contract_has_the_networks_datatypes(tmp_path: Path) -> None:
+    found = Interface((tensor("x", "FP32", -1, 4),), (tensor("y", "FP32", -1, 3), tensor("a1", "FP64", -1, 8)), True)
+    hidden = [TensorSpec(name="a1", datatype="FP32", shape=[-1, 8])]
+    with pytest.raises(ContractError, match=r"the contract's 'a1' is FP32 .*, the network's is FP64"):
+        declare(found, ModelConfig(), contract({"x": [-1, 4]}, {"y": [-1, 3]}, hidden=hidden), tmp_path)
+
+
+def test_a_contract_may_narrow_an_axis_of_any_size(tmp_path: Path) -> None:
+    found = Interface((tensor("x", "FP32", -1, -1),), (tensor("y", "FP32", -1, -1),), True)
+    assert declare(found, ModelConfig(), contract({"x": [-1, 4]}, {"y": [-1, 3]}), tmp_path).batchable

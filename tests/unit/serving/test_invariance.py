@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from tests.service import models
 from tests.unit.serving.made import interface, session, tensor
 
-from forwardpass.serving.invariance import Invariance, probe
+from forwardpass.serving.invariance import ROWS, Invariance, probe
 
 FLOAT = TensorProto.FLOAT
 
@@ -54,6 +54,54 @@ def test_neighbours_that_change_an_answer_are_caught(tmp_path: Path, model: onnx
     found, why = verdict(model, tmp_path)
     assert found is Invariance.DEPENDENT and not found.batches
     assert "output 'y' differs by" in why and "in a batch of 8" in why
+
+
+@pytest.mark.parametrize("largest", [16, 64, 512])
+def test_what_hurts_later_rows_alone_is_caught(tmp_path: Path, largest: int) -> None:
+    # The first rows of any batch always find room at their expert.
+    found, why = verdict(models.capacity(least=ROWS), tmp_path, largest)
+    assert found is Invariance.DEPENDENT and "output 'y' differs by" in why
+
+
+def test_places_are_shuffled_and_the_largest_batch_is_the_one_that_will_be_served() -> None:
+    rows, places = np.arange(ROWS * 2, dtype=np.float32).reshape(ROWS, 2) + 1e6, set()
+    sizes: list[int] = []
+
+    def run(arrays: Any) -> Any:
+        sizes.append(len(arrays[0]))
+        if len(arrays[0]) == 40:
+            places.update(np.flatnonzero((arrays[0] >= 1e6).all(axis=1) & (arrays[0] != rows[0]).any(axis=1)).tolist())
+        return [arrays[0]]
+
+    assert probe(interface(), run, 40, [rows])[0] is Invariance.EXACT
+    assert max(sizes) == 40 and max(places) >= ROWS and len(places) >= ROWS - 1
+
+
+def test_real_rows_that_are_all_alike_do_not_hide_what_others_would_show(tmp_path: Path) -> None:
+    alike = [np.ones((4, 12, 2), np.float32) * np.arange(4)[:, None, None].astype(np.float32), np.full(4, 12)]
+    assert verdict(models.trimmed(), tmp_path, 64, alike)[0] is Invariance.DEPENDENT
+
+
+def test_made_up_rows_that_the_network_refuses_count_only_where_there_are_no_real_ones(tmp_path: Path) -> None:
+    assert verdict(models.table(1), tmp_path)[0] is Invariance.DEPENDENT
+    found, why = verdict(models.table(1), tmp_path, 64, [np.zeros((2, 1), np.int64)])
+    assert found is Invariance.EXACT and why.startswith(f"{ROWS} rows alone")
+
+
+def test_made_up_rows_are_as_wide_as_real_ones(tmp_path: Path) -> None:
+    sample = [np.arange(14, dtype=np.float32).reshape(2, 7)]
+    assert verdict(models.relu_any_width(), tmp_path, 64, sample)[0] is Invariance.EXACT
+
+
+def test_a_batch_smaller_than_the_rows_that_are_compared_is_tried_too() -> None:
+    sizes: set[int] = set()
+
+    def run(arrays: Any) -> Any:
+        sizes.add(len(arrays[0]))
+        return [arrays[0] * (2.0 if len(arrays[0]) == 3 else 1.0)]
+
+    assert probe(interface(), run, 3, None)[0] is Invariance.DEPENDENT
+    assert sizes == {1, 3}
 
 
 def test_a_network_in_half_precision_may_round_as_such_whatever_its_outputs_are(tmp_path: Path) -> None:

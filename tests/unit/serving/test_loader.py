@@ -108,6 +108,36 @@ def test_an_assertion_is_not_probed_and_is_printed_as_one(tmp_path: Path, told: 
     assert f"batch_invariance = {str(told).lower()} in the model's options, not probed" in found.why
 
 
+@pytest.mark.parametrize(
+    ("contract", "told", "verdict", "reservation"),
+    [
+        (False, None, Invariance.DEPENDENT, "served one request at a time: rows_independent = false in its contract"),
+        (False, False, Invariance.DEPENDENT, "served one request at a time: batch_invariance = false"),
+        (False, True, Invariance.ASSERTED, "answers may depend on the requests that share a run: batch_invariance = "
+         "true in the model's options, not probed, against rows_independent = false in its contract"),
+        (None, None, Invariance.EXACT, ""),  # not measured: the probe decides
+        (True, None, Invariance.EXACT, ""),
+        (True, False, Invariance.DEPENDENT, "served one request at a time: batch_invariance = false"),
+    ],
+)  # fmt: skip
+def test_the_contracts_verdict_binds_unless_the_operator_overrules_it(
+    tmp_path: Path,
+    contract: bool | None,
+    told: bool | None,
+    verdict: Invariance,
+    reservation: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = models.save(tmp_path, "m", models.chain())
+    models.add_contract(folder, {"x": np.ones((2, 4), np.float32)}, contract)
+    options, settings = ModelConfig(batch_invariance=told), Settings(repository=tmp_path, max_batch_size=32)
+    found = load("m", "1", folder, options, settings, Cores(1, "for a test"), Admission(100, 1 << 20))
+    assert found.invariance is verdict
+    assert found.worker.options.limits.max_batch_rows == (32 if verdict.batches else 1)
+    assert found.reservation.startswith(reservation) and bool(found.reservation) == bool(reservation)
+    assert found.reservation in caplog.text
+
+
 def test_a_large_network_gets_an_instance_for_each_core(tmp_path: Path) -> None:
     assert loaded(tmp_path / "small", models.chain(), cores=3).worker.options.instances == 1
     wide = models.chain((64, 3000, 3000, 10))
