@@ -25,7 +25,7 @@ from forwardpass.insight.graph import open_graph
 from forwardpass.insight.source import Source
 from forwardpass.insight.tables import si, table
 from forwardpass.serving.cuda_session import CudaSession, open_network
-from forwardpass.serving.knee import ENOUGH, MOST_ROWS, RUN_COST, knee
+from forwardpass.serving.knee import RUN_COST, SIZES, SURPLUS, knee
 from forwardpass.serving.placement import look_at_this_machine, place
 from forwardpass.serving.session import Network
 
@@ -128,8 +128,9 @@ def sweep(found: Source, provider: str, threads: int, sizes: Sequence[int], seco
                 None if moved is None else limits.memory_seconds(weights.weight_bytes + moved),
             )
         )
-    # By default a server takes no larger batch than this.
-    tried = [(point.rows, point.product) for point in points if point.rows <= MOST_ROWS] or [(points[0].rows, 1.0)]
+    # A server chooses among these.
+    tried = [(point.rows, point.product) for point in points if point.rows in SIZES]
+    tried = tried or [(point.rows, point.product) for point in points]
     return Sweep(placement.label, threads, limits, tuple(points), knee(tried))
 
 
@@ -156,8 +157,9 @@ def said(one: Sweep) -> str:
     first, chosen = one.points[0], at[one.knee]
     best = max(one.points, key=lambda point: point.rows / point.product)
     text = (
-        f"knee: {one.knee} rows, the smallest batch with {ENOUGH:.0%} of the best throughput up to {MOST_ROWS:,} rows, "
-        f"counting the {si(RUN_COST, 's')} that a server spends on a run beside the network\nat the knee: "
+        f"knee: {one.knee} rows, the least power of four up to {SIZES[-1]:,} whose rows cost at most {SURPLUS:.0%} "
+        f"(in long runs: somewhat) more than in an endless batch, with the {si(RUN_COST, 's')} that a run costs the "
+        "server beside the network\nat the knee: "
         f"{si(one.knee / chosen.product)} rows/s in {si(chosen.product, 's')} a batch; {first.rows} row(s): "
         f"{si(first.rows / first.product)} rows/s in {si(first.product, 's')}; best: {best.rows} rows, "
         f"{si(best.rows / best.product)} rows/s"

@@ -99,10 +99,15 @@ def load(
         replayed = _replay(session, contract) if contract is not None else ""
         samples = _samples(interface, contract)
         told = config.max_batch_size if config.max_batch_size is not None else settings.max_batch_size or None
-        wanted, sized = batch_size.choose(interface, session, told, samples)
+        clock = batch_size.clock_of(placement)
+        settled = _settled(interface, config, contract)
+        if settled is not None and not settled[0].batches:
+            wanted, sized = told if told is not None else 1, ""
+        else:
+            wanted, sized = batch_size.choose(interface, session, told, samples, clock)
         # Then a row may differ from batch to batch by more than the type of the outputs says.
         half = placement.allow_tf32 or (contract is not None and contract.precision == "fp16")
-        invariance, why = _invariance(interface, session, config, contract, samples, wanted, half)
+        invariance, why = settled or _probed(interface, session, samples, wanted, half)
         batches = invariance.batches and wanted > 0
         if invariance is Invariance.NONE:
             interface = dataclasses.replace(interface, batchable=False)  # axis 0 is like any other from here on
@@ -114,9 +119,9 @@ def load(
             how = sessions.prepare(each, interface, run_rows, batches, samples, half, interruption.check)
             if contract is not None:
                 replayed = _replay(session, contract)  # once more, in the way in which it will be run
-        warm_up.every_size(interface, session, run_rows, run_time, samples)
+        full = warm_up.every_size(interface, session, run_rows, run_time, samples, clock)
         warm_up.as_told(interface, session, config, home)
-    instances, reason = count(config, settings, cores, placement, run_time.predict(run_rows))
+    instances, reason = count(config, settings, cores, placement, full)
     placement = dataclasses.replace(placement, why="; ".join(filter(None, (placement.why, reason, how))))
     options = Options(
         limits=_limits(config, wanted if batches and config.batching else 1),
@@ -137,7 +142,7 @@ def load(
     reservation = _reservation(invariance, why, contract)
     if reservation:
         logger.warning("model %s version %s: %s", name, version, reservation)
-    known = "; ".join(filter(None, (why, replayed, sized)))
+    known = "; ".join(filter(None, (why, replayed, sized if batches else "")))
     return Loaded(worker, placement, invariance, known, contract, config, time.monotonic() - began, reservation)
 
 
@@ -224,16 +229,8 @@ def _run_named(session: Network, contract: Contract) -> dict[str, NDArray[Any]]:
     return {t.name: a for t, a in zip(session.interface.outputs, found, strict=True)}
 
 
-def _invariance(
-    interface: Interface,
-    session: Network,
-    config: ModelConfig,
-    contract: Contract | None,
-    samples: Sequence[NDArray[Any]] | None,
-    wanted: int,
-    half: bool,
-) -> tuple[Invariance, str]:
-    """The verdict and why. The operator's word comes first, then the contract's, then what the probe finds.
+def _settled(interface: Interface, config: ModelConfig, contract: Contract | None) -> tuple[Invariance, str] | None:
+    """The verdict and why, where it needs no probe: the operator's word comes first, then the contract's.
 
     A contract that found rows to depend on each other binds, since it has seen what a probe need not meet. One that
     found them independent is no proof on another provider: it is probed like a network without a contract.
@@ -245,13 +242,19 @@ def _invariance(
         said = f"batch_invariance = {str(config.batch_invariance).lower()} in the model's options, not probed"
         against = ", against rows_independent = false in its contract" if mixes and config.batch_invariance else ""
         return Invariance.ASSERTED if config.batch_invariance else Invariance.DEPENDENT, said + against
-    if wanted == 0:
-        return Invariance.NONE, "max_batch_size = 0 in the model's options"
-    if mixes:
+    if config.max_batch_size != 0 and mixes:
         return Invariance.DEPENDENT, (
             "rows_independent = false in its contract: a row's answer depends on the other rows of a batch; "
             "batch_invariance = true in the model's options would overrule that"
         )
+    return None
+
+
+def _probed(
+    interface: Interface, session: Network, samples: Sequence[NDArray[Any]] | None, wanted: int, half: bool
+) -> tuple[Invariance, str]:
+    if wanted == 0:
+        return Invariance.NONE, "max_batch_size = 0 in the model's options"
     places = tuple(range(len(interface.outputs)))
     return probe(interface, lambda arrays: session.run(arrays, places), wanted, samples, half)
 
