@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import models
 import numpy as np
 import pytest
 
@@ -163,33 +164,73 @@ def test_what_cannot_be_tested_is_said_in_one_line(
     assert "64" in capsys.readouterr().err
 
 
+TUNE = ["--slo", "p99=50ms", "--max-batch-size", "8,64", "--instances", "1", "--intra-op-threads", "1"]
+TUNE += ["--max-queue-delay-us", "0", "--seconds", "0.1,0.2,0.3"]
+ONE, TWO = (f"max_batch_size={size} instances=1 intra_op_threads=1 max_queue_delay_us=0" for size in (8, 64))
+
+
+def measured_before(path: Path, present: str, scores: dict[str, tuple[float, float]]) -> None:
+    """A state file of a run that measured everything: answers in time a second and latency, by setting."""
+    turns = [
+        f"{rung} #{turn}" for rung, most in (("0.1 s", 1), ("0.2 s", 1), ("0.3 s", 3)) for turn in range(1, most + 1)
+    ]
+    known = {f"{words} @ {turn}": [*score, 1.0] for words, score in scores.items() for turn in turns}
+    key = f"m version 1, p99 ≤ 50 ms, 1 row(s), present {present}"
+    path.write_text(json.dumps({"key": key, "rate": 1000.0, "scores": known}))
+
+
+@pytest.mark.parametrize("name", ["config.pbtxt", "model.toml"])
+def test_tune_changes_the_options_file_that_is_there_and_the_next_start_works(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    version = models.save(tmp_path / "models", "m", models.chain((64, 32, 10)))
+    triton = 'name: "m"  # ours\nmax_batch_size: 8\ndynamic_batching { }\n'
+    before = triton if name == "config.pbtxt" else "max_batch_size = 8  # ours\n"
+    options = version.parent / name
+    options.write_text(before)
+    measured_before(tmp_path / "state.json", ONE, {ONE: (500.0, 0.01), TWO: (1000.0, 0.01)})
+    words = ["tune", "m", "--repository", str(tmp_path / "models"), "--state", str(tmp_path / "state.json"), *TUNE]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "in time" not in said.err, "the state file was not taken up"
+    assert "+100% of the present setting's 500" in said.out and f"wrote {options}" in said.out
+    assert {path.name for path in version.parent.iterdir()} == {"1", name, f"{name}.old"}
+    assert (version.parent / f"{name}.old").read_text() == before and "  # ours\n" in options.read_text()
+    with ServerProcess(tmp_path / "models") as server:
+        assert bodies.max_batch_rows(server.address, "m") == 64
+        assert next(line for line in server.lines if line.startswith("model m version 1: batches of up to 64 rows"))
+
+
+def test_tune_writes_nothing_without_a_gain_beyond_the_noise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = models.save(tmp_path / "models", "m", models.chain((64, 32, 10)), "max_batch_size = 8\n")
+    measured_before(tmp_path / "state.json", ONE, {ONE: (1000.0, 0.01), TWO: (1004.0, 0.01)})
+    words = ["tune", "m", "--repository", str(tmp_path / "models"), "--state", str(tmp_path / "state.json"), *TUNE]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{ONE}: 1,000 answers/s in time, 10 ms, as it is;") and "nothing is written" in said
+    assert sorted(path.name for path in version.parent.iterdir()) == ["1", "model.toml"]
+    assert (version.parent / "model.toml").read_text() == "max_batch_size = 8\n"
+
+
 @pytest.mark.slow
-def test_tune_writes_a_model_toml_that_serves_and_takes_up_what_it_measured(
+def test_tune_measures_and_takes_up_what_it_measured(
     digits_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(digits_repository, tmp_path / "models")
-    words = [
-        "tune",
-        "digits",
-        "--slo",
-        "p99=50ms",
-        "--repository",
-        str(tmp_path / "models"),
-        "--max-batch-size",
-        "8,64",
-    ]
-    words += ["--instances", "1", "--intra-op-threads", "1", "--max-queue-delay-us", "0", "--state"]
-    words += [str(tmp_path / "state.json"), "--report", str(tmp_path / "tune.html")]
+    words = ["tune", "digits", "--repository", str(tmp_path / "models"), *TUNE]
+    words += ["--state", str(tmp_path / "state.json"), "--report", str(tmp_path / "tune.html")]
     before = (tmp_path / "models/digits/model.toml").read_text()
-    assert main([*words, "--seconds", "0.1,0.2,0.3"]) == 0
-    # Three settings; then the best ones and the present one, which may be among them.
-    assert capsys.readouterr().err.count("in time") in range(7, 10)
+    assert main([*words]) == 0
+    # Three settings; then the best ones and the present one, which may be among them; the last three times.
+    said = capsys.readouterr()
+    assert said.err.count("in time") in range(3 + 2 + 6, 3 + 3 + 9 + 1)
     written = (tmp_path / "models/digits/model.toml").read_text()
+    assert ("wrote" in said.out) == (written != before)
     (tmp_path / "models/digits/model.toml").write_text(before)
-    assert main([*words, "--seconds", "0.1,0.2,0.3"]) == 0
+    assert main([*words]) == 0
     assert capsys.readouterr().err.count("in time") == 0  # everything was known
-    assert written.startswith("# Tuned") and tomllib.loads(written)["max_batch_size"] in (8, 64, 256)
-    assert (tmp_path / "models/digits/model.toml.old").read_text() == before
     assert 'data-plot="trade-off"' in (tmp_path / "tune.html").read_text()
     with ServerProcess(tmp_path / "models") as server:
         assert _target(server).closed(2, 0.3).recording.failed == 0

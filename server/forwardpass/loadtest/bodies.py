@@ -157,8 +157,8 @@ def _slice(arrays: Mapping[str, NDArray[Any]], at: int, rows: int, file: Path | 
     return found
 
 
-def max_batch_rows(address: str, model: str) -> int:
-    """Rows that the server runs of a model at once, by its configuration. Raises LoadTestError where it tells none."""
+def model_config(address: str, model: str) -> Any:
+    """A model as the server runs it, an inference.ModelConfig. Raises LoadTestError where the server tells none."""
     method = protocol.METHODS["ModelConfig"]
     with grpc.insecure_channel(address) as channel:
         try:
@@ -166,7 +166,12 @@ def max_batch_rows(address: str, model: str) -> int:
         except grpc.RpcError as error:
             said = f"{error.code().name}: {error.details()}"
             raise LoadTestError(f"{address} does not tell the max_batch_size of '{model}' ({said})") from None
-    return max(1, int(method.response.FromString(found).config.max_batch_size))
+    return method.response.FromString(found).config
+
+
+def max_batch_rows(address: str, model: str) -> int:
+    """Rows that the server runs of a model at once, by its configuration. Raises LoadTestError where it tells none."""
+    return max(1, int(model_config(address, model).max_batch_size))
 
 
 def answers(address: str, requests: Requests, every: bool) -> list[bytes]:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 Setting = tuple[tuple[str, int], ...]  # option of model.toml, value; in the grid's order
 
 KEEP = 5  # of as many settings one goes on to the next rung
+CLOSE = 0.01  # settings that differ by less are alike, however well that is measured
 FINALISTS = 2  # that are measured at length, at least; the present setting comes on top
 
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One round: how long a setting is measured, in seconds, and how often. The median counts."""
+    """One round: how long a setting is measured, in seconds, and how often. The medians count."""
 
     seconds: float
     repeats: int
@@ -29,14 +31,37 @@ RUNGS = (Rung(0.3, 1), Rung(1.2, 1), Rung(4.0, 3))
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """What a setting came to: answers in time a second, and the latency quantile of all answers in seconds."""
+class Sample:
+    """What one measurement of a setting came to: answers in time a second, and the latency quantile in seconds."""
 
     in_time: float
     latency: float
 
 
-Measure = Callable[[Setting, Rung], Score]
+class Score:
+    """What a setting came to: the medians of its samples; and whether another one's differs by more than they do."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = tuple(samples)
+        self.in_time = statistics.median(sample.in_time for sample in samples)
+        self.latency = statistics.median(sample.latency for sample in samples)
+
+    def more_in_time(self, other: Score) -> bool:
+        """More answers in time than the other, beyond CLOSE and in every sample."""
+        least, most = min(s.in_time for s in self.samples), max(s.in_time for s in other.samples)
+        return least > most and self.in_time > (1.0 + CLOSE) * other.in_time
+
+    def quicker(self, other: Score) -> bool:
+        """A lower latency than the other, beyond CLOSE and in every sample."""
+        most, least = max(s.latency for s in self.samples), min(s.latency for s in other.samples)
+        return most < least and self.latency < (1.0 - CLOSE) * other.latency
+
+    def better(self, other: Score) -> bool:
+        """More in time; or as many, and quicker. What is within the noise is not better."""
+        return self.more_in_time(other) or (not other.more_in_time(self) and self.quicker(other))
+
+
+Measure = Callable[[Setting, Rung, int], Sample]  # the number counts a setting's measurements on a rung, from 0
 
 
 def grid(options: Mapping[str, Sequence[int]]) -> list[Setting]:
@@ -45,20 +70,45 @@ def grid(options: Mapping[str, Sequence[int]]) -> list[Setting]:
 
 
 def best(scores: Mapping[Setting, Score]) -> Setting:
-    """The setting with the most answers in time; of those within 1 % of it, the one with the lowest latency."""
-    most = max(score.in_time for score in scores.values())
-    close = [setting for setting, score in scores.items() if score.in_time >= 0.99 * most]
+    """The setting with the most answers in time; of those that noise does not tell from it, the quickest."""
+    top = max(scores.values(), key=lambda score: score.in_time)
+    close = [setting for setting, score in scores.items() if not top.more_in_time(score)]
     return min(close, key=lambda setting: scores[setting].latency)
 
 
+def choose(scores: Mapping[Setting, Score], present: Setting) -> Setting:
+    """The best, if it is better than the present one; else the present one."""
+    found = best(scores)
+    return found if scores[found].better(scores[present]) else present
+
+
 def search(settings: Sequence[Setting], measure: Measure, rungs: Sequence[Rung] = RUNGS) -> list[dict[Setting, Score]]:
-    """The scores of each rung; the winner is `best` of the last. The first setting, the present one, is in all."""
+    """The scores of each rung; the winner is chosen from the last. The first setting, the present one, is in all."""
     found: list[dict[Setting, Score]] = []
     left = list(settings)
     for number, rung in enumerate(rungs):
-        found.append({setting: measure(setting, rung) for setting in left})
+        found.append(measured(left, measure, rung))
         if number + 1 < len(rungs):
             keep = max(FINALISTS, math.ceil(len(left) / KEEP))
-            ranked = sorted(left, key=lambda setting: found[-1][setting].in_time, reverse=True)
-            left = [settings[0], *[setting for setting in ranked[:keep] if setting != settings[0]]]
+            ranked = _ranked(found[-1], keep)
+            left = [settings[0], *[setting for setting in ranked if setting != settings[0]]]
+    return found
+
+
+def measured(settings: Sequence[Setting], measure: Measure, rung: Rung) -> dict[Setting, Score]:
+    """The settings by turns, so that a machine that changes meanwhile does so for all of them."""
+    samples: dict[Setting, list[Sample]] = {setting: [] for setting in settings}
+    for turn in range(rung.repeats):
+        for setting in settings:
+            samples[setting].append(measure(setting, rung, turn))
+    return {setting: Score(of_it) for setting, of_it in samples.items()}
+
+
+def _ranked(scores: Mapping[Setting, Score], count: int) -> list[Setting]:
+    """The best one, the best of the others, and so on."""
+    left = dict(scores)
+    found: list[Setting] = []
+    while left and len(found) < count:
+        found.append(best(left))
+        del left[found[-1]]
     return found

@@ -1,8 +1,9 @@
-"""`forwardpass tune`: the options of model.toml under which a model answers most requests in time, found by measuring.
+"""`forwardpass tune`: the options under which a model answers most requests in time, found by measuring.
 
-All candidates are models of one real server process, so that none waits for a start. Each is offered a load that grows
-through what can be answered, by the open-loop client with the objective as deadline; what counts is how many answers
-came in time. A state file remembers every measurement: a second run goes on where the first ended.
+All candidates are models of one real server process, so that none waits for a start; the first is the model as it is,
+with what the server makes of its options. Each is offered a load that grows through what can be answered, by the
+open-loop client with the objective as deadline; what counts is how many answers came in time. A state file remembers
+every measurement: a second run goes on where the first ended. Nothing is written unless it is better beyond the noise.
 """
 
 from __future__ import annotations
@@ -14,24 +15,24 @@ import datetime
 import json
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from forwardpass.errors import LoadTestError
-from forwardpass.loadtest import bodies, charts, fleet, halving, histogram, page, slo
+from forwardpass.errors import LoadTestError, ModelError
+from forwardpass.loadtest import bodies, charts, fleet, halving, histogram, options_file, page, slo
 from forwardpass.loadtest.charts import Series
 from forwardpass.loadtest.command import _count, _objective, _seconds
-from forwardpass.loadtest.halving import RUNGS, Rung, Score, Setting
+from forwardpass.loadtest.halving import RUNGS, Rung, Sample, Score, Setting
 from forwardpass.loadtest.measured import ms
 from forwardpass.loadtest.schedule import Phase
 from forwardpass.loadtest.target import Client, Target
 from forwardpass.server_process import ServerProcess
+from forwardpass.serving import pbtxt
+from forwardpass.serving.model_config import ModelConfig
+from forwardpass.serving.model_files import Home
 
 GRID = {
     "max_batch_size": (16, 64, 256),
@@ -40,6 +41,7 @@ GRID = {
     "max_queue_delay_us": (0, 200, 1000),
 }
 RAMP = 0.3, 1.3  # of what the present setting answers in a closed loop: from easy to more than can be done
+PRESENT = "present"  # the model as it is, among the candidates
 _CLOSED = 128  # requests in flight there
 _WARM_UP = 0.25  # seconds
 
@@ -52,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, values in GRID.items():
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, type=_values, default=values, metavar="N,N", help=f"[{','.join(map(str, values))}]")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="the winner's options [the model's own model.toml]")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the winner's options [the model's own file]")
     parser.add_argument("--state", type=Path, metavar="FILE", help="what was measured so far [tune-MODEL.json]")
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with the trade-off")
     parser.add_argument(
@@ -70,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @dataclasses.dataclass(slots=True)
 class _State:
     """What was measured, in a file. `scores`: [answers in time a second, latency, seconds that measuring it took] by
-    setting and rung, in words."""
+    setting, rung and turn, in words."""
 
     path: Path
     key: str  # of what was tuned, for what: another one begins anew
@@ -102,74 +104,106 @@ class _State:
 
     def spent(self, rungs: Sequence[Iterable[Setting]], lengths: Sequence[Rung]) -> float:
         """Seconds that measuring these settings for these lengths took, in this run or an earlier one."""
-        keys = [_key(setting, length) for rung, length in zip(rungs, lengths, strict=True) for setting in rung]
-        return sum(self.scores[key][2] for key in keys)
+        by_rung = [(setting, length) for rung, length in zip(rungs, lengths, strict=True) for setting in rung]
+        return sum(self.scores[_key(*of, turn)][2] for of in by_rung for turn in range(of[1].repeats))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure what is left to measure, write model.toml and the report. Raises LoadTestError."""
-    folder = args.repository / args.model
-    versions = [path.parent for path in folder.glob("*/model.onnx") if path.parent.name.isdecimal()]
-    if not versions:
-        raise LoadTestError(f"{folder} has no version of '{args.model}' with a model.onnx")
-    version = max(versions, key=lambda path: int(path.name))
-    present = _options(folder / "model.toml")
+    """Measure what is left to measure, write options that gain anything, and the report. Raises LoadTestError."""
+    home = Home(args.model, args.repository / args.model)
+    try:
+        config = home.config()
+        versions = home.chosen(config)
+    except ModelError as error:
+        raise LoadTestError(f"{home.folder}: {error}") from None
     options = {name: getattr(args, name) for name in GRID}
-    first = tuple((name, int(present.get(name) or values[0])) for name, values in options.items())
-    settings = [first, *[setting for setting in halving.grid(options) if setting != first]]
-    key = f"{args.model} version {version.name}, {args.slo}, {args.rows} row(s), present {_words(first)}"
-    state = _State.open(args.state or Path(f"tune-{args.model}.json"), key)
+    settings = halving.grid(options)
     with fleet.unwinding(), tempfile.TemporaryDirectory(prefix="forwardpass-tune-") as made:
-        names = _repository(Path(made), version, settings, present)
+        names = _repository(Path(made), home, versions, settings)
         with _on(args.server_core):
             started = ServerProcess(Path(made), "--log-level", "warning", patience=600.0)
         with started as server:
-            bench = _Bench(server, names, state, args)
+            first = _as_it_runs(server.address, config)
+            settings = [first, *[setting for setting in settings if setting != first]]
+            key = f"{args.model} version {max(versions)}, {args.slo}, {args.rows} row(s), present {_words(first)}"
+            state = _State.open(args.state or Path(f"tune-{args.model}.json"), key)
+            bench = _Bench(server, {**names, first: PRESENT}, state, args)
             lengths = [Rung(s, rung.repeats) for s, rung in zip(args.seconds, RUNGS, strict=True)]
             rungs = halving.search(settings, bench.measure, lengths)
-            whole = {setting: bench.measure(setting, lengths[-1]) for setting in settings} if args.exhaustive else {}
-    winner = halving.best(rungs[-1])
+            whole = halving.measured(settings, bench.measure, lengths[-1]) if args.exhaustive else {}
+    winner = halving.choose(rungs[-1], first)
     spent = state.spent(rungs, lengths)
-    text = toml(winner, rungs, present, key, state.rate, spent)
-    output: Path = args.output or folder / "model.toml"
-    if output.exists():
-        shutil.copy2(output, output.with_suffix(".toml.old"))
-    output.write_text(text, "utf-8")
     print(_told(winner, first, rungs, spent))
     if whole:
         print(_compared(winner, whole, spent, state.spent([whole], lengths[-1:])))
-    print(f"wrote {output}")
+    if winner == first:
+        print("nothing is written: no setting is better than the present one by more than the noise")
+    else:
+        print(f"wrote {_write(home.folder, args.output, winner, comment(winner, rungs, key, state.rate, spent))}")
     if args.report:
         args.report.write_text(_html(args, winner, first, rungs, key, state.rate), "utf-8")
     return 0
 
 
-def _options(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text("utf-8")) if path.exists() else {}
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise LoadTestError(f"{path}: {error}") from None
+def _as_it_runs(address: str, config: ModelConfig) -> Setting:
+    """What the server makes of the options as they are: what is not set is what it chose."""
+    found = bodies.model_config(address, PRESENT)
+    threads = config.intra_op_threads or 1  # a server that is told nothing gives a run one
+    delay = config.max_queue_delay_us
+    chosen = (max(1, found.max_batch_size), max(1, sum(g.count for g in found.instance_group)), threads, delay)
+    return tuple(zip(GRID, chosen, strict=True))
 
 
 def _repository(
-    made: Path, version: Path, settings: Sequence[Setting], present: Mapping[str, Any]
+    made: Path, home: Home, versions: Mapping[int, Path], settings: Sequence[Setting]
 ) -> dict[Setting, str]:
-    """A repository with one model for each setting; their names."""
-    names = {}
-    for number, setting in enumerate(settings):
-        name = f"candidate-{number:03d}"
-        shutil.copytree(version, made / name / "1")
-        labels = present.get("labels")
-        if labels:
-            shutil.copy2(version.parent / labels, made / name)
-        (made / name / "model.toml").write_text(_assignments({**present, **dict(setting)}))
-        names[setting] = name
+    """A repository with the model as it is, called PRESENT, and one for each setting; the names of these."""
+    others = {folder.name for folder in home.folder.iterdir() if folder.name.isdecimal()}
+    others -= {folder.name for folder in versions.values()}
+    path = options_file.path_of(home.folder)
+    text = _text(path)
+    if path.name == pbtxt.FILE_NAME:
+        text = options_file.nameless(text)
+    names = {setting: f"candidate-{number:03d}" for number, setting in enumerate(settings)}
+    for setting, name in [((), PRESENT), *names.items()]:
+        # Links to the same files: the weights are there once.
+        shutil.copytree(home.folder, made / name, copy_function=_link, ignore=lambda at, _: _ignored(home, at, others))
+        if path.exists() or setting:
+            written = options_file.edited(text, path.name, dict(setting)) if setting else text
+            (made / name / path.name).write_text(written, "utf-8")
+            options_file.check(made / name, dict(setting))
     return names
 
 
-def _assignments(options: Mapping[str, Any]) -> str:
-    """As TOML: a model's options are numbers, words, truth values and lists of numbers, which JSON writes alike."""
-    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in options.items())
+def _ignored(home: Home, at: str, others: set[str]) -> set[str]:
+    """Versions that are not served, and the options, which each candidate has of its own."""
+    return {*others, options_file.path_of(home.folder).name} if Path(at) == home.folder else set()
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:  # on another file system
+        shutil.copy2(source, target)
+    return target
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8") if path.exists() else ""
+    except OSError as error:
+        raise LoadTestError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _write(folder: Path, output: Path | None, winner: Setting, comment: Sequence[str]) -> Path:
+    """The model's options with the winner's; the file that was there is kept beside it. Returns where."""
+    own = options_file.path_of(folder)
+    text = options_file.commented(options_file.edited(_text(own), own.name, dict(winner)), comment)
+    path = output or own
+    if path.exists():
+        shutil.copy2(path, path.with_name(f"{path.name}.old"))
+    path.write_text(text, "utf-8")
+    return path
 
 
 @contextlib.contextmanager
@@ -205,46 +239,39 @@ class _Bench:
         client = Client(core=args.core, deadline=deadline, warm_up=_WARM_UP, patience=0.25)
         return Target(address, name, requests, client, metrics_url="")
 
-    def measure(self, setting: Setting, rung: Rung) -> Score:
+    def measure(self, setting: Setting, rung: Rung, turn: int) -> Sample:
         """Looks first whether it is known."""
         state, objective = self._state, self._args.slo
-        key = _key(setting, rung)
+        key = _key(setting, rung, turn)
         if key not in state.scores:
             began = time.monotonic()
             target = self._target(setting, objective.seconds)
-            ramp = [Phase(rung.seconds, RAMP[0] * state.rate, RAMP[1] * state.rate)]
-            points = [target.phases(ramp) for _ in range(rung.repeats)]
-            in_time = statistics.median(point.goodput for point in points)
+            point = target.phases([Phase(rung.seconds, RAMP[0] * state.rate, RAMP[1] * state.rate)])
             # The latency is that of the easy half: in the other one it says how long the queue got.
-            easy = [point.recording.latency[: point.recording.slices // 2].sum(axis=0) for point in points]
-            latency = statistics.median(histogram.quantile(counts, objective.q) for counts in easy)
+            easy = point.recording.latency[: point.recording.slices // 2].sum(axis=0)
+            latency = histogram.quantile(easy, objective.q)
             # JSON has no nan: a setting that answered nothing comes last.
-            state.scores[key] = [in_time, latency if latency == latency else 1e9, time.monotonic() - began]
+            state.scores[key] = [point.goodput, latency if latency == latency else 1e9, time.monotonic() - began]
             state.save()
-            print(f"{key}: {in_time:,.0f}/s in time, {ms(latency)}", file=sys.stderr)
-        return Score(*state.scores[key][:2])
+            print(f"{key}: {point.goodput:,.0f}/s in time, {ms(latency)}", file=sys.stderr)
+        return Sample(*state.scores[key][:2])
 
 
-def _key(setting: Setting, rung: Rung) -> str:
-    return f"{_words(setting)} @ {rung.seconds:g} s x {rung.repeats}"
+def _key(setting: Setting, rung: Rung, turn: int) -> str:
+    return f"{_words(setting)} @ {rung.seconds:g} s #{turn + 1}"
 
 
 def _words(setting: Setting) -> str:
     return " ".join(f"{name}={value}" for name, value in setting)
 
 
-def toml(
-    winner: Setting,
-    rungs: Sequence[Mapping[Setting, Score]],
-    present: Mapping[str, Any],
-    key: str,
-    rate: float,
-    spent: float,
-) -> str:
-    """A model.toml with the winner's options, the others as they were, and why."""
+def comment(
+    winner: Setting, rungs: Sequence[Mapping[Setting, Score]], key: str, rate: float, spent: float
+) -> list[str]:
+    """Why the winner's options are there, as lines above them."""
     today = datetime.datetime.now(datetime.UTC).date()
     lines = [
-        f"# Tuned {today} by `forwardpass tune`: {key}.",
+        f"{options_file.MARK}{today} by `forwardpass tune`: {key}.",
         f"# {len(rungs[0])} settings in {spent:.0f} s of measuring, each offered {RAMP[0] * rate:,.0f} to "
         f"{RAMP[1] * rate:,.0f} requests/s",
         "# with the objective as deadline. Answers in time a second, and latency in the easy half, best first:",
@@ -252,17 +279,18 @@ def toml(
     for setting, score in sorted(rungs[-1].items(), key=lambda item: -item[1].in_time):
         mark = "  <- chosen" if setting == winner else ""
         lines.append(f"#   {score.in_time:>9,.0f}/s {ms(score.latency):>9}  {_words(setting)}{mark}")
-    return "\n".join(lines) + "\n" + _assignments({**present, **dict(winner)})
+    return lines
 
 
 def _told(winner: Setting, first: Setting, rungs: Sequence[Mapping[Setting, Score]], spent: float) -> str:
-    last = rungs[-1]
-    gain = last[winner].in_time / last[first].in_time - 1 if last[first].in_time else float("inf")
+    of_it, present = rungs[-1][winner], rungs[-1][first]
     counts = " -> ".join(str(len(rung)) for rung in rungs)
-    return (
-        f"{_words(winner)}: {last[winner].in_time:,.0f} answers/s in time, {gain:+.0%} of the present setting's "
-        f"{last[first].in_time:,.0f}; {counts} settings in {spent:.0f} s"
-    )
+    measured = f"{counts} settings in {spent:.0f} s"
+    said = f"{_words(winner)}: {of_it.in_time:,.0f} answers/s in time, {ms(of_it.latency)}"
+    if winner == first:
+        return f"{said}, as it is; {measured}"
+    gain = f"{of_it.in_time / present.in_time - 1:+.0%} of" if present.in_time else "against"
+    return f"{said}; {gain} the present setting's {present.in_time:,.0f}, {ms(present.latency)}; {measured}"
 
 
 def _compared(winner: Setting, whole: Mapping[Setting, Score], spent: float, grid_seconds: float) -> str:

@@ -1,4 +1,5 @@
-"""On which line of a protobuf text file each field stands. For error messages; the values are protobuf's to read.
+"""Where each field of a protobuf text file stands: for error messages, and for changing one in place. The values are
+protobuf's to read.
 
 The file has been parsed before, so its structure is sound; whatever comes is got over without an error.
 """
@@ -20,11 +21,18 @@ _MARKS = frozenset("{}<>[]:,;")
 
 @dataclass(slots=True)
 class Node:
-    """One field: the line of its name (counted from 1), its value if it is a scalar, and the fields in it."""
+    """One field: the line of its name (counted from 1), its value if it is a scalar, and the fields in it.
+
+    Its text is from `start` to before `end`; of an entry of a list, the entry's alone. `inner`: where the text in its
+    braces begins, if it has such.
+    """
 
     line: int
     value: str = ""
     children: dict[str, list[Node]] = field(default_factory=dict)
+    start: int = 0
+    end: int = 0
+    inner: int = 0
 
     def child(self, name: str, place: int | str = 0) -> Node | None:
         """The `place`-th field of a name, or the entry of a map whose key is `place`; None where there is none."""
@@ -39,6 +47,8 @@ class _Token(NamedTuple):
     text: str
     line: int
     quoted: bool
+    start: int
+    end: int
 
 
 def read_lines(text: str) -> Node:
@@ -53,7 +63,8 @@ def _tokens(text: str) -> Iterator[_Token]:
     for match in _TOKEN.finditer(text):
         if match.lastgroup != "skip":
             quoted = match.lastgroup == "quoted"
-            yield _Token(match.group()[1:-1] if quoted else match.group(), line, quoted)
+            text_of = match.group()[1:-1] if quoted else match.group()
+            yield _Token(text_of, line, quoted, match.start(), match.end())
         line += match.group().count("\n")
 
 
@@ -74,7 +85,7 @@ def _fields(tokens: list[_Token], at: int, into: Node, end: str) -> int:
             at += 1
         found = into.children.setdefault(name.text, [])
         if not here("["):
-            found.append(Node(name.line))
+            found.append(Node(name.line, start=name.start, end=name.end))
             at = _value(tokens, at, found[-1])
             continue
         at += 1
@@ -82,7 +93,7 @@ def _fields(tokens: list[_Token], at: int, into: Node, end: str) -> int:
             if here(","):
                 at += 1
                 continue
-            found.append(Node(tokens[at].line))
+            found.append(Node(tokens[at].line, start=tokens[at].start))
             at = _value(tokens, at, found[-1])
         at += 1
     return at
@@ -92,7 +103,11 @@ def _value(tokens: list[_Token], at: int, node: Node) -> int:
     if at >= len(tokens):
         return at
     token = tokens[at]
+    node.inner = token.end
     if not token.quoted and token.text in _OPEN:
-        return _fields(tokens, at + 1, node, _OPEN[token.text])
-    node.value = token.text
-    return at + 1
+        at = _fields(tokens, at + 1, node, _OPEN[token.text])
+    else:
+        node.value = token.text
+        at += 1
+    node.end = tokens[min(at, len(tokens)) - 1].end
+    return at
