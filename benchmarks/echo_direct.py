@@ -13,17 +13,17 @@ import signal
 import threading
 
 from forwardpass.serving.client_socket import Client
-from forwardpass.serving.http2_calls import Held
 from forwardpass.serving.http2_connection import Connection
+from forwardpass.serving.http2_send_side import ReceiveBudget
 from forwardpass.serving.sockets import Sockets
 from harness import METHOD
 
 
 def main() -> None:
-    held = Held(1 << 30)
+    budget = ReceiveBudget(1 << 30)
 
     def connect(client: Client) -> Connection:
-        return Connection(1024, 16384, 1 << 24, held, METHOD.encode(), lambda _: None, sockets.write, client)
+        return Connection(1024, 16384, 1 << 24, budget, METHOD.encode(), lambda _: None, sockets.transmit, client)
 
     sockets = Sockets("127.0.0.1", 0, connect, 0.0)
     over = threading.Event()
@@ -33,9 +33,9 @@ def main() -> None:
             sockets.poll(wait=True)
             for connection in sockets.read(256):
                 with connection.out.lock:
-                    connection.out.answer([(call, message[:1024], ()) for call, message in connection.arrived])
+                    connection.out.respond([(call, message[:1024], ()) for call, message in connection.arrived])
                 connection.arrived.clear()
-                connection.gone.clear()
+                connection.cancelled.clear()
             sockets.sweep()
         sockets.close()
 

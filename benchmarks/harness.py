@@ -37,7 +37,7 @@ OUT = HERE / "out"  # what is not
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 START_SECONDS = 60.0  # a server that is not ready by then never will be
-PACKAGES = ("forwardpass", "grpcio", "numpy", "onnxruntime", "protobuf", "hpack", "pygrpc-native")
+PACKAGES = ("forwardpass", "grpcio", "numpy", "onnxruntime", "protobuf", "ngh2", "pygrpc-native")
 
 TICK = 1.0 / os.sysconf("SC_CLK_TCK")  # seconds, the unit of /proc/PID/stat
 

@@ -15,14 +15,15 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import hpack
+import ngh2
 import numpy as np
 
 from bodies import request as make_message
-from forwardpass.serving import http2, protocol
+from forwardpass.serving import protocol
 from forwardpass.serving.admission import Admission
-from forwardpass.serving.http2_calls import Held, Outgoing
-from forwardpass.serving.http2_connection import Connection
+from forwardpass.serving.grpc_messages import MESSAGE_STRUCT
+from forwardpass.serving.http2_connection import INITIAL_WINDOW_SIZE, Connection
+from forwardpass.serving.http2_send_side import ReceiveBudget, SendSide
 from forwardpass.serving.intake import Intake
 from forwardpass.serving.matrix import stack
 from forwardpass.serving.metrics import ModelMetrics, Ran
@@ -59,48 +60,53 @@ def microseconds(work: Callable[[], object]) -> float:
 
 
 def transport(message: bytes, answer: bytes, batch: int) -> tuple[float, float]:
-    """Microseconds of reading the frames of `batch` calls of one client, and of making those of their answers."""
-    path = protocol.METHODS["ModelInfer"].path.encode()
+    """Microseconds of reading the frames of `batch` calls of one client, and of making those of their answers.
 
-    def nowhere(_out: Outgoing, _data: bytes) -> None:
-        pass
-
-    connection = Connection(1 << 20, 1 << 14, 1 << 24, Held(1 << 30), path, lambda _: None, nowhere)
-    encoder = hpack.Encoder()
-    fields = [(":method", "POST"), (":scheme", "http"), (":path", path.decode()), (":authority", "localhost:8001")]
+    The client's calls differ in their deadline and trace, as real ones do. A connection cannot be read twice, so each
+    is timed over a run of groups made before.
+    """
+    path = protocol.METHODS["ModelInfer"].path
+    client = ngh2.Connection(ngh2.Role.CLIENT)
+    client.initiate_connection({INITIAL_WINDOW_SIZE: 1 << 30})
+    fields = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "localhost:8001")]
     fields += [("te", "trailers"), ("content-type", "application/grpc"), ("user-agent", "stages")]
-    body = http2.MESSAGE_STRUCT.pack(0, len(message)) + message
+    constant = [(name.encode(), value.encode()) for name, value in fields]
+    body = MESSAGE_STRUCT.pack(0, len(message)) + message
+    server = Connection(1 << 20, 1 << 14, 1 << 24, ReceiveBudget(1 << 30), path.encode(), lambda _: None, exchange)
+    server.out.owner = client
+    with server.out.lock:
+        exchange(server.out)
 
     def frames() -> bytes:
-        return b"".join(
-            [
-                http2.frame(http2.HEADERS, http2.END_HEADERS, stream, encoder.encode(fields))
-                + http2.frame(http2.DATA, http2.END_STREAM, stream, body)
-                for stream in range(1, 2 * batch, 2)
-            ]
-        )
+        for i in range(batch):
+            timeout = b"%du" % (50_000 - i)
+            trace = b"00-" + os.urandom(16).hex().encode() + b"-" + os.urandom(8).hex().encode() + b"-01"
+            stream = client.send_request([*constant, (b"grpc-timeout", timeout), (b"traceparent", trace)])
+            client.send_data(stream, body, end_stream=True)
+        found: bytes = client.data_to_send()
+        return found
 
-    connection.receive(http2.PREFACE + frames())  # fills the table of headers
-    group = frames()
+    server.receive(frames())
+    received = sent = float("inf")
+    for _ in range(200):
+        calls = [(call, answer, ()) for call, _ in server.arrived]
+        server.arrived.clear()
+        began = time.perf_counter()
+        with server.out.lock:
+            server.out.respond(calls)
+        sent = min(sent, time.perf_counter() - began)
+        group = frames()
+        began = time.perf_counter()
+        server.receive(group)
+        received = min(received, time.perf_counter() - began)
+    return received * 1e6, sent * 1e6
 
-    def receive() -> None:
-        connection.last_stream = 0
-        connection.calls.clear()
-        connection.arrived.clear()
-        connection.receive(group)
 
-    receive()
-    calls = {call.stream: call for call, _ in connection.arrived}
-    answers = [(call, answer, ()) for call in calls.values()]
-    out = connection.out
-
-    def send() -> None:
-        out.window = 1 << 30
-        out.calls.update(calls)
-        with out.lock:
-            out.answer(answers)
-
-    return microseconds(receive), microseconds(send)
+def exchange(out: SendSide) -> None:
+    """What the server sends reaches the client, and its answers are forgotten."""
+    if data := out.data_to_send(1 << 30):
+        out.owner.receive_data(data)
+        out.owner.events()
 
 
 def measure(repository: Path, model: str, batch: int, rows: int) -> list[tuple[str, float]]:

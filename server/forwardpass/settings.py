@@ -64,7 +64,7 @@ class Settings(BaseModel):
     )
     transport: Literal["auto", "direct", "grpcio"] = Field(
         "auto",
-        description="Who speaks HTTP/2: direct (this process itself, the quicker one; needs Linux) or grpcio. auto "
+        description="How HTTP/2 is spoken: direct (libnghttp2, the quicker one; needs Linux) or grpcio. auto "
         "takes direct where it can.",
     )
     tls_certificate: Path | None = Field(

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import hpack
+import http2_frames as http2
 
-from forwardpass.serving import http2, protocol
+from forwardpass.serving import protocol
 
 INFER = protocol.METHODS["ModelInfer"].path
 HELLO = http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0)
@@ -41,6 +42,13 @@ class RawClient:
         """A server that has had enough closes the connection; what is sent after that goes nowhere."""
         with contextlib.suppress(ConnectionError):
             self.socket.sendall(b"".join(data))
+
+    def greet(self, *frames: bytes) -> None:
+        """Begin with these frames, and go on once the server's settings are known: they open the calls' windows."""
+        self.send(http2.PREFACE, *(frames or (http2.frame(http2.SETTINGS, 0, 0),)))
+        for kind, flags, _, _ in self.frames():
+            if kind == http2.SETTINGS and not flags & http2.ACK:
+                return
 
     def headers(self, stream: int, path: str = INFER, flags: int = 4, **more: str) -> bytes:
         fields = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "test"}

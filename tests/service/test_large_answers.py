@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import http2_frames as http2
 import models
 import numpy as np
 import pytest
@@ -23,7 +24,6 @@ from certificates import Authority, Pair
 from raw_client import HELLO, RawClient
 
 from forwardpass.server_process import ServerProcess
-from forwardpass.serving import http2
 
 MIB = 1 << 20
 SIZES = (1 << 16, 1 << 18, MIB, 4 * MIB, 8 * MIB, int(15.9 * MIB))  # bytes of a tensor
@@ -126,7 +126,8 @@ def test_large_answers_side_by_side_on_one_connection(served: Served) -> None:
 
 def opened(client: RawClient, nbytes: int) -> None:
     """Ask for an answer with windows for all of it, and take its headers."""
-    client.send(http2.PREFACE, WIDE, client.call(1, MESSAGES[nbytes]))
+    client.greet(WIDE)
+    client.send(client.call(1, MESSAGES[nbytes]))
     for kind, _, stream, _ in client.frames():
         if (kind, stream) == (http2.HEADERS, 1):
             return

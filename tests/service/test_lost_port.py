@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
+import http2_frames as http2
 import models
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from raw_client import HELLO, RawClient, data_frames
 
 from forwardpass.server_process import ServerProcess
-from forwardpass.serving import http2
 
 Serve = Callable[..., ServerProcess]
 GOOD = request("chain", np.ones((1, 4), np.float32))

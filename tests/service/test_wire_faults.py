@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import http2_frames as http2
 import models
 import numpy as np
 import pytest
@@ -23,7 +24,6 @@ from caller import Caller, open_files, request, until
 from raw_client import HELLO, RawClient, data_frames
 
 from forwardpass.server_process import ServerProcess
-from forwardpass.serving import http2
 
 GOOD = request("chain", np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32))
 BODY = GOOD.SerializeToString()
@@ -231,7 +231,7 @@ def test_a_client_that_does_not_read(caller: Caller, raw: RawClient, door: str) 
     body = request("any", x).SerializeToString()
     raw.socket.setsockopt(1, 8, 4096)  # SO_RCVBUF
     window = http2.settings(initial_window_size=(1 << 31) - 1) + http2.window_update(0, (1 << 31) - 1 - 65535)
-    raw.send(http2.PREFACE, window)
+    raw.greet(window)
     count = 60
     sent = 0
     raw.socket.settimeout(0.5)

@@ -22,10 +22,13 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # its scripts find each other there, as when they are run
 
+
+from tests.service import http2_frames as http2  # noqa: E402
+
 import harness  # noqa: E402
 import served  # noqa: E402
 import traffic  # noqa: E402
-from forwardpass.serving import http2, protocol  # noqa: E402
+from forwardpass.serving import protocol  # noqa: E402
 from h2load import Load  # noqa: E402
 from measure import audit  # noqa: E402
 from traffic import Mix, Summary  # noqa: E402

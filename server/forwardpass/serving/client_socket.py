@@ -36,7 +36,6 @@ class Client:
         self.sock = sock
         self.fd = sock.fileno()
         self.unsent = bytearray()
-        self.corked: list[bytes] | None = None  # frames that are to leave together
         self.watched = select.EPOLLIN
         self.secure = isinstance(sock, ssl.SSLSocket)
         self.shaking = self.secure  # hands, as TLS has it: nothing can be sent or received yet
@@ -45,7 +44,6 @@ class Client:
         self.crossed = 0  # EPOLLIN: writing waits for something to read; EPOLLOUT: reading waits to write
         self.closed = False  # nothing is sent any more; it is to be lost, if it is not yet
         self.age = 0  # sweeps since it came, or since it took something of what is unsent
-        self.departing = False  # it was asked to connect anew, and may have calls on their way
         self.deadline = deadline  # when it is asked to connect anew, on the monotonic clock
 
     @property
@@ -53,8 +51,12 @@ class Client:
         """The events to ask epoll for."""
         if self.crossed:
             return self.crossed
-        wanted = select.EPOLLOUT if self.unsent else 0
-        return wanted | select.EPOLLIN if len(self.unsent) < BACKLOG else wanted
+        if not self.unsent:
+            return select.EPOLLIN
+        # What waits for the client's windows must not keep this from reading, for it is reading that opens them; but
+        # what waits behind a socket that is full was read from the same client.
+        unread = len(self.unsent) + self.connection.out.queued
+        return select.EPOLLOUT | select.EPOLLIN if unread < BACKLOG else select.EPOLLOUT
 
     def push(self) -> None:
         """Send what the socket takes of what is unsent; no more than BACKLOG, for others wait. With the lock held."""

@@ -1,8 +1,8 @@
 """A call of the direct door on the event loop: what grpcio's asyncio server would hand to a method, over our HTTP/2.
 
-The receiving thread says what came (`Listener`); the method reads and writes (`read`, `write`, `abort` and so on, as
-grpc.aio.ServicerContext has them). A client that sends more than is read, or reads less than is sent, is held up by the
-windows of its call.
+The receiving thread passes on what came (`StreamListener`); the method reads and writes (`read`, `write`, `abort` and
+the like, as grpc.aio.ServicerContext has them). A client that sends more than is read, or reads less than is sent, is
+held up by the windows of its call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 
 from forwardpass.errors import Status
-from forwardpass.serving.http2_calls import Call
+from forwardpass.serving.http2_send_side import ServerStream
 from forwardpass.serving.log_limit import LogLimit
 from forwardpass.serving.methods import Handler
 
@@ -38,7 +38,7 @@ class Aborted(grpc.aio.AbortError):  # type: ignore[misc]
 class DirectCall:
     """From its headers to its status. Made on the receiving thread; the rest of its life is on the event loop."""
 
-    def __init__(self, call: Call, handler: Handler, post: Post) -> None:
+    def __init__(self, call: ServerStream, handler: Handler, post: Post) -> None:
         self._call = call
         self._out = call.out
         self._handler = handler
@@ -51,8 +51,6 @@ class DirectCall:
         self._drained: asyncio.Future[None] | None = None
         self._trailers: Sequence[Any] = ()
         self._task: asyncio.Task[None] | None = None
-        with self._out.lock:
-            self._out.listeners += 1
         post(self._start)
 
     # -- Listener: on the receiving thread ----------------------------------------------------------------------------
@@ -100,10 +98,11 @@ class DirectCall:
         with self._out.lock:
             if code:
                 self._out.fail(self._call, code, text, trailers)
-                return
-            if answer is not None:
-                self._out.send(self._call, answer)
-            self._out.finish(self._call, self._trailers)
+            else:
+                if answer is not None:
+                    self._out.send(self._call, answer)
+                self._out.finish(self._call, self._trailers)
+            self._out.flush()
 
     async def _outcome(self) -> tuple[int, str, Sequence[Any], bytes | None]:
         """What the method came to: a status, its text and trailers, and the one message of an answer."""
@@ -134,6 +133,7 @@ class DirectCall:
         if due:
             with self._out.lock:
                 self._out.consumed(self._call, due)
+                self._out.flush()
         return data
 
     async def write(self, message: bytes) -> None:

@@ -1,8 +1,7 @@
-"""The direct door: the port, with HTTP/2 spoken by this process itself.
+"""The direct door: the port, with HTTP/2 in this process (libnghttp2) and no server of gRPC's between.
 
 One thread reads what clients send, decodes and queues their ModelInfer calls, runs short batches itself and writes the
-answers: a small network's request never changes threads. Other methods go to the event loop. General HTTP/2 servers
-spend several times what such a request needs; here nearly every frame is one of two kinds, and answers that leave
+answers: a small network's request never changes threads. Other methods go to the event loop. Answers that leave
 together are one write.
 """
 
@@ -22,13 +21,14 @@ from forwardpass.serving import protocol
 from forwardpass.serving.auth import Role, Tokens
 from forwardpass.serving.client_socket import Client
 from forwardpass.serving.direct_call import DirectCall
-from forwardpass.serving.http2_calls import Call, Held, Listener, Metadata, Outgoing
 from forwardpass.serving.http2_connection import Connection
+from forwardpass.serving.http2_send_side import ReceiveBudget, SendSide, ServerStream, StreamListener
 from forwardpass.serving.intake import Intake
 from forwardpass.serving.listeners import ListenerGone
 from forwardpass.serving.log_limit import LogLimit
 from forwardpass.serving.methods import Handler
 from forwardpass.serving.request import Request, Timing
+from forwardpass.serving.response_fields import Metadata
 from forwardpass.serving.sockets import CLOSE_SECONDS, Sockets, Tls
 from forwardpass.serving.status import status_of
 from forwardpass.serving.threads import hurry
@@ -41,6 +41,7 @@ INFER_PATH = protocol.METHODS["ModelInfer"].path.encode()
 
 GROUP = 256  # calls taken in one go: enough to fill several batches, little enough to keep the first one's wait short
 POLL_SECONDS = 200e-6  # how long a thread that is being kept busy asks for more before it sleeps
+HOLD_SECONDS = 200e-6  # that an answer waits for those of other models' batches, at most
 FEW = 2  # calls in a group up to which it is polled for
 GATHER_SECONDS = 500e-6  # how long arrivals for saturated models gather before they are read, at least
 LONGEST_GATHER = 5e-3  # and at most
@@ -84,7 +85,7 @@ class DirectFront:
         """
         self._lost = lost
         self._bounds = bounds
-        self._held = Held(bounds.max_bytes)
+        self._budget = ReceiveBudget(bounds.max_bytes)
         self._sockets = Sockets(host, port, self._connect, bounds.max_connection_age, tls)
         self.port = self._sockets.port
         self._handlers = {path: handler for path, handler in handlers.items() if path != INFER_PATH}
@@ -93,6 +94,10 @@ class DirectFront:
         self._posting = threading.Lock()
         self._tokens = tokens
         self._intake = make_intake(self)
+        self._intake.before_run = self._before_run
+        self._holding = False
+        self._held: dict[SendSide, Any] = {}  # connections with answers that have not left yet
+        self._release_at = 0.0
         self._brisk = False  # whether the last wait was shorter than POLL_SECONDS
         self._gathered = 0.0  # seconds for which calls were left unread lately
         self._mixed_until = 0.0
@@ -124,12 +129,12 @@ class DirectFront:
     # -- answers: any thread ------------------------------------------------------------------------------------------
 
     def deliver(self, requests: Sequence[Request], answers: Sequence[Answer], timing: Timing | None) -> None:
-        groups: dict[Outgoing, list[tuple[Call, bytes, Metadata]]] = {}
-        out: Outgoing | None = None
-        group: list[tuple[Call, bytes, Metadata]] = []
-        failed: dict[Outgoing, list[tuple[Call, RequestError]]] = {}
+        groups: dict[SendSide, list[tuple[ServerStream, bytes, Metadata]]] = {}
+        out: SendSide | None = None
+        group: list[tuple[ServerStream, bytes, Metadata]] = []
+        failed: dict[SendSide, list[tuple[ServerStream, RequestError]]] = {}
         for request, answer in zip(requests, answers, strict=True):
-            call: Call = request.call
+            call: ServerStream = request.call
             call.request = None  # which knows this call
             if isinstance(answer, RequestError):
                 failed.setdefault(call.out, []).append((call, answer))
@@ -138,13 +143,38 @@ class DirectFront:
                 out = call.out
                 group = groups.setdefault(out, [])
             group.append((call, answer, timing.trailers(request.arrival) if request.timings and timing else ()))
+        holds = self._holding and threading.get_ident() == self._thread.ident
         for out, group in groups.items():
             with out.lock:
-                out.answer(group)
+                out.respond(group, holds)
+        if holds:
+            self._held.update(groups)
         for out, errors in failed.items():
-            with self._sockets.together(out):
+            with out.lock:
                 for call, error in errors:
                     out.fail(call, *status_of(error))
+                out.flush()
+
+    def _before_run(self, seconds: float) -> None:
+        """Batches of several models run one after the other, and their answers go to the same clients: those that are
+        ready within HOLD_SECONDS leave together. A run that takes longer is not waited for."""
+        self._holding = True
+        now = monotonic()
+        if not self._held:
+            self._release_at = now + HOLD_SECONDS
+        elif now + seconds > self._release_at:
+            self._release()
+            self._holding = True
+            self._release_at = monotonic() + HOLD_SECONDS
+
+    def _release(self) -> None:
+        """Send the answers that were held."""
+        self._holding = False
+        if self._held:
+            held, self._held = self._held, {}
+            for out in held:
+                with out.lock:
+                    out.flush()
 
     # -- the thread ---------------------------------------------------------------------------------------------------
 
@@ -169,15 +199,18 @@ class DirectFront:
                 if sockets.poll(wait=False) if more else self._wait():
                     self._take(sockets.read(GROUP))
                 more = intake.step()
+                self._release()
                 if more and intake.full:
                     # What arrives meanwhile waits behind these batches anyway.
                     until = monotonic() + GATHER_SECONDS
                     while more and intake.full and monotonic() < until:
                         more = intake.step()
+                        self._release()
             except ListenerGone:
                 raise
             except Exception:
                 logger.exception("the direct door failed on a group of calls")
+                self._release()
             try:
                 self._take(sockets.sweep())
                 if self._draining:
@@ -232,13 +265,13 @@ class DirectFront:
         unread = self._gathered
         count = 0
         for connection in news:
-            gone, calls = connection.gone, connection.calls
+            cancelled, streams = connection.cancelled, connection.streams
             count += len(connection.arrived)
             arrived, connection.arrived[:] = connection.arrived[:], ()
             refused, connection.refused[:] = connection.refused[:], ()
             try:
                 for call, message in arrived:
-                    if gone and calls.get(call.stream) is not call:
+                    if cancelled and streams.get(call.number) is not call:
                         continue
                     head = call.head
                     if tokens is not None and (refusal := tokens.refusal(head.metadata, Role.INFER)) is not None:
@@ -255,7 +288,7 @@ class DirectFront:
                 self._sockets.lose(connection.out.owner)
         intake.flush()
         for connection in news:
-            if connection.gone:
+            if connection.cancelled:
                 self._forget(connection)
         if count > FEW:
             self._brisk = False  # calls that come in groups are worth waiting for
@@ -269,12 +302,12 @@ class DirectFront:
     @staticmethod
     def _forget(connection: Connection) -> None:
         """Take the calls that their client gave up out of the queues."""
-        for call in connection.gone:
+        for call in connection.cancelled:
             request, call.request = call.request, None
             if request is not None:
                 worker: Worker = request.header.target
                 worker.cancel(request)
-        connection.gone.clear()
+        connection.cancelled.clear()
 
     # -- connections and their other calls ----------------------------------------------------------------------------
 
@@ -284,14 +317,14 @@ class DirectFront:
             bounds.max_streams,
             bounds.max_metadata_bytes,
             bounds.max_message_bytes,
-            self._held,
+            self._budget,
             INFER_PATH,
             self._open,
-            self._sockets.write,
+            self._sockets.transmit,
             client,
         )
 
-    def _open(self, call: Call) -> Listener | None:
+    def _open(self, call: ServerStream) -> StreamListener | None:
         handler = self._handlers.get(call.head.path)
         return None if handler is None else DirectCall(call, handler, self._post)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
 from typing import Final, NamedTuple
 
 from forwardpass.errors import RequestError, RunFailed, TooLarge, UnknownMethod
-from forwardpass.serving import http2
+
+MESSAGE_STRUCT: Final = struct.Struct(">BI")  # before every message: whether it is compressed, its length
 
 # What a client may compress with, and zlib's number for it.
 COMPRESSIONS: Final = {b"gzip": 31, b"deflate": 15}
@@ -25,7 +27,7 @@ def take(parts: bytearray, encoding: bytes, most: int) -> Taken | None:
     """
     if len(parts) < 5:
         return None
-    compressed, size = http2.MESSAGE_STRUCT.unpack_from(parts)
+    compressed, size = MESSAGE_STRUCT.unpack_from(parts)
     if size > most:
         raise TooLarge(f"the message has {size} bytes, the limit is {most}")
     end = size + 5
@@ -52,12 +54,3 @@ def _inflated(data: bytes, encoding: bytes, most: int) -> bytes:
     if not inflater.eof:
         raise broken
     return found
-
-
-def unpadded(payload: bytes, flags: int) -> bytes | None:
-    """A frame's payload without its padding; None where that is longer than the frame."""
-    if not flags & http2.PADDED:
-        return payload
-    if not payload or payload[0] >= len(payload):
-        return None
-    return payload[1 : len(payload) - payload[0]]

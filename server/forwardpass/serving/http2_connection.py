@@ -1,400 +1,383 @@
 """One client's HTTP/2 connection as gRPC uses it, without a socket: bytes in, calls and bytes out.
 
-`receive` takes what arrived and leaves calls in lists; `out` makes the frames of answers. What a client can make grow
-has a bound:
+libnghttp2 (by the library ngh2) does the framing, HPACK, flow control and the limits on resets, settings and
+CONTINUATION. This file does gRPC's part: calls, their messages and how they end. What a client can make grow has a
+bound:
 
 - A message is refused by the length it claims, before it is read; a compressed one is inflated no further than it may.
-- Messages that are not complete, or not yet read, count in `Held`, over all connections, and a call has a window.
+- Messages that are incomplete, or not yet read, count in a `ReceiveBudget` over all connections; a call has a window.
 - Calls at once, bytes of metadata and headers that go on have limits; beyond them the call or the connection ends.
-- An answer that the client's windows do not let out is given up when nothing of it has left for a while (`overdue`).
+- A response that the client's windows do not let out is given up when nothing of it has left for a while.
 
-Belongs to one thread; `out`, with its lock, to all.
+`receive`, `expire_stalled` and `lose` belong to one thread and take the lock; `out` is for every thread, with its lock.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Final
 
+from ngh2 import Configuration, Role
+from ngh2 import Connection as Engine
+from ngh2.events import (
+    ConnectionClosed,
+    DataReceived,
+    Event,
+    PingAcknowledged,
+    RequestReceived,
+    SettingsReceived,
+    StreamClosed,
+    TrailersReceived,
+    WindowUpdated,
+)
+from ngh2.exceptions import NGH2Error
+
 from forwardpass.errors import InvalidRequest, RequestError, RunFailed, TooLarge, UnknownMethod
-from forwardpass.serving import http2
-from forwardpass.serving.grpc_messages import take, unpadded
-from forwardpass.serving.header_blocks import OVERSIZED, Head, HeaderDecoder, HeaderError
-from forwardpass.serving.http2 import ConnectionFailed
-from forwardpass.serving.http2_calls import MESSAGE_OVERHEAD, STREAM_WINDOW, Call, Held, Listener, Outgoing
+from forwardpass.serving import idle_resets
+from forwardpass.serving.grpc_messages import MESSAGE_STRUCT, take
+from forwardpass.serving.http2_send_side import (
+    MESSAGE_OVERHEAD,
+    NO_ERROR,
+    REFUSED_STREAM,
+    STREAM_WINDOW,
+    ReceiveBudget,
+    SendSide,
+    ServerStream,
+    StreamListener,
+    attempt,
+)
+from forwardpass.serving.idle_resets import IdleResets
+from forwardpass.serving.request_head import Fields, HeadReader
 from forwardpass.serving.status import status_of
 
-WINDOW: Final = 1 << 24  # bytes of all calls of a connection that may be on their way
+WINDOW: Final = 1 << 30  # bytes of all calls of a connection: their own windows and the receive budget bound them
 LARGEST_FRAME: Final = 1 << 16  # that a client may send: fewer of them for a large message
-BLOCK_PIECES: Final = 64  # frames that one call's headers may come in
-STRAY_RESETS: Final = 1024  # of streams that were never opened, beyond one for each that could have been
-HEARD: Final = b"departed"  # of a PING behind GOAWAY: its answer follows whatever was sent before that was read
+CONTINUATIONS: Final = 64  # frames that one call's headers may go on for
+# Resets that a client may send: a burst, and so many a second. A deadline that passes is one, so under overload there
+# are thousands; one costs no more here than a call.
+RESETS: Final = (100_000, 20_000)
+HEARD: Final = b"departed"  # of the PING whose answer follows whatever a client sent before it read our GOAWAY
+MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 3, 4, 5, 6  # settings' numbers
+
+
+class ConnectionFailed(Exception):
+    """The client broke HTTP/2's rules, beyond what a GOAWAY could still tell it."""
+
+
+@functools.lru_cache(8)
+def _configuration(max_metadata_bytes: int) -> Configuration:
+    return Configuration(
+        auto_window_update=False,
+        stream_reset_rate_limit=RESETS,
+        max_continuations=CONTINUATIONS,
+        # A call whose metadata is over the limit is refused; one far beyond it ends the connection.
+        max_inbound_header_list_size=max(1 << 16, 4 * max_metadata_bytes),
+    )
 
 
 class Connection:
-    """The protocol of one connection. Its owner empties `arrived`, `refused` and `gone` after each `receive`."""
+    """The protocol of one connection. Its owner empties `arrived`, `refused` and `cancelled` after each `receive`."""
 
     def __init__(
         self,
         max_streams: int,
         max_metadata_bytes: int,
         max_message_bytes: int,
-        held: Held,
+        budget: ReceiveBudget,
         infer_path: bytes,
-        open_call: Callable[[Call], Listener | None],
-        write: Callable[[Outgoing, bytes], None],
+        open_call: Callable[[ServerStream], StreamListener | None],
+        transmit: Callable[[SendSide], None],
         owner: Any = None,
     ) -> None:
-        """`open_call`: who hears of a call of another path; None: nobody. `write`: where frames go."""
-        self.out = Outgoing(write, owner, held)
-        self.calls = self.out.calls
-        self.arrived: list[tuple[Call, bytes]] = []  # calls of ModelInfer and their messages
-        self.refused: list[tuple[Call, RequestError]] = []  # calls of ModelInfer that are none
-        self.gone: list[Call] = []  # that their client gave up
-        self.last_stream = 0
-        self.heard = False  # the client has answered the PING that says HEARD
-        self.leaving = False  # no more calls are taken
-        self._decoder = HeaderDecoder(max_metadata_bytes)
+        """`open_call`: makes the listener of a call of another path; None: there is no such method. It is called with
+        the lock held. `transmit`: sends what `out.data_to_send` gives."""
+        engine = self._engine = Engine(Role.SERVER, _configuration(max_metadata_bytes))
+        engine.initiate_connection(
+            {
+                MAX_CONCURRENT_STREAMS: max_streams,
+                INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+                MAX_FRAME_SIZE: LARGEST_FRAME,
+                MAX_HEADER_LIST_SIZE: max_metadata_bytes,
+            }
+        )
+        engine.set_local_window_size(WINDOW)
+        self.out = SendSide(engine, transmit, budget, owner)
+        self.streams = self.out.streams
+        self.arrived: list[tuple[ServerStream, bytes]] = []  # calls of ModelInfer and their messages
+        self.refused: list[tuple[ServerStream, RequestError]] = []  # calls of ModelInfer that are malformed
+        self.cancelled: list[ServerStream] = []  # given up by the client
+        self.last_stream = 0  # the number of the call that began last
+        self.greeted = False  # the client speaks HTTP/2
+        self.departing = False  # the client was asked to go, and may have calls on their way
+        self.draining = False  # no more calls are taken
+        self.closed = False  # nothing more will be received, or sent beside what is queued
         self._max_streams = max_streams
         self._max_metadata = max_metadata_bytes
         self._max_message = max_message_bytes
-        self._held = held
+        self._budget = budget
         self._infer_path = infer_path
         self._open_call = open_call
-        self._left = b""  # of a frame that is not complete
-        self.greeted = False  # it speaks HTTP/2
-        self._block: list[bytes] | None = None  # headers that go on in further frames
-        self._block_of = (0, 0)  # their flags and stream
-        self._control: list[bytes] = []  # frames to go out once what arrived is read
-        self._opened = False  # the client's windows have changed meanwhile
-        self._said: list[bytes] = []  # the client's settings meanwhile
-        self._credit = 0  # bytes that came and that the client was not told are free again
-        self._strays = 0  # resets of streams that were never opened
-
-    def greeting(self) -> bytes:
-        """What the server says first."""
-        return http2.settings(
-            max_concurrent_streams=self._max_streams,
-            initial_window_size=STREAM_WINDOW,
-            max_frame_size=LARGEST_FRAME,
-            max_header_list_size=self._max_metadata,
-        ) + http2.window_update(0, WINDOW - http2.DEFAULT_WINDOW)
-
-    # -- what arrives -------------------------------------------------------------------------------------------------
+        self._heads = HeadReader()
+        self._idle_resets: IdleResets | None = IdleResets()  # until the client is known not to need it
+        self._sends_no_idle_resets = False
+        self._why = ""
+        self._handlers: dict[type[Event], Callable[[Any], None]] = {
+            TrailersReceived: self._trailers_received,
+            SettingsReceived: self._settings_received,
+            PingAcknowledged: self._ping_acknowledged,
+            ConnectionClosed: self._connection_closed,
+        }
 
     def receive(self, data: bytes) -> None:
-        """Take what the socket gave. Raises ConnectionFailed, after which nothing more can be received."""
-        if self._left:
-            data = self._left + data
-        position, end = 0, len(data)
-        if not self.greeted:
-            if not http2.PREFACE.startswith(data[:24]):
-                raise ConnectionFailed(http2.PROTOCOL_ERROR, "this is not HTTP/2")
-            if end < 24:
-                self._left = data
-                return
-            self.greeted, position = True, 24
-        calls, arrived, head_of, most = self.calls, self.arrived, self._decoder.head, self._max_message
-        unpack, unpack_message = http2.HEAD_STRUCT.unpack_from, http2.MESSAGE_STRUCT.unpack_from
-        came = 0
-        while end - position >= 9:
-            word, flags, stream = unpack(data, position)
-            length, kind = word >> 8, word & 0xFF
-            begin = position + 9
-            if begin + length > end:
-                if length > LARGEST_FRAME:
-                    raise ConnectionFailed(http2.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
-                break
-            position = begin + length
-            # Two kinds of frames make a call, nearly always in these forms; the rest of the loop is for them.
-            if kind == 0:  # DATA
-                came += length
-                if flags == 1 and length >= 5 and self._block is None:
-                    call = calls.get(stream)
-                    if call is not None and call.plain:
-                        compressed, size = unpack_message(data, begin)
-                        if not compressed and size == length - 5 and size <= most:
-                            call.ended, call.plain = True, False
-                            arrived.append((call, data[begin + 5 : position]))
-                            continue
-            elif kind == 1 and flags & 0x2D == 0x04 and stream > self.last_stream and self._block is None:  # HEADERS
-                try:
-                    self._headers(stream & http2.LAST_STREAM, flags, head_of(data[begin:position]))
-                except HeaderError as error:
-                    raise ConnectionFailed(http2.COMPRESSION_ERROR, str(error)) from None
-                continue
-            self._other(kind, flags, stream & http2.LAST_STREAM, data[begin:position])
-        self._left = data[position:] if position < end else b""
-        self._credit += came
-        if self._credit > WINDOW // 4:
-            self._control.append(http2.window_update(0, self._credit))
-            self._credit = 0
-        self._leave()
+        """Take what the socket gave, and transmit what became due.
 
-    def _leave(self) -> None:
-        """Send what became due while something was read. Raises ConnectionFailed."""
-        if self._control or self._opened:
-            control, self._control = b"".join(self._control), []
-            said, self._said = self._said, []
-            with self.out.lock:
-                for settings in said:
-                    self.out.heed(settings)
-                if control:
-                    self.out.write(self.out, control)
-                if self._opened:
-                    self._opened = False
-                    self.out.pump()
+        What breaks HTTP/2's rules is told to the client, and `closed` is set; where not even that can be done, this
+        raises ConnectionFailed.
+        """
+        if self.closed:
+            return  # while the last of what was sent leaves
+        if self._idle_resets is not None:
+            data = self._idle_resets.filter(data)
+        engine, out = self._engine, self.out
+        with out.lock:
+            try:
+                engine.receive_data(data)
+                self._handle(engine.events())
+                if self._idle_resets is not None and self._sends_no_idle_resets:
+                    rest, self._idle_resets = self._idle_resets.kept, None
+                    engine.receive_data(rest)
+                if engine.want_write or out.waits:
+                    out.flush()
+                    self._handle(engine.events())  # of streams that it has reset
+                    self.closed = not self._wants_to_read()
+                elif not engine.want_read:
+                    self.closed = True
+            except NGH2Error as error:
+                self.closed = True
+                raise ConnectionFailed(str(error)) from None
 
-    def overdue(self, for_message: int, for_answer: int) -> None:
+    def expire_stalled(self, for_message: int, for_response: int) -> None:
         """Give up on calls that have waited for as many calls of this: of ModelInfer, for more of their message; of all
-        kinds, for the client to take more of their answer."""
-        for call in list(self.calls.values()):
-            if call.unsent:
-                call.age += 1
-                if call.age > for_answer:
-                    self._control.append(http2.reset(call.stream, http2.CANCEL))
-                    self._give_up(call.stream)
-            elif not call.ended and call.listener is None and not call.refused:
-                call.age += 1
-                if call.age > for_message:
-                    self._refuse(call, InvalidRequest(f"nothing more of the message within {for_message} s"))
-        self._leave()
+        kinds, for the client to take more of their response."""
+        with self.out.lock:
+            for stream in self.out.expire_blocked(for_response):
+                self._cancel(stream)
+            for stream in list(self.streams.values()):
+                if stream.ended or stream.listener is not None or stream.refused or self.out.is_blocked(stream):
+                    continue
+                stream.age += 1
+                if stream.age > for_message:
+                    self._refuse(stream, InvalidRequest(f"nothing more of the message within {for_message} s"))
+            self.out.flush()
+            self.closed = self.closed or not self._wants_to_read()
 
     def lose(self) -> None:
-        """The connection is no more: all its calls are gone, and what arrived goes nowhere."""
-        self.arrived.clear()
-        self.refused.clear()
-        for stream in list(self.calls):
-            self._give_up(stream)
-
-    def _give_up(self, stream: int) -> None:
-        """Nobody waits for a call any more."""
+        """The connection is no more: its calls are cancelled, and what arrived goes nowhere."""
         with self.out.lock:
-            call = self.calls.get(stream)
-            if call is None:
-                return
-            listener = call.listener
-            self.out.drop(call)
-        self.gone.append(call)
-        if listener is not None:
-            listener.cancelled()
+            self.closed = True
+            self.arrived.clear()
+            self.refused.clear()
+            for stream in self.out.lose():
+                self._cancel(stream)
 
-    def _other(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
-        """A frame that does not come with every call, or not in this form."""
-        if self._block is not None and (kind != http2.CONTINUATION or stream != self._block_of[1]):
-            raise ConnectionFailed(http2.PROTOCOL_ERROR, "headers were interrupted")
-        if kind in (http2.DATA, http2.HEADERS):
-            whole, shown = len(payload), unpadded(payload, flags)
-            if shown is None:
-                raise ConnectionFailed(http2.PROTOCOL_ERROR, "padding that is longer than its frame")
-            if kind == http2.DATA:
-                self._data(stream, flags, shown, whole - len(shown))
-                return
-            if flags & http2.HAS_PRIORITY:
-                shown = shown[5:]
-            self._block, self._block_of = [shown], (flags, stream)
-            if flags & http2.END_HEADERS:
-                self._whole_block()
-        elif kind == http2.CONTINUATION:
-            if self._block is None:
-                raise ConnectionFailed(http2.PROTOCOL_ERROR, "CONTINUATION of nothing")
-            self._block.append(payload)
-            if len(self._block) > BLOCK_PIECES or sum(map(len, self._block)) > 4 * self._max_metadata:
-                raise ConnectionFailed(http2.ENHANCE_YOUR_CALM, "headers without end")
-            if flags & http2.END_HEADERS:
-                self._whole_block()
-        elif kind == http2.RST_STREAM:
-            self._reset(stream, payload)
-        elif kind == http2.SETTINGS:
-            self._settings(flags, stream, payload)
-        elif kind == http2.PING:
-            if len(payload) != 8:
-                raise ConnectionFailed(http2.FRAME_SIZE_ERROR, f"a PING of {len(payload)} bytes")
-            if not flags & http2.ACK:
-                self._control.append(http2.frame(http2.PING, http2.ACK, 0, payload))
-            elif payload == HEARD:
-                self.heard = True
-        elif kind == http2.WINDOW_UPDATE:
-            self._window_update(stream, payload)
-        elif kind == http2.PUSH_PROMISE:
-            raise ConnectionFailed(http2.PROTOCOL_ERROR, "a client cannot push")
-        # PRIORITY means nothing here, GOAWAY is followed by the connection's end, and the unknown is to be ignored.
+    def depart(self, why: str = "") -> None:
+        """Ask the client to go elsewhere, in two steps, so that no call fails (RFC 9113, 6.8).
 
-    def _whole_block(self) -> None:
-        assert self._block is not None
-        block, self._block = b"".join(self._block), None
-        flags, stream = self._block_of
+        First: open no more calls; those on their way are served. Once the client has answered the PING behind it, or
+        this is called again: the number of the last call that is served; later ones are not, and their client knows.
+        """
+        with self.out.lock:
+            self._depart(why)
+            self.out.flush()
+
+    def _depart(self, why: str) -> None:
+        if not self.departing:
+            self.departing, self._why = True, why
+            attempt(self._engine.send_shutdown_notice)
+            self.out.flush()  # else the PING would overtake it
+            attempt(self._engine.ping, HEARD)
+        elif not self.draining:
+            self.draining = True
+            attempt(self._engine.send_goaway, NO_ERROR, debug_data=self._why.encode())
+
+    def _wants_to_read(self) -> bool:
         try:
-            if stream > self.last_stream:
-                self._headers(stream, flags, self._decoder.head(block))
-                return
-            self._decoder.skip(block)
-        except HeaderError as error:
-            raise ConnectionFailed(http2.COMPRESSION_ERROR, str(error)) from None
-        # A client of gRPC has no trailers, but HTTP/2 lets a call end with some.
-        call = self.calls.get(stream)
-        if call is not None:
-            if call.ended or not flags & http2.END_STREAM:
-                raise ConnectionFailed(http2.PROTOCOL_ERROR, "a call with two beginnings")
-            self._half_closed(call)
+            return self._engine.want_read
+        except NGH2Error:  # it has failed
+            return False
 
-    def _headers(self, stream: int, flags: int, head: Head) -> None:
+    # -- events, with the lock held -----------------------------------------------------------------------------------
+
+    def _handle(self, events: list[Any]) -> None:
+        streams, acknowledge = self.streams, self._engine.acknowledge_received_data
+        unpack, most = MESSAGE_STRUCT.unpack_from, self._max_message
+        for event in events:
+            kind = type(event)
+            if kind is WindowUpdated:
+                continue  # which the engine has heeded
+            if kind is DataReceived:
+                number, data = event.stream_id, event.data
+                stream = streams.get(number)
+                if stream is not None and stream.plain and event.end_stream and len(data) >= 5:
+                    # One whole message in one frame, as most calls have it.
+                    compressed, size = unpack(data)
+                    if not compressed and size == len(data) - 5 and size <= most:
+                        stream.ended, stream.plain = True, False
+                        self.arrived.append((stream, data[5:]))
+                        acknowledge(len(data), number)
+                        continue
+                self._data_received(number, stream, data, event.end_stream)
+            elif kind is RequestReceived:
+                self._request_received(event.stream_id, event.headers, event.end_stream)
+            elif kind is StreamClosed:
+                number = event.stream_id
+                if number in streams or self.out.waits:
+                    self._stream_closed(number)
+            elif (handler := self._handlers.get(kind)) is not None:
+                handler(event)
+
+    def _request_received(self, number: int, fields: Fields, ended: bool) -> None:
         """A call begins."""
-        if not stream & 1:
-            raise ConnectionFailed(http2.PROTOCOL_ERROR, f"{stream} is no number for a client's stream")
-        self.last_stream = stream
-        if self.leaving or len(self.calls) >= self._max_streams:
-            self._control.append(http2.reset(stream, http2.REFUSED_STREAM))
-            return
-        call = self.calls[stream] = Call(self.out, stream, head)
-        if head.path == self._infer_path and head.sound:
-            if flags & http2.END_STREAM:
-                self._half_closed(call)
+        self.last_stream = number
+        head = self._heads.read(fields)
+        stream = self.streams[number] = ServerStream(self.out, number, head)
+        if self._idle_resets is not None:
+            self._sends_no_idle_resets = not idle_resets.needed(head.field(b"user-agent"))
+        if head.nbytes > self._max_metadata:
+            stream.ended = ended
+            self._refuse(stream, TooLarge(f"the metadata has more than {self._max_metadata} bytes"))
+        elif head.path == self._infer_path and not head.problem and not head.http_status:
+            if ended:
+                self._half_closed(stream)
             else:
-                call.plain = True
-            return
-        call.ended = bool(flags & http2.END_STREAM)
-        if head is OVERSIZED:
-            self._refuse(call, TooLarge(f"the metadata has more than {self._max_metadata} bytes"))
-        elif head.http_status:
-            with self.out.lock:
-                self.out.end(call, http2.no_grpc(stream, head.http_status))
-        elif head.problem:
-            self._refuse(call, RunFailed(head.problem))
-        elif self.out.listeners >= self._max_streams:
-            # Calls that were reset are still being wound up.
-            with self.out.lock:
-                self.out.end(call, http2.reset(stream, http2.REFUSED_STREAM))
+                stream.plain = True
         else:
-            listener = call.listener = self._open_call(call)
+            stream.ended = ended
+            self._other_call(stream)
+
+    def _other_call(self, stream: ServerStream) -> None:
+        """A call that is not a sound one of ModelInfer."""
+        head, out = stream.head, self.out
+        if head.http_status:
+            out.refuse_http(stream, head.http_status)
+        elif head.problem:
+            self._refuse(stream, RunFailed(head.problem))
+        elif out.listeners >= self._max_streams:  # calls that were reset are still being wound up
+            out.reset(stream, REFUSED_STREAM)
+        else:
+            out.listeners += 1  # the listener itself counts down, at its end
+            listener = stream.listener = self._open_call(stream)
             if listener is None:
+                out.listeners -= 1
                 path = head.path[:200].decode("utf-8", "replace")
-                self._refuse(call, UnknownMethod(f"there is no method {path} here"))
-            elif call.ended:
+                self._refuse(stream, UnknownMethod(f"there is no method {path} here"))
+            elif stream.ended:
                 listener.half_closed()
 
-    def _data(self, stream: int, flags: int, payload: bytes, padding: int) -> None:
-        """Some of a call's messages. Whatever is not one whole message in one frame comes here."""
-        call = self.calls.get(stream)
-        if call is None:
-            if stream > self.last_stream or not stream:
-                raise ConnectionFailed(http2.PROTOCOL_ERROR, f"DATA of stream {stream}, which was never opened")
-            return  # of a call that was answered before it had said all
-        if call.ended:
-            raise ConnectionFailed(http2.STREAM_CLOSED, f"DATA of stream {stream}, which had ended")
-        call.plain = False
-        call.ended = bool(flags & http2.END_STREAM)
-        call.room -= len(payload) + padding
-        if call.room < 0:
-            raise ConnectionFailed(http2.FLOW_CONTROL_ERROR, f"more DATA of stream {stream} than its window has")
-        if call.refused:
+    def _data_received(self, number: int, stream: ServerStream | None, data: bytes, end: bool) -> None:
+        """Some of a call's messages: whatever is not one whole message in one frame."""
+        if stream is None or stream.refused:  # answered before it had sent everything
+            if stream is not None:
+                stream.ended = stream.ended or end
+            attempt(self._engine.acknowledge_received_data, len(data), number)
             return
-        call.age = 0
-        error: RequestError | None = None
-        with self.out.lock:
-            if self.calls.get(stream) is call:  # it may have been answered meanwhile
-                try:
-                    self._messages(call, payload, padding)
-                except RequestError as raised:
-                    error = raised
-        if error is not None:
-            self._refuse(call, error)
-        elif call.ended:
-            self._half_closed(call)
+        stream.plain = False
+        stream.age = 0
+        stream.ended = end
+        try:
+            self._messages(stream, data)
+        except RequestError as error:
+            self._refuse(stream, error)
+            return
+        if end:
+            self._half_closed(stream)
 
-    def _messages(self, call: Call, payload: bytes, padding: int) -> None:
-        """Take what messages are complete now off a call's bytes. With the lock held.
+    def _messages(self, stream: ServerStream, payload: bytes) -> None:
+        """Take the messages that are complete now off a call's bytes.
 
-        What belongs to one that is not complete may be sent again at once: its size bounds what is kept of it. What
-        belongs to one that is counts until its listener has read it. Raises the RequestError to end the call with.
+        What belongs to an incomplete one may be sent again at once: its size bounds what is kept of it. What belongs to
+        a complete one counts until its listener has read it. Raises the RequestError to end the call with.
         """
-        if call.parts is None:
-            call.parts = bytearray()
-        parts, held = call.parts, call.held
-        granted = len(parts)  # of the first message, while it was not complete
-        held -= granted
+        if stream.parts is None:
+            stream.parts = bytearray()
+        parts, held, due = stream.parts, stream.held, 0
+        returned = len(parts)  # of the first message, while it was incomplete
+        held -= returned
         parts += payload
-        call.credit += padding
-        while (taken := take(parts, call.head.encoding, self._max_message)) is not None:
-            if call.listener is not None:
-                call.credit -= granted
+        stream.unacknowledged += len(payload)  # which `forget` gives back where this raises
+        while (taken := take(parts, stream.head.encoding, self._max_message)) is not None:
+            if stream.listener is not None:
+                due -= returned
                 held += taken.size + MESSAGE_OVERHEAD
-                call.listener.message(taken.message, taken.size)
-            elif call.message is not None:
+                stream.listener.message(taken.message, taken.size)
+            elif stream.message is not None:
                 raise RunFailed("a second message on a call that takes one")
             else:
-                call.message = taken.message
-                call.credit += taken.size - granted
+                stream.message = taken.message
+                due += taken.size - returned
                 held += len(taken.message)
-            granted = 0
-        call.credit += len(parts) - granted
-        self.out.hold(call, held + len(parts))
-        if self._held.nbytes > self._held.limit:
-            have, limit = self._held.nbytes, self._held.limit
+            returned = 0
+        self.out.returned(stream, due + len(parts) - returned)
+        self.out.hold(stream, held + len(parts))
+        if self._budget.nbytes > self._budget.limit:
+            have, limit = self._budget.nbytes, self._budget.limit
             raise TooLarge(f"messages that are incomplete or unread have {have} bytes, the limit is {limit}")
-        self.out.consumed(call, 0)
 
-    def _half_closed(self, call: Call) -> None:
-        call.ended = True
-        if call.refused:
+    def _half_closed(self, stream: ServerStream) -> None:
+        stream.ended = True
+        if stream.refused:
             return
-        listener = call.listener
-        if call.parts:
-            self._refuse(call, InvalidRequest("the call ended within a message"))
+        listener = stream.listener
+        if stream.parts:
+            self._refuse(stream, InvalidRequest("the call ended within a message"))
         elif listener is not None:
             listener.half_closed()
-        elif call.message is None:
-            self._refuse(call, InvalidRequest("the call carried no message"))
+        elif stream.message is None:
+            self._refuse(stream, InvalidRequest("the call carried no message"))
         else:
-            with self.out.lock:
-                self.out.hold(call, 0)  # from here on it counts as a request
-            self.arrived.append((call, call.message))
-            call.message = None
+            self.out.hold(stream, 0)  # from here on it counts as a request
+            self.arrived.append((stream, stream.message))
+            stream.message = None
 
-    def _refuse(self, call: Call, error: RequestError) -> None:
-        """Answer a call with an error; nothing of what it still says matters."""
-        call.refused, call.plain = True, False
-        listener = call.listener
-        with self.out.lock:
-            if call.parts:
-                call.parts.clear()
-            call.message = None
-            self.out.hold(call, 0)
-            if listener is not None or isinstance(error, UnknownMethod):
-                self.out.fail(call, *status_of(error))
-            else:
-                self.refused.append((call, error))
+    def _refuse(self, stream: ServerStream, error: RequestError) -> None:
+        """Answer a call with an error, whatever else comes of it."""
+        stream.refused, stream.plain = True, False
+        listener = stream.listener
+        if stream.parts:
+            stream.parts.clear()
+        stream.message = None
+        self.out.hold(stream, 0)
+        if listener is not None or isinstance(error, UnknownMethod):
+            self.out.fail(stream, *status_of(error))
+        else:
+            self.refused.append((stream, error))
         if listener is not None:
             listener.cancelled()
 
-    def _reset(self, stream: int, payload: bytes) -> None:
-        if len(payload) != 4:
-            raise ConnectionFailed(http2.FRAME_SIZE_ERROR, f"an RST_STREAM of {len(payload)} bytes")
-        if not stream:
-            raise ConnectionFailed(http2.PROTOCOL_ERROR, "RST_STREAM of the connection")
-        if stream > self.last_stream:
-            # HTTP/2 would have the connection end. gRPC's C core before 1.85 sends it for a call that is cancelled
-            # before its headers have left, and the other calls of that connection are not to suffer.
-            self._strays += 1
-            if self._strays > STRAY_RESETS + self.last_stream // 2:
-                raise ConnectionFailed(http2.ENHANCE_YOUR_CALM, f"{self._strays} resets of streams never opened")
-            return
-        self._give_up(stream)
+    def _trailers_received(self, event: TrailersReceived) -> None:
+        """A client of gRPC has none, but HTTP/2 lets a call end with some."""
+        stream = self.streams.get(event.stream_id)
+        if stream is not None and not stream.ended:
+            self._half_closed(stream)
 
-    def _settings(self, flags: int, stream: int, payload: bytes) -> None:
-        if stream or len(payload) % 6 or (flags & http2.ACK and payload):
-            raise ConnectionFailed(http2.FRAME_SIZE_ERROR, "a SETTINGS that is none")
-        if flags & http2.ACK:
-            return
-        # They hold for what is sent after the acknowledgement, and other threads send: `_leave` does both at once.
-        self._said.append(payload)
-        self._control.append(http2.frame(http2.SETTINGS, http2.ACK, 0))
-        self._opened = True
+    def _settings_received(self, _: SettingsReceived) -> None:
+        self.greeted = True
 
-    def _window_update(self, stream: int, payload: bytes) -> None:
-        more = int.from_bytes(payload, "big") & http2.LAST_STREAM
-        if len(payload) != 4 or not more:
-            raise ConnectionFailed(http2.PROTOCOL_ERROR, "a WINDOW_UPDATE that is none")
-        with self.out.lock:
-            self.out.widen(stream, more)
-        self._opened = True
+    def _ping_acknowledged(self, event: PingAcknowledged) -> None:
+        if event.opaque_data == HEARD and self.departing:
+            self._depart(self._why)
+
+    def _connection_closed(self, _: ConnectionClosed) -> None:
+        self.closed = True
+
+    def _stream_closed(self, number: int) -> None:
+        stream = self.out.stream_closed(number)
+        if stream is not None:
+            self._cancel(stream)
+
+    def _cancel(self, stream: ServerStream) -> None:
+        """The client does not wait for this call any more."""
+        self.cancelled.append(stream)
+        if stream.listener is not None:
+            stream.listener.cancelled()

@@ -48,6 +48,9 @@ class Intake:
         self._clock = clock
         self._groups: dict[Worker, list[Request]] = {}
         self._pending: list[Worker] = []  # whose queues this thread has promised to come back for
+        self.before_run: Callable[[float], None] | None = (
+            None  # called before a run that follows others, with its seconds
+        )
         self.now = clock()
         self.saturated = False  # whether all that was flushed last waits for models that are saturated
         self._last: Sequence[Worker] = ()  # the models that calls came for last
@@ -127,7 +130,7 @@ class Intake:
             settled = False
             if error is not None:
                 self._one_by_one(worker, requests)
-            elif count == 1 and worker.alone(requests[0], self.now):
+            elif count == 1 and self._alone(worker, requests[0], len(groups) > 1):
                 settled = not worker.queue.requests  # unless something came in by the other door meanwhile
             else:
                 worker.submit(requests, self.now)
@@ -142,9 +145,21 @@ class Intake:
 
     def step(self) -> bool:
         """Run what is this thread's to run, one batch per model. True: call again, after a look for new arrivals."""
-        if self._pending:
+        if len(self._pending) > 1 and self.before_run is not None:
+            left = []
+            for worker in self._pending:
+                self.before_run(worker.next_run_seconds)
+                if worker.step():
+                    left.append(worker)
+            self._pending = left
+        elif self._pending:
             self._pending = [worker for worker in self._pending if worker.step()]
         return bool(self._pending)
+
+    def _alone(self, worker: Worker, request: Request, one_of_several: bool) -> bool:
+        if one_of_several and self.before_run is not None:
+            self.before_run(worker.next_run_seconds)
+        return worker.alone(request, self.now)
 
     @property
     def slack(self) -> float:

@@ -1,10 +1,10 @@
 """The direct door's sockets: connections come and go, bytes go in and out. Needs Linux (epoll).
 
-One thread polls and reads. `write` is for any thread: what a socket does not take at once is kept and sent when it
+One thread polls and reads. `transmit` is for any thread: what a socket does not take at once is kept and sent when it
 does, and nothing is read meanwhile from a client that leaves too much unread.
 
-- What one socket does ends that socket at most: nothing of it is raised by `write`, `read` or `sweep`, no other's news
-  is lost, and nobody's turn is put off.
+- What one socket does ends that socket at most: nothing of it is raised by `transmit`, `read` or `sweep`, no other's
+  news is lost, and nobody's turn is put off.
 - A socket that can do nothing is not ready: none is watched for what it does not wait for.
 """
 
@@ -18,14 +18,12 @@ import select
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from time import monotonic
 
-from forwardpass.serving import http2
 from forwardpass.serving.client_socket import READ, Client
-from forwardpass.serving.http2 import ConnectionFailed
-from forwardpass.serving.http2_calls import Outgoing
-from forwardpass.serving.http2_connection import HEARD, Connection
+from forwardpass.serving.http2_connection import Connection, ConnectionFailed
+from forwardpass.serving.http2_send_side import SendSide
 from forwardpass.serving.listeners import ListenerGone, Listeners
 from forwardpass.serving.log_limit import LogLimit
 
@@ -34,6 +32,7 @@ logger.addFilter(LogLimit())
 
 AVAILABLE = hasattr(select, "epoll")
 
+PULL = 1 << 18  # bytes taken from the protocol at once, for the socket
 READS = 4  # times in a row, before others are looked at
 SWEEP_SECONDS = 1.0  # between two looks for what is overdue
 MESSAGE_AGES = 30  # sweeps for which nothing may come of a call's message
@@ -69,45 +68,33 @@ class Sockets:
 
     # -- any thread ---------------------------------------------------------------------------------------------------
 
-    def write(self, out: Outgoing, data: bytes) -> None:
-        """Send, or keep what the socket does not take. With `out.lock` held."""
+    def transmit(self, out: SendSide) -> None:
+        """Send what the protocol has to send, as far as the socket takes it. With `out.lock` held."""
         client: Client = out.owner
-        if client.corked is not None:
-            client.corked.append(data)
+        if client.closed or client.shaking:
             return
-        if client.closed:
-            return
-        if client.unsent or client.shaking:
-            client.unsent += data
-        elif len(data) > client.piece:
-            client.unsent += data
-            client.age = 0
-            client.push()
-        else:
+        while not client.unsent:
+            data = out.data_to_send(PULL)
+            if not data:
+                break
+            if len(data) > client.piece:
+                client.unsent += data
+                client.age = 0
+                client.push()
+                continue
             try:
                 sent = client.sock.send(data)
             except Exception as error:
                 if not client.waits(error, len(data)):
                     return
                 sent = 0
-            if sent == len(data):
-                return
-            client.unsent += memoryview(data)[sent:]
-            client.age = 0
-        self._watch(client)
-
-    @contextlib.contextmanager
-    def together(self, out: Outgoing) -> Iterator[None]:
-        """What is written inside leaves in one go. Takes `out.lock`."""
-        client: Client = out.owner
-        with out.lock:
-            corked = client.corked = []
-            try:
-                yield
-            finally:
-                client.corked = None
-                if corked:
-                    self.write(out, b"".join(corked))
+            if sent < len(data):
+                client.unsent += memoryview(data)[sent:]
+                client.age = 0
+            elif len(data) < PULL:
+                break
+        if client.unsent or client.watched != select.EPOLLIN:
+            self._watch(client)
 
     def wake(self) -> None:
         """End a `poll` that waits."""
@@ -189,38 +176,21 @@ class Sockets:
             except Exception:
                 logger.exception("a connection is closed: giving up what is overdue failed")
                 self.lose(client)
-        return [c for c in connections if c.refused or c.gone]
+        return [c for c in connections if c.refused or c.cancelled]
 
     def _age(self, client: Client, now: float) -> None:
         connection = client.connection
         client.age += 1
-        connection.overdue(MESSAGE_AGES, ANSWER_AGES)
+        connection.expire_stalled(MESSAGE_AGES, ANSWER_AGES)
         silent = not connection.greeted and client.age > GREETING_AGES
         stuck = client.unsent and client.age > ANSWER_AGES
-        if silent or stuck or (connection.leaving and not connection.calls and not client.unsent):
+        idle = not (connection.streams or connection.out.queued or client.unsent)
+        if silent or stuck or ((connection.draining or connection.closed) and idle):
             self.lose(client)
         elif now > client.deadline:
-            # A sweep later it hears the second word, whether it answers the PING or not.
-            client.deadline = float("inf") if client.departing else 0.0
-            self._depart(client, "max_connection_age")
-
-    def _depart(self, client: Client, why: str = "") -> None:
-        """Ask a client to connect anew, in two steps, so that no call fails (RFC 9113, 6.8).
-
-        First word: open no more calls; those on their way are served. Once it has answered the PING behind that, or
-        this is called again, the number of the last call that is served; later ones are refused as never seen.
-        """
-        connection = client.connection
-        if not client.departing:
-            client.departing = True
-            frames = http2.goaway(http2.LAST_STREAM, http2.NO_ERROR, why) + http2.frame(http2.PING, 0, 0, HEARD)
-        elif connection.leaving:
-            return
-        else:
-            connection.leaving = True
-            frames = http2.goaway(connection.last_stream, http2.NO_ERROR, why)
-        with connection.out.lock:
-            self.write(connection.out, frames)
+            # A sweep later it gets the second GOAWAY, whether it answers the PING or not.
+            client.deadline = float("inf") if connection.departing else 0.0
+            connection.depart("max_connection_age")
 
     def drain(self) -> None:
         """Take no more connections, and ask the clients there are to go elsewhere. Calls on their way are served."""
@@ -228,13 +198,13 @@ class Sockets:
         self._sweep_at = monotonic() + SWEEP_SECONDS  # that long they have to answer
         for client in self._clients.values():
             client.deadline = 0.0
-            if not client.departing:
-                self._depart(client, "the server is stopping")
+            if not client.connection.departing:
+                client.connection.depart("the server is stopping")
 
     @property
     def settled(self) -> bool:
         """Whether every call that was on its way has come. One that never spoke HTTP/2 has none."""
-        return all(c.connection.leaving or (c.age and not c.connection.greeted) for c in self._clients.values())
+        return all(c.connection.draining or (c.age and not c.connection.greeted) for c in self._clients.values())
 
     def close(self) -> list[Connection]:
         """Say goodbye, send what is left, close everything; the connections there were."""
@@ -242,9 +212,9 @@ class Sockets:
         self._close_listeners()
         connections = [client.connection for client in self._clients.values()]
         for client in self._clients.values():
-            client.departing = True
-            self._depart(client)  # calls that come now are refused in a way that lets them be tried elsewhere
-        while monotonic() < until and any(c.unsent or c.connection.out.waiting for c in self._clients.values()):
+            client.connection.departing = True
+            client.connection.depart()  # calls that come now are not served, and their client knows
+        while monotonic() < until and any(c.unsent or c.connection.out.queued for c in self._clients.values()):
             if not self.poll(wait=False):
                 self._ready.extend(self._epoll.poll(0.05))
             self.read(1 << 30)
@@ -279,16 +249,16 @@ class Sockets:
                 connection.receive(data)
             except ConnectionFailed as failure:
                 logger.debug("a connection is closed: %s", failure)
-                with connection.out.lock:
-                    self.write(connection.out, http2.goaway(connection.last_stream, failure.code, str(failure)))
                 self.lose(client)
                 return
             except Exception:  # others' calls, read in the same turn, are not to suffer from it
                 logger.exception("a connection is closed: it could not be read")
                 self.lose(client)
                 return
-            if connection.heard and client.departing:
-                self._depart(client)
+            if connection.closed:
+                if not client.unsent:
+                    self.lose(client)
+                return
             if len(data) < READ and not client.secure:
                 return
         if client.undelivered:
@@ -357,12 +327,13 @@ class Sockets:
             raise
         self._clients[client.fd] = client
         with connection.out.lock:
-            self.write(connection.out, connection.greeting())
+            self.transmit(connection.out)
 
     def _flush(self, client: Client) -> None:
-        with client.connection.out.lock:
+        out = client.connection.out
+        with out.lock:
             client.push()
-            self._watch(client)
+            out.flush()
 
     def lose(self, client: Client) -> None:
         """A connection is over: nobody waits for its calls, which become its news."""

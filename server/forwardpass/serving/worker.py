@@ -130,6 +130,12 @@ class Worker:
             return 0.0
         return self.queue.run_time.predict(self.queue.limits.max_batch_rows) / 2
 
+    @property
+    def next_run_seconds(self) -> float:
+        """Predicted, of what waits or comes next. A hint."""
+        queue = self.queue
+        return queue.run_time.predict(min(queue.rows or 1, queue.limits.max_batch_rows))
+
     def step(self) -> bool:
         """See to it that what waits is run: by this thread, if that is quicker than waking another.
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from forwardpass.serving.client_socket import BACKLOG, RECORD, Client
+from forwardpass.serving.http2_connection import Connection
+from forwardpass.serving.http2_send_side import ReceiveBudget
 
 READ, WRITE = ssl.SSLWantReadError, ssl.SSLWantWriteError
 
@@ -43,6 +45,7 @@ class Scripted(ssl.SSLSocket):
 def made(*script: type[BaseException] | bytes | None) -> tuple[Client, Scripted]:
     sock = Scripted(*script)
     client = Client(sock, 0.0)
+    client.connection = Connection(1, 1 << 14, 1, ReceiveBudget(1), b"", lambda _: None, lambda _: None, client)
     client.shaking = False
     return client, sock
 

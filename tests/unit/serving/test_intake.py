@@ -168,3 +168,18 @@ def test_what_was_answered_is_not_kept(door: Door) -> None:
     door.run()
     assert door.reason(1) == "answered"
     assert sys.getrefcount(request) == alone + 1  # this test's own: neither the intake nor the queue has it any more
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+def test_a_run_behind_another_models_is_announced_with_its_length(door: Door, calls: int) -> None:
+    """So that what was answered before a long one need not wait for it. One model's own runs are not."""
+    announced: list[float] = []
+    door.intake.before_run = announced.append
+    for models_called in (("m",), ("m", "other")):
+        door.intake.begin()
+        for model in models_called:
+            for call in range(calls):
+                assert door.take(call, sent(model))
+        door.run()
+        assert len(announced) == (0 if len(models_called) == 1 else 2)
+    assert all(0 < seconds < 10 for seconds in announced)
