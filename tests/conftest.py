@@ -13,10 +13,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Before anything imports ONNX Runtime; what the tests start inherits it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+# How long an example takes is the machine's business, not the test's.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 MODELS = Path(__file__).parents[1] / "models"
 

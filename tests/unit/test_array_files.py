@@ -109,7 +109,7 @@ def test_names_come_from_the_file_or_from_the_model(tmp_path: Path) -> None:
         read(Path("-"), io.StringIO(""), (X,))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @example(np.array([[1 << 63, 0]], np.uint64))
 @given(
     hnp.arrays(

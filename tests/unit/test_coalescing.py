@@ -414,5 +414,5 @@ class Callers(RuleBasedStateMachine):
                 ) or mine.deadline <= self.clock.now, "room for a request, and nobody to start it"  # fmt: skip
 
 
-Callers.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+Callers.TestCase.settings = settings(max_examples=200, stateful_step_count=40)
 TestCallers = Callers.TestCase

@@ -85,7 +85,7 @@ def test_the_file_is_strict_json(tmp_path: Path) -> None:
     ("datatype", "kind", "bits"), [("FP16", np.float16, 16), ("FP32", np.float32, 32), ("FP64", np.float64, 64)]
 )
 def test_every_float_is_kept_to_the_last_bit(datatype: str, kind: type, bits: int) -> None:
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(patterns=st.lists(st.integers(0, 2**bits - 1), min_size=1, max_size=8))
     def holds(patterns: list[int]) -> None:
         values = np.array(patterns, f"u{bits // 8}").view(kind)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -23,7 +23,6 @@ def tensor(datatype: str) -> TensorInfo:
     return TensorInfo("x", datatype, (-1, 4))
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_an_array_of_the_models_dtype_comes_through_bit_for_bit(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(FIXED)))
@@ -37,7 +36,6 @@ def test_an_array_of_the_models_dtype_comes_through_bit_for_bit(data: st.DataObj
     got[...] = 0  # the caller's own
 
 
-@settings(deadline=None)
 @given(hnp.arrays(object, hnp.array_shapes(min_side=0), elements=st.text() | st.just("\x00é")))
 def test_texts_come_through_and_are_what_the_server_reads(array: np.ndarray) -> None:
     raw = to_raw(fit(array, tensor("BYTES")), "x")
@@ -109,7 +107,6 @@ def test_what_does_not_fit_is_refused_by_name(array: np.ndarray, datatype: str, 
         fit(array, tensor(datatype))
 
 
-@settings(deadline=None)
 @given(
     hnp.arrays(hnp.integer_dtypes() | hnp.unsigned_integer_dtypes(), hnp.array_shapes(min_dims=1, max_dims=1)),
     st.data(),

@@ -84,7 +84,7 @@ def schedules(draw: st.DrawFn) -> tuple[Limits, list[tuple[str, int, float, int,
     return limits, draw(st.lists(step, max_size=30))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(schedules(), st.sampled_from((0.0, 1e-3)), st.sampled_from((0.0, 1e-3)))
 def test_invariants_hold_over_whatever_hypothesis_thinks_of(
     schedule: tuple[Limits, list[tuple[str, int, float, int, str]]], a: float, b: float

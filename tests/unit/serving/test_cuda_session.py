@@ -97,7 +97,7 @@ def test_a_graph_answers_as_the_cpu_does_for_every_number_of_rows(lab: Lab, larg
     assert found.graph_replays >= largest
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.booleans(), st.booleans())
 def test_no_row_of_another_batch_is_ever_seen(lab: Lab, batches: list[int], pads: bool, staged: bool) -> None:
     """Batches one after the other over the same buffers, in any order of sizes: each answer is of its own rows."""

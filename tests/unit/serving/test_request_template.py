@@ -177,7 +177,7 @@ def of_kind(kind: str, x: NDArray[Any], n: NDArray[Any], request_id: str) -> byt
     return sent
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(st.lists(st.sampled_from(PIECES), max_size=5).map(b"".join), min_size=1, max_size=5))
 @example([good + field(7, b"AAAABBBB"), good + field(7, b"CCCCDDDD")])
 @example([good + field(3, b"id") + field(7, b"AAAABBBB"), field(1, b"m") + field(3, b"other") + good[3:]])
@@ -209,7 +209,7 @@ def test_what_only_reads_like_a_tensor_is_none(disguise: Any) -> None:
     assert reading(used, real + disguise(field(7, b"EEEEFFFF")))[-1] == [b"AAAABBBB"]
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(
     st.lists(st.sampled_from(PIECES), max_size=3).map(b"".join),
     st.lists(st.tuples(st.sampled_from(["raw", "typed"]), st.binary(min_size=8, max_size=8)), min_size=2, max_size=5),
@@ -247,7 +247,7 @@ def test_no_message_changes_how_the_next_is_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(1, 5), st.sampled_from(["", "7", "\u00e9" * 3, "i" * 300]), st.integers(0, 1 << 30))
 def test_whatever_happens_to_a_known_message_is_seen(kind: str, rows: int, request_id: str, seed: int) -> None:
     rng = random.Random(seed)

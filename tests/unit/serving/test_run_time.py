@@ -65,7 +65,7 @@ def test_the_margin_follows_the_noise() -> None:
     assert MIN_MARGIN <= quiet.margin < 0.2 < noisy.margin <= MAX_MARGIN
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(1, 4096), times), max_size=60), st.integers(1, 4096), times)
 def test_whatever_was_seen_the_answers_are_sane(seen: list[tuple[int, float]], rows: int, seconds: float) -> None:
     run_time = RunTime()

@@ -64,7 +64,7 @@ def refused(request: Any, found: Interface | None = None, **more: Any) -> str:
 
 
 @pytest.mark.parametrize("datatype", protocol.DATATYPES.values(), ids=lambda d: d.name)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_typed_and_raw_contents_of_every_datatype_are_the_same_bytes(
     datatype: protocol.Datatype, data: st.DataObject
@@ -273,7 +273,7 @@ def test_parameters_that_cannot_be_kept_are_refused(key: str, value: dict[str, A
     assert words in refused(request, priorities=3)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.binary(max_size=60) | st.binary(max_size=20).map(lambda b: one(1, 2).SerializeToString()[: -len(b) or None] + b)
 )
@@ -294,7 +294,7 @@ def test_a_message_over_the_limit_is_not_parsed() -> None:
 # -- answers ----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_replies_are_byte_for_byte_what_protobuf_writes(data: st.DataObject) -> None:
     outputs = [
