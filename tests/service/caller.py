@@ -55,7 +55,7 @@ class Caller:
         self.channel = grpc.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)])
 
     def send(
-        self, message: Any, timeout: float = 30.0, metadata: Any = (), path: str = INFER
+        self, message: Any, timeout: float = 60.0, metadata: Any = (), path: str = INFER
     ) -> tuple[bytes, dict[str, Any]]:
         """The answer's bytes and its trailing metadata. Raises Refused."""
         data = message if isinstance(message, bytes) else message.SerializeToString()
@@ -94,7 +94,7 @@ class Caller:
 
     def health(self, service: str = "") -> str:
         check = health_pb2_grpc.HealthStub(self.channel).Check
-        response = check(health_pb2.HealthCheckRequest(service=service), timeout=30)
+        response = check(health_pb2.HealthCheckRequest(service=service), timeout=60)
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
     def metric(self, name: str, **labels: str) -> float:
@@ -113,7 +113,7 @@ class Caller:
         self.channel.close()
 
 
-def until(there: Callable[[], bool], what: str = "it", seconds: float = 30.0) -> None:
+def until(there: Callable[[], bool], what: str = "it", seconds: float = 60.0) -> None:
     """Wait for something that must come."""
     end = time.monotonic() + seconds
     while not there():

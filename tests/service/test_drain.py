@@ -65,12 +65,12 @@ def _watch(address: str) -> Iterator[list[int]]:
 
         thread = threading.Thread(target=listen)
         thread.start()
-        assert heard.wait(20)
+        assert heard.wait(60)
         try:
             yield told
         finally:
             stream.cancel()
-            thread.join(20)
+            thread.join(60)
 
 
 def _until(condition: Callable[[], bool], server: ServerProcess) -> None:
@@ -214,7 +214,7 @@ def test_the_health_service_itself_is_alive_while_it_drains(repository: Path, tr
     with grpc.insecure_channel(server.address) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
         status: dict[str, Any] = {
-            name: check(health_pb2.HealthCheckRequest(service=name), timeout=20).status
+            name: check(health_pb2.HealthCheckRequest(service=name), timeout=60).status
             for name in ("", "hold", "inference.GRPCInferenceService", "grpc.health.v1.Health")
         }
     assert status == {
@@ -235,7 +235,7 @@ def test_a_connection_of_age_is_replaced_without_a_failed_call(repository: Path,
         check = health_pb2_grpc.HealthStub(channel).Check
 
         def asked() -> bool:
-            assert check(health_pb2.HealthCheckRequest(), timeout=20).status == SERVING
+            assert check(health_pb2.HealthCheckRequest(), timeout=60).status == SERVING
             return states.count(grpc.ChannelConnectivity.READY) >= 3
 
         _until(asked, server)

@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from forwardpass.server_process import ServerProcess
 from forwardpass.serving import protocol
 
-SECONDS = 20.0
+SECONDS = 60.0
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
 
 

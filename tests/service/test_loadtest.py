@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from typing import Any
 import models
 import numpy as np
 import pytest
+from caller import Caller, threads, until
 
 from forwardpass.cli import main
 from forwardpass.errors import LoadTestError, Status
@@ -103,10 +103,16 @@ def test_deadlines_go_along(server: ServerProcess) -> None:
 def test_a_killed_server_leaves_unavailable_calls_and_none_without_an_outcome(digits_repository: Path) -> None:
     with ServerProcess(digits_repository) as server:
         target = _target(server, patience=5.0, connections=3)
-        killer = threading.Timer(2.0, server.send, [signal.SIGKILL])
-        killer.start()
-        point = target.at_rate(200, 3.0)
-        killer.join()
+        caller = Caller(server)
+
+        def kill(_: int) -> None:
+            # The warm-up is 40 requests, and the whole 640.
+            until(lambda: caller.metric("forwardpass_requests_total") > 150)
+            server.send(signal.SIGKILL)
+
+        with threads(1, kill):
+            point = target.at_rate(200, 3.0)
+        caller.close()
     outcomes = point.recording.by_outcome()
     assert outcomes["OK"] > 0 and outcomes["UNAVAILABLE"] > 0
     assert set(outcomes) == {"OK", "UNAVAILABLE"}

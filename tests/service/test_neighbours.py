@@ -60,7 +60,7 @@ def test_a_slow_model_starves_no_other(repository: Path, transport: str, serve: 
         def overrun() -> None:
             while not over.is_set():
                 try:
-                    client.predict("slow", row, timeout=30)
+                    client.predict("slow", row, timeout=60)
                     with lock:
                         answered[0] += 1
                 except ResourceExhausted as error:
@@ -75,7 +75,7 @@ def test_a_slow_model_starves_no_other(repository: Path, transport: str, serve: 
             expected = client.predict("fast", quick)
             before = answered[0]
             for _ in range(300):
-                assert np.array_equal(client.predict("fast", quick, timeout=10), expected)
+                assert np.array_equal(client.predict("fast", quick, timeout=60), expected)
             during = answered[0] - before
         finally:
             over.set()

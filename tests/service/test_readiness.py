@@ -124,7 +124,7 @@ class Server:
 
 def fetch(url: str) -> str:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=10) as response:
+    with opener.open(url, timeout=60) as response:
         text: str = response.read().decode()
     return text
 

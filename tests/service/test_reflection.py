@@ -30,7 +30,7 @@ def ask(server: ServerProcess, version: str, *questions: dict[str, Any]) -> list
             REQUEST.SerializeToString,
             RESPONSE.FromString,
         )
-        return list(info(iter([REQUEST(**q) for q in questions]), timeout=10.0))
+        return list(info(iter([REQUEST(**q) for q in questions]), timeout=60.0))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -59,7 +59,7 @@ def test_a_client_can_be_built_of_nothing_but_the_answers(running: ServerProcess
         metadata = channel.unary_unary(
             f"/{method.containing_service.full_name}/{method.name}", ask_for.SerializeToString, told.FromString
         )
-        assert metadata(ask_for(name="document"), timeout=10.0).name == "document"
+        assert metadata(ask_for(name="document"), timeout=60.0).name == "document"
 
 
 def test_each_question_has_its_answer_and_what_is_not_there_ends_nothing(running: ServerProcess) -> None:
@@ -93,7 +93,7 @@ def test_a_message_that_is_none_ends_the_stream_with_a_status(running: ServerPro
     with grpc.insecure_channel(running.address) as channel:
         info = channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
         with pytest.raises(grpc.RpcError) as caught:
-            next(info(iter([b"\xff\xff"]), timeout=10.0))
+            next(info(iter([b"\xff\xff"]), timeout=60.0))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 

@@ -172,7 +172,7 @@ def test_unloading_answers_what_was_accepted(repository: Path, serve: Callable[[
         for _ in range(500):
             client.async_infer("m", [given], done)
         client.unload_model("m")
-        assert everything.wait(20)
+        assert everything.wait(60)
         refused = [a for a in answers if isinstance(a, triton.InferenceServerException)]
         # Those that came after it was unloaded are told so; nobody hears that something went wrong.
         assert all("is not loaded" in str(e) and "NOT_FOUND" in str(e.status()) for e in refused)

@@ -64,7 +64,7 @@ def together(client: Client, model: str, arrays: Sequence[np.ndarray]) -> list[n
 
     for i, array in enumerate(arrays):
         client.async_infer(model, [given("x", array)], done(i))
-    assert everything.wait(30)
+    assert everything.wait(60)
     return [found[i].as_numpy("y") for i in range(len(arrays))]
 
 
@@ -304,7 +304,7 @@ def test_health_follows_what_is_loaded(tmp_path: Path, serve: Serve) -> None:
     server = serve(tmp_path, "--model-control", "explicit", "--load-model", "*")
     with grpc.insecure_channel(server.address) as channel, Client(server.address) as client:
         health = health_pb2_grpc.HealthStub(channel)
-        watch = health.Watch(health_pb2.HealthCheckRequest(service="m"), timeout=20)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service="m"), timeout=60)
         seen = [next(watch).status]
         client.unload_model("m")
         seen.append(next(watch).status)
@@ -316,7 +316,7 @@ def test_health_follows_what_is_loaded(tmp_path: Path, serve: Serve) -> None:
 
 
 def eventually(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come about"
         time.sleep(0.05)

@@ -16,7 +16,7 @@ from forwardpass.server_process import ServerProcess
 from forwardpass.serving import protocol
 
 FOLDER = Path("/dev/shm")
-SECONDS = 10.0
+SECONDS = 60.0
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"there is no {FOLDER} here")
 

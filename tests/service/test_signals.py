@@ -137,7 +137,7 @@ def test_a_terminal_that_is_closed_ends_it_with_a_drain(tmp_path: Path) -> None:
         os.close(terminal)
         process.send_signal(signal.SIGHUP)
         server.wait_for("^stopped$")
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.communicate()

@@ -19,7 +19,7 @@ from forwardpass.serving import protocol
 from forwardpass.serving.auth import ADMIN_METHODS
 
 INFER, ADMIN, HASHED = "infer-token-0123456789", "admin-token-0123456789", "hashed-token-0123456789"
-SECONDS = 10.0
+SECONDS = 60.0
 
 UNAUTHENTICATED, PERMISSION_DENIED = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
 

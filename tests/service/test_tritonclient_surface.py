@@ -28,7 +28,7 @@ from forwardpass.server_process import ServerProcess
 triton = pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc] is not installed")
 triton_aio = pytest.importorskip("tritonclient.grpc.aio", reason="tritonclient[grpc] is not installed")
 
-SECONDS = 20.0
+SECONDS = 60.0
 DOCUMENT = Path(__file__).parents[2] / "docs" / "compatibility.md"
 LABELS = ("low", "middle", "high")
 X = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)

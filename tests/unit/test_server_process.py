@@ -46,6 +46,6 @@ def test_a_server_is_stopped_however_the_context_is_left(document_repository: Pa
 def test_a_server_that_hangs_is_killed_and_told_of(document_repository: Path) -> None:
     with ServerProcess(document_repository) as server:
         server.send(signal.SIGSTOP)
-        with pytest.raises(ForwardpassError, match=r"did not end within 0\.2 s:\n(.*\n)*ready$"):
+        with pytest.raises(ForwardpassError, match=r"did not end within 0\.2 s:\n(.*\n)*ready(\n|$)"):
             server.stop(0.2)
         assert server.returncode == -signal.SIGKILL

@@ -88,7 +88,7 @@ class Bench:
             return dict(self.metrics.codes)
 
 
-def wait_until(there: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_until(there: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not there():
         assert time.monotonic() < end, "it never came"

@@ -170,7 +170,7 @@ class Collector:
                 self.timings[request.call] = timing
             self._arrived.notify_all()
 
-    def wait(self, requests: Sequence[Request], seconds: float = 20.0) -> list[Answer]:
+    def wait(self, requests: Sequence[Request], seconds: float = 60.0) -> list[Answer]:
         """The answers to these requests. Each must have come exactly once."""
         with self._arrived:
             there = self._arrived.wait_for(lambda: all(r.call in self.answers for r in requests), seconds)

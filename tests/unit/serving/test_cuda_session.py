@@ -367,7 +367,7 @@ def test_a_session_that_nobody_has_any_more_gives_everything_back(lab: Lab) -> N
     del found
     gc.collect()
     assert seen() is None
-    assert thread.join(10.0)
+    assert thread.join(60.0)
     assert not lab.driver.blocks and not lab.driver.streams
 
 

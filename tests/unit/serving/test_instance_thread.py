@@ -21,7 +21,7 @@ def test_jobs_are_done_in_order_by_one_thread() -> None:
     assert [i for i, _ in done] == list(range(20)) and {ident for _, ident in done} == {thread.ident}
     assert thread.ident != threading.get_ident()
     thread.end()
-    assert thread.join(5.0)
+    assert thread.join(60.0)
 
 
 def test_a_job_may_ask_for_another() -> None:
@@ -45,13 +45,13 @@ def test_an_error_goes_to_whoever_asked_and_ends_nothing() -> None:
 def test_what_was_given_before_the_end_is_done_and_then_the_last_job() -> None:
     thread = InstanceThread("t")
     may, done = threading.Event(), []
-    stint = thread.stint(lambda: (may.wait(5.0), done.append("stint")))
+    stint = thread.stint(lambda: (may.wait(60.0), done.append("stint")))
     stint.start()
     thread.end(lambda: done.append("last"))
     with pytest.raises(RuntimeError, match="the thread t has ended"):
         thread.call(lambda: done.append("never"))
     may.set()
-    assert thread.join(5.0)
+    assert thread.join(60.0)
     assert done == ["stint", "last"]
 
 
@@ -60,7 +60,7 @@ def test_a_stint_is_waited_for_as_a_thread_is(caplog: pytest.LogCaptureFixture) 
     may = threading.Event()
 
     def serve() -> None:
-        may.wait(5.0)
+        may.wait(60.0)
         raise RuntimeError("out of the blue")
 
     stint = thread.stint(serve)
@@ -71,7 +71,7 @@ def test_a_stint_is_waited_for_as_a_thread_is(caplog: pytest.LogCaptureFixture) 
     assert stint.is_alive()
     with caplog.at_level(logging.ERROR):
         may.set()
-        stint.join(5.0)
+        stint.join(60.0)
     assert not stint.is_alive()
     assert "out of the blue" in caplog.text  # nobody else would be told
     assert thread.call(lambda: 1) == 1
@@ -88,7 +88,7 @@ def test_nothing_of_a_job_is_kept() -> None:
     thread.call(partial(id, held))
     stint = thread.stint(partial(id, held))
     stint.start()
-    stint.join(5.0)
+    stint.join(60.0)
     thread.call(lambda: None)
     del held, stint
     gc.collect()

@@ -250,7 +250,7 @@ def test_every_answer_is_what_the_network_says_of_those_rows(machine: Machinery,
 
 def test_several_devices_take_from_one_queue(machine: Machinery) -> None:
     found = machine.load(models.chain(), {"provider": "cuda:0,1"}, max_batch_size=1)
-    door, at_once = Collector(), threading.Barrier(2, timeout=20.0)
+    door, at_once = Collector(), threading.Barrier(2, timeout=60.0)
     machine.runtime.before = at_once.wait  # no run ends before another is under way
     found.worker.start()
     sent = [asked(found, door, rows(1, i)) for i in range(10)]
