@@ -230,7 +230,7 @@ def test_a_deadline_is_for_all_attempts_together() -> None:
     with Client(NOBODY, attempts=10) as client:
         began = time.monotonic()
         with pytest.raises(Unavailable):
-            client.predict("chain", X, timeout=0.4)
+            client.predict("chain", X, timeout=2.0)
         assert time.monotonic() - began < PATIENCE / 2
         assert 1 <= client.counts.retries < 9, "it went on beyond its deadline"
 
