@@ -101,7 +101,7 @@ def scaled(factor: float) -> Mlp:
 # -- what is converted ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["document", "digits", pytest.param("mnist", marks=pytest.mark.slow)])
 def test_the_recipes_networks_hold_in_half_precision(tmp_path: Path, name: str) -> None:
     (learnt, _), (x, _) = of_recipe(name, "data").training(), of_recipe(name, "data").held_out()
     network = getattr(of_recipe(name, "network"), RECIPES[name])()
