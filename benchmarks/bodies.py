@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forwardpass.serving import protocol
+from forwardpass import protocol
 
 PREFIX = struct.Struct(">BI")  # gRPC's frame: compressed or not, length in bytes
 

@@ -19,7 +19,7 @@ import ngh2
 import numpy as np
 
 from bodies import request as make_message
-from forwardpass.serving import protocol
+from forwardpass import protocol
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.grpc_messages import MESSAGE_STRUCT
 from forwardpass.serving.http2_connection import INITIAL_WINDOW_SIZE, Connection

@@ -16,7 +16,7 @@ from grpc_tools import protoc
 
 SOURCES = ("model_config.proto", "grpc_service.proto", "health.proto", "reflection.proto", "error_details.proto")
 HERE = Path(__file__).resolve().parent
-TARGET = HERE.parent / "server" / "forwardpass" / "serving" / "protocol.binpb"
+TARGET = HERE.parent / "server" / "forwardpass" / "protocol" / "schema.binpb"
 
 
 def compile_descriptor_set() -> bytes:

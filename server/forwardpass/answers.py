@@ -12,9 +12,10 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from forwardpass import protocol
 from forwardpass.call_errors import Internal, InvalidArgument
-from forwardpass.serving import protocol
-from forwardpass.serving.message_fields import RAW_OUT, varint
+from forwardpass.protocol.timings import Timings
+from forwardpass.protocol.wire import RAW_OUT, varint
 from forwardpass.tensors import TensorInfo, from_raw, from_typed
 
 Parameter = bool | int | float | str
@@ -61,19 +62,6 @@ class ServerInfo:
     name: str
     version: str
     extensions: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Where the server spent a request's time, in microseconds, and the rows of the matrix it was part of.
-
-    None where the server did not say.
-    """
-
-    queue_us: float | None
-    run_us: float | None
-    total_us: float | None
-    batch_rows: int | None
 
 
 class Answer(Mapping[str, NDArray[Any]]):
@@ -186,18 +174,6 @@ def _template(message: bytes, answer: Answer, raw: Sequence[bytes]) -> Template 
     except DecodeError:
         return None
     return Template(len(message), prefix, name, array.dtype, array.shape, answer.model, answer.version)
-
-
-def read_timings(trailing: Iterable[tuple[str, str | bytes]]) -> Timings:
-    """What the server says in an answer's trailing metadata of where the time went."""
-    said = {key: float(value) for key, value in trailing if key.startswith("forwardpass-")}
-    rows = said.get("forwardpass-batch-rows")
-    return Timings(
-        queue_us=said.get("forwardpass-queue-us"),
-        run_us=said.get("forwardpass-run-us"),
-        total_us=said.get("forwardpass-total-us"),
-        batch_rows=None if rows is None else int(rows),
-    )
 
 
 def parse(cls: protocol.MessageClass, data: bytes) -> Any:

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forwardpass import protocol
 from forwardpass.errors import ForwardpassError
-from forwardpass.serving import protocol
 from forwardpass.tensors import TensorInfo
 
 READ = (".npy", ".npz", ".csv", ".json")

@@ -24,13 +24,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from google.protobuf.message import DecodeError
-
 from forwardpass import errors
 from forwardpass.errors import RequestError, Status
-from forwardpass.serving import protocol
-
-_DETAILS_KEY = "grpc-status-details-bin"
+from forwardpass.protocol.status import read_retry_after
 
 
 class CallError(RequestError):
@@ -114,17 +110,4 @@ def from_status(
     elif status is Status.DEADLINE_EXCEEDED and details == "Deadline Exceeded" and timeout is not None:
         # gRPC's own text, when it is this end that gave up.
         details = f"no answer from {address} within {timeout:g} s"
-    return _BY_STATUS.get(status, CallError)(details, status=status, retry_after=_retry_after(trailing))
-
-
-def _retry_after(trailing: Iterable[tuple[str, str | bytes]]) -> float | None:
-    for key, value in trailing:
-        if key == _DETAILS_KEY and isinstance(value, bytes):
-            try:
-                for detail in protocol.RpcStatus.FromString(value).details:
-                    info = protocol.RetryInfo()
-                    if detail.Unpack(info):
-                        return float(info.retry_delay.seconds + info.retry_delay.nanos * 1e-9)
-            except DecodeError:
-                return None
-    return None
+    return _BY_STATUS.get(status, CallError)(details, status=status, retry_after=read_retry_after(trailing))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from forwardpass import protocol
 from forwardpass.answers import (
     Answer,
     ModelInfo,
@@ -25,18 +26,17 @@ from forwardpass.answers import (
     parse,
     read_answer,
     read_info,
-    read_timings,
 )
 from forwardpass.call_errors import CallError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from forwardpass.serving import protocol
-from forwardpass.serving.message_fields import RAW_IN, varint
+from forwardpass.protocol.timings import TIMINGS_KEY, read_timings
+from forwardpass.protocol.wire import RAW_IN, varint
 from forwardpass.tensors import TensorInfo, fit, to_raw
 
 Inputs = Mapping[str, ArrayLike] | ArrayLike
 
 _INFER = protocol.METHODS["ModelInfer"].path
 _ID = b"\x1a"  # tag of ModelInferRequest.id (field 3, length-delimited)
-_ASK_TIMINGS = (("forwardpass-timings", "1"),)
+_ASK_TIMINGS = ((TIMINGS_KEY, "1"),)
 REMEMBERED = 4096  # models, and kinds of requests
 _CHANGED = (InvalidArgument, NotFound, FailedPrecondition)  # after these the model may not be what it was
 _INT64 = range(-(1 << 63), 1 << 63)

@@ -25,7 +25,7 @@ import grpc
 import grpc.aio
 from numpy.typing import ArrayLike, NDArray
 
-from forwardpass.answers import Answer, ModelInfo, ModelState, Parameter, ServerInfo, Timings
+from forwardpass.answers import Answer, ModelInfo, ModelState, Parameter, ServerInfo
 from forwardpass.call_errors import (
     AlreadyExists,
     CallError,
@@ -44,6 +44,7 @@ from forwardpass.call_errors import (
 from forwardpass.calls import Call, Inputs, Reply, Steps, T
 from forwardpass.coalescing import Coalesce
 from forwardpass.connection import DEFAULT_ADDRESS, Connection, Counts, Tls, left_of
+from forwardpass.protocol.timings import Timings
 from forwardpass.sharing_tasks import TaskSharing
 from forwardpass.sharing_threads import ThreadSharing
 from forwardpass.stream_tasks import AsyncStream

@@ -22,9 +22,9 @@ from forwardpass.call_errors import CallError, Cancelled, from_status
 from forwardpass.calls import Call, Calls
 from forwardpass.coalescing import CLOSED, Coalesce
 from forwardpass.errors import SettingsError
+from forwardpass.protocol import INFERENCE_SERVICE
 from forwardpass.retrying import Retrying
-from forwardpass.serving.protocol import INFERENCE_SERVICE
-from forwardpass.serving.watched import Watched, read_bytes
+from forwardpass.watched_files import Watched, read_bytes
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8001"
 _MIB = 1 << 20

@@ -12,12 +12,11 @@ import itertools
 from concurrent.futures import InvalidStateError
 from typing import Any, Final, NamedTuple
 
+from forwardpass import protocol
 from forwardpass.answers import ModelInfo, parse
 from forwardpass.call_errors import CallError, Cancelled, Internal, from_status
 from forwardpass.calls import Calls
-from forwardpass.errors import Status
-from forwardpass.serving import protocol
-from forwardpass.serving.status import RETRY_KEY, STATUS_KEY
+from forwardpass.protocol.status import read_parameters
 
 STREAM_PATH: Final = protocol.METHODS["ModelStreamInfer"].path
 STREAM_CLOSED: Final = "the stream is closed"
@@ -100,9 +99,7 @@ class Unanswered:
         return Cancelled(STREAM_CLOSED)
 
     def _error(self, text: str, parameters: Any) -> CallError:
-        # A server of another make tells the text alone.
-        status = parameters[STATUS_KEY].int64_param if STATUS_KEY in parameters else Status.UNKNOWN
-        error = from_status(int(status), text, (), address=self._address, timeout=None)
-        if RETRY_KEY in parameters:
-            error.retry_after = parameters[RETRY_KEY].double_param
+        status, retry_after = read_parameters(parameters)
+        error = from_status(status, text, (), address=self._address, timeout=None)
+        error.retry_after = retry_after
         return error

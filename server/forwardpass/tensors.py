@@ -6,7 +6,6 @@ are rounded, integers and booleans must come through exactly, floats never becom
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forwardpass import protocol
 from forwardpass.call_errors import Internal, InvalidArgument
-from forwardpass.serving import protocol
-
-_LENGTH = struct.Struct("<I")
+from forwardpass.protocol.bytes_tensors import pack, unpack
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +97,17 @@ def to_raw(array: NDArray[Any], name: str) -> bytes:
     """The elements as raw contents: row-major, little-endian, BYTES with their lengths before them. After `fit`."""
     if array.dtype.kind not in "OUS":
         return array.tobytes()
-    parts: list[bytes] = []
+    return pack(_encoded(array, name))
+
+
+def _encoded(array: NDArray[Any], name: str) -> Iterator[bytes]:
     for element in array.ravel().tolist():
         if isinstance(element, str):
-            element = element.encode()
-        elif not isinstance(element, bytes):
+            yield element.encode()
+        elif isinstance(element, bytes):
+            yield element
+        else:
             raise InvalidArgument(f"input '{name}': expected str or bytes (BYTES), got {type(element).__name__}")
-        parts += (_LENGTH.pack(len(element)), element)
-    return b"".join(parts)
 
 
 def from_raw(data: bytes, datatype: str, shape: Sequence[int], name: str) -> NDArray[Any]:
@@ -120,8 +121,8 @@ def from_raw(data: bytes, datatype: str, shape: Sequence[int], name: str) -> NDA
     try:
         if known.numpy is not None:
             return np.frombuffer(data, known.numpy).reshape(shape).copy()
-        return _texts(list(_elements(data)), shape)
-    except (ValueError, struct.error):
+        return _texts(list(unpack(data)), shape)
+    except ValueError:
         raise Internal(
             f"output '{name}' came with {len(data)} bytes, which are no {datatype} of shape {list(shape)}"
         ) from None
@@ -141,16 +142,6 @@ def from_typed(contents: Any, datatype: str, shape: Sequence[int], name: str) ->
         raise Internal(
             f"output '{name}' came with {len(values)} values, which are no {datatype} of shape {list(shape)}"
         ) from None
-
-
-def _elements(data: bytes) -> Iterator[bytes]:
-    position = 0
-    while position < len(data):
-        (length,) = _LENGTH.unpack_from(data, position)
-        position += _LENGTH.size + length
-        if position > len(data):
-            raise ValueError("an element reaches beyond the end")
-        yield data[position - length : position]
 
 
 def _texts(elements: list[bytes], shape: Sequence[int]) -> NDArray[Any]:

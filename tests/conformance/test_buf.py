@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from tests.conformance.tool import Tool
 
-from forwardpass import Client
+from forwardpass import Client, protocol
 from forwardpass.server_process import ServerProcess
-from forwardpass.serving import protocol
 
 
 def curl(buf: Tool, server: ServerProcess, method: str, message: dict[str, Any]) -> dict[str, Any]:

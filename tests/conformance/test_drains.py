@@ -17,7 +17,7 @@ import pytest
 from tests.conformance.conftest import TOOLS
 from tests.conformance.drains import CALLERS, drain_by_turns, drain_failures
 
-from forwardpass.serving import protocol
+from forwardpass import protocol
 
 GO_SOURCES = Path("/usr/share/gocode")  # where Debian's packages put them
 JARS = Path("/usr/share/java")

@@ -27,9 +27,9 @@ import grpc
 import grpc.aio
 import numpy as np
 
+from forwardpass import protocol
 from forwardpass.loadtest import bodies, measured
 from forwardpass.loadtest.target import Client, Target
-from forwardpass.serving import protocol
 
 ECHO = Path(__file__).parents[2] / "benchmarks" / "echo_direct.py"
 WANTED = 20_000.0

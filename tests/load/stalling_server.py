@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from forwardpass.serving import protocol
+from forwardpass import protocol
 
 
 class _Stall:

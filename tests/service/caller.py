@@ -17,8 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
+from forwardpass import protocol
 from forwardpass.server_process import ServerProcess
-from forwardpass.serving import protocol
 
 _GAUGES = re.compile(
     r"^forwardpass_(queue_requests|queue_rows|running_requests|in_flight_requests|in_flight_bytes)(?:{.*})? (\S+)$",

@@ -12,7 +12,7 @@ from typing import Any
 import hpack
 import http2_frames as http2
 
-from forwardpass.serving import protocol
+from forwardpass import protocol
 
 INFER = protocol.METHODS["ModelInfer"].path
 HELLO = http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0)

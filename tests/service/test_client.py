@@ -28,8 +28,8 @@ from forwardpass.client import (
     ResourceExhausted,
     Unavailable,
 )
+from forwardpass.protocol import DATATYPES
 from forwardpass.server_process import ServerProcess
-from forwardpass.serving.protocol import DATATYPES
 
 Serve = Callable[..., ServerProcess]
 

@@ -17,7 +17,7 @@ import pytest
 from certificates import Authority, Pair
 from models import chain, save
 
-from forwardpass import AsyncClient, Client
+from forwardpass import AsyncClient, Client, protocol
 from forwardpass.cli import main
 from forwardpass.client import (
     Cancelled,
@@ -29,7 +29,6 @@ from forwardpass.client import (
     Unavailable,
 )
 from forwardpass.server_process import ServerProcess
-from forwardpass.serving import protocol
 
 Said = pytest.CaptureFixture[str]
 

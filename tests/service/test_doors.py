@@ -13,8 +13,8 @@ import pytest
 import tritonclient.grpc as triton
 from caller import Caller, Refused, outputs, packed, request, threads, until
 
+from forwardpass import protocol
 from forwardpass.server_process import ServerProcess
-from forwardpass.serving import protocol
 
 TIMINGS = (("forwardpass-timings", "1"),)
 X = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)

@@ -22,10 +22,9 @@ from certificates import Authority
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.conformance.drains import CALLERS, drain_by_turns, drain_failures
 
-from forwardpass import Client
+from forwardpass import Client, protocol
 from forwardpass.call_errors import CallError, Unavailable, Unimplemented
 from forwardpass.server_process import ServerProcess
-from forwardpass.serving import protocol
 
 Serve = Callable[..., ServerProcess]
 ROW = np.ones((1, 1), np.float32)

@@ -19,8 +19,8 @@ import pytest
 import tritonclient.grpc
 from caller import Caller, Refused, open_files, outputs, packed, request, until
 
+from forwardpass import protocol
 from forwardpass.server_process import ServerProcess
-from forwardpass.serving import protocol
 
 GOOD = request("chain", np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32))
 INTERNALS = re.compile(r"protobuf|upb|Traceback|File \"|\.cc:|\.py|onnxruntime|0x[0-9a-f]{6}", re.IGNORECASE)

@@ -11,8 +11,8 @@ import models
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from forwardpass import protocol
 from forwardpass.server_process import ServerProcess
-from forwardpass.serving import protocol
 
 SECONDS = 60.0
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3

@@ -17,8 +17,8 @@ from caller import Caller, outputs, request, threads, until
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
+from forwardpass import protocol
 from forwardpass.server_process import ServerProcess
-from forwardpass.serving import protocol
 
 DIGITS = Path(__file__).parents[2] / "models" / "digits" / "data.py"
 

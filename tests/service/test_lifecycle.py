@@ -20,8 +20,8 @@ import onnx
 import pytest
 from caller import Caller, Refused, outputs, request, until
 
+from forwardpass import protocol
 from forwardpass.server_process import ServerProcess
-from forwardpass.serving import protocol
 
 TURNS = 1_000_000.0  # of `hold`: most of a second, and more where the machine is busy
 NONE = np.zeros((1, 1), np.float32)

@@ -16,8 +16,8 @@ import pytest
 from caller import Caller, outputs, request, until
 from test_lifecycle import starting
 
+from forwardpass import protocol
 from forwardpass.server_process import ServerProcess
-from forwardpass.serving import protocol
 
 Serve = Callable[..., ServerProcess]
 

@@ -10,8 +10,8 @@ import grpc
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from forwardpass import protocol
 from forwardpass.server_process import ServerProcess
-from forwardpass.serving import protocol
 
 REQUEST, RESPONSE = protocol.ServerReflectionRequest, protocol.ServerReflectionResponse
 VERSIONS = ("v1", "v1alpha")

@@ -12,8 +12,8 @@ import models
 import numpy as np
 import pytest
 
+from forwardpass import protocol
 from forwardpass.server_process import ServerProcess
-from forwardpass.serving import protocol
 
 FOLDER = Path("/dev/shm")
 SECONDS = 60.0

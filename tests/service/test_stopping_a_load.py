@@ -21,8 +21,8 @@ from caller import Caller, outputs, request, until
 from onnx import helper, numpy_helper
 from test_lifecycle import starting
 
+from forwardpass import protocol
 from forwardpass.server_process import ServerProcess
-from forwardpass.serving import protocol
 
 Serve = Callable[..., ServerProcess]
 

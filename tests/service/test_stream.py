@@ -16,8 +16,8 @@ import pytest
 from caller import Caller
 from numpy.typing import NDArray
 
+from forwardpass import protocol
 from forwardpass.server_process import ServerProcess
-from forwardpass.serving import protocol
 from forwardpass.serving.stream import IN_FLIGHT
 
 Serve = Callable[..., ServerProcess]

@@ -20,8 +20,8 @@ from caller import outputs, request, until
 from certificates import Authority, Pair
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from forwardpass import protocol
 from forwardpass.server_process import ServerProcess
-from forwardpass.serving import protocol
 
 Serve = Callable[..., ServerProcess]
 SECONDS = 10.0  # that a call which cannot get through is given

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from forwardpass import protocol
 from forwardpass.server_process import ServerProcess
-from forwardpass.serving import protocol
 from forwardpass.serving.auth import ADMIN_METHODS
 
 INFER, ADMIN, HASHED = "infer-token-0123456789", "admin-token-0123456789", "hashed-token-0123456789"

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from forwardpass import protocol
 from forwardpass.call_errors import CallError, Internal, InvalidArgument
 from forwardpass.calls import Call, Reply, Steps
 from forwardpass.errors import RequestError
-from forwardpass.serving import protocol
 from forwardpass.serving.interface import Interface, Tensor
 from forwardpass.serving.replies import plain
 from forwardpass.serving.wire import Decoder

@@ -22,7 +22,7 @@ import h2load  # noqa: E402
 import harness  # noqa: E402
 import openloop  # noqa: E402
 import report  # noqa: E402
-from forwardpass.serving import protocol  # noqa: E402
+from forwardpass import protocol  # noqa: E402
 
 SAID = """starting benchmark...
 finished in 3.30s, 5443.50 req/s, 1.96MB/s

@@ -11,7 +11,7 @@ import pytest
 from forwardpass import call_errors, errors
 from forwardpass.call_errors import CallError, DeadlineExceeded, ResourceExhausted, Unavailable, from_status
 from forwardpass.errors import ForwardpassError, Overloaded, Reason, Status
-from forwardpass.serving.status import status_of
+from forwardpass.protocol.status import status_of
 
 
 @pytest.mark.parametrize("status", [status for status in Status if status is not Status.OK])

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tests.unit.far_end import ONE, ROWS, SUMS, TWO, Far, drive
 
+from forwardpass import protocol
 from forwardpass.calls import Call, Calls, Reply
 from forwardpass.client import Answer, Internal, InvalidArgument, ModelInfo, NotFound, Unavailable
-from forwardpass.serving import protocol
 from forwardpass.serving.interface import Interface, Tensor
 
 

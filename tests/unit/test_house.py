@@ -8,30 +8,27 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.unit.package_imports import FILES, PACKAGE, ROOT, imports_in, imports_of, loaded_by, name_of
 
 import forwardpass
 
-ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "server" / "forwardpass"
 SERVING = PACKAGE / "serving"
 
 # What serving/ is made of, in the order of a request's way, callees first. A module imports from rows above its own,
-# never from its own row or below; beside those, from the leaves.
+# never from its own row or below; beside those, from the leaves. `test_architecture` holds the order of the packages.
 ORDER = (
-    ("protocol", "watched", "histogram", "log_limit", "addresses", "message_fields"),
+    ("histogram", "log_limit", "addresses"),
     ("listeners",),
     ("interface", "auth", "gpu_metrics"),
     ("matrix", "wishes", "metrics"),
     ("contents", "shared_memory", "request_template"),
     ("wire",),
-    ("status", "replies"),
+    ("replies",),
     ("threads", "onnx_runtime", "cuda_driver", "instance_thread", "buckets"),
     ("placement", "staging"),
     ("session",),
@@ -68,7 +65,14 @@ ORDER = (
     ("lifecycle",),
 )
 RANK = {f"forwardpass.serving.{name}": rank for rank, row in enumerate(ORDER) for name in row}
-LEAVES = {"forwardpass", "forwardpass.errors", "forwardpass.settings", "forwardpass.contract"}
+LEAVES = {
+    "forwardpass",
+    "forwardpass.errors",
+    "forwardpass.settings",
+    "forwardpass.contract",
+    "forwardpass.watched_files",
+    *(name_of(path) for path in (PACKAGE / "protocol").glob("*.py")),
+}
 
 # What a server or a client may import beside the standard library: the base dependencies, by the names they are
 # imported under, and what the extras `cpu` and `gpu` bring: onnxruntime and, for metrics of GPUs, pynvml. So neither
@@ -87,54 +91,16 @@ ALLOWED = (
 LINES = 400
 LONGER: dict[str, str] = {}  # files over the limit, as posix paths below server/forwardpass/, and why
 
-FILES = sorted(PACKAGE.rglob("*.py"))
 CLIENT = [path for path in [PACKAGE / "client.py"] if path.exists()]
 # All that a server or a client is made of. Left out: the root and the command table, which load the exporter when it is
 # asked for, and the demonstration, which compares with PyTorch.
 SERVER_SIDE = [
     *sorted(SERVING.rglob("*.py")),
+    *sorted((PACKAGE / "protocol").rglob("*.py")),
     *sorted(path for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "cli", "demo")),
 ]
 # `python FILE` puts the file's own folder first on the path, so a name taken there hides the standard library's too.
 SCRIPTS = sorted(path for folder in ("models", "benchmarks", "proto") for path in (ROOT / folder).rglob("*.py"))
-
-
-def _name(path: Path) -> str:
-    """A file of the package by its module's name: .../serving/wire.py is forwardpass.serving.wire."""
-    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def _is_ours(module: str) -> bool:
-    path = PACKAGE.parent.joinpath(*module.split("."))
-    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
-
-
-def _imports(source: str, package: str) -> Iterator[tuple[int, str]]:
-    """(line, module) of every import in a file of `package`; in `from p import m`, m itself where it is our module."""
-    for node in ast.walk(ast.parse(source)):
-        match node:
-            case ast.Import(names=names):
-                yield from ((node.lineno, alias.name) for alias in names)
-            case ast.ImportFrom(module=module, names=names, level=level):
-                above = package.split(".")[: len(package.split(".")) - level + 1] if level else []
-                base = ".".join([*above, *([module] if module else [])])
-                for alias in names:
-                    below = f"{base}.{alias.name}"
-                    yield node.lineno, below if _is_ours(below) else base
-            case ast.Call(
-                func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__"),
-                args=[ast.Constant(value=str(named)), *_],
-            ):
-                yield node.lineno, named
-
-
-def _imports_of(path: Path) -> Iterator[tuple[str, str]]:
-    """(`file:line`, module) of every import in a file of the package."""
-    name = _name(path)
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for line, module in _imports(path.read_text("utf-8"), package):
-        yield f"{path.relative_to(ROOT)}:{line}", module
 
 
 def test_the_reader_of_imports_sees_every_kind() -> None:
@@ -151,7 +117,7 @@ def later():
 if TYPE_CHECKING:
     from h import i
 """
-    assert [module for _, module in sorted(_imports(source, "forwardpass.serving"))] == [
+    assert [module for _, module in sorted(imports_in(source, "forwardpass.serving"))] == [
         "a.b",
         "forwardpass.errors",
         "forwardpass.errors",
@@ -164,15 +130,15 @@ if TYPE_CHECKING:
 
 
 def test_nothing_in_serving_is_unknown_to_the_order() -> None:
-    unknown = {_name(path) for path in SERVING.rglob("*.py")} - RANK.keys() - {"forwardpass.serving"}
+    unknown = {name_of(path) for path in SERVING.rglob("*.py")} - RANK.keys() - {"forwardpass.serving"}
     assert not unknown, f"give {sorted(unknown)} a place in ORDER, above whatever imports it"
 
 
 def test_imports_go_one_way() -> None:
     wrong = []
     for path in SERVING.rglob("*.py"):
-        rank = RANK.get(_name(path), -1)  # -1: the package's own __init__ imports none of its modules
-        for where, module in _imports_of(path):
+        rank = RANK.get(name_of(path), -1)  # -1: the package's own __init__ imports none of its modules
+        for where, module in imports_of(path):
             if module.partition(".")[0] != "forwardpass" or module in LEAVES:
                 continue
             if module not in RANK or RANK[module] >= rank:
@@ -184,8 +150,8 @@ def test_leaves_import_only_leaves() -> None:
     wrong = [
         f"{where} imports {module}"
         for path in FILES
-        if _name(path) in LEAVES - {"forwardpass"}
-        for where, module in _imports_of(path)
+        if name_of(path) in LEAVES - {"forwardpass"}
+        for where, module in imports_of(path)
         if module.partition(".")[0] == "forwardpass" and module not in LEAVES
     ]
     assert not wrong, "\n".join(wrong)
@@ -194,7 +160,7 @@ def test_leaves_import_only_leaves() -> None:
 def test_server_and_client_import_only_what_the_base_install_has() -> None:
     wrong = []
     for path in SERVER_SIDE:
-        for where, module in _imports_of(path):
+        for where, module in imports_of(path):
             top = module.partition(".")[0]
             if top in sys.stdlib_module_names or any(f"{module}.".startswith(f"{name}.") for name in ALLOWED):
                 continue
@@ -205,25 +171,23 @@ def test_server_and_client_import_only_what_the_base_install_has() -> None:
     assert not wrong, "not in a serving install:\n" + "\n".join(wrong)
 
 
-def _loaded_by(statement: str) -> set[str]:
-    """The top-level modules in memory after `statement`, in an interpreter of its own."""
-    report = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", report], check=True, capture_output=True, text=True, timeout=60)
-    return set(done.stdout.split())
+def _libraries(modules: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in modules}
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    assert not _loaded_by("import forwardpass") & {"torch", "onnxruntime", "numpy", "grpc", "google"}
+    assert not _libraries(loaded_by("import forwardpass")) & {"torch", "onnxruntime", "numpy", "grpc", "google"}
 
 
-@pytest.mark.parametrize("path", CLIENT, ids=_name)
+@pytest.mark.parametrize("path", CLIENT, ids=name_of)
 def test_importing_the_client_loads_no_runtime(path: Path) -> None:
-    assert not _loaded_by(f"import {_name(path)}") & {"torch", "onnx", "onnxruntime"}
+    assert not _libraries(loaded_by(f"import {name_of(path)}")) & {"torch", "onnx", "onnxruntime"}
 
 
 def test_importing_all_of_serving_loads_no_torch() -> None:
-    names = [_name(path) for path in SERVING.rglob("*.py")]
-    assert not _loaded_by(f"import {', '.join(names)}") & {"torch", "onnx", "onnxscript", "sklearn", "mlxtend"}
+    names = [name_of(path) for path in SERVING.rglob("*.py")]
+    unwanted = {"torch", "onnx", "onnxscript", "sklearn", "mlxtend"}
+    assert not _libraries(loaded_by(f"import {', '.join(names)}")) & unwanted
 
 
 @pytest.mark.parametrize("path", [*FILES, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
@@ -232,11 +196,11 @@ def test_no_module_takes_a_name_of_the_standard_library(path: Path) -> None:
     assert not taken, f"{path.relative_to(ROOT)}: {taken} is a module of Python's own; pick another name"
 
 
-@pytest.mark.parametrize("path", FILES, ids=_name)
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_a_file_says_its_job_and_keeps_to_the_limit(path: Path) -> None:
     source = path.read_text("utf-8")
     if source:  # an empty __init__.py has no job
-        assert ast.get_docstring(ast.parse(source)), f"{_name(path)} opens without a docstring"
+        assert ast.get_docstring(ast.parse(source)), f"{name_of(path)} opens without a docstring"
     lines = source.count("\n")
     key = path.relative_to(PACKAGE).as_posix()
     if key in LONGER:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tests.unit.far_end import ONE, POISON, SUMS, TWO, Far, drive
 
+from forwardpass import protocol
 from forwardpass.call_errors import (
     CallError,
     DeadlineExceeded,
@@ -23,7 +24,6 @@ from forwardpass.call_errors import (
 from forwardpass.calls import Call, Calls, Reply
 from forwardpass.coalescing import Coalesce, Group, Rows
 from forwardpass.errors import Status
-from forwardpass.serving import protocol
 from forwardpass.serving.interface import Interface, Tensor
 from forwardpass.shared_calls import SharedCalls, Way, unsettled
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tests.unit.far_end import ONE, TWO, Far, drive
 
+from forwardpass import protocol
 from forwardpass.answers import Answer, read_info
 from forwardpass.call_errors import (
     CallError,
@@ -22,7 +23,6 @@ from forwardpass.call_errors import (
 )
 from forwardpass.calls import Calls
 from forwardpass.errors import Overloaded, Status, UnknownModel
-from forwardpass.serving import protocol
 from forwardpass.serving.stream import answered, failed
 from forwardpass.streaming import Asked, Unanswered
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from forwardpass import protocol
 from forwardpass.client import Internal, InvalidArgument, TensorInfo
-from forwardpass.serving import matrix, protocol
+from forwardpass.serving import matrix
 from forwardpass.serving.interface import Tensor
 from forwardpass.tensors import fit, from_raw, from_typed, to_raw
 

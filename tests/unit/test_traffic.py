@@ -28,7 +28,7 @@ from tests.service import http2_frames as http2  # noqa: E402
 import harness  # noqa: E402
 import served  # noqa: E402
 import traffic  # noqa: E402
-from forwardpass.serving import protocol  # noqa: E402
+from forwardpass import protocol  # noqa: E402
 from h2load import Load  # noqa: E402
 from measure import audit  # noqa: E402
 from traffic import Mix, Summary  # noqa: E402

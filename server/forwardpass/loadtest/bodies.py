@@ -18,12 +18,11 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from forwardpass import array_files
+from forwardpass import array_files, protocol
 from forwardpass.answers import ModelInfo
 from forwardpass.call_errors import from_status
 from forwardpass.client import Client
 from forwardpass.errors import LoadTestError
-from forwardpass.serving import protocol
 from forwardpass.tensors import TensorInfo, fit, to_raw
 
 PATH = protocol.METHODS["ModelInfer"].path

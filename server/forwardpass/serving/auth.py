@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from forwardpass.errors import PermissionDenied, RequestError, SettingsError, Unauthenticated
-from forwardpass.serving.watched import Watched, read_bytes
+from forwardpass.watched_files import Watched, read_bytes
 
 KEY: Final = "authorization"  # of the request metadata: "Bearer TOKEN"
 SHORTEST = 16  # characters of a token: one that can be guessed is worse than none

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from forwardpass import protocol
 from forwardpass.errors import InvalidRequest, printable
-from forwardpass.serving import protocol
+from forwardpass.protocol.bytes_tensors import pack
+from forwardpass.protocol.wire import LENGTH, varint
 from forwardpass.serving.interface import Tensor
-from forwardpass.serving.matrix import Buffer, elements, pack
-from forwardpass.serving.message_fields import LENGTH, varint
+from forwardpass.serving.matrix import Buffer, elements
 
 # The length-delimited tags of fields whose elements are packed as in raw contents, by their names.
 _PACKED_RAW = {

@@ -16,8 +16,9 @@ from os import sched_yield
 from time import monotonic, sleep
 from typing import Any
 
+from forwardpass import protocol
 from forwardpass.errors import RequestError
-from forwardpass.serving import protocol
+from forwardpass.protocol.status import status_of
 from forwardpass.serving.auth import Role, Tokens
 from forwardpass.serving.client_socket import Client
 from forwardpass.serving.direct_call import DirectCall
@@ -30,7 +31,6 @@ from forwardpass.serving.methods import Handler
 from forwardpass.serving.request import Request, Timing
 from forwardpass.serving.response_fields import Metadata
 from forwardpass.serving.sockets import CLOSE_SECONDS, Sockets, Tls
-from forwardpass.serving.status import status_of
 from forwardpass.serving.threads import hurry
 from forwardpass.serving.worker import Answer, Worker
 

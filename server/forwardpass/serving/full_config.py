@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from forwardpass.serving import protocol
+from forwardpass import protocol
 from forwardpass.serving.interface import Tensor
 from forwardpass.serving.loader import Loaded
 from forwardpass.serving.model_config import ModelConfig

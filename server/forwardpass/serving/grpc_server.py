@@ -13,7 +13,8 @@ from typing import Any
 
 import grpc
 
-from forwardpass.serving import addresses, protocol
+from forwardpass import protocol
+from forwardpass.serving import addresses
 from forwardpass.serving.methods import Handler, Methods
 
 LOOK_SECONDS = 1.0  # between two looks whether a server serves

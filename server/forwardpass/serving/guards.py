@@ -11,8 +11,8 @@ from forwardpass.serving.addresses import unix_path
 from forwardpass.serving.auth import Tokens
 from forwardpass.serving.shared_memory import Regions
 from forwardpass.serving.tls import Certificates
-from forwardpass.serving.watched import Watched
 from forwardpass.settings import Settings
+from forwardpass.watched_files import Watched
 
 logger = logging.getLogger(__name__)
 

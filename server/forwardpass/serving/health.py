@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from forwardpass import protocol
 from forwardpass.errors import UnknownModel, printable
-from forwardpass.serving import protocol
 from forwardpass.serving.entries import State
 from forwardpass.serving.repository import Repository
 

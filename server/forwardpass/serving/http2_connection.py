@@ -34,6 +34,7 @@ from ngh2.events import (
 from ngh2.exceptions import NGH2Error
 
 from forwardpass.errors import InvalidRequest, RequestError, RunFailed, TooLarge, UnknownMethod
+from forwardpass.protocol.status import status_of
 from forwardpass.serving import idle_resets
 from forwardpass.serving.grpc_messages import MESSAGE_STRUCT, take
 from forwardpass.serving.http2_send_side import (
@@ -49,7 +50,6 @@ from forwardpass.serving.http2_send_side import (
 )
 from forwardpass.serving.idle_resets import IdleResets
 from forwardpass.serving.request_head import Fields, HeadReader
-from forwardpass.serving.status import status_of
 
 WINDOW: Final = 1 << 30  # bytes of all calls of a connection: their own windows and the receive budget bound them
 LARGEST_FRAME: Final = 1 << 16  # that a client may send: fewer of them for a large message

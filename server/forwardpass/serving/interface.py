@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from forwardpass.serving.protocol import Datatype
+from forwardpass.protocol import Datatype
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass.errors import InvalidRequest
+from forwardpass.protocol.bytes_tensors import pack, unpack
 from forwardpass.serving.interface import Tensor
 
 Buffer = bytes | memoryview
-_LENGTH = struct.Struct("<I")
 _JOINED = 8192  # bytes of a buffer, below which it is quicker to copy it twice than to look at it once more
 
 
@@ -55,14 +54,6 @@ def raw(array: NDArray[Any]) -> bytes:
     return array.tobytes()
 
 
-def pack(items: Any) -> bytes:
-    """BYTES elements as raw contents: each with its length in four little-endian bytes before it."""
-    parts: list[bytes] = []
-    for item in items:
-        parts += (_LENGTH.pack(len(item)), item)
-    return b"".join(parts)
-
-
 def elements(data: Buffer, name: str, expected: int | None = None) -> list[str]:
     """BYTES raw contents as strings.
 
@@ -70,25 +61,16 @@ def elements(data: Buffer, name: str, expected: int | None = None) -> list[str]:
     is not UTF-8 (the only text ONNX Runtime's string tensors take).
     """
     found: list[str] = []
-    position, end = 0, len(data)
-    while position < end:
-        if end - position < 4:
-            raise InvalidRequest(
-                f"input '{name}': element {len(found)} has {end - position} bytes of its 4-byte length"
-            )
-        (length,) = _LENGTH.unpack_from(data, position)
-        position += 4
-        if length > end - position:
-            raise InvalidRequest(
-                f"input '{name}': element {len(found)} claims {length} bytes, {end - position} are left"
-            )
-        try:
-            found.append(str(data[position : position + length], "utf-8"))
-        except UnicodeDecodeError:
-            raise InvalidRequest(f"input '{name}': element {len(found)} is not UTF-8") from None
-        position += length
-        if expected is not None and len(found) > expected:
-            break
+    try:
+        for element in unpack(data):
+            try:
+                found.append(str(element, "utf-8"))
+            except UnicodeDecodeError:
+                raise InvalidRequest(f"input '{name}': element {len(found)} is not UTF-8") from None
+            if expected is not None and len(found) > expected:
+                break
+    except ValueError as error:
+        raise InvalidRequest(f"input '{name}': {error}") from None
     if expected is not None and len(found) != expected:
         got = f"more than {expected}" if len(found) > expected else str(len(found))
         raise InvalidRequest(f"input '{name}': expected {expected} elements, got {got}")

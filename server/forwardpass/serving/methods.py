@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 import grpc
 from google.protobuf.message import DecodeError
 
+from forwardpass import protocol
 from forwardpass.errors import InvalidRequest, RequestError, RunFailed
-from forwardpass.serving import protocol
+from forwardpass.protocol.status import status_of
+from forwardpass.protocol.timings import TIMINGS_KEY
 from forwardpass.serving.auth import Role, Tokens, role_of
 from forwardpass.serving.health import Health
 from forwardpass.serving.log_limit import LogLimit
@@ -26,8 +28,6 @@ from forwardpass.serving.loop_door import LoopDoor
 from forwardpass.serving.metrics import ModelMetrics
 from forwardpass.serving.reflection import METHOD, Reflection
 from forwardpass.serving.reflection import SERVICES as REFLECTION_SERVICES
-from forwardpass.serving.request import TIMINGS_KEY
-from forwardpass.serving.status import status_of
 from forwardpass.serving.stream import Stream
 
 logger = logging.getLogger(__name__)

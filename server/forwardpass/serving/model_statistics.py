@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from forwardpass.serving import protocol
+from forwardpass import protocol
 from forwardpass.serving.metrics import Counts, ModelMetrics
 
 NANOSECONDS = 1e9

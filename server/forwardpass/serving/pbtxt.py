@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 from google.protobuf import json_format, text_format
 from pydantic import ValidationError
 
+from forwardpass import protocol
 from forwardpass.errors import ConfigError, printable
-from forwardpass.serving import protocol
 from forwardpass.serving.model_config import ModelConfig, Origin
 from forwardpass.serving.text_lines import Node, read_lines
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2
 
+from forwardpass import protocol
 from forwardpass.errors import Status, printable
-from forwardpass.serving import protocol
 
 # Tools ask by the name they know. The messages of both are the same on the wire.
 SERVICES = (protocol.REFLECTION_SERVICE, "grpc.reflection.v1alpha.ServerReflection")

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forwardpass import protocol
 from forwardpass.errors import InvalidRequest
-from forwardpass.serving import protocol
+from forwardpass.protocol.wire import RAW_OUT, varint
 from forwardpass.serving.interface import Tensor
 from forwardpass.serving.matrix import raw
-from forwardpass.serving.message_fields import RAW_OUT, varint
 from forwardpass.serving.request_template import RequestTemplate
 from forwardpass.serving.wishes import OutputWish, Wishes
 

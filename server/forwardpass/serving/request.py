@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from forwardpass.errors import RequestError
+from forwardpass.protocol.timings import write_timings
 
 NEVER = math.inf  # a deadline that is none
 
@@ -134,9 +135,6 @@ class Batch:
     dropped: list[Settled] = field(default_factory=list)
 
 
-TIMINGS_KEY = "forwardpass-timings"  # request metadata: asks for the timings in the trailing metadata
-
-
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Of one batch, in seconds on the server's clock; sent to the requests that asked for it."""
@@ -148,9 +146,4 @@ class Timing:
 
     def trailers(self, arrival: float) -> list[tuple[str, str]]:
         """As trailing metadata, in whole microseconds."""
-        return [
-            ("forwardpass-queue-us", str(round((self.taken - arrival) * 1e6))),
-            ("forwardpass-run-us", str(round(self.run * 1e6))),
-            ("forwardpass-total-us", str(round((self.done - arrival) * 1e6))),
-            ("forwardpass-batch-rows", str(self.rows)),
-        ]
+        return write_timings(self.taken - arrival, self.run, self.done - arrival, self.rows)

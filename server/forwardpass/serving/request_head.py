@@ -10,7 +10,7 @@ import binascii
 from collections.abc import Mapping
 from typing import Any, Final
 
-from forwardpass.serving.request import TIMINGS_KEY
+from forwardpass.protocol.timings import TIMINGS_KEY
 
 BINARIES: Final = 16  # values that one "-bin" field may have, with commas between them
 ENTRY_OVERHEAD: Final = 32  # bytes that a field counts for beside its name and value (RFC 9113, 10.5.1)

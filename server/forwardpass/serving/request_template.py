@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from forwardpass.protocol.wire import ID_TAG, NAME_TAG, VERSION_TAG, Span, tensor_spans
 from forwardpass.serving.matrix import Buffer
-from forwardpass.serving.message_fields import ID_TAG, NAME_TAG, VERSION_TAG, Span, tensor_spans
 from forwardpass.serving.wishes import Wishes
 
 NAME_LIMIT = 1024  # characters of a model's name or version, or of a request's id

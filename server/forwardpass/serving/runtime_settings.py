@@ -9,8 +9,8 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from forwardpass import protocol
 from forwardpass.errors import InvalidRequest, UnknownMethod, printable
-from forwardpass.serving import protocol
 
 # What tools show for a server that traces nothing.
 TRACE = {

@@ -9,9 +9,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from forwardpass import __version__
+from forwardpass import __version__, protocol
 from forwardpass.errors import InvalidRequest, Reason, RequestError, printable
-from forwardpass.serving import protocol
 from forwardpass.serving.control import Control
 from forwardpass.serving.entries import State
 from forwardpass.serving.full_config import describe

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass.errors import InvalidRequest, ModelError, Reason, RequestError, RunFailed, TooLarge
+from forwardpass.protocol import BY_ORT_TYPE
 from forwardpass.serving.interface import Interface, Tensor
 from forwardpass.serving.onnx_runtime import ort
 from forwardpass.serving.placement import Placement
-from forwardpass.serving.protocol import BY_ORT_TYPE
 
 BF16_ONNX = 16  # TensorProto.BFLOAT16
 OPTIMIZATIONS = {

@@ -15,8 +15,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from forwardpass import protocol
 from forwardpass.errors import AlreadyExists, InvalidRequest, UnknownMethod, UnknownRegion, printable
-from forwardpass.serving import protocol
 from forwardpass.serving.wishes import Place
 
 logger = logging.getLogger(__name__)

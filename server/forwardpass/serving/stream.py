@@ -16,11 +16,11 @@ from typing import Any, Final, Protocol
 import grpc
 from google.protobuf.message import DecodeError
 
+from forwardpass import protocol
 from forwardpass.errors import Draining, RequestError
-from forwardpass.serving import protocol
-from forwardpass.serving.message_fields import varint
+from forwardpass.protocol.status import text_of, write_parameters
+from forwardpass.protocol.wire import varint
 from forwardpass.serving.request import Timing
-from forwardpass.serving.status import RETRY_KEY, STATUS_KEY, text_of
 from forwardpass.serving.worker import Answer
 
 logger = logging.getLogger(__name__)
@@ -141,8 +141,6 @@ def failed(message: bytes, error: RequestError) -> bytes:
         response.infer_response.model_version = request.model_version
     said = response.infer_response.parameters
     said["triton_final_response"].bool_param = True
-    said[STATUS_KEY].int64_param = int(error.status)
-    if error.retry_after is not None:
-        said[RETRY_KEY].double_param = error.retry_after
+    write_parameters(error, said)
     data: bytes = response.SerializeToString()
     return data

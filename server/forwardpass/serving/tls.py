@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from forwardpass.errors import SettingsError
-from forwardpass.serving.watched import Watched, read_bytes
+from forwardpass.watched_files import Watched, read_bytes
 
 
 class Loaded(NamedTuple):

@@ -11,11 +11,12 @@ from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
 
+from forwardpass import protocol
 from forwardpass.errors import InvalidRequest, TooLarge, printable
-from forwardpass.serving import contents, protocol
+from forwardpass.protocol.wire import ID_TAG, varint
+from forwardpass.serving import contents
 from forwardpass.serving.interface import Interface, Tensor
 from forwardpass.serving.matrix import Buffer
-from forwardpass.serving.message_fields import ID_TAG, varint
 from forwardpass.serving.request_template import NAME_LIMIT, RequestTemplate, TemplateMemory
 from forwardpass.serving.wishes import (
     SAID_NOTHING,

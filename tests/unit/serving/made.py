@@ -13,10 +13,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from forwardpass import protocol
 from forwardpass.errors import RequestError
-from forwardpass.serving import protocol
+from forwardpass.protocol.bytes_tensors import pack
 from forwardpass.serving.interface import Interface, Tensor
-from forwardpass.serving.matrix import pack
 from forwardpass.serving.placement import place
 from forwardpass.serving.request import Request, TimedRequest, Timing
 from forwardpass.serving.request_template import RequestTemplate

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from forwardpass import protocol
 from forwardpass.errors import PermissionDenied, SettingsError, Unauthenticated
-from forwardpass.serving import protocol
 from forwardpass.serving.auth import ADMIN_METHODS, LOOK_EVERY, Role, Tokens, parse, role_of
 
 ONE, TWO = "first-token-0123456789", "second-token-0123456789"

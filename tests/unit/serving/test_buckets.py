@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.serving.made import interface, tensor
 
-from forwardpass.serving import protocol
+from forwardpass import protocol
 from forwardpass.serving.buckets import ALIGNMENT, choose, layout, obstacle, sizes
 from forwardpass.serving.interface import Tensor
 

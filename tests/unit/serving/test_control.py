@@ -16,6 +16,7 @@ import pytest
 from tests.service import models
 from tests.unit.serving.made import Collector, message, read
 
+from forwardpass import protocol
 from forwardpass.errors import (
     ControlRefused,
     InvalidRequest,
@@ -27,7 +28,6 @@ from forwardpass.errors import (
     UnknownModel,
 )
 from forwardpass.serving import control as control_module
-from forwardpass.serving import protocol
 from forwardpass.serving import repository as repository_module
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.control import Control

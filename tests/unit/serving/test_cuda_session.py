@@ -25,8 +25,8 @@ from tests.unit.serving.fake_device import (
 )
 from tests.unit.serving.made import ids, session
 
+from forwardpass import protocol
 from forwardpass.errors import DeviceLost, InvalidRequest, ModelError, RunFailed, TooLarge
-from forwardpass.serving import protocol
 from forwardpass.serving.cuda_driver import CudaError
 from forwardpass.serving.cuda_session import TIMED_EVERY, CudaSession
 from forwardpass.serving.gpu_metrics import GpuRan

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from tests.service import models
 
+from forwardpass import protocol
 from forwardpass.errors import UnknownModel
-from forwardpass.serving import protocol
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.health import NOT_SERVING, SERVICE_UNKNOWN, SERVING, Health
 from forwardpass.serving.repository import Repository

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from tests.unit.serving.made import raw as raw_of
 from tests.unit.serving.made import tensor
 
+from forwardpass import protocol
 from forwardpass.errors import InvalidRequest
-from forwardpass.serving import protocol
-from forwardpass.serving.matrix import elements, pack, raw, stack, stack_into
+from forwardpass.protocol.bytes_tensors import pack
+from forwardpass.serving.matrix import elements, raw, stack, stack_into
 
 FIXED = [d for d in protocol.DATATYPES.values() if d.numpy is not None]
 

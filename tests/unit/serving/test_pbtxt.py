@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from google.protobuf import json_format, text_format
 
+from forwardpass import protocol
 from forwardpass.errors import ConfigError
-from forwardpass.serving import pbtxt, protocol
+from forwardpass.serving import pbtxt
 from forwardpass.serving.model_config import ModelConfig, QueuePolicy, TensorOptions
 
 # Triton's documented options for an ONNX model, as its manuals write them: lists in brackets and repeated fields,

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tests.unit.serving.made import Target, interface, message, tensor
 
+from forwardpass import protocol
 from forwardpass.errors import RequestError, UnknownModel
-from forwardpass.serving import protocol
-from forwardpass.serving.message_fields import varint
+from forwardpass.protocol.wire import varint
 from forwardpass.serving.request_template import (
     KNOWN_AT_ONCE,
     KNOWN_BYTES,

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from tests.service import models
 from tests.unit.serving.made import Target, interface, raw, read, request_for, session, tensor
 
+from forwardpass import protocol
 from forwardpass.errors import DeadlineExceeded, InvalidRequest, RunFailed
-from forwardpass.serving import protocol
 from forwardpass.serving.interface import Interface
 from forwardpass.serving.invariance import example
 from forwardpass.serving.request import Request

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from forwardpass import protocol
 from forwardpass.errors import InvalidRequest, UnknownMethod, UnknownModel
-from forwardpass.serving import protocol
 from forwardpass.serving.runtime_settings import SILENT, TRACE, RuntimeSettings
 
 

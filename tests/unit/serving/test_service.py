@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from tests.service import models
 
-from forwardpass import __version__
+from forwardpass import __version__, protocol
 from forwardpass.errors import InvalidRequest, ModelUnusable, UnknownModel
-from forwardpass.serving import protocol
 from forwardpass.serving.admission import Admission
 from forwardpass.serving.control import Control
 from forwardpass.serving.repository import Repository

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 from tests.service import models
 from tests.unit.serving.made import session
 
+from forwardpass import protocol
 from forwardpass.errors import InvalidRequest, ModelError, RunFailed, TooLarge
-from forwardpass.serving import protocol
 from forwardpass.serving.placement import place
 from forwardpass.serving.session import Session, new_run_options, translate
 

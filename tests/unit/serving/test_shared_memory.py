@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from forwardpass import protocol
 from forwardpass.errors import AlreadyExists, InvalidRequest, UnknownMethod, UnknownRegion
-from forwardpass.serving import protocol
 from forwardpass.serving.shared_memory import FOLDER, MOST_REGIONS, Regions, SharedMemoryService
 from forwardpass.serving.wishes import Place
 

@@ -13,8 +13,8 @@ from tests.service import models
 from tests.unit.serving.made import session
 
 from forwardpass.errors import ConfigError, ModelError
+from forwardpass.protocol.bytes_tensors import pack
 from forwardpass.serving import warm_up
-from forwardpass.serving.matrix import pack
 from forwardpass.serving.model_config import ModelConfig
 from forwardpass.serving.run_time import RunTime
 

@@ -14,10 +14,10 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from tests.unit.serving.made import Target, interface, message, raw, tensor
 
+from forwardpass import protocol
 from forwardpass.errors import InvalidRequest, RequestError, TooLarge, UnknownModel
-from forwardpass.serving import protocol
+from forwardpass.protocol.wire import varint
 from forwardpass.serving.interface import Interface
-from forwardpass.serving.message_fields import varint
 from forwardpass.serving.replies import plain
 from forwardpass.serving.request_template import RequestTemplate
 from forwardpass.serving.wire import Decoder

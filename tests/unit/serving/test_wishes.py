@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from tests.unit.serving import made
 
+from forwardpass import protocol
 from forwardpass.errors import InvalidRequest, RequestError, TooLarge, UnknownRegion
-from forwardpass.serving import protocol
 from forwardpass.serving.interface import Interface, Tensor
 from forwardpass.serving.replies import classify, wished
 from forwardpass.serving.request_template import RequestTemplate

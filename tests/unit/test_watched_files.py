@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from forwardpass.errors import SettingsError
-from forwardpass.serving.watched import Watched, read_bytes
+from forwardpass.watched_files import Watched, read_bytes
 
 
 class Reader:

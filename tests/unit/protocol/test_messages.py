@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from google.protobuf import descriptor_pb2
 
-from forwardpass.serving import protocol
+from forwardpass import protocol
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -149,13 +149,11 @@ def test_the_shipped_descriptor_set_is_fresh() -> None:
     assert spec is not None and spec.loader is not None
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
-    assert generate.TARGET == ROOT / "server" / "forwardpass" / "serving" / "protocol.binpb"
-    assert generate.compile_descriptor_set() == generate.TARGET.read_bytes(), (
-        "protocol.binpb is stale: run `make proto`"
-    )
+    assert generate.TARGET == ROOT / "server" / "forwardpass" / "protocol" / "schema.binpb"
+    assert generate.compile_descriptor_set() == generate.TARGET.read_bytes(), "schema.binpb is stale: run `make proto`"
 
 
-OURS = "import forwardpass.serving.protocol as ours"
+OURS = "import forwardpass.protocol as ours"
 THEIRS = "import tritonclient.grpc as theirs"
 USE_BOTH = """
 from tritonclient.grpc import service_pb2

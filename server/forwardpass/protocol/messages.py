@@ -1,6 +1,6 @@
-"""The wire contract as Python objects: message classes, method tables and the datatype table.
+"""The wire contract as Python objects: message classes and method tables.
 
-All of it is read from `protocol.binpb`, the compiled proto/*.proto, into a descriptor pool of our own: other packages
+All of it is read from `schema.binpb`, the compiled proto/*.proto, into a descriptor pool of our own: other packages
 (tritonclient, kserve, mlserver) register the same names in protobuf's default pool, which holds each name once.
 No I/O but that one file, no gRPC library, nothing about any model.
 
@@ -15,7 +15,6 @@ from importlib import resources
 from types import MappingProxyType
 from typing import Any, Final
 
-import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 INFERENCE_SERVICE: Final = "inference.GRPCInferenceService"
@@ -27,7 +26,7 @@ MessageClass = type[Any]
 
 
 def _load_pool() -> descriptor_pool.DescriptorPool:
-    data = resources.files(__package__).joinpath("protocol.binpb").read_bytes()
+    data = resources.files(__package__).joinpath("schema.binpb").read_bytes()
     pool = descriptor_pool.DescriptorPool()
     for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:  # each after those it imports
         pool.AddSerializedFile(file.SerializeToString())
@@ -145,51 +144,3 @@ ServerReflectionResponse = message("grpc.reflection.v1.ServerReflectionResponse"
 # Any: `RpcStatus().details.add().Pack(RetryInfo(...))`.
 RpcStatus = message("google.rpc.Status")
 RetryInfo = message("google.rpc.RetryInfo")
-
-
-@dataclass(frozen=True, slots=True)
-class Datatype:
-    """One element type, by each name it goes by."""
-
-    name: str  # on the wire: "FP32"
-    numpy: np.dtype[Any] | None  # how raw bytes are read (little-endian); None: not of one size (BYTES)
-    itemsize: int  # bytes an element in raw contents; 0 for BYTES, where each element says its own
-    contents: str | None  # its field of InferTensorContents; None: it travels raw only
-    ort: str  # ONNX Runtime's name of a tensor of it: "tensor(float)"
-    config: str  # its value of inference.DataType: "TYPE_FP32"
-
-
-def _datatype(name: str, numpy: str | None, contents: str | None, ort: str, config: str = "") -> Datatype:
-    dtype = None if numpy is None else np.dtype(numpy)
-    itemsize = 0 if dtype is None else dtype.itemsize
-    return Datatype(name, dtype, itemsize, contents, f"tensor({ort})", config or f"TYPE_{name}")
-
-
-# By wire name.
-DATATYPES: Final[Mapping[str, Datatype]] = MappingProxyType(
-    {
-        datatype.name: datatype
-        for datatype in (
-            _datatype("BOOL", "?", "bool_contents", "bool"),
-            _datatype("UINT8", "u1", "uint_contents", "uint8"),
-            _datatype("UINT16", "<u2", "uint_contents", "uint16"),
-            _datatype("UINT32", "<u4", "uint_contents", "uint32"),
-            _datatype("UINT64", "<u8", "uint64_contents", "uint64"),
-            _datatype("INT8", "i1", "int_contents", "int8"),
-            _datatype("INT16", "<i2", "int_contents", "int16"),
-            _datatype("INT32", "<i4", "int_contents", "int32"),
-            _datatype("INT64", "<i8", "int64_contents", "int64"),
-            _datatype("FP16", "<f2", None, "float16"),
-            _datatype("FP32", "<f4", "fp32_contents", "float"),
-            _datatype("FP64", "<f8", "fp64_contents", "double"),
-            _datatype("BYTES", None, "bytes_contents", "string", "TYPE_STRING"),
-            # numpy has no bfloat16: uint16 carries its bits. Rows of it can be cut and stacked, not computed with.
-            _datatype("BF16", "<u2", None, "bfloat16"),
-        )
-    }
-)
-
-# By ONNX Runtime's name of the tensor type, and by value name of inference.DataType. A type that is missing here
-# ("tensor(complex64)", "seq(tensor(float))") cannot cross the wire.
-BY_ORT_TYPE: Final[Mapping[str, Datatype]] = MappingProxyType({d.ort: d for d in DATATYPES.values()})
-BY_CONFIG_TYPE: Final[Mapping[str, Datatype]] = MappingProxyType({d.config: d for d in DATATYPES.values()})

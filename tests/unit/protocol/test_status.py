@@ -5,9 +5,16 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from forwardpass import errors
+from forwardpass import errors, protocol
 from forwardpass.errors import Overloaded, RequestError, RunFailed
-from forwardpass.serving.status import DETAILS_KEY, PUSHBACK_KEY, status_of
+from forwardpass.protocol.status import (
+    DETAILS_KEY,
+    PUSHBACK_KEY,
+    read_parameters,
+    read_retry_after,
+    status_of,
+    write_parameters,
+)
 
 # By module, not by subclasses: the client's errors (`call_errors`) are subclasses too, once something imported them.
 ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RequestError)]
@@ -43,3 +50,18 @@ def test_a_text_is_one_line_of_bounded_length() -> None:
     _, text, _ = status_of(RunFailed("a\r\nb\0\x1b[31m é " + "x" * 10_000))
     assert text.startswith("a\\x0d\\x0ab\\x00\\x1b[31m é x")
     assert text.isprintable() and len(text) < 1100
+
+
+@pytest.mark.parametrize("seconds", [None, 0.005, 90.5])
+def test_the_other_end_reads_what_was_written(seconds: float | None) -> None:
+    error = Overloaded("full", retry_after=seconds)
+    code, _, trailers = status_of(error)
+    assert read_retry_after(trailers or ()) == seconds
+    parameters = protocol.ModelInferResponse().parameters
+    write_parameters(error, parameters)
+    assert read_parameters(parameters) == (code, seconds)
+
+
+def test_a_server_of_another_make_sends_a_text_alone() -> None:
+    assert read_parameters(protocol.ModelInferResponse().parameters) == (errors.Status.UNKNOWN, None)
+    assert read_retry_after([(DETAILS_KEY, b"\xff"), ("other", "x")]) is None

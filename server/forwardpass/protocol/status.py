@@ -1,0 +1,77 @@
+"""An error as gRPC carries it: code, one-line text, trailing metadata; within a stream, parameters. Both directions.
+
+The one place where errors become status. Which error class a client raises for a code is the client's to know.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from forwardpass.errors import RequestError, Status, printable
+from forwardpass.protocol.messages import RetryInfo, RpcStatus
+
+DETAILS_KEY = "grpc-status-details-bin"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"  # what gRPC's own retry policy obeys
+# An error within a stream is, of the protocol, a text alone. For those who know them, its status and when to come back
+# (seconds) stand beside it, as parameters of the empty response that comes with it.
+_STATUS_KEY = "forwardpass_status"
+_RETRY_KEY = "forwardpass_retry_after"
+TEXT_LIMIT = 1024  # characters of a status text: it travels as a header
+
+Trailers = list[tuple[str, str | bytes]]
+
+
+def text_of(error: RequestError) -> str:
+    """What its client is told, on one line."""
+    return printable(str(error), TEXT_LIMIT)
+
+
+def status_of(error: RequestError) -> tuple[int, str, Trailers | None]:
+    """Code, text and trailing metadata. Where the error says when to retry, google.rpc.RetryInfo goes along, and,
+    for the retry policy that a client's service config may have, the same in whole milliseconds."""
+    text = text_of(error)
+    if error.retry_after is None:
+        return int(error.status), text, None
+    info = RetryInfo()
+    info.retry_delay.FromMicroseconds(round(error.retry_after * 1e6))
+    status = RpcStatus(code=int(error.status), message=text)
+    status.details.add().Pack(info)
+    return (
+        int(error.status),
+        text,
+        [
+            (DETAILS_KEY, status.SerializeToString()),
+            (PUSHBACK_KEY, str(max(1, math.ceil(error.retry_after * 1e3)))),
+        ],
+    )
+
+
+def read_retry_after(trailing: Iterable[tuple[str, str | bytes]]) -> float | None:
+    """The seconds that trailing metadata ask to wait before the request is sent again; None: they ask for nothing."""
+    for key, value in trailing:
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            try:
+                for detail in RpcStatus.FromString(value).details:
+                    info = RetryInfo()
+                    if detail.Unpack(info):
+                        return float(info.retry_delay.seconds + info.retry_delay.nanos * 1e-9)
+            except DecodeError:
+                return None
+    return None
+
+
+def write_parameters(error: RequestError, parameters: Any) -> None:
+    """Put an error's status, and when to come back, into the `parameters` of a response on a stream."""
+    parameters[_STATUS_KEY].int64_param = int(error.status)
+    if error.retry_after is not None:
+        parameters[_RETRY_KEY].double_param = error.retry_after
+
+
+def read_parameters(parameters: Any) -> tuple[int, float | None]:
+    """The status of an error on a stream, UNKNOWN of a server of another make; the seconds it asks to wait, if any."""
+    status = parameters[_STATUS_KEY].int64_param if _STATUS_KEY in parameters else Status.UNKNOWN
+    return int(status), parameters[_RETRY_KEY].double_param if _RETRY_KEY in parameters else None

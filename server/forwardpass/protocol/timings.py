@@ -1,0 +1,47 @@
+"""Where the time of a request went, as the trailing metadata of its response carry it: written and read here. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+TIMINGS_KEY: Final = "forwardpass-timings"  # request metadata: asks for the timings in the trailing metadata
+_PREFIX = "forwardpass-"
+_QUEUE, _RUN, _TOTAL = "forwardpass-queue-us", "forwardpass-run-us", "forwardpass-total-us"
+_ROWS = "forwardpass-batch-rows"
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the server spent a request's time, in microseconds, and the rows of the matrix it was part of.
+
+    None where the server did not say.
+    """
+
+    queue_us: float | None
+    run_us: float | None
+    total_us: float | None
+    batch_rows: int | None
+
+
+def write_timings(queue: float, run: float, total: float, rows: int) -> list[tuple[str, str]]:
+    """As trailing metadata, in whole microseconds. The times are in seconds."""
+    return [
+        (_QUEUE, str(round(queue * 1e6))),
+        (_RUN, str(round(run * 1e6))),
+        (_TOTAL, str(round(total * 1e6))),
+        (_ROWS, str(rows)),
+    ]
+
+
+def read_timings(trailing: Iterable[tuple[str, str | bytes]]) -> Timings:
+    """The timings in a response's trailing metadata."""
+    values = {key: float(value) for key, value in trailing if key.startswith(_PREFIX)}
+    rows = values.get(_ROWS)
+    return Timings(
+        queue_us=values.get(_QUEUE),
+        run_us=values.get(_RUN),
+        total_us=values.get(_TOTAL),
+        batch_rows=None if rows is None else int(rows),
+    )
