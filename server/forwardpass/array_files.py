@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass import protocol
+from forwardpass.client.arrays import TensorInfo
 from forwardpass.errors import ForwardpassError
-from forwardpass.tensors import TensorInfo
 
 READ = (".npy", ".npz", ".csv", ".json")
 WRITTEN = (".npy", ".npz", ".csv", ".json")

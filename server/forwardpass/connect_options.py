@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from forwardpass.connection import Tls
+from forwardpass.client import Tls
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

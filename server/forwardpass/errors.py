@@ -21,7 +21,7 @@
     │   ├── RunFailed                INTERNAL             the network could not be run on these rows
     │   │   └── DeviceLost           INTERNAL             a GPU failed for good: the server ends, to be started anew
     │   └── CallError                any                  a call failed, as its client sees it; the tree below it is in
-    │                                                     `call_errors`, and what has a name here is a subclass of that
+    │                                                     `client.errors`; what has a name here is a subclass of that
     ├── ModelError                   a model could not be loaded (repository, contract, configuration, provider)
     │   ├── ConfigError              its options are wrong: names the field and the file
     │   ├── ContractError            what it answers is not what its contract promises, or its files were changed

@@ -21,7 +21,7 @@ from tests.deploy.envoy import Envoy
 from tests.service import models
 
 from forwardpass import Client
-from forwardpass.call_errors import CallError
+from forwardpass.client.errors import CallError
 from forwardpass.server_process import ServerProcess
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from tests.service import models
 
-from forwardpass import Client, call_errors
+from forwardpass import Client
+from forwardpass.client import errors as call_errors
 from forwardpass.contract import CONTRACT_FILE, MODEL_FILE, Contract, compare
 from forwardpass.errors import ForwardpassError
 from forwardpass.server_process import ServerProcess

@@ -27,8 +27,8 @@ from forwardpass.client import (
     NotFound,
     Unavailable,
 )
+from forwardpass.client.coalescing_threads import PipeBell
 from forwardpass.server_process import ServerProcess
-from forwardpass.sharing_threads import PipeBell
 
 Serve = Callable[..., ServerProcess]
 

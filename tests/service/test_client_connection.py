@@ -163,7 +163,7 @@ def test_a_token_is_asked_for(with_tokens: ServerProcess, coalesce: Coalesce | N
 def test_a_token_file_that_changes_is_followed(
     with_tokens: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("forwardpass.connection._LOOK_EVERY", 0.0)  # at each call
+    monkeypatch.setattr("forwardpass.client.credentials._LOOK_EVERY", 0.0)  # at each call
     path = tmp_path / "token"
     path.write_text(INFER)
     with Client(with_tokens.address, token_file=path) as client:

@@ -23,7 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.conformance.drains import CALLERS, drain_by_turns, drain_failures
 
 from forwardpass import Client, protocol
-from forwardpass.call_errors import CallError, Unavailable, Unimplemented
+from forwardpass.client.errors import CallError, Unavailable, Unimplemented
 from forwardpass.server_process import ServerProcess
 
 Serve = Callable[..., ServerProcess]

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from forwardpass import Client
-from forwardpass.call_errors import ResourceExhausted
+from forwardpass.client.errors import ResourceExhausted
 
 SLOW_LAYERS = 12
 SLOW_WIDTH = 1536

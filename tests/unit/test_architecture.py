@@ -20,16 +20,19 @@ from tests.unit.package_imports import FILES, PACKAGE, ROOT, imports_of, loaded_
 LAYERS = (
     ("errors",),
     ("protocol", "watched_files"),
+    ("client",),
 )
 # What these may import of forwardpass, where that is less than all below them.
 ONLY = {
     "protocol": {"errors"},
+    "client": {"errors", "protocol", "watched_files"},
 }
 # What these may import beside the standard library.
 LIBRARIES = {
     "errors": (),
     "watched_files": (),
     "protocol": ("numpy", "google.protobuf"),
+    "client": ("numpy", "google.protobuf", "grpc"),
 }
 RANK = {room: rank for rank, row in enumerate(LAYERS) for room in row}
 PACKAGES = [room for room in RANK if (PACKAGE / room).is_dir()]

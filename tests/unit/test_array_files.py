@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from forwardpass.array_files import Arrays, plain, read, save
+from forwardpass.client.arrays import TensorInfo, fit
 from forwardpass.errors import ForwardpassError
-from forwardpass.tensors import TensorInfo, fit
 
 X = TensorInfo("x", "FP32", (-1, 2))
 IDS = TensorInfo("ids", "INT64", (-1,))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from forwardpass import array_files
 from forwardpass.client import Client
+from forwardpass.client.arrays import TensorInfo, fit
 from forwardpass.contract import DTYPES, compare
 from forwardpass.errors import InsightError
 from forwardpass.insight import equations, runtime
@@ -21,7 +22,6 @@ from forwardpass.insight.source import Source
 from forwardpass.insight.tables import shape
 from forwardpass.serving.placement import CPU, Placement
 from forwardpass.serving.session import Session
-from forwardpass.tensors import TensorInfo, fit
 
 Arrays = dict[str, NDArray[Any]]
 

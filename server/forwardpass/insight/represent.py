@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass import array_files
+from forwardpass.client.arrays import TensorInfo
 from forwardpass.errors import InsightError
 from forwardpass.insight import check, pictures, runtime, source
 from forwardpass.insight.graph import Graph, build, read
 from forwardpass.insight.separability import FOLDS, Separability, check_classes, measure
 from forwardpass.insight.tables import table
-from forwardpass.tensors import TensorInfo
 
 _SHOWN_ROWS = 1500  # dots in a picture; the numbers are of all rows
 _PANEL = 250  # pixels of a panel of the page

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass import array_files, protocol
-from forwardpass.answers import ModelInfo
-from forwardpass.call_errors import from_status
 from forwardpass.client import Client
+from forwardpass.client.arrays import TensorInfo, fit, to_raw
+from forwardpass.client.errors import from_status
+from forwardpass.client.results import ModelInfo
 from forwardpass.errors import LoadTestError
-from forwardpass.tensors import TensorInfo, fit, to_raw
 
 PATH = protocol.METHODS["ModelInfer"].path
 DISTINCT = 64  # different requests for each count of rows, where there are so many

@@ -16,7 +16,7 @@ from forwardpass.protocol.status import (
     write_parameters,
 )
 
-# By module, not by subclasses: the client's errors (`call_errors`) are subclasses too, once something imported them.
+# By module, not by subclasses: the client's errors are subclasses too, once something imported them.
 ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RequestError)]
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from forwardpass.call_errors import CallError, ResourceExhausted, Unavailable
+from forwardpass.client.errors import CallError, ResourceExhausted, Unavailable
 
 FIRST: Final = 0.05  # seconds
 FACTOR: Final = 3

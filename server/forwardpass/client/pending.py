@@ -1,6 +1,6 @@
 """The requests of one stream that have no answer yet: matched with what comes by id, each settled once. No I/O.
 
-What is common to the streams of threads (`stream_threads`) and of tasks (`stream_tasks`).
+What is common to the streams of threads (`sync_stream`) and of tasks (`async_stream`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from concurrent.futures import InvalidStateError
 from typing import Any, Final, NamedTuple
 
 from forwardpass import protocol
-from forwardpass.answers import ModelInfo, parse
-from forwardpass.call_errors import CallError, Cancelled, Internal, from_status
-from forwardpass.calls import Calls
+from forwardpass.client.errors import CallError, Cancelled, Internal, from_status
+from forwardpass.client.operations import Calls
+from forwardpass.client.results import ModelInfo, parse
 from forwardpass.protocol.status import read_parameters
 
 STREAM_PATH: Final = protocol.METHODS["ModelStreamInfer"].path

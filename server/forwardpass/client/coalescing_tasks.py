@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from forwardpass.calls import Calls, Steps
-from forwardpass.coalescing import ALONE, SEND, WATCH, Coalesce, Group, Rows
-from forwardpass.shared_calls import SharedCalls, Way, unsettled
+from forwardpass.client.coalesced_calls import SharedCalls, Way, unsettled
+from forwardpass.client.coalescer import ALONE, SEND, WATCH, Coalesce, Group, Rows
+from forwardpass.client.operations import Calls, Steps
 
 
 class TaskBell:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from forwardpass import protocol
-from forwardpass.call_errors import CallError, Internal, InvalidArgument
-from forwardpass.calls import Call, Reply, Steps
+from forwardpass.client.errors import CallError, Internal, InvalidArgument
+from forwardpass.client.operations import Call, Reply, Steps
 from forwardpass.errors import RequestError
 from forwardpass.serving.interface import Interface, Tensor
 from forwardpass.serving.replies import plain

@@ -15,10 +15,10 @@ from typing import Any, Self
 
 import grpc
 
-from forwardpass.answers import Answer, Parameter
-from forwardpass.call_errors import CallError, Internal
-from forwardpass.calls import Calls, Inputs, Steps
-from forwardpass.streaming import STREAM_CLOSED, Asked, Unanswered
+from forwardpass.client.errors import CallError, Internal
+from forwardpass.client.operations import Calls, Inputs, Steps
+from forwardpass.client.pending import STREAM_CLOSED, Asked, Unanswered
+from forwardpass.client.results import Answer, Parameter
 
 
 class Stream:

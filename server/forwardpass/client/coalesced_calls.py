@@ -1,5 +1,6 @@
 """What `predict` says for callers that share requests, with no channel in it: which group they are of, what is sent for
-them, and what each gets of the answer. Who sends is in `sharing_threads` and `sharing_tasks`; when, in `coalescing`.
+them, and what each gets of the answer. How it is sent is in `coalescing_threads` and `coalescing_tasks`; when, in
+`coalescer`.
 
 A request that fails for reasons that may lie in one caller's rows is sent again in halves, until that caller is alone.
 """
@@ -16,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from forwardpass.call_errors import (
+from forwardpass.client.coalescer import CLOSED, Asked, Bell, Coalesce, Gathering, Group, Rows, may_share
+from forwardpass.client.errors import (
     CallError,
     Cancelled,
     DeadlineExceeded,
@@ -24,8 +26,7 @@ from forwardpass.call_errors import (
     InvalidArgument,
     ResourceExhausted,
 )
-from forwardpass.calls import Calls, Steps, remember
-from forwardpass.coalescing import CLOSED, Asked, Bell, Coalesce, Gathering, Group, Rows, may_share
+from forwardpass.client.operations import Calls, Steps, remember
 from forwardpass.errors import Status
 
 logger = logging.getLogger(__name__)

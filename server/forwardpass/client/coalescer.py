@@ -22,8 +22,8 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from forwardpass.answers import ModelInfo
-from forwardpass.call_errors import CallError, Cancelled
+from forwardpass.client.errors import CallError, Cancelled
+from forwardpass.client.results import ModelInfo
 
 CLOSED: Final = "the client is closed"
 _CROWD: Final = 2.0  # callers a request, of late, from which on everybody gathers

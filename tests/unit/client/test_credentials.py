@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from forwardpass import connection
-from forwardpass.client import Client, Tls
-from forwardpass.connection import is_local
+from forwardpass.client import Client, Tls, credentials
+from forwardpass.client.credentials import is_local
 from forwardpass.errors import SettingsError
 
 TOKEN = "a-token-0123456789"
@@ -64,7 +63,7 @@ def test_a_file_with_a_token_is_read_again_and_a_bad_one_changes_nothing(
 ) -> None:
     path = tmp_path / "token"
     path.write_text(TOKEN)
-    monkeypatch.setattr(connection, "_LOOK_EVERY", 0.0)  # at each call
+    monkeypatch.setattr(credentials, "_LOOK_EVERY", 0.0)  # at each call
     with Client(token_file=path) as client:
         path.write_text("another-token-0123456789\n")
         assert metadata(client)[-1] == ("authorization", "Bearer another-token-0123456789")

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from forwardpass.calls import Calls, Steps
-from forwardpass.coalescing import ALONE, SEND, WATCH, Coalesce, Group, Rows
-from forwardpass.shared_calls import SharedCalls, Way, unsettled
+from forwardpass.client.coalesced_calls import SharedCalls, Way, unsettled
+from forwardpass.client.coalescer import ALONE, SEND, WATCH, Coalesce, Group, Rows
+from forwardpass.client.operations import Calls, Steps
 
 _IDLE = 10.0  # seconds after which a sending thread without work ends
 _PATIENCE = 10.0  # seconds that closing waits for a sending thread

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.unit.far_end import ONE, TWO, Far, drive
+from tests.unit.client.far_end import ONE, TWO, Far, drive
 
 from forwardpass import protocol
-from forwardpass.answers import Answer, read_info
-from forwardpass.call_errors import (
+from forwardpass.client.errors import (
     CallError,
     Cancelled,
     Internal,
@@ -21,10 +20,11 @@ from forwardpass.call_errors import (
     ResourceExhausted,
     Unavailable,
 )
-from forwardpass.calls import Calls
+from forwardpass.client.operations import Calls
+from forwardpass.client.pending import Asked, Unanswered
+from forwardpass.client.results import Answer, read_info
 from forwardpass.errors import Overloaded, Status, UnknownModel
 from forwardpass.serving.stream import answered, failed
-from forwardpass.streaming import Asked, Unanswered
 
 INFO = read_info(protocol.ModelMetadataResponse.FromString(Far(ONE).metadata()))
 

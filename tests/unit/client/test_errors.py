@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from forwardpass import call_errors, errors
-from forwardpass.call_errors import CallError, DeadlineExceeded, ResourceExhausted, Unavailable, from_status
+from forwardpass import errors
+from forwardpass.client import errors as call_errors
+from forwardpass.client.errors import CallError, DeadlineExceeded, ResourceExhausted, Unavailable, from_status
 from forwardpass.errors import ForwardpassError, Overloaded, Reason, Status
 from forwardpass.protocol.status import status_of
 

@@ -12,10 +12,22 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from forwardpass.answers import ModelInfo
-from forwardpass.call_errors import CallError, Cancelled, Internal
-from forwardpass.coalescing import ALONE, SEND, WAIT, WATCH, Asked, Batch, Coalesce, Gathering, Group, Rows, may_share
-from forwardpass.tensors import TensorInfo
+from forwardpass.client.arrays import TensorInfo
+from forwardpass.client.coalescer import (
+    ALONE,
+    SEND,
+    WAIT,
+    WATCH,
+    Asked,
+    Batch,
+    Coalesce,
+    Gathering,
+    Group,
+    Rows,
+    may_share,
+)
+from forwardpass.client.errors import CallError, Cancelled, Internal
+from forwardpass.client.results import ModelInfo
 
 FOUR = Asked("m", "", None, 0, (4,), np.dtype(np.float32), 5)
 

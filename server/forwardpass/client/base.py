@@ -1,63 +1,30 @@
-"""Where a client calls and how: channel options that suit Kubernetes, TLS, the token, and when a call is made again.
+"""Where a client calls and how: channel options that suit Kubernetes, and when a call is made again.
 
 What the two clients have in common but their operations. Opens channels; makes no call.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import json
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any, Final
 
-import grpc
-
-from forwardpass.call_errors import CallError, Cancelled, from_status
-from forwardpass.calls import Call, Calls
-from forwardpass.coalescing import CLOSED, Coalesce
+from forwardpass.client.coalescer import CLOSED, Coalesce
+from forwardpass.client.credentials import Tls, is_local, token_source
+from forwardpass.client.errors import CallError, Cancelled, from_status
+from forwardpass.client.operations import Call, Calls
+from forwardpass.client.retry import Retrying
 from forwardpass.errors import SettingsError
 from forwardpass.protocol import INFERENCE_SERVICE
-from forwardpass.retrying import Retrying
-from forwardpass.watched_files import Watched, read_bytes
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8001"
 _MIB = 1 << 20
-_LOOK_EVERY = 1.0  # seconds between two looks at a file with a token
-_TOKEN = re.compile(r"[!-~]+")
 # What asks whether somebody is there should say so at once.
 _NOT_RETRIED = frozenset(f"/{INFERENCE_SERVICE}/{name}" for name in ("ServerLive", "ServerReady", "ModelReady"))
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """TLS to a server. Files are PEM, and are read once, when the client is made.
-
-    - `ca`: the authorities that the server's certificate may be signed by; None: those that gRPC comes with.
-    - `certificate`, `key`: the client's own pair, where the server asks for one (mutual TLS).
-    - `server_name`: the name that the server's certificate must have, where it is not the address's own host.
-    """
-
-    ca: str | PathLike[str] | None = None
-    certificate: str | PathLike[str] | None = None
-    key: str | PathLike[str] | None = None
-    server_name: str | None = None
-
-    def credentials(self) -> grpc.ChannelCredentials:
-        """Raises SettingsError for a file that cannot be read, and for half a pair."""
-        if (self.certificate is None) != (self.key is None):
-            missing = "certificate" if self.certificate is None else "key"
-            raise SettingsError(f"tls: expected certificate and key together, {missing} is missing")
-        ca, key, certificate = (
-            None if path is None else read_bytes(Path(path), f"tls {what}")
-            for what, path in (("ca", self.ca), ("key", self.key), ("certificate", self.certificate))
-        )
-        return grpc.ssl_channel_credentials(ca, key, certificate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +70,11 @@ class Connection:
           as long as it takes.
         - `max_message_bytes`: the largest message sent or received.
         - `keepalive`: seconds of silence in a call after which the server is asked whether it is still there; 0: never.
-        - `attempts`: how often a call is made in all, 1 to 10, while the answer is UNAVAILABLE. See `retrying`.
+        - `attempts`: how often a call is made in all, 1 to 10, while the answer is UNAVAILABLE. See `retry`.
         - `retry_full`: make a call again also when it was refused as RESOURCE_EXHAUSTED and told when to come back.
         - `health_check`: leave out servers whose grpc.health.v1 says that they do not serve; one that has no such
           service counts as serving. Without it, calls reach a server that is still loading or already draining.
-        - `coalesce`: let calls of `predict` that are under way at the same time share requests. See `coalescing`.
+        - `coalesce`: let calls of `predict` that are under way at the same time share requests. See `coalescer`.
         - `tls`: None for plaintext.
         - `token`, or `token_file` that holds one and is read again when it changes: sent with every call as
           `authorization: Bearer TOKEN`.
@@ -124,7 +91,7 @@ class Connection:
         self._retrying = Retrying(attempts, retry_full)
         self._sharing = None if coalesce is None else self._share(coalesce)
         self._credentials = None if tls is None else tls.credentials()
-        self._token = _token_source(token, token_file)
+        self._token = token_source(token, token_file)
         if self._token is not None and tls is None and not (plaintext_token or is_local(address)):
             raise SettingsError(
                 f"token: expected tls for {address}, since a token sent there in plaintext can be read on the way; "
@@ -226,53 +193,6 @@ class Connection:
 def left_of(call: Call, began: float) -> float | None:
     """Seconds that are left of a call's time; None: it has no limit."""
     return None if call.timeout is None else max(0.0, call.timeout - (time.monotonic() - began))
-
-
-def is_local(address: str) -> bool:
-    """Whether a gRPC target is on this machine: a unix socket, or loopback addresses alone."""
-    scheme, _, rest = address.partition(":")
-    if scheme in ("unix", "unix-abstract", "vsock"):
-        return scheme != "vsock"
-    if scheme in ("dns", "ipv4", "ipv6"):
-        address = rest.rpartition("/")[2] if scheme == "dns" else rest.lstrip("/")
-    hosts = [part.rpartition(":")[0] if not part.endswith("]") and ":" in part else part for part in address.split(",")]
-    return all(_is_loopback(host.strip("[]")) for host in hosts)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _token_source(token: str | None, file: str | PathLike[str] | None) -> Callable[[], str] | None:
-    """What gives the value of `authorization` for a call made now."""
-    if token is not None and file is not None:
-        raise SettingsError("token: expected token or token_file, got both")
-    if token is not None:
-        said = _bearer(token, "token")
-        return lambda: said
-    if file is None:
-        return None
-    path = Path(file)
-
-    def read() -> str:
-        return _bearer(read_bytes(path, "token_file").decode("utf-8", "replace").strip(), f"token_file: {path}")
-
-    watched: Watched[str] = Watched("the token", [path], read, every=_LOOK_EVERY)
-
-    def current() -> str:
-        watched.look()
-        return watched.value
-
-    return current
-
-
-def _bearer(token: str, what: str) -> str:
-    if not _TOKEN.fullmatch(token):
-        raise SettingsError(f"{what}: expected one token of printable ASCII without blanks")
-    return f"Bearer {token}"
 
 
 def _service_config(health_check: bool) -> dict[str, Any]:

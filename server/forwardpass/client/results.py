@@ -13,10 +13,10 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from forwardpass import protocol
-from forwardpass.call_errors import Internal, InvalidArgument
+from forwardpass.client.arrays import TensorInfo, from_raw, from_typed
+from forwardpass.client.errors import Internal, InvalidArgument
 from forwardpass.protocol.timings import Timings
 from forwardpass.protocol.wire import RAW_OUT, varint
-from forwardpass.tensors import TensorInfo, from_raw, from_typed
 
 Parameter = bool | int | float | str
 

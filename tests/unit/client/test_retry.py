@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from forwardpass.call_errors import CallError, ResourceExhausted, Unavailable
+from forwardpass.client.errors import CallError, ResourceExhausted, Unavailable
+from forwardpass.client.retry import LONGEST, LONGEST_ASKED, Retrying
 from forwardpass.errors import Status
-from forwardpass.retrying import LONGEST, LONGEST_ASKED, Retrying
 
 FULL = ResourceExhausted("full", retry_after=0.2)
 LOADING = Unavailable("loading", retry_after=0.5)

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.unit.far_end import ONE, ROWS, SUMS, TWO, Far, drive
+from tests.unit.client.far_end import ONE, ROWS, SUMS, TWO, Far, drive
 
 from forwardpass import protocol
-from forwardpass.calls import Call, Calls, Reply
 from forwardpass.client import Answer, Internal, InvalidArgument, ModelInfo, NotFound, Unavailable
+from forwardpass.client.operations import Call, Calls, Reply
 from forwardpass.serving.interface import Interface, Tensor
 
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.unit.far_end import ONE, POISON, SUMS, TWO, Far, drive
+from tests.unit.client.far_end import ONE, POISON, SUMS, TWO, Far, drive
 
 from forwardpass import protocol
-from forwardpass.call_errors import (
+from forwardpass.client.coalesced_calls import SharedCalls, Way, unsettled
+from forwardpass.client.coalescer import Coalesce, Group, Rows
+from forwardpass.client.errors import (
     CallError,
     DeadlineExceeded,
     Internal,
@@ -21,11 +23,9 @@ from forwardpass.call_errors import (
     Unauthenticated,
     Unavailable,
 )
-from forwardpass.calls import Call, Calls, Reply
-from forwardpass.coalescing import Coalesce, Group, Rows
+from forwardpass.client.operations import Call, Calls, Reply
 from forwardpass.errors import Status
 from forwardpass.serving.interface import Interface, Tensor
-from forwardpass.shared_calls import SharedCalls, Way, unsettled
 
 FP64, BYTES = protocol.DATATYPES["FP64"], protocol.DATATYPES["BYTES"]
 

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from forwardpass import protocol
-from forwardpass.answers import (
+from forwardpass.client.arrays import TensorInfo, fit, to_raw
+from forwardpass.client.errors import CallError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from forwardpass.client.results import (
     Answer,
     ModelInfo,
     ModelState,
@@ -27,10 +29,8 @@ from forwardpass.answers import (
     read_answer,
     read_info,
 )
-from forwardpass.call_errors import CallError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from forwardpass.protocol.timings import TIMINGS_KEY, read_timings
 from forwardpass.protocol.wire import RAW_IN, varint
-from forwardpass.tensors import TensorInfo, fit, to_raw
 
 Inputs = Mapping[str, ArrayLike] | ArrayLike
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass import protocol
-from forwardpass.call_errors import Internal, InvalidArgument
+from forwardpass.client.errors import Internal, InvalidArgument
 from forwardpass.protocol.bytes_tensors import pack, unpack
 
 

@@ -13,9 +13,9 @@ from hypothesis.extra import numpy as hnp
 
 from forwardpass import protocol
 from forwardpass.client import Internal, InvalidArgument, TensorInfo
+from forwardpass.client.arrays import fit, from_raw, from_typed, to_raw
 from forwardpass.serving import matrix
 from forwardpass.serving.interface import Tensor
-from forwardpass.tensors import fit, from_raw, from_typed, to_raw
 
 FIXED = {name: datatype.numpy for name, datatype in protocol.DATATYPES.items() if datatype.numpy is not None}
 

@@ -1,4 +1,4 @@
-"""Many requests of any number of tasks of one event loop on one ModelStreamInfer call; rules as in `stream_threads`."""
+"""Many requests of any number of tasks of one event loop on one ModelStreamInfer call; rules as in `sync_stream`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
-from forwardpass.answers import Answer, Parameter
-from forwardpass.call_errors import CallError, Cancelled
-from forwardpass.calls import Calls, Inputs, Steps
-from forwardpass.streaming import STREAM_CLOSED, Asked, Unanswered
+from forwardpass.client.errors import CallError, Cancelled
+from forwardpass.client.operations import Calls, Inputs, Steps
+from forwardpass.client.pending import STREAM_CLOSED, Asked, Unanswered
+from forwardpass.client.results import Answer, Parameter
 
 
 class AsyncStream:

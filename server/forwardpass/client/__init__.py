@@ -1,0 +1,46 @@
+"""The client: numpy in, numpy out, over one gRPC channel. Needs neither torch nor onnxruntime.
+
+    with Client("127.0.0.1:8001") as client:
+        z = client.predict("digits", x)                      # one input, one output: [B, 64] or [64]
+        answer = client.infer("ranker", {"user": u, "item": v}, timeout=0.05)
+        answer["score"], answer.version
+
+`Client` blocks and may be shared by threads; `AsyncClient` belongs to one event loop. What is said on the channel is in
+`operations`, with no channel in it, so both have one copy of it. docs/client.md says which to take when.
+
+Imports `protocol`, `errors` and `watched_files`, and nothing of the server. Public are the names below; of the modules,
+`arrays`, `results` and `errors` serve the commands too.
+"""
+
+from forwardpass.client.arrays import TensorInfo
+from forwardpass.client.async_client import AsyncClient
+from forwardpass.client.async_stream import AsyncStream
+from forwardpass.client.base import DEFAULT_ADDRESS, Counts
+from forwardpass.client.coalescer import Coalesce
+from forwardpass.client.credentials import Tls
+from forwardpass.client.errors import (
+    AlreadyExists,
+    CallError,
+    Cancelled,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
+from forwardpass.client.results import Answer, ModelInfo, ModelState, ServerInfo
+from forwardpass.client.sync_client import Client
+from forwardpass.client.sync_stream import Stream
+from forwardpass.protocol.timings import Timings
+
+__all__ = [
+    "DEFAULT_ADDRESS", "AlreadyExists", "Answer", "AsyncClient", "AsyncStream", "CallError", "Cancelled", "Client",
+    "Coalesce", "Counts", "DeadlineExceeded", "FailedPrecondition", "Internal", "InvalidArgument", "ModelInfo",
+    "ModelState", "NotFound", "PermissionDenied", "ResourceExhausted", "ServerInfo", "Stream", "TensorInfo", "Timings",
+    "Tls", "Unauthenticated", "Unavailable", "Unimplemented",
+]  # fmt: skip

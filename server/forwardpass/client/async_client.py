@@ -1,0 +1,170 @@
+"""AsyncClient: as Client, operation for operation, for the tasks of one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+from numpy.typing import ArrayLike, NDArray
+
+from forwardpass.client.async_stream import AsyncStream
+from forwardpass.client.base import Connection, left_of
+from forwardpass.client.coalescer import Coalesce
+from forwardpass.client.coalescing_tasks import TaskSharing
+from forwardpass.client.errors import CallError, Cancelled
+from forwardpass.client.operations import Call, Inputs, Reply, Steps, T
+from forwardpass.client.pending import STREAM_PATH
+from forwardpass.client.results import Answer, ModelInfo, ModelState, Parameter, ServerInfo
+
+
+class AsyncClient(Connection):
+    """As Client, operation for operation, for asyncio: every operation is awaited.
+
+    Belongs to the event loop in which it is first used; any number of its tasks may use it at a time.
+    """
+
+    _open = staticmethod(grpc.aio.insecure_channel)
+    _open_secure = staticmethod(grpc.aio.secure_channel)
+    _event = asyncio.Event
+
+    def _share(self, coalesce: Coalesce) -> TaskSharing:
+        return TaskSharing(self._calls, coalesce, self.address, self._run)
+
+    async def infer(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: str = "",
+        outputs: Iterable[str] | None = None,
+        id: str = "",
+        timeout: float | None = None,
+        priority: int = 0,
+        parameters: Mapping[str, Parameter] | None = None,
+        timings: bool = False,
+    ) -> Answer:
+        """See `Client.infer`. A task that is cancelled cancels its call."""
+        return await self._run(
+            self._calls.infer(
+                model,
+                inputs,
+                version=version,
+                outputs=outputs,
+                id=id,
+                timeout=timeout,
+                priority=priority,
+                parameters=parameters,
+                timings=timings,
+            )
+        )
+
+    async def predict(
+        self,
+        model: str,
+        x: ArrayLike,
+        *,
+        output: str | None = None,
+        version: str = "",
+        timeout: float | None = None,
+        priority: int = 0,
+    ) -> NDArray[Any]:
+        """See `Client.predict`."""
+        if self._sharing is not None:
+            result: NDArray[Any] = await self._sharing.predict(model, x, output, version, timeout, priority)
+            return result
+        return await self._run(
+            self._calls.predict(model, x, output=output, version=version, timeout=timeout, priority=priority)
+        )
+
+    def stream(self, *, in_flight: int = 64, timeout: float | None = None) -> AsyncStream:
+        """See `Client.stream`. Not awaited; to be called where the loop runs."""
+        method = self._stream(STREAM_PATH)
+
+        def start(requests: AsyncIterator[bytes]) -> Any:
+            return method(requests, timeout=timeout, metadata=self._metadata())
+
+        return AsyncStream(self._calls, self._run, start, lambda e: self._failure(e, timeout), self.address, in_flight)
+
+    async def metadata(self, model: str, *, version: str = "", timeout: float | None = None) -> ModelInfo:
+        """See `Client.metadata`."""
+        return await self._run(self._calls.metadata(model, version=version, timeout=timeout))
+
+    async def models(self, *, ready: bool = False, timeout: float | None = None) -> list[ModelState]:
+        """See `Client.models`."""
+        return await self._run(self._calls.models(ready=ready, timeout=timeout))
+
+    async def server(self, *, timeout: float | None = None) -> ServerInfo:
+        """See `Client.server`."""
+        return await self._run(self._calls.server(timeout=timeout))
+
+    async def live(self, *, timeout: float | None = None) -> bool:
+        """See `Client.live`."""
+        return await self._run(self._calls.live(timeout=timeout))
+
+    async def ready(self, model: str | None = None, *, version: str = "", timeout: float | None = None) -> bool:
+        """See `Client.ready`."""
+        return await self._run(self._calls.ready(model, version=version, timeout=timeout))
+
+    async def close(self) -> None:
+        """End the connection. Calls in flight end with Cancelled; later ones are a ValueError."""
+        channel = self._end()
+        self._closing.set()
+        if self._sharing is not None:
+            self._sharing.close()
+        if channel is not None:
+            await channel.close()
+        if self._sharing is not None:
+            await self._sharing.join()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _run(self, steps: Steps[T]) -> T:
+        try:
+            call = next(steps)
+            while True:
+                try:
+                    reply = await self._make(call)
+                except CallError as error:
+                    call = steps.throw(error)
+                else:
+                    call = steps.send(reply)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    async def _make(self, call: Call) -> Reply:
+        began = time.monotonic()
+        timeout = call.timeout
+        for attempt in itertools.count(1):
+            method = self._methods.get(call.path) or self._method(call.path)
+            try:
+                doing = method(call.request, timeout=timeout, metadata=self._metadata(call.metadata))
+                message = await doing
+                return Reply(message, await doing.trailing_metadata() if call.metadata else ())
+            except grpc.aio.AioRpcError as error:
+                pause = self._pause(self._failure(error, call.timeout), call, attempt, began)
+            except grpc.aio.UsageError:
+                self._raise_closed()
+                raise
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    doing.cancel()
+                    raise
+                # Nobody cancelled this task: the channel was closed under the call.
+                raise Cancelled("the client was closed") from None
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), pause)
+                self._raise_closed()
+            timeout = left_of(call, began)
+        raise AssertionError

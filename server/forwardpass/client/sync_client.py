@@ -1,0 +1,176 @@
+"""Client: numpy in, numpy out, over one gRPC channel, for threads. What is sent on it is in `operations`.
+
+`AsyncClient` has the same operations with the same arguments; the two differ only in how a call is made.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Self
+
+import grpc
+from numpy.typing import ArrayLike, NDArray
+
+from forwardpass.client.base import Connection, left_of
+from forwardpass.client.coalescer import Coalesce
+from forwardpass.client.coalescing_threads import ThreadSharing
+from forwardpass.client.errors import CallError
+from forwardpass.client.operations import Call, Inputs, Reply, Steps, T
+from forwardpass.client.pending import STREAM_PATH
+from forwardpass.client.results import Answer, ModelInfo, ModelState, Parameter, ServerInfo
+from forwardpass.client.sync_stream import Stream
+
+
+class Client(Connection):
+    """Calls a server and waits for the answer. Any number of threads may use one client at a time.
+
+    Every operation raises a CallError, of the class that `errors` gives to its status; `timeout` is in seconds,
+    None for the client's own.
+    """
+
+    _open = staticmethod(grpc.insecure_channel)
+    _open_secure = staticmethod(grpc.secure_channel)
+    _event = threading.Event
+
+    def _share(self, coalesce: Coalesce) -> ThreadSharing:
+        return ThreadSharing(self._calls, coalesce, self.address, self._run)
+
+    def infer(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: str = "",
+        outputs: Iterable[str] | None = None,
+        id: str = "",
+        timeout: float | None = None,
+        priority: int = 0,
+        parameters: Mapping[str, Parameter] | None = None,
+        timings: bool = False,
+    ) -> Answer:
+        """Send arrays [B, ...] by input name, or one array for a model with one input; get the outputs by name.
+
+        Arrays are converted to the model's dtypes where no value changes but by a float's rounding: float64 is fine
+        for FP32, integers where they come through exactly; anything else is InvalidArgument, and nothing is sent.
+        BYTES takes and gives arrays of str (bytes, where they are no UTF-8), BF16 its bits as uint16.
+
+        `version` "" is the server's choice; `outputs` None are all that the model gives unasked; `id` comes back in the
+        answer; `priority` 1 is the most urgent, 0 the model's default; `parameters` go along as they are; `timings`
+        asks the server where the time went.
+        """
+        return self._run(
+            self._calls.infer(
+                model,
+                inputs,
+                version=version,
+                outputs=outputs,
+                id=id,
+                timeout=timeout,
+                priority=priority,
+                parameters=parameters,
+                timings=timings,
+            )
+        )
+
+    def predict(
+        self,
+        model: str,
+        x: ArrayLike,
+        *,
+        output: str | None = None,
+        version: str = "",
+        timeout: float | None = None,
+        priority: int = 0,
+    ) -> NDArray[Any]:
+        """The one output of a model with one input: [B, D_in] to [B, D_out]. A row [D_in] gives a row [D_out].
+
+        `output` names one where the model has several. With `coalesce`, calls of several threads share requests.
+        """
+        if self._sharing is not None:
+            result: NDArray[Any] = self._sharing.predict(model, x, output, version, timeout, priority)
+            return result
+        return self._run(
+            self._calls.predict(model, x, output=output, version=version, timeout=timeout, priority=priority)
+        )
+
+    def stream(self, *, in_flight: int = 64, timeout: float | None = None) -> Stream:
+        """A stream for many requests, of which `in_flight` may be unanswered. `timeout` is the whole stream's."""
+        method = self._stream(STREAM_PATH)
+
+        def start(requests: Iterator[bytes]) -> Any:
+            return method(requests, timeout=timeout, metadata=self._metadata())
+
+        return Stream(self._calls, self._run, start, lambda e: self._failure(e, timeout), self.address, in_flight)
+
+    def metadata(self, model: str, *, version: str = "", timeout: float | None = None) -> ModelInfo:
+        """What a model takes and gives, asked anew."""
+        return self._run(self._calls.metadata(model, version=version, timeout=timeout))
+
+    def models(self, *, ready: bool = False, timeout: float | None = None) -> list[ModelState]:
+        """Every model of the server's repository; with `ready`, those that serve."""
+        return self._run(self._calls.models(ready=ready, timeout=timeout))
+
+    def server(self, *, timeout: float | None = None) -> ServerInfo:
+        """The server's name and version, and the extensions of the protocol that it offers."""
+        return self._run(self._calls.server(timeout=timeout))
+
+    def live(self, *, timeout: float | None = None) -> bool:
+        """Whether somebody answers. False, not an error, where nobody does (or, with `health_check`, none serves)."""
+        return self._run(self._calls.live(timeout=timeout))
+
+    def ready(self, model: str | None = None, *, version: str = "", timeout: float | None = None) -> bool:
+        """Whether the server, or one model, answers requests now. False, not an error, where nobody is there."""
+        return self._run(self._calls.ready(model, version=version, timeout=timeout))
+
+    def close(self) -> None:
+        """End the connection. Calls in flight end with Cancelled; later ones are a ValueError."""
+        channel = self._end()
+        self._closing.set()
+        if self._sharing is not None:
+            self._sharing.close()
+        if channel is not None:
+            channel.close()
+        if self._sharing is not None:
+            self._sharing.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self, steps: Steps[T]) -> T:
+        try:
+            call = next(steps)
+            while True:
+                try:
+                    reply = self._make(call)
+                except CallError as error:
+                    call = steps.throw(error)
+                else:
+                    call = steps.send(reply)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    def _make(self, call: Call) -> Reply:
+        began = time.monotonic()
+        timeout = call.timeout
+        for attempt in itertools.count(1):
+            method = self._methods.get(call.path) or self._method(call.path)
+            try:
+                message, done = method.with_call(call.request, timeout=timeout, metadata=self._metadata(call.metadata))
+            except grpc.RpcError as error:
+                pause = self._pause(self._failure(error, call.timeout), call, attempt, began)
+            except ValueError:
+                self._raise_closed()
+                raise
+            else:
+                return Reply(message, done.trailing_metadata() if call.metadata else ())
+            if self._closing.wait(pause):
+                self._raise_closed()
+            timeout = left_of(call, began)
+        raise AssertionError
