@@ -84,15 +84,15 @@ def until(done: Callable[[], bool]) -> None:
 
 def waiting(client: Client | AsyncClient) -> int:
     """Callers whose rows nobody has taken yet."""
-    assert client._sharing is not None
-    groups = client._sharing._gathering._groups.values()
-    return sum(not rows.gone for group in groups for lot in group.lots for rows in lot.rows)
+    assert client._coalescer is not None
+    groups = client._coalescer._coalescer._groups.values()
+    return sum(not rows.gone for group in groups for batch in group.batches for rows in batch.rows)
 
 
 def came(client: Client | AsyncClient) -> int:
     """Callers whose rows nobody has taken yet, those among them that have left."""
-    assert client._sharing is not None
-    return sum(len(lot.rows) for group in client._sharing._gathering._groups.values() for lot in group.lots)
+    assert client._coalescer is not None
+    return sum(len(batch.rows) for group in client._coalescer._coalescer._groups.values() for batch in group.batches)
 
 
 def senders() -> list[threading.Thread]:
@@ -169,8 +169,8 @@ def test_who_is_alone_is_not_delayed_and_shares_nothing(server: ServerProcess) -
 
 def crowd(client: Client | AsyncClient) -> None:
     """From now on callers gather, as if there were many of them."""
-    assert client._sharing is not None
-    for group in client._sharing._gathering._groups.values():
+    assert client._coalescer is not None
+    for group in client._coalescer._coalescer._groups.values():
         group.crowd = 64.0
 
 
@@ -218,10 +218,10 @@ HASTY = 2.0  # seconds; the others have all the time there is
 
 def one_group(client: Client | AsyncClient) -> None:
     """However long they can wait, callers share requests: only limits within a factor of two of each other would."""
-    assert client._sharing is not None
-    gathering = client._sharing._gathering
-    group = gathering.group
-    gathering.group = lambda asked: group(asked._replace(urgency=None))
+    assert client._coalescer is not None
+    coalescer = client._coalescer._coalescer
+    group = coalescer.group
+    coalescer.group = lambda key: group(key._replace(urgency=None))
 
 
 def test_the_deadline_of_one_who_waits_is_not_that_of_the_others(running: ServerProcess) -> None:

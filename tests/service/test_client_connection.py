@@ -332,8 +332,8 @@ def test_those_who_share_a_request_wait_together_when_it_is_tried_again() -> Non
         ThreadPoolExecutor(8) as threads,
     ):
         client.predict("m", X[0])
-        assert client._sharing is not None
-        for group in client._sharing._gathering._groups.values():
+        assert client._coalescer is not None
+        for group in client._coalescer._coalescer._groups.values():
             group.crowd = 64.0  # as if there had been many of them of late
         calls = [threads.submit(client.predict, "m", row) for row in np.arange(32, dtype=np.float32).reshape(8, 4)]
         for i, call in enumerate(calls):

@@ -14,16 +14,16 @@ import grpc.aio
 from numpy.typing import ArrayLike, NDArray
 
 from forwardpass.client.async_stream import AsyncStream
-from forwardpass.client.base import Connection, left_of
+from forwardpass.client.base import BaseClient, left_of
 from forwardpass.client.coalescer import Coalesce
-from forwardpass.client.coalescing_tasks import TaskSharing
+from forwardpass.client.coalescing_tasks import AsyncCoalescer
 from forwardpass.client.errors import CallError, Cancelled
 from forwardpass.client.operations import Call, Inputs, Reply, Steps, T
 from forwardpass.client.pending import STREAM_PATH
 from forwardpass.client.results import Answer, ModelInfo, ModelState, Parameter, ServerInfo
 
 
-class AsyncClient(Connection):
+class AsyncClient(BaseClient):
     """As Client, operation for operation, for asyncio: every operation is awaited.
 
     Belongs to the event loop in which it is first used; any number of its tasks may use it at a time.
@@ -33,8 +33,8 @@ class AsyncClient(Connection):
     _open_secure = staticmethod(grpc.aio.secure_channel)
     _event = asyncio.Event
 
-    def _share(self, coalesce: Coalesce) -> TaskSharing:
-        return TaskSharing(self._calls, coalesce, self.address, self._run)
+    def _make_coalescer(self, coalesce: Coalesce) -> AsyncCoalescer:
+        return AsyncCoalescer(self._operations, coalesce, self.address, self._run)
 
     async def infer(
         self,
@@ -51,7 +51,7 @@ class AsyncClient(Connection):
     ) -> Answer:
         """See `Client.infer`. A task that is cancelled cancels its call."""
         return await self._run(
-            self._calls.infer(
+            self._operations.infer(
                 model,
                 inputs,
                 version=version,
@@ -75,11 +75,11 @@ class AsyncClient(Connection):
         priority: int = 0,
     ) -> NDArray[Any]:
         """See `Client.predict`."""
-        if self._sharing is not None:
-            result: NDArray[Any] = await self._sharing.predict(model, x, output, version, timeout, priority)
+        if self._coalescer is not None:
+            result: NDArray[Any] = await self._coalescer.predict(model, x, output, version, timeout, priority)
             return result
         return await self._run(
-            self._calls.predict(model, x, output=output, version=version, timeout=timeout, priority=priority)
+            self._operations.predict(model, x, output=output, version=version, timeout=timeout, priority=priority)
         )
 
     def stream(self, *, in_flight: int = 64, timeout: float | None = None) -> AsyncStream:
@@ -89,38 +89,40 @@ class AsyncClient(Connection):
         def start(requests: AsyncIterator[bytes]) -> Any:
             return method(requests, timeout=timeout, metadata=self._metadata())
 
-        return AsyncStream(self._calls, self._run, start, lambda e: self._failure(e, timeout), self.address, in_flight)
+        return AsyncStream(
+            self._operations, self._run, start, lambda e: self._failure(e, timeout), self.address, in_flight
+        )
 
     async def metadata(self, model: str, *, version: str = "", timeout: float | None = None) -> ModelInfo:
         """See `Client.metadata`."""
-        return await self._run(self._calls.metadata(model, version=version, timeout=timeout))
+        return await self._run(self._operations.metadata(model, version=version, timeout=timeout))
 
     async def models(self, *, ready: bool = False, timeout: float | None = None) -> list[ModelState]:
         """See `Client.models`."""
-        return await self._run(self._calls.models(ready=ready, timeout=timeout))
+        return await self._run(self._operations.models(ready=ready, timeout=timeout))
 
     async def server(self, *, timeout: float | None = None) -> ServerInfo:
         """See `Client.server`."""
-        return await self._run(self._calls.server(timeout=timeout))
+        return await self._run(self._operations.server(timeout=timeout))
 
     async def live(self, *, timeout: float | None = None) -> bool:
         """See `Client.live`."""
-        return await self._run(self._calls.live(timeout=timeout))
+        return await self._run(self._operations.live(timeout=timeout))
 
     async def ready(self, model: str | None = None, *, version: str = "", timeout: float | None = None) -> bool:
         """See `Client.ready`."""
-        return await self._run(self._calls.ready(model, version=version, timeout=timeout))
+        return await self._run(self._operations.ready(model, version=version, timeout=timeout))
 
     async def close(self) -> None:
         """End the connection. Calls in flight end with Cancelled; later ones are a ValueError."""
         channel = self._end()
         self._closing.set()
-        if self._sharing is not None:
-            self._sharing.close()
+        if self._coalescer is not None:
+            self._coalescer.close()
         if channel is not None:
             await channel.close()
-        if self._sharing is not None:
-            await self._sharing.join()
+        if self._coalescer is not None:
+            await self._coalescer.join()
 
     async def __aenter__(self) -> Self:
         return self

@@ -11,8 +11,8 @@ import grpc
 import grpc.aio
 
 from forwardpass.client.errors import CallError, Cancelled
-from forwardpass.client.operations import Calls, Inputs, Steps
-from forwardpass.client.pending import STREAM_CLOSED, Asked, Unanswered
+from forwardpass.client.operations import Inputs, Operations, Steps
+from forwardpass.client.pending import STREAM_CLOSED, PendingRequest, PendingRequests
 from forwardpass.client.results import Answer, Parameter
 
 
@@ -27,7 +27,7 @@ class AsyncStream:
 
     def __init__(
         self,
-        calls: Calls,
+        operations: Operations,
         run: Callable[[Steps[Any]], Awaitable[Any]],
         start: Callable[[AsyncIterator[bytes]], Any],
         failure: Callable[[Any], CallError],
@@ -37,10 +37,10 @@ class AsyncStream:
         """`start` begins the call with an iterator of requests; `failure` reads its grpc.RpcError."""
         if in_flight < 1:
             raise ValueError(f"in_flight: expected at least 1, got {in_flight}")
-        self._calls = calls
+        self._operations = operations
         self._run = run
         self._failure = failure
-        self._unanswered = Unanswered(calls, address)
+        self._pending = PendingRequests(operations, address)
         self._room = asyncio.Semaphore(in_flight)
         self._in_flight = in_flight
         self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -61,16 +61,16 @@ class AsyncStream:
         parameters: Mapping[str, Parameter] | None = None,
     ) -> asyncio.Future[Answer]:
         """See `Stream.submit`: awaiting it waits for room, awaiting what it gives waits for the answer."""
-        wire_id = self._unanswered.new_id()
+        wire_id = self._pending.new_id()
         request, info = await self._run(
-            self._calls.streamed(wire_id, model, inputs, version, outputs, timeout, priority, parameters)
+            self._operations.streamed(wire_id, model, inputs, version, outputs, timeout, priority, parameters)
         )
         await self._room.acquire()
         try:
             if self._closed:
                 raise ValueError(STREAM_CLOSED)
             future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-            self._unanswered.add(wire_id, Asked(future, info, model, version, id))
+            self._pending.add(wire_id, PendingRequest(future, info, model, version, id))
         except BaseException:
             self._room.release()
             raise
@@ -156,16 +156,16 @@ class AsyncStream:
         error: CallError = Cancelled(STREAM_CLOSED)
         try:
             async for message in self._call:
-                if self._unanswered.hear(message):
+                if self._pending.on_response(message):
                     self._room.release()
-            error = self._unanswered.over()
+            error = self._pending.over()
         except CallError as fault:
             error = fault
             self._call.cancel()
         except grpc.aio.AioRpcError as fault:
             error = self._failure(fault)
         finally:
-            left = self._unanswered.end(error)
+            left = self._pending.end(error)
             # Whoever waits for room is to find that the stream has ended; and whoever comes later.
             for _ in range(left + self._in_flight):
                 self._room.release()

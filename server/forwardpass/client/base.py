@@ -16,7 +16,7 @@ from typing import Any, Final
 from forwardpass.client.coalescer import CLOSED, Coalesce
 from forwardpass.client.credentials import Tls, is_local, token_source
 from forwardpass.client.errors import CallError, Cancelled, from_status
-from forwardpass.client.operations import Call, Calls
+from forwardpass.client.operations import Call, Operations
 from forwardpass.client.retry import Retrying
 from forwardpass.errors import SettingsError
 from forwardpass.protocol import INFERENCE_SERVICE
@@ -36,13 +36,13 @@ class Counts:
     shared_requests: int  # those requests
 
 
-class Connection:
+class BaseClient:
     """What Client and AsyncClient are told when they are made, and the channel that comes of it."""
 
     # How channels are made: (address, options=) and (address, credentials, options=).
     _open: Callable[..., Any]
     _open_secure: Callable[..., Any]
-    _share: Callable[[Coalesce], Any]  # makes what gathers calls
+    _make_coalescer: Callable[[Coalesce], Any]  # makes what gathers calls
     _event: Callable[[], Any]  # makes an event to wait for: that the client is closed
 
     def __init__(
@@ -87,9 +87,9 @@ class Connection:
         if not 1 <= attempts <= 10:
             raise ValueError(f"attempts: expected 1 to 10, got {attempts}")
         self.address = address
-        self._calls = Calls(timeout)
+        self._operations = Operations(timeout)
         self._retrying = Retrying(attempts, retry_full)
-        self._sharing = None if coalesce is None else self._share(coalesce)
+        self._coalescer = None if coalesce is None else self._make_coalescer(coalesce)
         self._credentials = None if tls is None else tls.credentials()
         self._token = token_source(token, token_file)
         if self._token is not None and tls is None and not (plaintext_token or is_local(address)):
@@ -124,8 +124,8 @@ class Connection:
     @property
     def counts(self) -> Counts:
         """What this client did so far beside what it was asked to do."""
-        sharing = self._sharing
-        return Counts(self._retries, *((0, 0) if sharing is None else sharing.counts))
+        coalescer = self._coalescer
+        return Counts(self._retries, *((0, 0) if coalescer is None else coalescer.counts))
 
     def _method(self, path: str) -> Any:
         """What calls `path`. Raises ValueError once the client is closed."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from forwardpass.client.coalescer import CLOSED, Asked, Bell, Coalesce, Gathering, Group, Rows, may_share
+from forwardpass.client.coalescer import CLOSED, Bell, Coalesce, Coalescer, Group, GroupKey, Rows, may_share
 from forwardpass.client.errors import (
     CallError,
     Cancelled,
@@ -26,7 +26,7 @@ from forwardpass.client.errors import (
     InvalidArgument,
     ResourceExhausted,
 )
-from forwardpass.client.operations import Calls, Steps, remember
+from forwardpass.client.operations import Operations, Steps, remember
 from forwardpass.errors import Status
 
 logger = logging.getLogger(__name__)
@@ -42,19 +42,19 @@ class Way(NamedTuple):
     forgotten: int
 
 
-class SharedCalls:
+class CoalescedCalls:
     """`predict` for callers that share requests. `bell` makes what they wait for."""
 
-    def __init__(self, calls: Calls, options: Coalesce, address: str, bell: Callable[[], Bell]) -> None:
-        self.calls = calls
-        self.gathering = Gathering(options, time.monotonic, bell)
+    def __init__(self, operations: Operations, options: Coalesce, address: str, bell: Callable[[], Bell]) -> None:
+        self.operations = operations
+        self.coalescer = Coalescer(options, time.monotonic, bell)
         self._address = address
         self.ways: dict[Any, Way] = {}
 
     def known(self, like: Any) -> Way | None:
         """How calls go that are `like` some before: the same arguments, an array of the same shape and dtype."""
         way = self.ways.get(like)
-        if way is None or (way.group.shares if way.group is not None else way.forgotten == self.calls.forgotten):
+        if way is None or (way.group.shares if way.group is not None else way.forgotten == self.operations.forgotten):
             return way
         return None
 
@@ -69,9 +69,9 @@ class SharedCalls:
         priority: int,
     ) -> Steps[Way]:
         """The same of calls that are like none before. Asks for the model's metadata where they are not known."""
-        limit = self.calls.limit(timeout)
-        info = yield from self.calls.known(model, version, limit)
-        options = self.gathering.options
+        limit = self.operations.limit(timeout)
+        info = yield from self.operations.known(model, version, limit)
+        options = self.coalescer.options
         one_row = len(info.inputs) == 1 and array.ndim == len(info.inputs[0].shape) - 1
         count = 1 if one_row else len(array) if array.ndim else 0
         tail = array.shape if one_row else array.shape[1:]
@@ -80,14 +80,14 @@ class SharedCalls:
         if array.size and not large and may_share(info, len(tail)):
             # The power of two above the time limit: callers in as much of a hurry as each other.
             urgency = None if limit is None else math.frexp(limit)[1]
-            group = self.gathering.group(Asked(model, version, output, priority, tail, array.dtype, urgency))
-        way = Way(group, count, one_row, math.inf if limit is None else limit, self.calls.forgotten)
+            group = self.coalescer.group(GroupKey(model, version, output, priority, tail, array.dtype, urgency))
+        way = Way(group, count, one_row, math.inf if limit is None else limit, self.operations.forgotten)
         remember(self.ways, like, way)
         return way
 
     def share(self, group: Group, batch: Sequence[Rows]) -> Steps[None]:
         """Get every one of these its answer or its error, by one request where that is possible."""
-        gathering = self.gathering
+        coalescer = self.coalescer
         parts = [batch]
         while parts:
             part = [rows for rows in parts.pop() if not rows.gone]
@@ -97,36 +97,36 @@ class SharedCalls:
                 answer = yield from self._together(group, part)
             except CallError as error:
                 if len(part) > 1 and _may_be_of_one(error):
-                    parts += reversed(gathering.apart(part, (len(part) + 1) // 2))
+                    parts += reversed(coalescer.apart(part, (len(part) + 1) // 2))
                 else:
-                    gathering.fail(part, error)
+                    coalescer.fail(part, error)
                 continue
             if answer is not None:
-                gathering.settle(part, answer)
+                coalescer.settle(part, answer)
             else:
-                gathering.drop(group)
-                parts += reversed(gathering.apart(part, 1))
+                coalescer.drop(group)
+                parts += reversed(coalescer.apart(part, 1))
 
     def _together(self, group: Group, part: Sequence[Rows]) -> Steps[NDArray[Any] | None]:
         """The rows of all in one request: their answers [B, ...]. None: their answers may depend on each other."""
-        asked = group.asked
-        rows = _stacked(asked, part)
-        answer = yield from self.calls.infer(
-            asked.model,
+        key = group.key
+        rows = _stacked(key, part)
+        answer = yield from self.operations.infer(
+            key.model,
             rows,
-            version=asked.version,
-            outputs=None if asked.output is None else (asked.output,),
+            version=key.version,
+            outputs=None if key.output is None else (key.output,),
             id="",
             # Who can wait longest decides; the others leave when their own time is over.
             timeout=max([rows.deadline for rows in part]) - time.monotonic(),
-            priority=asked.priority,
+            priority=key.priority,
             parameters=None,
             timings=False,
         )
         if answer.version != group.version and len(part) > 1:
             # Another version than before: it is not known yet that its rows may share a request.
-            info = yield from self.calls.metadata(asked.model, version=asked.version, timeout=None)
-            if not may_share(info, len(asked.tail)):
+            info = yield from self.operations.metadata(key.model, version=key.version, timeout=None)
+            if not may_share(info, len(key.tail)):
                 return None
             group.version = answer.version
         result = answer.only()
@@ -148,12 +148,12 @@ class SharedCalls:
         return result.reshape(result.shape[1:]) if way.one_row else result
 
 
-def _stacked(asked: Asked, batch: Sequence[Rows]) -> NDArray[Any]:
+def _stacked(key: GroupKey, batch: Sequence[Rows]) -> NDArray[Any]:
     """The rows of all, in their order: [B, ...]."""
     count = sum([rows.count for rows in batch])
-    if asked.dtype.hasobject:
-        return np.concatenate([rows.data.reshape(rows.count, *asked.tail) for rows in batch])
-    return np.frombuffer(b"".join([rows.data for rows in batch]), asked.dtype).reshape(count, *asked.tail)
+    if key.dtype.hasobject:
+        return np.concatenate([rows.data.reshape(rows.count, *key.tail) for rows in batch])
+    return np.frombuffer(b"".join([rows.data for rows in batch]), key.dtype).reshape(count, *key.tail)
 
 
 def _may_be_of_one(error: CallError) -> bool:

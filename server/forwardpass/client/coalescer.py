@@ -52,7 +52,7 @@ class Coalesce:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
 
 
-class Asked(NamedTuple):
+class GroupKey(NamedTuple):
     """What callers that share a request have in common."""
 
     model: str
@@ -74,10 +74,10 @@ class Bell(Protocol):
 class Rows:
     """The rows of one caller, and what comes of them."""
 
-    __slots__ = ("bell", "count", "data", "deadline", "gone", "lot", "outcome", "place", "there")
+    __slots__ = ("batch", "bell", "count", "data", "deadline", "gone", "outcome", "place", "there")
 
     bell: Any  # a Bell; another one when they are sent with fewer others than they waited with
-    lot: Lot  # those they wait with
+    batch: PendingBatch  # those they wait with
     place: int
     there: Any  # for the bell's use
 
@@ -90,7 +90,7 @@ class Rows:
         self.outcome: NDArray[Any] | CallError | None = None
 
 
-class Lot:
+class PendingBatch:
     """Callers whose rows wait to be sent in one request."""
 
     __slots__ = ("bell", "count", "rows", "taken")
@@ -115,16 +115,16 @@ ALONE, SEND, WAIT, WATCH = Turn  # by themselves: looking members up in the clas
 
 
 class Group:
-    """Callers that may share requests. All of it belongs to Gathering but `version` and `shares`."""
+    """Callers that may share requests. All of it belongs to Coalescer but `version` and `shares`."""
 
-    __slots__ = ("asked", "crowd", "gathering", "has_objects", "lots", "max_rows", "sending", "shares", "version")
+    __slots__ = ("batches", "crowd", "gathering", "has_objects", "key", "max_rows", "sending", "shares", "version")
 
-    def __init__(self, asked: Asked, options: Coalesce) -> None:
-        self.asked = asked
-        row_bytes = asked.dtype.itemsize * math.prod(asked.tail)
+    def __init__(self, key: GroupKey, options: Coalesce) -> None:
+        self.key = key
+        row_bytes = key.dtype.itemsize * math.prod(key.tail)
         self.max_rows = max(1, min(options.max_rows, options.max_bytes // max(1, row_bytes)))  # of one request
-        self.has_objects = asked.dtype.hasobject
-        self.lots: deque[Lot] = deque()  # that wait; all but the last are full
+        self.has_objects = key.dtype.hasobject
+        self.batches: deque[PendingBatch] = deque()  # that wait; all but the last are full
         self.sending = 0  # requests under way, or about to be
         self.gathering = False  # a sender is about to take what waits
         self.crowd = 0.0  # callers a request, of late
@@ -139,7 +139,7 @@ class Batch(NamedTuple):
     more: bool
 
 
-class Gathering:
+class Coalescer:
     """The groups of one client. Thread-safe.
 
     - Every `Rows` that was offered and is not gone is settled exactly once: by `settle`, `fail` or `close`.
@@ -155,50 +155,50 @@ class Gathering:
         self._clock = clock
         self._bell = bell
         self._lock = threading.Lock()
-        self._groups: dict[Asked, Group] = {}
+        self._groups: dict[GroupKey, Group] = {}
         self._closed = False
         self.rows = 0  # that were taken
         self.requests = 0  # that they were taken for
 
-    def group(self, asked: Asked) -> Group:
+    def group(self, key: GroupKey) -> Group:
         """The group of these callers."""
         with self._lock:
-            found = self._groups.get(asked)
+            found = self._groups.get(key)
             if found is None:
                 if len(self._groups) >= 1024:
                     self._groups = {key: group for key, group in self._groups.items() if group.sending}
-                found = self._groups[asked] = Group(asked, self.options)
+                found = self._groups[key] = Group(key, self.options)
             return found
 
     def drop(self, group: Group) -> None:
         """Its callers are no group any more. What waits in it is still sent."""
         group.shares = False
         with self._lock:
-            if self._groups.get(group.asked) is group:
-                del self._groups[group.asked]
+            if self._groups.get(group.key) is group:
+                del self._groups[group.key]
 
     def offer(self, group: Group, rows: Rows) -> Turn:
         """A caller comes. Raises ValueError once this is closed."""
         with self._lock:
             if self._closed:
                 raise ValueError(CLOSED)
-            sending, lots = group.sending, group.lots
-            if sending < self._in_flight and group.crowd < _CROWD and not lots and not group.gathering:
+            sending, batches = group.sending, group.batches
+            if sending < self._in_flight and group.crowd < _CROWD and not batches and not group.gathering:
                 group.sending = sending + 1
                 group.crowd = (group.crowd + 1) / 2
                 return ALONE
             # Copied here: what a caller does to its array from now on is not sent.
             rows.data = rows.data.copy() if group.has_objects else rows.data.tobytes()
-            if not lots or lots[-1].count + rows.count > group.max_rows:
-                lots.append(Lot(self._bell()))
-            rows.lot = lot = lots[-1]
-            rows.bell = lot.bell
-            lot.rows.append(rows)
-            lot.count += rows.count
+            if not batches or batches[-1].count + rows.count > group.max_rows:
+                batches.append(PendingBatch(self._bell()))
+            rows.batch = batch = batches[-1]
+            rows.bell = batch.bell
+            batch.rows.append(rows)
+            batch.count += rows.count
             if group.gathering or sending == self._in_flight:
                 return WAIT
-            if sending and self._max_wait and len(lots) == 1:
-                return WATCH if len(lot.rows) == 1 else WAIT
+            if sending and self._max_wait and len(batches) == 1:
+                return WATCH if len(batch.rows) == 1 else WAIT
             group.sending = sending + 1
             group.gathering = True
             return SEND
@@ -206,7 +206,7 @@ class Gathering:
     def overdue(self, group: Group, rows: Rows) -> bool:
         """A caller was to WATCH, and its time is over. True: a sender is to be started for the group."""
         with self._lock:
-            if rows.lot.taken or group.gathering or group.sending == self._in_flight:
+            if rows.batch.taken or group.gathering or group.sending == self._in_flight:
                 return False
             group.sending += 1
             group.gathering = True
@@ -214,20 +214,20 @@ class Gathering:
 
     def take(self, group: Group) -> Batch | None:
         """For a sender: rows to send now. None: nothing is left, and there is no sender any more."""
-        lots = group.lots
+        batches = group.batches
         with self._lock:
             now = self._clock()
             taken: list[Rows] = []
-            while lots and not taken:
-                lot = lots.popleft()
-                lot.taken = True
-                taken = [rows for rows in lot.rows if not rows.gone and rows.deadline > now]
-                lot.rows = []  # they know it: no circle, so that what they hold goes with them
+            while batches and not taken:
+                batch = batches.popleft()
+                batch.taken = True
+                taken = [rows for rows in batch.rows if not rows.gone and rows.deadline > now]
+                batch.rows = []  # they know it: no circle, so that what they hold goes with them
             group.gathering = False
             if not taken:
                 group.sending -= 1
                 return None
-            group.gathering = more = bool(lots) and group.sending < self._in_flight
+            group.gathering = more = bool(batches) and group.sending < self._in_flight
             group.sending += more
             group.crowd = (group.crowd + len(taken)) / 2
             self.rows += sum([rows.count for rows in taken])
@@ -237,7 +237,7 @@ class Gathering:
     def ended(self, group: Group) -> bool:
         """A request of the group has ended. True: its sender is to `take` what waits by now."""
         with self._lock:
-            if group.lots and not group.gathering:
+            if group.batches and not group.gathering:
                 group.gathering = True
                 return True
             group.sending -= 1
@@ -285,10 +285,10 @@ class Gathering:
         with self._lock:
             self._closed = True
             for group in self._groups.values():
-                for lot in group.lots:
-                    left += lot.rows
-                    lot.rows, lot.taken = [], True
-                group.lots.clear()
+                for batch in group.batches:
+                    left += batch.rows
+                    batch.rows, batch.taken = [], True
+                group.batches.clear()
         self.fail(left, Cancelled("the client was closed"))
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from forwardpass.client.coalesced_calls import SharedCalls, Way, unsettled
+from forwardpass.client.coalesced_calls import CoalescedCalls, Way, unsettled
 from forwardpass.client.coalescer import ALONE, SEND, WATCH, Coalesce, Group, Rows
-from forwardpass.client.operations import Calls, Steps
+from forwardpass.client.operations import Operations, Steps
 
 
 class TaskBell:
@@ -32,14 +32,14 @@ def _wake(rows: Rows) -> None:
         rows.there.set_result(None)
 
 
-class TaskSharing:
+class AsyncCoalescer:
     """Any number of tasks of one loop may call `predict`. `run` makes the calls of an operation's steps."""
 
     def __init__(
-        self, calls: Calls, options: Coalesce, address: str, run: Callable[[Steps[Any]], Awaitable[Any]]
+        self, operations: Operations, options: Coalesce, address: str, run: Callable[[Steps[Any]], Awaitable[Any]]
     ) -> None:
-        self._shared = SharedCalls(calls, options, address, TaskBell)
-        self._gathering = self._shared.gathering
+        self._shared = CoalescedCalls(operations, options, address, TaskBell)
+        self._coalescer = self._shared.coalescer
         self._max_wait = options.max_wait
         self._run = run
         self._tasks: set[asyncio.Task[None]] = set()
@@ -47,7 +47,7 @@ class TaskSharing:
     @property
     def counts(self) -> tuple[int, int]:
         """Rows that were sent in shared requests, and those requests."""
-        return self._gathering.rows, self._gathering.requests
+        return self._coalescer.rows, self._coalescer.requests
 
     async def predict(
         self, model: str, x: ArrayLike, output: str | None, version: str, timeout: float | None, priority: int
@@ -61,7 +61,7 @@ class TaskSharing:
         group = way.group
         if group is not None:
             rows = Rows(array, way.rows, time.monotonic() + way.limit)
-            turn = self._gathering.offer(group, rows)
+            turn = self._coalescer.offer(group, rows)
             if turn is not ALONE:
                 rows.there = asyncio.get_running_loop().create_future()
                 if turn is SEND:
@@ -70,21 +70,21 @@ class TaskSharing:
                 return self._shared.result(way, rows)
         try:
             result: NDArray[Any] = await self._run(
-                self._shared.calls.predict(
+                self._shared.operations.predict(
                     model, array, output=output, version=version, timeout=timeout, priority=priority
                 )
             )
         finally:
-            if group is not None and self._gathering.ended(group):
+            if group is not None and self._coalescer.ended(group):
                 self._start(group)
         return result
 
     async def _wait(self, group: Group, rows: Rows, limit: float, watch: bool) -> None:
         """Return when there is an outcome, or the time is over."""
-        gathering = self._gathering
+        coalescer = self._coalescer
 
         def overdue() -> None:
-            if gathering.overdue(group, rows):
+            if coalescer.overdue(group, rows):
                 self._start(group)
 
         loop = asyncio.get_running_loop()
@@ -96,12 +96,12 @@ class TaskSharing:
         finally:
             for timer in timers:
                 timer.cancel()
-            if rows.outcome is None and gathering.gone(rows) and watch:
+            if rows.outcome is None and coalescer.gone(rows) and watch:
                 overdue()
 
     def close(self) -> None:
         """Fail what was not sent yet."""
-        self._gathering.close()
+        self._coalescer.close()
 
     async def join(self) -> None:
         """Wait for the senders, whose calls have ended by now."""
@@ -115,17 +115,17 @@ class TaskSharing:
 
     async def _send(self, group: Group) -> None:
         """Send what waits in the group until nothing does."""
-        gathering = self._gathering
-        while (taken := gathering.take(group)) is not None:
+        coalescer = self._coalescer
+        while (taken := coalescer.take(group)) is not None:
             if taken.more:
                 self._start(group)
             try:
                 await self._run(self._shared.share(group, taken.rows))
             except BaseException as error:
-                gathering.fail(taken.rows, unsettled(error))  # nobody is left waiting
+                coalescer.fail(taken.rows, unsettled(error))  # nobody is left waiting
                 if not isinstance(error, Exception):
                     raise
             # Those who were woken run first: who calls again at once goes along with those who wait.
             await asyncio.sleep(0)
-            if not gathering.ended(group):
+            if not coalescer.ended(group):
                 return

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from forwardpass.client.coalesced_calls import SharedCalls, Way, unsettled
+from forwardpass.client.coalesced_calls import CoalescedCalls, Way, unsettled
 from forwardpass.client.coalescer import ALONE, SEND, WATCH, Coalesce, Group, Rows
-from forwardpass.client.operations import Calls, Steps
+from forwardpass.client.operations import Operations, Steps
 
 _IDLE = 10.0  # seconds after which a sending thread without work ends
 _PATIENCE = 10.0  # seconds that closing waits for a sending thread
@@ -77,12 +77,14 @@ class _Sender:
         self.wake.acquire()
 
 
-class ThreadSharing:
+class ThreadCoalescer:
     """Any number of threads may call `predict`. `run` makes the calls of an operation's steps, and blocks."""
 
-    def __init__(self, calls: Calls, options: Coalesce, address: str, run: Callable[[Steps[Any]], Any]) -> None:
-        self._shared = SharedCalls(calls, options, address, PipeBell)
-        self._gathering = self._shared.gathering
+    def __init__(
+        self, operations: Operations, options: Coalesce, address: str, run: Callable[[Steps[Any]], Any]
+    ) -> None:
+        self._shared = CoalescedCalls(operations, options, address, PipeBell)
+        self._coalescer = self._shared.coalescer
         self._run = run
         self._max_wait = options.max_wait
         self._lock = threading.Lock()
@@ -93,7 +95,7 @@ class ThreadSharing:
     @property
     def counts(self) -> tuple[int, int]:
         """Rows that were sent in shared requests, and those requests."""
-        return self._gathering.rows, self._gathering.requests
+        return self._coalescer.rows, self._coalescer.requests
 
     def predict(
         self, model: str, x: ArrayLike, output: str | None, version: str, timeout: float | None, priority: int
@@ -107,7 +109,7 @@ class ThreadSharing:
         group = way.group
         if group is not None:
             rows = Rows(array, way.rows, time.monotonic() + way.limit)
-            turn = self._gathering.offer(group, rows)
+            turn = self._coalescer.offer(group, rows)
             if turn is not ALONE:
                 if turn is SEND:
                     self._start(group)
@@ -115,32 +117,32 @@ class ThreadSharing:
                 return self._shared.result(way, rows)
         try:
             result: NDArray[Any] = self._run(
-                self._shared.calls.predict(
+                self._shared.operations.predict(
                     model, array, output=output, version=version, timeout=timeout, priority=priority
                 )
             )
         finally:
-            if group is not None and self._gathering.ended(group):
+            if group is not None and self._coalescer.ended(group):
                 self._start(group)
         return result
 
     def _wait(self, group: Group, rows: Rows, limit: float, watch: bool) -> None:
         """Return when there is an outcome, or the time is over."""
-        gathering = self._gathering
+        coalescer = self._coalescer
         try:
             if watch and self._max_wait < limit:
                 rows.bell.wait(self._max_wait)
-                if gathering.overdue(group, rows):
+                if coalescer.overdue(group, rows):
                     self._start(group)
             while rows.outcome is None and (left := rows.deadline - time.monotonic()) > 0:
                 rows.bell.wait(left)
         finally:
-            if rows.outcome is None and gathering.gone(rows) and watch and gathering.overdue(group, rows):
+            if rows.outcome is None and coalescer.gone(rows) and watch and coalescer.overdue(group, rows):
                 self._start(group)
 
     def close(self) -> None:
         """Fail what was not sent yet, and let senders go that have nothing to do."""
-        self._gathering.close()
+        self._coalescer.close()
         with self._lock:
             self._closed = True
             for sender in self._parked:
@@ -198,15 +200,15 @@ class ThreadSharing:
 
     def _send(self, group: Group) -> None:
         """Send what waits in the group until nothing does."""
-        gathering = self._gathering
-        while (taken := gathering.take(group)) is not None:
+        coalescer = self._coalescer
+        while (taken := coalescer.take(group)) is not None:
             if taken.more:
                 self._start(group)
             try:
                 self._run(self._shared.share(group, taken.rows))
             except BaseException as error:
-                gathering.fail(taken.rows, unsettled(error))  # nobody is left waiting
+                coalescer.fail(taken.rows, unsettled(error))  # nobody is left waiting
                 if not isinstance(error, Exception):
                     raise
-            if not gathering.ended(group):
+            if not coalescer.ended(group):
                 return

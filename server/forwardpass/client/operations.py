@@ -85,7 +85,7 @@ Built = tuple[Kind, bytes]
 Steps = Generator[Call, Reply, T]
 
 
-class Calls:
+class Operations:
     """Every operation of a client. Holds what it learned of the models; may be used from many threads.
 
     - A model's metadata is fetched once and kept until the server refuses a request, or another version answers.

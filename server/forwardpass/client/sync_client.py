@@ -14,9 +14,9 @@ from typing import Any, Self
 import grpc
 from numpy.typing import ArrayLike, NDArray
 
-from forwardpass.client.base import Connection, left_of
+from forwardpass.client.base import BaseClient, left_of
 from forwardpass.client.coalescer import Coalesce
-from forwardpass.client.coalescing_threads import ThreadSharing
+from forwardpass.client.coalescing_threads import ThreadCoalescer
 from forwardpass.client.errors import CallError
 from forwardpass.client.operations import Call, Inputs, Reply, Steps, T
 from forwardpass.client.pending import STREAM_PATH
@@ -24,7 +24,7 @@ from forwardpass.client.results import Answer, ModelInfo, ModelState, Parameter,
 from forwardpass.client.sync_stream import Stream
 
 
-class Client(Connection):
+class Client(BaseClient):
     """Calls a server and waits for the answer. Any number of threads may use one client at a time.
 
     Every operation raises a CallError, of the class that `errors` gives to its status; `timeout` is in seconds,
@@ -35,8 +35,8 @@ class Client(Connection):
     _open_secure = staticmethod(grpc.secure_channel)
     _event = threading.Event
 
-    def _share(self, coalesce: Coalesce) -> ThreadSharing:
-        return ThreadSharing(self._calls, coalesce, self.address, self._run)
+    def _make_coalescer(self, coalesce: Coalesce) -> ThreadCoalescer:
+        return ThreadCoalescer(self._operations, coalesce, self.address, self._run)
 
     def infer(
         self,
@@ -62,7 +62,7 @@ class Client(Connection):
         asks the server where the time went.
         """
         return self._run(
-            self._calls.infer(
+            self._operations.infer(
                 model,
                 inputs,
                 version=version,
@@ -89,11 +89,11 @@ class Client(Connection):
 
         `output` names one where the model has several. With `coalesce`, calls of several threads share requests.
         """
-        if self._sharing is not None:
-            result: NDArray[Any] = self._sharing.predict(model, x, output, version, timeout, priority)
+        if self._coalescer is not None:
+            result: NDArray[Any] = self._coalescer.predict(model, x, output, version, timeout, priority)
             return result
         return self._run(
-            self._calls.predict(model, x, output=output, version=version, timeout=timeout, priority=priority)
+            self._operations.predict(model, x, output=output, version=version, timeout=timeout, priority=priority)
         )
 
     def stream(self, *, in_flight: int = 64, timeout: float | None = None) -> Stream:
@@ -103,38 +103,38 @@ class Client(Connection):
         def start(requests: Iterator[bytes]) -> Any:
             return method(requests, timeout=timeout, metadata=self._metadata())
 
-        return Stream(self._calls, self._run, start, lambda e: self._failure(e, timeout), self.address, in_flight)
+        return Stream(self._operations, self._run, start, lambda e: self._failure(e, timeout), self.address, in_flight)
 
     def metadata(self, model: str, *, version: str = "", timeout: float | None = None) -> ModelInfo:
         """What a model takes and gives, asked anew."""
-        return self._run(self._calls.metadata(model, version=version, timeout=timeout))
+        return self._run(self._operations.metadata(model, version=version, timeout=timeout))
 
     def models(self, *, ready: bool = False, timeout: float | None = None) -> list[ModelState]:
         """Every model of the server's repository; with `ready`, those that serve."""
-        return self._run(self._calls.models(ready=ready, timeout=timeout))
+        return self._run(self._operations.models(ready=ready, timeout=timeout))
 
     def server(self, *, timeout: float | None = None) -> ServerInfo:
         """The server's name and version, and the extensions of the protocol that it offers."""
-        return self._run(self._calls.server(timeout=timeout))
+        return self._run(self._operations.server(timeout=timeout))
 
     def live(self, *, timeout: float | None = None) -> bool:
         """Whether somebody answers. False, not an error, where nobody does (or, with `health_check`, none serves)."""
-        return self._run(self._calls.live(timeout=timeout))
+        return self._run(self._operations.live(timeout=timeout))
 
     def ready(self, model: str | None = None, *, version: str = "", timeout: float | None = None) -> bool:
         """Whether the server, or one model, answers requests now. False, not an error, where nobody is there."""
-        return self._run(self._calls.ready(model, version=version, timeout=timeout))
+        return self._run(self._operations.ready(model, version=version, timeout=timeout))
 
     def close(self) -> None:
         """End the connection. Calls in flight end with Cancelled; later ones are a ValueError."""
         channel = self._end()
         self._closing.set()
-        if self._sharing is not None:
-            self._sharing.close()
+        if self._coalescer is not None:
+            self._coalescer.close()
         if channel is not None:
             channel.close()
-        if self._sharing is not None:
-            self._sharing.join()
+        if self._coalescer is not None:
+            self._coalescer.join()
 
     def __enter__(self) -> Self:
         return self

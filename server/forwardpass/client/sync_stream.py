@@ -16,8 +16,8 @@ from typing import Any, Self
 import grpc
 
 from forwardpass.client.errors import CallError, Internal
-from forwardpass.client.operations import Calls, Inputs, Steps
-from forwardpass.client.pending import STREAM_CLOSED, Asked, Unanswered
+from forwardpass.client.operations import Inputs, Operations, Steps
+from forwardpass.client.pending import STREAM_CLOSED, PendingRequest, PendingRequests
 from forwardpass.client.results import Answer, Parameter
 
 
@@ -33,7 +33,7 @@ class Stream:
 
     def __init__(
         self,
-        calls: Calls,
+        operations: Operations,
         run: Callable[[Steps[Any]], Any],
         start: Callable[[Iterator[bytes]], Any],
         failure: Callable[[Any], CallError],
@@ -43,10 +43,10 @@ class Stream:
         """`start` begins the call with an iterator of requests; `failure` reads its grpc.RpcError."""
         if in_flight < 1:
             raise ValueError(f"in_flight: expected at least 1, got {in_flight}")
-        self._calls = calls
+        self._operations = operations
         self._run = run
         self._failure = failure
-        self._unanswered = Unanswered(calls, address)
+        self._pending = PendingRequests(operations, address)
         self._lock = threading.Lock()
         self._room = threading.Semaphore(in_flight)
         self._in_flight = in_flight
@@ -74,9 +74,9 @@ class Stream:
         InvalidArgument for what cannot be right, and what ended the stream if something did; ValueError once it is
         closed.
         """
-        wire_id = self._unanswered.new_id()
+        wire_id = self._pending.new_id()
         request, info = self._run(
-            self._calls.streamed(wire_id, model, inputs, version, outputs, timeout, priority, parameters)
+            self._operations.streamed(wire_id, model, inputs, version, outputs, timeout, priority, parameters)
         )
         future: Future[Answer] = Future()
         self._room.acquire()
@@ -84,7 +84,7 @@ class Stream:
             with self._lock:
                 if self._closed:
                     raise ValueError(STREAM_CLOSED)
-                self._unanswered.add(wire_id, Asked(future, info, model, version, id))
+                self._pending.add(wire_id, PendingRequest(future, info, model, version, id))
                 self._outgoing.put(request)
         except BaseException:
             self._room.release()
@@ -149,9 +149,9 @@ class Stream:
         error: CallError = Internal("the stream failed")
         try:
             for message in self._call:
-                if self._unanswered.hear(message):
+                if self._pending.on_response(message):
                     self._room.release()
-            error = self._unanswered.over()
+            error = self._pending.over()
         except CallError as fault:
             error = fault
             self._call.cancel()
@@ -159,7 +159,7 @@ class Stream:
             error = self._failure(fault)
         finally:
             with self._lock:
-                left = self._unanswered.end(error)
+                left = self._pending.end(error)
             # Whoever waits for room is to find that the stream has ended; and whoever comes later.
             self._room.release(left + self._in_flight)
             self._outgoing.put(None)

@@ -12,7 +12,7 @@ import pytest
 from tests.unit.client.far_end import ONE, POISON, SUMS, TWO, Far, drive
 
 from forwardpass import protocol
-from forwardpass.client.coalesced_calls import SharedCalls, Way, unsettled
+from forwardpass.client.coalesced_calls import CoalescedCalls, Way, unsettled
 from forwardpass.client.coalescer import Coalesce, Group, Rows
 from forwardpass.client.errors import (
     CallError,
@@ -23,7 +23,7 @@ from forwardpass.client.errors import (
     Unauthenticated,
     Unavailable,
 )
-from forwardpass.client.operations import Call, Calls, Reply
+from forwardpass.client.operations import Call, Operations, Reply
 from forwardpass.errors import Status
 from forwardpass.serving.interface import Interface, Tensor
 
@@ -40,8 +40,8 @@ class Crowd:
 
     def __init__(self, far: Far, options: Coalesce | None = None) -> None:
         self.far = far
-        self.calls = Calls(30.0)
-        self.shared = SharedCalls(self.calls, options or Coalesce(), "host:1", Bell)
+        self.operations = Operations(30.0)
+        self.shared = CoalescedCalls(self.operations, options or Coalesce(), "host:1", Bell)
 
     def way(self, x: np.ndarray, output: str | None = None, timeout: float | None = None) -> Way:
         like = ("m", "", output, 0, timeout, x.shape, x.dtype)
@@ -57,15 +57,15 @@ class Crowd:
             assert way.group is not None
             way.group.crowd = 64.0
             mine = Rows(x, way.rows, time.monotonic() + way.limit)
-            self.shared.gathering.offer(way.group, mine)
+            self.shared.coalescer.offer(way.group, mine)
             callers.append((way, mine))
         return callers
 
     def send(self, group: Group | None, hear: Callable[[Call], Reply] | None = None) -> None:
         assert group is not None
-        while (batch := self.shared.gathering.take(group)) is not None:
+        while (batch := self.shared.coalescer.take(group)) is not None:
             drive(self.shared.share(group, batch.rows), hear or self.far.hear)
-            if not self.shared.gathering.ended(group):
+            if not self.shared.coalescer.ended(group):
                 return
 
     def results(self, callers: Sequence[tuple[Way, Rows]]) -> list[Any]:
@@ -261,7 +261,7 @@ def test_a_version_that_came_in_between_may_not_share() -> None:
     assert crowd.way(some(1)[0]).group is None
     # And back: what was remembered of the last one is forgotten when another answers.
     crowd.far.version, crowd.far.max_batch_size = "3", 64
-    drive(crowd.calls.predict("m", some(1)[0], output=None, version="", timeout=None, priority=0), crowd.far.hear)
+    drive(crowd.operations.predict("m", some(1)[0], output=None, version="", timeout=None, priority=0), crowd.far.hear)
     assert crowd.way(some(1)[0]).group is not None
 
 
@@ -319,7 +319,7 @@ def test_who_left_is_not_sent_again() -> None:
     def leave(call: Call) -> Reply:
         if call.path.endswith("ModelInfer"):
             for _, mine in callers[:2]:
-                crowd.shared.gathering.gone(mine)
+                crowd.shared.coalescer.gone(mine)
         return crowd.far.hear(call)
 
     crowd.send(callers[0][0].group, leave)

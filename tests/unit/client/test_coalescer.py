@@ -18,18 +18,18 @@ from forwardpass.client.coalescer import (
     SEND,
     WAIT,
     WATCH,
-    Asked,
     Batch,
     Coalesce,
-    Gathering,
+    Coalescer,
     Group,
+    GroupKey,
     Rows,
     may_share,
 )
 from forwardpass.client.errors import CallError, Cancelled, Internal
 from forwardpass.client.results import ModelInfo
 
-FOUR = Asked("m", "", None, 0, (4,), np.dtype(np.float32), 5)
+FOUR = GroupKey("m", "", None, 0, (4,), np.dtype(np.float32), 5)
 
 
 class Bell:
@@ -50,15 +50,15 @@ class Clock:
         return self.now
 
 
-def gathering(**options: Any) -> Gathering:
-    return Gathering(Coalesce(**options), Clock(), Bell)
+def coalescer(**options: Any) -> Coalescer:
+    return Coalescer(Coalesce(**options), Clock(), Bell)
 
 
 def rows(value: float = 0.0, count: int = 1, deadline: float = math.inf) -> Rows:
     return Rows(np.full((count, 4), value, np.float32), count, deadline)
 
 
-def crowded(policy: Gathering) -> Group:
+def crowded(policy: Coalescer) -> Group:
     """A group in which everybody gathers, and one request is under way."""
     group = policy.group(FOUR)
     group.crowd = 64.0
@@ -73,7 +73,7 @@ def values(batch: Batch | None) -> list[float]:
 
 
 def test_who_is_alone_goes_alone() -> None:
-    policy = gathering(in_flight=2)
+    policy = coalescer(in_flight=2)
     group = policy.group(FOUR)
     for _ in range(10):
         mine = rows()
@@ -87,7 +87,7 @@ def test_who_is_alone_goes_alone() -> None:
 
 
 def test_what_waits_goes_together_when_one_who_was_alone_is_back() -> None:
-    policy = gathering(in_flight=1)
+    policy = coalescer(in_flight=1)
     group = policy.group(FOUR)
     assert policy.offer(group, rows()) is ALONE
     assert [policy.offer(group, rows(i)) for i in range(3)] == [WAIT] * 3
@@ -99,7 +99,7 @@ def test_what_waits_goes_together_when_one_who_was_alone_is_back() -> None:
 
 def test_a_crowd_gathers_even_when_nothing_is_under_way() -> None:
     # The first of sixty who come back at the same time must not run off alone.
-    policy = gathering()
+    policy = coalescer()
     group = crowded(policy)
     assert not policy.ended(group)
     assert policy.offer(group, rows(0)) is SEND
@@ -108,7 +108,7 @@ def test_a_crowd_gathers_even_when_nothing_is_under_way() -> None:
 
 
 def test_a_crowd_that_has_gone_is_forgotten() -> None:
-    policy = gathering()
+    policy = coalescer()
     group = crowded(policy)
     policy.ended(group)
     for _ in range(10):
@@ -121,7 +121,7 @@ def test_a_crowd_that_has_gone_is_forgotten() -> None:
 
 
 def test_rows_wait_for_a_request_under_way_but_not_for_long() -> None:
-    policy = gathering(in_flight=2, max_wait=0.5)
+    policy = coalescer(in_flight=2, max_wait=0.5)
     group = crowded(policy)
     first = rows(1)
     assert policy.offer(group, first) is WATCH
@@ -138,7 +138,7 @@ def test_rows_wait_for_a_request_under_way_but_not_for_long() -> None:
 
 
 def test_one_who_watches_and_is_late_starts_nothing() -> None:
-    policy = gathering()
+    policy = coalescer()
     group = crowded(policy)
     first = rows()
     assert policy.offer(group, first) is WATCH
@@ -149,7 +149,7 @@ def test_one_who_watches_and_is_late_starts_nothing() -> None:
 
 
 def test_without_a_wait_requests_go_side_by_side() -> None:
-    policy = gathering(in_flight=3, max_wait=0.0)
+    policy = coalescer(in_flight=3, max_wait=0.0)
     group = crowded(policy)
     for value in (1, 2):
         assert policy.offer(group, rows(value)) is SEND
@@ -158,7 +158,7 @@ def test_without_a_wait_requests_go_side_by_side() -> None:
 
 
 def test_a_full_request_waits_for_nobody() -> None:
-    policy = gathering(max_rows=8)
+    policy = coalescer(max_rows=8)
     group = crowded(policy)
     assert policy.offer(group, rows(1, count=3)) is WATCH
     assert policy.offer(group, rows(2, count=4)) is WAIT
@@ -170,7 +170,7 @@ def test_a_full_request_waits_for_nobody() -> None:
 
 
 def test_a_request_is_bounded_in_bytes() -> None:
-    policy = gathering(max_bytes=64, in_flight=1)  # four rows of four floats
+    policy = coalescer(max_bytes=64, in_flight=1)  # four rows of four floats
     group = policy.group(FOUR)
     assert policy.offer(group, rows()) is ALONE
     for value in range(6):
@@ -183,7 +183,7 @@ def test_a_request_is_bounded_in_bytes() -> None:
 
 
 def test_rows_are_copied_when_they_wait() -> None:
-    policy = gathering(in_flight=1)
+    policy = coalescer(in_flight=1)
     for dtype in (np.float32, object):
         group = policy.group(FOUR._replace(dtype=np.dtype(dtype)))
         assert policy.offer(group, rows()) is ALONE
@@ -196,7 +196,7 @@ def test_rows_are_copied_when_they_wait() -> None:
 
 
 def test_who_is_late_or_gone_is_not_sent() -> None:
-    policy = gathering(in_flight=1)
+    policy = coalescer(in_flight=1)
     group = policy.group(FOUR)
     policy.offer(group, rows())
     late, gone, good = rows(1, deadline=5.0), rows(2), rows(3, deadline=20.0)
@@ -217,7 +217,7 @@ def test_who_is_late_or_gone_is_not_sent() -> None:
 
 
 def test_everybody_gets_their_own_rows_by_one_ring() -> None:
-    policy = gathering(in_flight=1)
+    policy = coalescer(in_flight=1)
     group = policy.group(FOUR)
     policy.offer(group, rows())
     callers = [rows(count=1 + i % 3) for i in range(5)]
@@ -237,7 +237,7 @@ def test_everybody_gets_their_own_rows_by_one_ring() -> None:
 
 
 def test_an_error_reaches_those_who_have_nothing_yet() -> None:
-    policy = gathering(in_flight=1)
+    policy = coalescer(in_flight=1)
     group = policy.group(FOUR)
     policy.offer(group, rows())
     callers = [rows() for _ in range(4)]
@@ -259,7 +259,7 @@ def test_an_error_reaches_those_who_have_nothing_yet() -> None:
 
 
 def test_closing_fails_what_waits_and_refuses_what_comes() -> None:
-    policy = gathering(in_flight=1)
+    policy = coalescer(in_flight=1)
     group = policy.group(FOUR)
     policy.offer(group, rows())
     waiting = rows()
@@ -272,7 +272,7 @@ def test_closing_fails_what_waits_and_refuses_what_comes() -> None:
 
 
 def test_groups_that_nobody_uses_are_dropped() -> None:
-    policy = gathering()
+    policy = coalescer()
     busy = policy.group(FOUR)
     policy.offer(busy, rows())
     for width in range(3000):
@@ -317,7 +317,7 @@ class Callers(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.policy = Gathering(Coalesce(max_rows=4, in_flight=2, max_wait=1.0), self.clock, Bell)
+        self.policy = Coalescer(Coalesce(max_rows=4, in_flight=2, max_wait=1.0), self.clock, Bell)
         self.groups = [self.policy.group(FOUR), self.policy.group(FOUR._replace(priority=1))]
         self.to_start: list[Group] = []
         self.alone: list[Group] = []

@@ -10,21 +10,21 @@ from tests.unit.client.far_end import ONE, ROWS, SUMS, TWO, Far, drive
 
 from forwardpass import protocol
 from forwardpass.client import Answer, Internal, InvalidArgument, ModelInfo, NotFound, Unavailable
-from forwardpass.client.operations import Call, Calls, Reply
+from forwardpass.client.operations import Call, Operations, Reply
 from forwardpass.serving.interface import Interface, Tensor
 
 
-def infer(calls: Calls, far: Far, inputs: Any, **options: Any) -> Answer:
+def infer(operations: Operations, far: Far, inputs: Any, **options: Any) -> Answer:
     defaults: dict[str, Any] = {
         "version": "", "outputs": None, "id": "", "timeout": None, "priority": 0, "parameters": None, "timings": False,
     }  # fmt: skip
-    answer = drive(calls.infer("m", inputs, **(defaults | options)), far.hear)
+    answer = drive(operations.infer("m", inputs, **(defaults | options)), far.hear)
     assert isinstance(answer, Answer)
     return answer
 
 
-def predict(calls: Calls, far: Far, x: Any, output: str | None = None) -> np.ndarray:
-    got = drive(calls.predict("m", x, output=output, version="", timeout=None, priority=0), far.hear)
+def predict(operations: Operations, far: Far, x: Any, output: str | None = None) -> np.ndarray:
+    got = drive(operations.predict("m", x, output=output, version="", timeout=None, priority=0), far.hear)
     assert isinstance(got, np.ndarray)
     return got
 
@@ -34,29 +34,29 @@ Y = np.array([[0, 3], [4, 7]], np.float32)
 
 
 def test_rows_in_rows_out_and_metadata_asked_once() -> None:
-    calls, far = Calls(None), Far(ONE)
+    operations, far = Operations(None), Far(ONE)
     for _ in range(3):
-        np.testing.assert_array_equal(predict(calls, far, X), Y)
-        np.testing.assert_array_equal(predict(calls, far, X[1].astype(np.float64)), Y[1])
-        np.testing.assert_array_equal(predict(calls, far, [[1, 2, 3, 4]]), [[1, 4]])
+        np.testing.assert_array_equal(predict(operations, far, X), Y)
+        np.testing.assert_array_equal(predict(operations, far, X[1].astype(np.float64)), Y[1])
+        np.testing.assert_array_equal(predict(operations, far, [[1, 2, 3, 4]]), [[1, 4]])
     assert far.asked.count("ModelMetadata") == 1
-    assert predict(calls, far, np.empty((0, 4))).shape == (0, 2)
+    assert predict(operations, far, np.empty((0, 4))).shape == (0, 2)
 
 
 def test_an_answer_belongs_to_its_caller() -> None:
     # The second answer of a kind is read by what the first left behind: neither may share memory with another.
-    calls, far = Calls(None), Far(ONE)
-    first, second = predict(calls, far, X), predict(calls, far, X)
+    operations, far = Operations(None), Far(ONE)
+    first, second = predict(operations, far, X), predict(operations, far, X)
     first[...] = -1
     second[...] = -2
-    np.testing.assert_array_equal(predict(calls, far, X), Y)
+    np.testing.assert_array_equal(predict(operations, far, X), Y)
 
 
 def test_all_that_can_be_said_is_said() -> None:
-    calls, far = Calls(None), Far(TWO)
+    operations, far = Operations(None), Far(TWO)
     parameters: dict[str, Any] = {"a": True, "b": -3, "c": 2**63, "d": 0.5, "e": "é"}
     given = {"ids": np.array([1, 2], np.int32), "x": X}
-    answer = infer(calls, far, given, id="ü" * 70, outputs=["names", "y"], priority=3, parameters=parameters)
+    answer = infer(operations, far, given, id="ü" * 70, outputs=["names", "y"], priority=3, parameters=parameters)
     (request,) = far.requests
     assert request.id == answer.id == "ü" * 70
     assert [output.name for output in request.outputs] == list(answer) == ["names", "y"]
@@ -75,7 +75,7 @@ def test_all_that_can_be_said_is_said() -> None:
 
 def test_what_was_said_once_is_not_said_for_others() -> None:
     # Requests that differ in one thing only, in turn: what is remembered of one must not show in another.
-    calls, far = Calls(None), Far(TWO)
+    operations, far = Operations(None), Far(TWO)
     given = {"x": X, "ids": np.array([1, 2])}
     variants: list[dict[str, Any]] = [
         {}, {"id": "7"}, {"outputs": ["y"]}, {"outputs": "names"}, {"priority": 2}, {"parameters": {"a": 1}},
@@ -84,7 +84,7 @@ def test_what_was_said_once_is_not_said_for_others() -> None:
     for _ in range(2):
         for options in variants:
             far.requests.clear()
-            answer = infer(calls, far, given, **options)
+            answer = infer(operations, far, given, **options)
             (request,) = far.requests
             assert request.id == answer.id == options.get("id", "")
             wanted = options.get("outputs", ["y", "names"])
@@ -103,78 +103,78 @@ def test_what_was_said_once_is_not_said_for_others() -> None:
     ],
 )
 def test_what_cannot_be_right_is_not_sent(inputs: Any, text: str) -> None:
-    calls, far = Calls(None), Far(TWO)
+    operations, far = Operations(None), Far(TWO)
     with pytest.raises(InvalidArgument, match=text):
-        infer(calls, far, inputs)
+        infer(operations, far, inputs)
     assert "ModelInfer" not in far.asked
 
 
 def test_predict_asks_for_one_output_of_several() -> None:
-    calls, far = Calls(None), Far(Interface((ROWS,), TWO.outputs, batchable=True))
+    operations, far = Operations(None), Far(Interface((ROWS,), TWO.outputs, batchable=True))
     with pytest.raises(InvalidArgument, match="model 'm' gives y, names: ask for one of them"):
-        predict(calls, far, X)
-    assert predict(calls, far, X[0], output="names").tolist() == "a"
+        predict(operations, far, X)
+    assert predict(operations, far, X[0], output="names").tolist() == "a"
 
 
 def test_a_model_that_changed_is_asked_about_again() -> None:
-    calls = Calls(None)
-    predict(calls, Far(ONE), X)
+    operations = Operations(None)
+    predict(operations, Far(ONE), X)
     renamed = Interface((Tensor("rows", protocol.DATATYPES["FP64"], (-1, 4)),), (SUMS,), batchable=True)
     far = Far(renamed, version="2")
     # Refused as it was built for the old one; asked about, built again, answered: the caller sees none of it.
-    np.testing.assert_array_equal(predict(calls, far, X), Y)
+    np.testing.assert_array_equal(predict(operations, far, X), Y)
     assert far.asked == ["ModelInfer", "ModelMetadata", "ModelInfer"]
-    np.testing.assert_array_equal(predict(calls, far, X), Y)
+    np.testing.assert_array_equal(predict(operations, far, X), Y)
     assert far.asked[3:] == ["ModelInfer"]
 
 
 def test_an_answer_of_another_version_is_asked_about_before_the_next_call() -> None:
-    calls = Calls(None)
-    predict(calls, Far(ONE), X)
+    operations = Operations(None)
+    predict(operations, Far(ONE), X)
     far = Far(ONE, version="2")
-    predict(calls, far, X)
-    predict(calls, far, X)
-    predict(calls, far, X)
+    predict(operations, far, X)
+    predict(operations, far, X)
+    predict(operations, far, X)
     assert far.asked == ["ModelInfer", "ModelMetadata", "ModelInfer", "ModelInfer"]
 
 
 def test_a_request_that_is_wrong_stays_wrong() -> None:
-    calls, far = Calls(None), Far(ONE)
+    operations, far = Operations(None), Far(ONE)
     with pytest.raises(InvalidArgument, match=r"expected shape \[-1,4\], got \[1,3\]"):
-        predict(calls, far, [1.0, 2, 3])
+        predict(operations, far, [1.0, 2, 3])
     assert far.asked == ["ModelMetadata", "ModelInfer"]
-    predict(calls, far, X)
+    predict(operations, far, X)
     with pytest.raises(InvalidArgument, match="expected shape"):
-        predict(calls, far, [1.0, 2, 3])
+        predict(operations, far, [1.0, 2, 3])
     # Asked about once more, found unchanged, and not sent a second time.
     assert far.asked[2:] == ["ModelMetadata", "ModelInfer", "ModelInfer", "ModelMetadata"]
 
 
 def test_a_refusal_of_the_moment_does_not_forget_the_model() -> None:
-    calls, far = Calls(None), Far(ONE)
-    predict(calls, far, X)
+    operations, far = Operations(None), Far(ONE)
+    predict(operations, far, X)
 
     def gone(_call: Call) -> Reply:
         raise Unavailable("gone")
 
     with pytest.raises(Unavailable):
-        drive(calls.predict("m", X, output=None, version="", timeout=None, priority=0), gone)
-    predict(calls, far, X)
+        drive(operations.predict("m", X, output=None, version="", timeout=None, priority=0), gone)
+    predict(operations, far, X)
     assert far.asked.count("ModelMetadata") == 1
 
 
 def test_timings_are_asked_for_and_read() -> None:
-    calls, far = Calls(None), Far(ONE)
+    operations, far = Operations(None), Far(ONE)
     far.trailing = [
         ("forwardpass-queue-us", "12"), ("forwardpass-run-us", "34.5"), ("forwardpass-total-us", "60"),
         ("forwardpass-batch-rows", "8"), ("elsewhere", "x"),
     ]  # fmt: skip
-    assert infer(calls, far, X).timings is None
-    timings = infer(calls, far, X, timings=True).timings
+    assert infer(operations, far, X).timings is None
+    timings = infer(operations, far, X, timings=True).timings
     assert timings is not None
     assert (timings.queue_us, timings.run_us, timings.total_us, timings.batch_rows) == (12.0, 34.5, 60.0, 8)
     far.trailing = []
-    timings = infer(calls, far, X, timings=True).timings
+    timings = infer(operations, far, X, timings=True).timings
     assert timings is not None and timings.total_us is None and timings.batch_rows is None
 
 
@@ -182,7 +182,7 @@ def test_the_time_limit_of_a_call_comes_before_the_clients() -> None:
     for client, call, expected in (
         (3.0, None, 3.0), (3.0, 0.5, 0.5), (None, None, None), (None, 2.0, 2.0), (3.0, float("inf"), None),
     ):  # fmt: skip
-        assert next(Calls(client).server(timeout=call)).timeout == expected
+        assert next(Operations(client).server(timeout=call)).timeout == expected
 
 
 def test_an_answer_that_cannot_be_read_is_the_servers_fault() -> None:
@@ -194,8 +194,8 @@ def test_an_answer_that_cannot_be_read_is_the_servers_fault() -> None:
         (b"\xff\xff", "the answer is no ModelInferResponse"),
         (response.SerializeToString(), "1 outputs and 2 raw contents"),
     ):
-        calls = Calls(None)
-        steps = calls.predict("m", X, output=None, version="", timeout=None, priority=0)
+        operations = Operations(None)
+        steps = operations.predict("m", X, output=None, version="", timeout=None, priority=0)
         next(steps)
         steps.send(Reply(Far(ONE).metadata(), ()))
         with pytest.raises(Internal, match=text):
@@ -211,13 +211,13 @@ def test_what_only_reads_like_a_tensor_is_not_taken_for_one() -> None:
         decoy = b"\x32\x04" + np.float32(other).tobytes()  # field 6, 4 bytes
         return bytes(response.SerializeToString()) + b"\x7a" + bytes([len(decoy)]) + decoy  # field 15
 
-    calls, far = Calls(None), Far(ONE)
+    operations, far = Operations(None), Far(ONE)
     for other in (1.0, 1.0, 2.0):
 
         def hear(call: Call, other: float = other) -> Reply:
             return far.hear(call) if call.path.endswith("ModelMetadata") else Reply(answer(other), ())
 
-        got = drive(calls.predict("m", X, output=None, version="", timeout=None, priority=0), hear)
+        got = drive(operations.predict("m", X, output=None, version="", timeout=None, priority=0), hear)
         assert got.tolist() == [[1.0]]
 
 
@@ -230,7 +230,7 @@ def test_labels_of_another_servers_making_are_no_labels() -> None:
 
 def next_info(source: Far | Any) -> ModelInfo:
     data = source.metadata() if isinstance(source, Far) else source.SerializeToString()
-    info = drive(Calls(None).metadata("m", version="", timeout=None), lambda _call: Reply(data, ()))
+    info = drive(Operations(None).metadata("m", version="", timeout=None), lambda _call: Reply(data, ()))
     assert isinstance(info, ModelInfo)
     return info
 
@@ -242,9 +242,9 @@ def test_whether_anybody_is_there_is_an_answer_not_an_error() -> None:
     def unknown(_call: Call) -> Reply:
         raise NotFound("no model 'm'")
 
-    calls = Calls(None)
-    assert drive(calls.live(timeout=None), nobody) is False
-    assert drive(calls.ready(None, version="", timeout=None), nobody) is False
-    assert drive(calls.ready("m", version="", timeout=None), nobody) is False
+    operations = Operations(None)
+    assert drive(operations.live(timeout=None), nobody) is False
+    assert drive(operations.ready(None, version="", timeout=None), nobody) is False
+    assert drive(operations.ready("m", version="", timeout=None), nobody) is False
     with pytest.raises(NotFound):
-        drive(calls.ready("m", version="", timeout=None), unknown)
+        drive(operations.ready("m", version="", timeout=None), unknown)

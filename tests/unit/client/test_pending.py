@@ -20,8 +20,8 @@ from forwardpass.client.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from forwardpass.client.operations import Calls
-from forwardpass.client.pending import Asked, Unanswered
+from forwardpass.client.operations import Operations
+from forwardpass.client.pending import PendingRequest, PendingRequests
 from forwardpass.client.results import Answer, read_info
 from forwardpass.errors import Overloaded, Status, UnknownModel
 from forwardpass.serving.stream import answered, failed
@@ -29,10 +29,10 @@ from forwardpass.serving.stream import answered, failed
 INFO = read_info(protocol.ModelMetadataResponse.FromString(Far(ONE).metadata()))
 
 
-def asked(unanswered: Unanswered, id: str = "") -> tuple[str, Future[Answer]]:
+def asked(pending: PendingRequests, id: str = "") -> tuple[str, Future[Answer]]:
     future: Future[Answer] = Future()
-    wire_id = unanswered.new_id()
-    unanswered.add(wire_id, Asked(future, INFO, "m", "", id))
+    wire_id = pending.new_id()
+    pending.add(wire_id, PendingRequest(future, INFO, "m", "", id))
     return wire_id, future
 
 
@@ -49,14 +49,14 @@ def refusal(wire_id: str, error: Any) -> bytes:
 
 
 @pytest.fixture
-def unanswered() -> Unanswered:
-    return Unanswered(Calls(None), "host:1")
+def pending() -> PendingRequests:
+    return PendingRequests(Operations(None), "host:1")
 
 
-def test_answers_find_their_requests_in_any_order(unanswered: Unanswered) -> None:
-    sent = [asked(unanswered, id=f"mine {i}") for i in range(5)]
+def test_answers_find_their_requests_in_any_order(pending: PendingRequests) -> None:
+    sent = [asked(pending, id=f"mine {i}") for i in range(5)]
     for place in (3, 0, 4, 1, 2):
-        assert unanswered.hear(answer(sent[place][0], place))
+        assert pending.on_response(answer(sent[place][0], place))
     for place, (_, future) in enumerate(sent):
         got = future.result(0)
         assert got["y"].tolist() == [[float(place)]]
@@ -64,11 +64,11 @@ def test_answers_find_their_requests_in_any_order(unanswered: Unanswered) -> Non
         assert got.labels("y") == ("low", "high")
 
 
-def test_an_error_in_band_is_the_error_it_would_be_of_a_call(unanswered: Unanswered) -> None:
-    (first, unknown), (second, full), (third, good) = (asked(unanswered) for _ in range(3))
-    assert unanswered.hear(refusal(first, UnknownModel("no model 'm'")))
-    assert unanswered.hear(refusal(second, Overloaded("full", retry_after=0.25)))
-    assert unanswered.hear(answer(third))
+def test_an_error_in_band_is_the_error_it_would_be_of_a_call(pending: PendingRequests) -> None:
+    (first, unknown), (second, full), (third, good) = (asked(pending) for _ in range(3))
+    assert pending.on_response(refusal(first, UnknownModel("no model 'm'")))
+    assert pending.on_response(refusal(second, Overloaded("full", retry_after=0.25)))
+    assert pending.on_response(answer(third))
     error = unknown.exception(0)
     assert type(error) is NotFound and str(error) == "NOT_FOUND: no model 'm'" and error.retry_after is None
     error = full.exception(0)
@@ -76,33 +76,33 @@ def test_an_error_in_band_is_the_error_it_would_be_of_a_call(unanswered: Unanswe
     assert good.result(0)["y"].tolist() == [[0.0]]
 
 
-def test_a_server_of_another_make_tells_no_status(unanswered: Unanswered) -> None:
-    wire_id, future = asked(unanswered)
+def test_a_server_of_another_make_tells_no_status(pending: PendingRequests) -> None:
+    wire_id, future = asked(pending)
     response = protocol.ModelStreamInferResponse(error_message="[request id: 0] no")
     response.infer_response.id = wire_id
-    assert unanswered.hear(response.SerializeToString())
+    assert pending.on_response(response.SerializeToString())
     error = future.exception(0)
     assert type(error) is CallError and error.status is Status.UNKNOWN and "no" in error.details
 
 
-def test_what_answers_nothing_does_no_harm_unless_it_is_an_error(unanswered: Unanswered) -> None:
-    wire_id, future = asked(unanswered)
-    assert unanswered.hear(answer(wire_id))
-    assert not unanswered.hear(answer(wire_id)), "a second answer to the same request"
+def test_what_answers_nothing_does_no_harm_unless_it_is_an_error(pending: PendingRequests) -> None:
+    wire_id, future = asked(pending)
+    assert pending.on_response(answer(wire_id))
+    assert not pending.on_response(answer(wire_id)), "a second answer to the same request"
     with pytest.raises(CallError, match="no model"):
-        unanswered.hear(refusal("", UnknownModel("no model 'm'")))
+        pending.on_response(refusal("", UnknownModel("no model 'm'")))
     with pytest.raises(Internal, match="the answer is no ModelStreamInferResponse"):
-        unanswered.hear(b"\xff\xff")
+        pending.on_response(b"\xff\xff")
     assert future.result(0)["y"].tolist() == [[0.0]]
 
 
-def test_an_answer_that_cannot_be_read_fails_its_request_alone(unanswered: Unanswered) -> None:
-    (first, bad), (second, good) = (asked(unanswered) for _ in range(2))
+def test_an_answer_that_cannot_be_read_fails_its_request_alone(pending: PendingRequests) -> None:
+    (first, bad), (second, good) = (asked(pending) for _ in range(2))
     response = protocol.ModelInferResponse(model_name="m", model_version="1", id=first)
     response.outputs.add(name="y", datatype="FP32", shape=[7, 7])
     response.raw_output_contents.append(b"1234")
-    assert unanswered.hear(answered(response.SerializeToString()))
-    assert unanswered.hear(answer(second))
+    assert pending.on_response(answered(response.SerializeToString()))
+    assert pending.on_response(answer(second))
     assert type(bad.exception(0)) is Internal
     good.result(0)
 
@@ -110,39 +110,39 @@ def test_an_answer_that_cannot_be_read_fails_its_request_alone(unanswered: Unans
 @pytest.mark.parametrize("kind", ["threads", "tasks"])
 def test_who_cancelled_is_passed_over(kind: str) -> None:
     loop = asyncio.new_event_loop()
-    unanswered = Unanswered(Calls(None), "host:1")
+    pending = PendingRequests(Operations(None), "host:1")
     futures: list[Any] = [Future() if kind == "threads" else loop.create_future() for _ in range(3)]
-    ids = [unanswered.new_id() for _ in futures]
+    ids = [pending.new_id() for _ in futures]
     for wire_id, future in zip(ids, futures, strict=True):
-        unanswered.add(wire_id, Asked(future, INFO, "m", "", ""))
+        pending.add(wire_id, PendingRequest(future, INFO, "m", "", ""))
         future.cancel()
-    assert unanswered.hear(answer(ids[0]))
-    assert unanswered.hear(refusal(ids[1], UnknownModel("no model 'm'")))
-    assert unanswered.end(Cancelled("the stream is closed")) == 1
+    assert pending.on_response(answer(ids[0]))
+    assert pending.on_response(refusal(ids[1], UnknownModel("no model 'm'")))
+    assert pending.end(Cancelled("the stream is closed")) == 1
     assert all(future.cancelled() for future in futures)
     loop.close()
 
 
-def test_the_end_settles_all_and_nothing_comes_after_it(unanswered: Unanswered) -> None:
-    futures = [asked(unanswered)[1] for _ in range(3)]
-    assert type(unanswered.over()) is Internal
-    assert "left 3 requests unanswered" in str(unanswered.over())
-    assert unanswered.end(Unavailable("gone", retry_after=1.5)) == 3
+def test_the_end_settles_all_and_nothing_comes_after_it(pending: PendingRequests) -> None:
+    futures = [asked(pending)[1] for _ in range(3)]
+    assert type(pending.over()) is Internal
+    assert "left 3 requests unanswered" in str(pending.over())
+    assert pending.end(Unavailable("gone", retry_after=1.5)) == 3
     errors = [future.exception(0) for future in futures]
     assert all(type(error) is Unavailable and error.retry_after == 1.5 for error in errors)
     assert len(set(map(id, errors))) == 3
-    assert type(unanswered.over()) is Cancelled
-    assert unanswered.end(Cancelled("later")) == 0
+    assert type(pending.over()) is Cancelled
+    assert pending.end(Cancelled("later")) == 0
     with pytest.raises(Unavailable, match="gone"):
-        asked(unanswered)
+        asked(pending)
 
 
 def test_a_request_says_its_time_limit_and_its_id() -> None:
-    calls, far = Calls(None), Far(TWO)
+    operations, far = Operations(None), Far(TWO)
     rows = {"x": np.zeros((2, 4)), "ids": [1, 2]}
 
     def built(timeout: float | None, **parameters: Any) -> Any:
-        steps = calls.streamed("7", "m", rows, "", ["y"], timeout, 3, parameters)
+        steps = operations.streamed("7", "m", rows, "", ["y"], timeout, 3, parameters)
         request, info = drive(steps, far.hear)
         assert info.name == "m"
         return protocol.ModelInferRequest.FromString(request)
@@ -157,15 +157,15 @@ def test_a_request_says_its_time_limit_and_its_id() -> None:
 
 
 def test_after_some_errors_the_model_is_asked_about_again() -> None:
-    calls, far = Calls(None), Far(ONE)
+    operations, far = Operations(None), Far(ONE)
     x = np.zeros((1, 4), np.float32)
-    drive(calls.streamed("0", "m", x, "", None, None, 0, None), far.hear)
-    calls.refused(ResourceExhausted("full"), "m", "")
-    drive(calls.streamed("1", "m", x, "", None, None, 0, None), far.hear)
+    drive(operations.streamed("0", "m", x, "", None, None, 0, None), far.hear)
+    operations.refused(ResourceExhausted("full"), "m", "")
+    drive(operations.streamed("1", "m", x, "", None, None, 0, None), far.hear)
     assert far.asked.count("ModelMetadata") == 1
-    calls.refused(InvalidArgument("no"), "m", "")
-    drive(calls.streamed("2", "m", x, "", None, None, 0, None), far.hear)
+    operations.refused(InvalidArgument("no"), "m", "")
+    drive(operations.streamed("2", "m", x, "", None, None, 0, None), far.hear)
     response = protocol.ModelInferResponse(model_name="m", model_version="2")
-    calls.heard(response, INFO, "m", "", "")
-    drive(calls.streamed("3", "m", x, "", None, None, 0, None), far.hear)
+    operations.heard(response, INFO, "m", "", "")
+    drive(operations.streamed("3", "m", x, "", None, None, 0, None), far.hear)
     assert far.asked.count("ModelMetadata") == 3
