@@ -52,6 +52,7 @@ from forwardpass.serving.idle_resets import IdleResets
 from forwardpass.serving.request_head import Fields, HeadReader
 
 WINDOW: Final = 1 << 30  # bytes of all calls of a connection: their own windows and the receive budget bound them
+NARROW: Final = 8  # the part of it, as a divisor, below which a connection is to be replaced
 LARGEST_FRAME: Final = 1 << 16  # that a client may send: fewer of them for a large message
 CONTINUATIONS: Final = 64  # frames that one call's headers may go on for
 # Resets that a client may send: a burst, and so many a second. A deadline that passes is one, so under overload there
@@ -171,6 +172,19 @@ class Connection:
                     self._refuse(stream, InvalidRequest(f"nothing more of the message within {for_message} s"))
             self.out.flush()
             self.closed = self.closed or not self._wants_to_read()
+
+    @property
+    def narrow(self) -> bool:
+        """Whether little is left of the window of all calls: the client should connect anew before it is stuck.
+
+        libnghttp2 counts the bytes of a DATA frame as they come, and ngh2 does not return those of a frame that it has
+        not delivered: its call was reset when a part had come, or contradicts its content-length.
+        """
+        with self.out.lock:
+            try:
+                return self._engine.local_window_size < WINDOW // NARROW
+            except NGH2Error:  # it has ended
+                return False
 
     def lose(self) -> None:
         """The connection is no more: its calls are cancelled, and what arrived goes nowhere."""

@@ -187,10 +187,11 @@ class Sockets:
         idle = not (connection.streams or connection.out.queued or client.unsent)
         if silent or stuck or ((connection.draining or connection.closed) and idle):
             self.lose(client)
-        elif now > client.deadline:
+        elif now > client.deadline or (not connection.departing and connection.narrow):
             # A sweep later it gets the second GOAWAY, whether it answers the PING or not.
+            why = "max_connection_age" if now > client.deadline else "the connection's receive window is used up"
             client.deadline = float("inf") if connection.departing else 0.0
-            connection.depart("max_connection_age")
+            connection.depart(why)
 
     def drain(self) -> None:
         """Take no more connections, and ask the clients there are to go elsewhere. Calls on their way are served."""

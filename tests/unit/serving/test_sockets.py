@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.service import http2_frames as http2
 
-from forwardpass.serving import sockets
+from forwardpass.serving import http2_connection, sockets
 from forwardpass.serving.http2_connection import HEARD, Connection
 from forwardpass.serving.http2_send_side import ReceiveBudget
 from forwardpass.serving.sockets import Client, Sockets
@@ -175,6 +175,33 @@ def test_an_aged_connection_is_told_twice_and_goes_when_its_last_call_has(server
     assert goaways(told) == [http2.LAST_STREAM, 1]
     assert b"".join(p for k, s, p in told if k == http2.DATA and s == 1)[5:] == b"x" * 50
     assert not [stream for _, stream, _ in told if stream == 3], "the last GOAWAY says that it was not served"
+    client.close()
+
+
+def test_a_window_that_was_not_given_back_is_replaced_with_its_connection(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes of calls that contradict their content-length are lost to it; before it is closed, the client goes."""
+    window, size = 1 << 20, 16_000
+    monkeypatch.setattr(http2_connection, "WINDOW", window)
+    client = connected(server, hello())
+    (own,) = server.clients
+    length = b"\x0f\x0d\x0599999"  # content-length
+    for stream in range(1, 2 * (window // size), 2):
+        server.sweep()
+        if own.connection.departing:
+            break
+        client.sendall(http2.frame(http2.HEADERS, 4, stream, HEADERS + length))
+        client.sendall(http2.frame(http2.DATA, 1, stream, bytes(size)))
+        server.until(lambda stream=stream: own.connection.last_stream == stream and not own.connection.streams)
+    client.sendall(call(stream))  # sent before the news was read
+    server.until(lambda: own.connection.last_stream == stream)
+    server.sweep()
+    server.sweep()
+    assert not server.clients
+    told = frames(client)
+    assert goaways(told) == [http2.LAST_STREAM, stream]
+    assert [number for kind, number, _ in told if kind == http2.DATA] == [stream]
     client.close()
 
 
