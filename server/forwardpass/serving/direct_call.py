@@ -99,9 +99,7 @@ class DirectCall:
             if code:
                 self._out.fail(self._call, code, text, trailers)
             else:
-                if answer is not None:
-                    self._out.send(self._call, answer)
-                self._out.finish(self._call, self._trailers)
+                self._out.finish(self._call, self._trailers, answer)
             self._out.flush()
 
     async def _outcome(self) -> tuple[int, str, Sequence[Any], bytes | None]:

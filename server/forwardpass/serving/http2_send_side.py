@@ -70,6 +70,7 @@ class ServerStream:
     due = 0  # of these, to be returned now; below 0: so many were returned in advance
     opened = False  # the headers of its response were sent
     finished = False  # its status was sent, maybe behind what still waits
+    trailing = False  # its status was sent when all of its messages had left
 
     def __init__(self, out: SendSide, number: int, head: RequestHead) -> None:
         self.out = out
@@ -161,9 +162,9 @@ class SendSide:
         self._transmit(self)
         return not self._note_blocked(stream)
 
-    def finish(self, stream: ServerStream, metadata: Metadata = ()) -> None:
-        """The successful end of a call."""
-        self._end(stream, response_fields.success(metadata))
+    def finish(self, stream: ServerStream, metadata: Metadata = (), message: bytes | None = None) -> None:
+        """The successful end of a call, with its last message if there is one."""
+        self._end(stream, response_fields.success(metadata), message)
 
     def fail(self, stream: ServerStream, code: int, text: str, metadata: Metadata | None = None) -> None:
         """The end of a call that failed. What was sent before it still leaves first."""
@@ -264,12 +265,15 @@ class SendSide:
             stream.opened = True
             self._engine.send_response(stream.number, OPENING)
 
-    def _end(self, stream: ServerStream, trailers: Fields) -> None:
+    def _end(self, stream: ServerStream, trailers: Fields, message: bytes | None = None) -> None:
         if self.streams.get(stream.number) is not stream:
             return
         try:
-            if stream.opened or trailers[0] == SUCCESS[0]:
+            if stream.opened or message is not None:
                 self._open(stream)
+                if message is not None:
+                    self._engine.send_data(stream.number, MESSAGE_STRUCT.pack(0, len(message)) + message)
+                stream.trailing = not self._engine.queued_body_size(stream.number)
                 self._engine.send_trailers(stream.number, trailers)
             else:
                 self._engine.send_response(stream.number, OPENING + trailers, end_stream=True)
@@ -286,8 +290,22 @@ class SendSide:
 
     # -- responses that wait ------------------------------------------------------------------------------------------
 
+    def _waiting(self, stream: ServerStream) -> int:
+        """Bytes of a response that wait for a window; 1 for a status that does, with none before it.
+
+        HTTP/2 lets a status pass at any time; libnghttp2 has it end a body, which waits for a window above 0.
+        """
+        engine, number = self._engine, stream.number
+        queued = engine.queued_body_size(number)
+        if queued or not stream.trailing:
+            return queued
+        try:
+            return int(min(engine.stream_remote_window_size(number), engine.remote_window_size) <= 0)
+        except NGH2Error:  # it has left
+            return 0
+
     def _note_blocked(self, stream: ServerStream) -> bool:
-        queued = self._engine.queued_body_size(stream.number)
+        queued = self._waiting(stream)
         if queued:
             stream.queued, stream.age = queued, 0
             self._blocked[stream.number] = stream
@@ -295,7 +313,7 @@ class SendSide:
 
     def _look_at_blocked(self) -> None:
         for number, stream in list(self._blocked.items()):
-            queued = self._engine.queued_body_size(number)
+            queued = self._waiting(stream)
             if not queued:
                 del self._blocked[number]
                 if stream.listener is not None and not stream.finished:

@@ -467,6 +467,44 @@ def test_an_answer_that_is_not_taken_is_given_up() -> None:
     assert not peer.connection.out.queued
 
 
+@pytest.mark.parametrize("message", [None, b"m"])
+def test_a_status_leaves_with_what_fills_the_window(message: bytes | None) -> None:
+    """It needs none of the window itself (RFC 9113, 5.2.1)."""
+    peer = Peer()
+    peer.send(settings_of(initial_window_size=0 if message is None else 6), peer.headers(1, OTHER, flags=5))
+    peer.frames.take()
+    out = peer.connection.out
+    with out.lock:
+        out.finish(peer.connection.streams[1], (), message)
+        out.flush()
+    frames = peer.frames.take()
+    assert b"".join(f[3] for f in frames if f[0] == http2.DATA) == (prefixed(message) if message else b"")
+    assert frames[-1][3][-1] == ("grpc-status", "0")
+
+
+@pytest.mark.parametrize("opens", [False, True])
+def test_a_status_behind_messages_that_filled_the_window(opens: bool) -> None:
+    """It comes once there is a window again; a call whose client opens none is given up, and not kept for ever."""
+    peer = Peer()
+    peer.send(settings_of(initial_window_size=6), peer.headers(1, OTHER, flags=5))
+    out, call = peer.connection.out, peer.connection.streams[1]
+    with out.lock:
+        assert out.send(call, b"m")
+        out.finish(call)
+        out.flush()
+    peer.frames.take()
+    if opens:
+        peer.send(http2.window_update(1, 1))
+    for _ in range(5):
+        peer.connection.expire_stalled(100, 3)
+    ((kind, _, stream, last),) = peer.frames.take()
+    if opens:
+        assert (kind, stream, last) == (http2.HEADERS, 1, [("grpc-status", "0")])
+    else:
+        assert (kind, stream, last) == (http2.RST_STREAM, 1, http2.CANCEL.to_bytes(4, "big"))
+    assert not out.waits
+
+
 @pytest.mark.parametrize("how", ["answer", "failure"])
 def test_a_smaller_header_table_is_confirmed_in_the_next_block(how: str) -> None:
     """As RFC 7541 asks in 4.2."""
