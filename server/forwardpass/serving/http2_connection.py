@@ -171,6 +171,7 @@ class Connection:
                 if stream.age > for_message:
                     self._refuse(stream, InvalidRequest(f"nothing more of the message within {for_message} s"))
             self.out.flush()
+            self._handle(self._engine.events())  # of streams that ended where others sent
             self.closed = self.closed or not self._wants_to_read()
 
     @property

@@ -53,10 +53,11 @@ class Frames:
 
     def __init__(self) -> None:
         self.data = b""
+        self.full = False  # takes nothing, as a socket whose client does not read
         self._decoder = hpack.Decoder()
 
     def __call__(self, out: SendSide) -> None:
-        while data := out.data_to_send(1 << 16):
+        while not self.full and (data := out.data_to_send(1 << 16)):
             self.data += data
 
     def take(self) -> list[tuple[int, int, int, Any]]:
@@ -465,6 +466,20 @@ def test_an_answer_that_is_not_taken_is_given_up() -> None:
     peer.connection.expire_stalled(100, 3)
     assert peer.frames.take() == [(http2.RST_STREAM, 0, 1, http2.CANCEL.to_bytes(4, "big"))]
     assert not peer.connection.out.queued
+
+
+def test_a_call_that_the_library_ends_while_the_socket_is_full() -> None:
+    """It ends when the reset leaves, maybe from another thread, and hears of it though its client says no more."""
+    peer = Peer()
+    peer.send(peer.headers(1, OTHER))
+    peer.frames.full = True
+    peer.send(peer.headers(1, OTHER))  # again: an error of the stream
+    peer.frames.full = False
+    with peer.connection.out.lock:
+        peer.connection.out.flush()
+    assert (http2.RST_STREAM, 1) in [f[:3:2] for f in peer.frames.take()]
+    peer.connection.expire_stalled(100, 100)
+    assert peer.heard[0].said == ["cancelled"] and not peer.connection.streams
 
 
 @pytest.mark.parametrize("message", [None, b"m"])
