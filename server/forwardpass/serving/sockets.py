@@ -183,8 +183,9 @@ class Sockets:
         client.age += 1
         connection.expire_stalled(MESSAGE_AGES, ANSWER_AGES)
         silent = not connection.greeted and client.age > GREETING_AGES
-        stuck = client.unsent and client.age > ANSWER_AGES
-        idle = not (connection.streams or connection.out.queued or client.unsent)
+        with connection.out.lock:  # else another thread's answer may be on its way from one to the other
+            stuck = bool(client.unsent) and client.age > ANSWER_AGES
+            idle = not (connection.streams or connection.out.queued or client.unsent)
         if silent or stuck or ((connection.draining or connection.closed) and idle):
             self.lose(client)
         elif now > client.deadline or (not connection.departing and connection.narrow):

@@ -205,6 +205,62 @@ def test_a_window_that_was_not_given_back_is_replaced_with_its_connection(
     client.close()
 
 
+def test_a_connection_is_not_idle_while_its_last_answer_is_being_queued(server: Server) -> None:
+    client = connected(server, hello(initial_window_size=http2.LARGEST_WINDOW), http2.window_update(0, 1 << 30))
+    server.until(lambda: server.clients[0].connection.greeted)
+    (own,) = server.clients
+    client.sendall(call(1))
+    server.until(lambda: server.sockets.poll(False))
+    ((arrived,),) = [connection.arrived for connection in server.sockets.read(100)]
+    connection, begun = own.connection, threading.Event()
+    for _ in range(2):
+        connection.depart()
+
+    class Slow:
+        """libnghttp2, with time to look at a call that is under way no more when nothing is queued yet."""
+
+        def __init__(self, engine: Any) -> None:
+            self._engine = engine
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._engine, name)
+
+        def send_response(self, *arguments: Any) -> None:
+            begun.set()
+            end = time.monotonic() + 0.2
+            while server.clients and time.monotonic() < end:
+                time.sleep(0.001)
+            self._engine.send_response(*arguments)
+
+    connection.out._engine = Slow(connection.out._engine)  # type: ignore[assignment]
+
+    def respond() -> None:
+        with connection.out.lock:
+            connection.out.respond([(arrived[0], bytes(16 << 20), ())])
+
+    other = threading.Thread(target=respond)
+    expire = connection.expire_stalled
+
+    def and_then(*ages: int) -> None:
+        expire(*ages)
+        other.start()
+        assert begun.wait(20)
+
+    connection.expire_stalled = and_then  # type: ignore[method-assign]
+    server.sweep()
+    other.join()
+    assert server.clients
+    connection.expire_stalled = expire  # type: ignore[method-assign]
+    told: list[tuple[int, int, bytes]] = []
+    reader = threading.Thread(target=lambda: told.extend(frames(client)))
+    reader.start()
+    server.until(lambda: not own.unsent and not connection.out.queued)
+    server.sweep()
+    reader.join(20)
+    assert sum(len(payload) for kind, _, payload in told if kind == http2.DATA) == (16 << 20) + 5
+    client.close()
+
+
 def test_closing_waits_for_what_a_client_is_still_taking(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer larger than the client's window, and larger than the sockets hold: all of it leaves."""
     monkeypatch.setattr(sockets, "CLOSE_SECONDS", 60.0)
