@@ -34,6 +34,7 @@ AVAILABLE = hasattr(select, "epoll")
 
 PULL = 1 << 18  # bytes taken from the protocol at once, for the socket
 READS = 4  # times in a row, before others are looked at
+READ_SECONDS = 5e-3  # after which one is not read from again: what is many small frames takes long
 SWEEP_SECONDS = 1.0  # between two looks for what is overdue
 MESSAGE_AGES = 30  # sweeps for which nothing may come of a call's message
 ANSWER_AGES = 60  # sweeps for which a client may take nothing of what it is sent
@@ -234,6 +235,7 @@ class Sockets:
         if client.closed:
             self.lose(client)
             return
+        until = monotonic() + READ_SECONDS
         for _ in range(READS):
             data: bytes | None
             try:
@@ -263,6 +265,8 @@ class Sockets:
                 return
             if len(data) < READ and not client.secure:
                 return
+            if monotonic() > until:
+                break
         if client.undelivered:
             self._again.append(client.fd)
 

@@ -382,6 +382,35 @@ def test_a_client_that_never_stops_sending_keeps_nobody_waiting(server: Server) 
     other.close()
 
 
+def test_a_client_whose_bytes_take_long_is_read_from_once_in_a_turn(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames may be as small as nine bytes: it is the time that they take which others wait for."""
+    client = connected(server, hello())
+    server.until(lambda: server.clients[0].connection.greeted)
+    (own,) = server.clients
+    monkeypatch.setattr(sockets, "READ", 1700)
+    client.sendall(http2.frame(http2.PING, http2.ACK, 0, bytes(8)) * 300)  # three times as much
+    while len(own.sock.recv(5100, socket.MSG_PEEK)) < 5100:
+        time.sleep(0.001)
+    receive, read = own.connection.receive, list[int]()
+
+    def slowly(data: bytes) -> None:
+        read.append(len(data))
+        receive(data)
+        now[0] += sockets.READ_SECONDS * slow
+
+    own.connection.receive = slowly  # type: ignore[method-assign]
+    now, slow = [time.monotonic()], 1.5
+    monkeypatch.setattr(sockets, "monotonic", lambda: now[0])
+    server.turn()
+    assert read == [1700]
+    slow = 0.0
+    server.turn()
+    assert read == [1700] * 3
+    client.close()
+
+
 def test_a_listener_that_is_gone_is_noticed(server: Server) -> None:
     client = connected(server, hello())
     server.sweep()
