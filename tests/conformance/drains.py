@@ -38,7 +38,7 @@ def drain_by_turns(
     file = folder / "request.bin"
     file.write_bytes(request)
     with ExitStack() as stack:
-        ports = [str(port) for port in _free_ports(2)]
+        ports = [str(port) for port in free_ports(2)]
         servers = [stack.enter_context(ServerProcess(repository, "--grpc-port", port, *options)) for port in ports]
         command = [*map(str, client), ",".join(server.address for server in servers), str(file), "16"]
         calling = stack.enter_context(
@@ -62,7 +62,7 @@ def drain_failures(found: Any) -> dict[str, int]:
     return {text: count for text, count in found["failed"].items() if "is still loading" not in text}
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
         found = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [sock.getsockname()[1] for sock in found]
