@@ -10,13 +10,15 @@ import os
 import subprocess
 from pathlib import Path
 
+import grpc
 import pytest
 from tests.conformance.answers import CANCELLED, VERIFIERS, faults, make, without_large_streams
 from tests.conformance.clients import CLIENTS
-from tests.conformance.proxies import in_front
+from tests.conformance.proxies import PROXIES, in_front
 from tests.service.certificates import Authority
 
 from forwardpass.server_process import ServerProcess
+from forwardpass.serving import protocol
 
 CALLS = 400
 SECONDS = 300.0
@@ -93,4 +95,27 @@ def test_answers_through_a_proxy(
             # It drops a response that is complete before its request is.
             del wrong["oversized"]
         assert wrong == {}
+        assert server.stop() == 0, server.tail()
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plaintext", "tls"])
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_a_refusal_spoils_no_later_call(
+    proxy: str, tls: bool, made: tuple[Path, Path], authority: Authority, tmp_path: Path
+) -> None:
+    """A proxy has calls follow each other on one connection; the refused ones are answered before they are complete."""
+    repository, messages = made
+    request, response = (messages / f"small0.{kind}" for kind in ("request", "response"))
+    with ServerProcess(repository, *(secured(authority) if tls else [])) as server:
+        with (
+            in_front(proxy, server.address, tls, tmp_path) as address,
+            grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel,
+        ):
+            infer = channel.unary_unary(protocol.METHODS["ModelInfer"].path)
+            nothing = channel.unary_unary(f"/{protocol.INFERENCE_SERVICE}/Nothing")
+            for _ in range(100):
+                with pytest.raises(grpc.RpcError) as refused:
+                    nothing(request.read_bytes(), timeout=SECONDS)
+                assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+                assert infer(request.read_bytes(), timeout=SECONDS) == response.read_bytes()
         assert server.stop() == 0, server.tail()

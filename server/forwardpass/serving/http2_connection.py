@@ -295,6 +295,8 @@ class Connection:
         if stream is None or stream.refused:  # answered before it had sent everything
             if stream is not None:
                 stream.ended = stream.ended or end
+            elif not end:
+                self.out.stop(number)
             attempt(self._engine.acknowledge_received_data, len(data), number)
             return
         stream.plain = False

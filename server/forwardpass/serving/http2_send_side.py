@@ -20,6 +20,7 @@ from forwardpass.serving.response_fields import OPENING, SUCCESS, Fields, Metada
 
 STREAM_WINDOW: Final = 1 << 20  # bytes of one call that a client may have on their way
 MESSAGE_OVERHEAD: Final = 256  # bytes that a message which waits counts for beside its own
+UNREAD_AGES: Final = 1  # looks at a call that is answered, for which its client may leave it unfinished
 COPY_BELOW: Final = 1 << 14  # bytes: below, a message and its prefix are joined rather than queued one by one
 
 # HTTP/2 error codes (RFC 9113, 7).
@@ -71,6 +72,7 @@ class ServerStream:
     opened = False  # the headers of its response were sent
     finished = False  # its status was sent, maybe behind what still waits
     trailing = False  # its status was sent when all of its messages had left
+    stopped = False  # its client is to send no more of it, once the status has left
 
     def __init__(self, out: SendSide, number: int, head: RequestHead) -> None:
         self.out = out
@@ -224,6 +226,16 @@ class SendSide:
             attempt(self._engine.acknowledge_received_data, stream.unacknowledged, stream.number)
             stream.unacknowledged = 0
 
+    def stop(self, number: int) -> None:
+        """More comes of a call that is answered: with the next `flush` its client is asked to send no more.
+
+        Not with the answer: most clients end the call by themselves, and nginx fails the next call on a connection
+        where a frame comes for the last one.
+        """
+        stream = self._unread.get(number)
+        if stream is not None:
+            stream.stopped = True
+
     def stream_closed(self, number: int) -> ServerStream | None:
         """The engine has ended a stream. Returns the call if it was under way: its client gave it up."""
         self._blocked.pop(number, None)
@@ -236,6 +248,10 @@ class SendSide:
     def expire_blocked(self, most: int) -> list[ServerStream]:
         """Give up on responses of which nothing has left for so many calls of this; the calls that had not finished."""
         self._look_at_blocked()
+        for number, stream in self._unread.items():
+            if number not in self._blocked:
+                stream.age += 1
+                stream.stopped = stream.stopped or stream.age > UNREAD_AGES
         expired = []
         for number, stream in list(self._blocked.items()):
             stream.age += 1
@@ -320,10 +336,11 @@ class SendSide:
                     stream.listener.writable()
             elif queued != stream.queued:
                 stream.queued, stream.age = queued, 0
-        if self._unread:
-            for number in [number for number in self._unread if number not in self._blocked]:
-                if not self._unread.pop(number).ended:  # the client need not send the rest
-                    attempt(self._engine.reset_stream, number, NO_ERROR)
+        stopped = [number for number, stream in self._unread.items() if stream.stopped and number not in self._blocked]
+        for number in stopped:
+            del self._unread[number]
+            attempt(self._engine.reset_stream, number, NO_ERROR)
+        if stopped:
             self._transmit(self)
 
 
