@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from tests.service import models
 
-from forwardpass.serving import protocol, stream
+from forwardpass import protocol
+from forwardpass.serving import stream
 
 VERIFIERS = Path(__file__).parent / "verifiers"
 MARK = "########"

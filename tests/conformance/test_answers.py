@@ -17,8 +17,8 @@ from tests.conformance.clients import CLIENTS
 from tests.conformance.proxies import PROXIES, in_front
 from tests.service.certificates import Authority
 
+from forwardpass import protocol
 from forwardpass.server_process import ServerProcess
-from forwardpass.serving import protocol
 
 CALLS = 400
 SECONDS = 300.0
