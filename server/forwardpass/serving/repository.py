@@ -95,9 +95,12 @@ class Repository:
             return sorted(self._entries.values(), key=lambda e: (e.name, number(e.version)))
 
     def skipped(self) -> list[tuple[str, str, str]]:
-        """Folders that look like a model or a version and are none: (name, what in it or "", why)."""
+        """Folders that look like a model or a version and are none: (name, what in it or "", why).
+
+        Not a model that still serves what it once had there: its own entry has the reason.
+        """
         with self._lock:
-            known = self._entries.keys()
+            known = {*self._entries, *((name, "") for name, _ in self._entries)}
             return [
                 (name, version, why)
                 for (name, version), why in self.listing.skipped.items()
