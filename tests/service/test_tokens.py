@@ -105,7 +105,7 @@ def test_every_method_needs_a_token_of_its_role(running: ServerProcess, method: 
 )
 @pytest.mark.parametrize("method", ["ModelInfer", "ServerReady", "ModelStreamInfer"])
 def test_anything_else_is_refused(running: ServerProcess, method: str, authorization: tuple[str, ...]) -> None:
-    # HTTP/2 allows no value that ends in a blank (RFC 9113, 8.2.1): libnghttp2 resets such a call before anybody reads it.
+    # HTTP/2 allows no value that ends in a blank (RFC 9113, 8.2.1): libnghttp2 resets such a call before it is read.
     blank = any(value != value.strip() for value in authorization)
     assert call(running, method, *authorization) in {UNAUTHENTICATED, *([grpc.StatusCode.INTERNAL] if blank else ())}
 
