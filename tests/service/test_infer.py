@@ -36,7 +36,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, digits_repository: Path
     root = tmp_path_factory.mktemp("repository")
     (root / "digits").symlink_to(digits_repository / "digits")
     models.save(root, "two", models.two_by_two(), "priority_levels = 3\n")
-    models.save(root, "large", models.chain((64, 2048, 2048, 10)), "instances = 1\n")
+    models.save(root, "large", models.chain((64, 4096, 4096, 10)), "instances = 1\nmax_batch_size = 64\n")
     models.save(root, "mean", models.centred())
     models.save(root, "double", models.twice_the_rows())
     for name, element in models.ELEMENTS.items():

@@ -83,5 +83,6 @@ def test_a_slow_model_starves_no_other(repository: Path, transport: str, serve: 
                 thread.join(60)
         assert refusals, "the slow model was never full"
         assert all("queue is full: 4 requests wait, the bound is 4" in text for text in refusals)
-        # Were the fast model behind the slow one's queue, each of its 300 calls would wait for a slow run of its own.
-        assert during < 300, f"{during} slow answers during 300 fast ones"
+        # Were the fast model behind the slow one's queue, each of its 300 calls would wait for a slow run of its own,
+        # which answers two.
+        assert during < 2 * 300, f"{during} slow answers during 300 fast ones"
