@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 import forwardpass
-from forwardpass import call_errors
 from forwardpass import client as client_module
-from forwardpass.client import AsyncClient, AsyncStream, CallError, Client, Stream
+from forwardpass.client import AsyncClient, AsyncStream, Client, Stream
 
 
 def arguments(**options: Any) -> dict[str, Any]:
@@ -78,9 +77,3 @@ def test_a_client_that_never_called_can_be_closed_and_then_does_not_call() -> No
 def test_the_package_offers_the_clients_and_the_module_its_errors() -> None:
     assert forwardpass.Client is Client and forwardpass.AsyncClient is AsyncClient
     assert all(hasattr(client_module, name) for name in client_module.__all__)
-
-
-def test_the_errors_are_found_under_their_first_name_too() -> None:
-    for name in call_errors.__all__:
-        assert getattr(call_errors, name) is getattr(client_module.errors, name)
-    assert {error.__name__ for error in CallError.__subclasses__()} < set(call_errors.__all__)
