@@ -48,9 +48,7 @@ class Intake:
         self._clock = clock
         self._groups: dict[Worker, list[Request]] = {}
         self._pending: list[Worker] = []  # whose queues this thread has promised to come back for
-        self.before_run: Callable[[float], None] | None = (
-            None  # called before a run that follows others, with its seconds
-        )
+        self.before_run: Callable[[float], None] | None = None  # called with the seconds of a run that follows another
         self.now = clock()
         self.saturated = False  # whether all that was flushed last waits for models that are saturated
         self._last: Sequence[Worker] = ()  # the models that calls came for last

@@ -186,9 +186,7 @@ def example(tensor: Tensor, rows: int, rng: np.random.Generator, scale: float = 
     return rng.integers(0, 2, shape).astype(dtype)
 
 
-def _rows(
-    tensor: Tensor, count: int, rng: np.random.Generator, sample: NDArray[Any] | None, scale: float = 1.0
-) -> NDArray[Any]:
+def _rows(tensor: Tensor, count: int, rng: np.random.Generator, sample: NDArray[Any] | None) -> NDArray[Any]:
     if sample is None or not len(sample):
-        return example(tensor, count, rng, scale)
+        return example(tensor, count, rng)
     return np.resize(sample, (count, *sample.shape[1:]))

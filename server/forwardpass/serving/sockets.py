@@ -45,7 +45,7 @@ Tls = Callable[[], ssl.SSLContext]  # what a new connection is to speak TLS by
 
 
 class Sockets:
-    """Owns the listening port and every connection's socket. Everything but `write` and `wake` is for one thread."""
+    """Owns the listening port and every connection's socket. Everything but `transmit` and `wake` is for one thread."""
 
     def __init__(
         self, host: str, port: int, connect: Callable[[Client], Connection], max_age: float, tls: Tls | None = None
