@@ -21,7 +21,6 @@ from typing import Any, Final
 from ngh2 import Configuration, Role
 from ngh2 import Connection as Engine
 from ngh2.events import (
-    ConnectionClosed,
     DataReceived,
     Event,
     PingAcknowledged,
@@ -49,7 +48,7 @@ from forwardpass.serving.http2_send_side import (
     attempt,
 )
 from forwardpass.serving.idle_resets import IdleResets
-from forwardpass.serving.request_head import Fields, HeadReader
+from forwardpass.serving.request_head import Fields, RequestHead
 
 WINDOW: Final = 1 << 30  # bytes of all calls of a connection: their own windows and the receive budget bound them
 NARROW: Final = 8  # the part of it, as a divisor, below which a connection is to be replaced
@@ -119,7 +118,7 @@ class Connection:
         self._budget = budget
         self._infer_path = infer_path
         self._open_call = open_call
-        self._heads = HeadReader()
+        self._last_head = RequestHead(())
         self._idle_resets: IdleResets | None = IdleResets()  # until the client is known not to need it
         self._sends_no_idle_resets = False
         self._why = ""
@@ -127,7 +126,6 @@ class Connection:
             TrailersReceived: self._trailers_received,
             SettingsReceived: self._settings_received,
             PingAcknowledged: self._ping_acknowledged,
-            ConnectionClosed: self._connection_closed,
         }
 
     def receive(self, data: bytes) -> None:
@@ -255,7 +253,9 @@ class Connection:
     def _request_received(self, number: int, fields: Fields, ended: bool) -> None:
         """A call begins."""
         self.last_stream = number
-        head = self._heads.read(fields)
+        head = self._last_head
+        if fields != head.fields:
+            head = self._last_head = RequestHead(fields)
         stream = self.streams[number] = ServerStream(self.out, number, head)
         if self._idle_resets is not None:
             self._sends_no_idle_resets = not idle_resets.needed(head.field(b"user-agent"))
@@ -384,9 +384,6 @@ class Connection:
     def _ping_acknowledged(self, event: PingAcknowledged) -> None:
         if event.opaque_data == HEARD and self.departing:
             self._depart(self._why)
-
-    def _connection_closed(self, _: ConnectionClosed) -> None:
-        self.closed = True
 
     def _stream_closed(self, number: int) -> None:
         stream = self.out.stream_closed(number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -833,3 +834,22 @@ def test_answers_that_are_held_leave_together_with_the_next_flush() -> None:
     assert out.is_blocked(three) and not out.is_blocked(one)
     peer.send(http2.window_update(3, 1000))
     assert peer.frames.take()[-1][3] == [("grpc-status", "0")] and not out.waits
+
+
+HEADS = st.lists(
+    st.sampled_from([(b"grpc-timeout", b"20m"), (b"grpc-timeout", b"30m"), (b"x-a", b"1"), (b"x-a", b"2")]), max_size=3
+)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(HEADS, st.integers(1, 3)), min_size=1, max_size=8))
+def test_every_call_has_the_head_that_it_was_sent_with(calls: list[tuple[list[tuple[bytes, bytes]], int]]) -> None:
+    """Calls that say the same, one after the other, share it."""
+    peer = Peer()
+    wanted = [fields for fields, again in calls for _ in range(again)]
+    peer.send(*[peer.call(2 * i + 1, b"m", *fields) for i, fields in enumerate(wanted)])
+    heads = [call.head for call, _ in peer.connection.arrived]
+    assert [
+        list(head.fields[-len(fields) :]) if fields else [] for head, fields in zip(heads, wanted, strict=True)
+    ] == wanted
+    assert all((a is b) == (a.fields == b.fields) for a, b in itertools.pairwise(heads))

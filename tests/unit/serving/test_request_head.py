@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forwardpass.serving.request_head import HeadReader, RequestHead
+from forwardpass.serving.request_head import RequestHead
 
 CALL = (
     (b":method", b"POST"),
@@ -74,30 +74,3 @@ def test_metadata_keeps_its_order_and_what_repeats() -> None:
     head = RequestHead((*CALL, (b"x-a", b"1"), (b"x-b", b"\xff"), (b"x-a", b"2")))
     assert head.metadata[1:] == (("x-a", "1"), ("x-b", "\ufffd"), ("x-a", "2"))
     assert head.field(b"user-agent") == b"tester/1" and head.field(b"x-none") == b""
-
-
-VARYING = st.lists(
-    st.sampled_from(
-        [
-            (b"grpc-timeout", b"20m"), (b"grpc-timeout", b"30m"), (b"grpc-timeout", b"soon"),
-            (b"traceparent", b"00-1"),
-            (b"traceparent", b"00-2"), (b"grpc-encoding", b"gzip"), (b"content-type", b"text/html"),
-            (b"x-a-bin", b"AAE"),
-            (b":path", b"/other"), (b":method", b"GET"), (b"forwardpass-timings", b"1"), (b"user-agent", b"another/2"),
-        ]
-    ),
-    max_size=4,
-)  # fmt: skip
-
-
-@given(st.lists(st.tuples(VARYING, st.integers(0, len(CALL)), st.integers(0, 2)), max_size=8))
-def test_a_reader_reads_what_a_head_by_itself_does(calls: Any) -> None:
-    """Whatever differs from call to call, wherever it stands, and however often it repeats."""
-    reader = HeadReader()
-    for varying, place, again in calls:
-        fields = CALL[:place] + tuple(varying) + CALL[place:]
-        for _ in range(1 + again):
-            got, wanted = reader.read(fields), RequestHead(fields)
-            for name in ("fields", "path", "timeout", "encoding", "timings", "problem", "http_status", "nbytes"):
-                assert getattr(got, name) == getattr(wanted, name), name
-            assert got.metadata == wanted.metadata
