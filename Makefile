@@ -54,7 +54,7 @@ models: venv ## train and export the three recipes (MODELS='document digits mnis
 
 demo: venv ## train digits, serve it, call it from concurrent clients, compare with PyTorch
 	@$(PY) models/digits/train.py --repository models
-	@$(PY) -m forwardpass.demo $(ARGS)
+	@$(PY) models/demo.py $(ARGS)
 
 test: venv ## the tests, in minutes (ARGS='-k wire' and the like reach pytest)
 	@$(PY) -m pytest -m "not slow" -n auto --dist loadfile $(ARGS)
@@ -119,7 +119,7 @@ bench-gpu: venv ## measure this machine's CUDA device (EXTRAS=gpu,train,dev)
 	@$(PY) benchmarks/bench_gpu.py $(ARGS)
 
 serve: venv ## serve models/ (ARGS='--grpc-port 0')
-	@$(PY) -m forwardpass.cli serve models $(ARGS)
+	@$(PY) -m forwardpass serve models $(ARGS)
 
 clean: ## remove caches and build outputs
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis benchmarks/out

@@ -1,7 +1,7 @@
-"""An echo on the direct door's own transport: bytes in, the first 1,024 of them out. The floor under a request here.
+"""An echo on the direct transport: bytes in, the first 1,024 of them out. The floor under a request here.
 
 No more come out, since an answer of a network is mostly smaller than what was asked. The sockets and the protocol are
-the server's own (`serving.sockets`, `serving.http2_connection`); what is left out is everything behind them.
+the server's own (`transport.http2`); what is left out is everything behind them.
 
 Prints `grpc HOST:PORT` and `ready`; ends on SIGTERM.
 """
@@ -12,10 +12,10 @@ import gc
 import signal
 import threading
 
-from forwardpass.serving.client_socket import Client
-from forwardpass.serving.http2_connection import Connection
-from forwardpass.serving.http2_send_side import ReceiveBudget
-from forwardpass.serving.sockets import Sockets
+from forwardpass.transport.http2.connection import Connection
+from forwardpass.transport.http2.peer import Client
+from forwardpass.transport.http2.send_side import ReceiveBudget
+from forwardpass.transport.http2.sockets import Sockets
 from harness import METHOD
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import harness
 import mlp_file
-from forwardpass.loadtest import bodies as requests
+from forwardpass.loadtest import request_bodies as requests
 from forwardpass.loadtest.target import Client, Target
 from gpu_cases import NETWORKS
 from harness import BenchmarkError

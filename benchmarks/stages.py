@@ -20,28 +20,33 @@ import numpy as np
 
 from bodies import request as make_message
 from forwardpass import protocol
-from forwardpass.serving.admission import Admission
-from forwardpass.serving.grpc_messages import MESSAGE_STRUCT
-from forwardpass.serving.http2_connection import INITIAL_WINDOW_SIZE, Connection
-from forwardpass.serving.http2_send_side import ReceiveBudget, SendSide
-from forwardpass.serving.intake import Intake
-from forwardpass.serving.matrix import stack
-from forwardpass.serving.metrics import ModelMetrics, Ran
-from forwardpass.serving.repository import Repository
-from forwardpass.serving.request import NEW, Request, Timing
-from forwardpass.serving.session import new_run_options
-from forwardpass.serving.threads import available
-from forwardpass.serving.worker import Answer, Worker
+from forwardpass.batching.admission import Admission
+from forwardpass.batching.request import NEW
+from forwardpass.execution.cpu_budget import available
+from forwardpass.execution.ort_session import new_run_options
+from forwardpass.execution.stacking import stack
+from forwardpass.inference.intake import Intake
+from forwardpass.inference.request import InferenceRequest
+from forwardpass.inference.worker import Worker
+from forwardpass.observability.model_metrics import ModelMetrics, Ran
+from forwardpass.protocol.timings import BatchTiming
+from forwardpass.repository.repository import Repository
 from forwardpass.settings import Settings
+from forwardpass.transport.http2.connection import INITIAL_WINDOW_SIZE, Connection
+from forwardpass.transport.http2.grpc_framing import MESSAGE_STRUCT
+from forwardpass.transport.http2.send_side import ReceiveBudget, SendSide
+from forwardpass.transport.interface import Answer, PendingRequest
 
 REPEATS = 7  # of each measurement; the smallest counts, since whatever else the machine does only adds
 SECONDS = 0.1  # of each repeat
 
 
 class Nowhere:
-    """A door that takes the answers and does nothing with them."""
+    """A transport that takes the answers and does nothing with them."""
 
-    def deliver(self, requests: Sequence[Request], answers: Sequence[Answer], timing: Timing | None) -> None:
+    def deliver(
+        self, requests: Sequence[PendingRequest[int]], answers: Sequence[Answer], timing: BatchTiming | None
+    ) -> None:
         pass
 
 
@@ -118,11 +123,11 @@ def measure(repository: Path, model: str, batch: int, rows: int) -> list[tuple[s
         if entry.name == model:
             models.load(entry)
     worker: Worker = models.resolve(model, "")
-    intake = Intake(Nowhere(), models, admission, ModelMetrics("", ""), settings.max_message_bytes)
+    intake: Intake[int] = Intake(Nowhere(), models, admission, ModelMetrics("", ""), settings.max_message_bytes)
     tensor = worker.interface.inputs[0]
     message = make_message(model, np.random.default_rng(0).standard_normal((rows, tensor.shape[1])).astype("<f4"))
 
-    def take() -> list[Request]:
+    def take() -> list[InferenceRequest[int]]:
         intake.begin()
         found = [intake.take(i, message, None) for i in range(batch)]
         intake._groups.clear()
@@ -157,7 +162,7 @@ def measure(repository: Path, model: str, batch: int, rows: int) -> list[tuple[s
     decode = microseconds(lambda: [decoder.decode(message) for _ in range(batch)])
     received, sent = transport(message, bytes(runner.scatter(requests, outputs, wanted)[0]), batch)  # type: ignore[arg-type]
     stations = [
-        ("decode: message to header and tensor bytes", decode),
+        ("decode: message to template and tensor bytes", decode),
         ("intake: a request object, its group, its deadline", microseconds(take) - decode),
         ("queue: offer, take, finish", microseconds(queued)),
         ("stack: rows to one matrix", microseconds(lambda: stack(tensor, buffers, shape))),

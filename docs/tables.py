@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 from forwardpass import settings
-from forwardpass.serving import metrics, model_config
+from forwardpass.model import options
+from forwardpass.observability import model_metrics
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-TABLES = {"settings": settings.table, "model options": model_config.table, "metrics": metrics.table}
+TABLES = {"settings": settings.table, "model options": options.table, "metrics": model_metrics.table}
 BLOCK = re.compile(r"(<!-- table: (?P<name>[a-z ]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forwardpass.contract import CONTRACT_FILE, Contract
 from forwardpass.errors import ContractError, ForwardpassError
-from forwardpass.export.staging import versions
+from forwardpass.export.staged_version import versions
+from forwardpass.model.contract import CONTRACT_FILE, Contract
 
 if TYPE_CHECKING:
     import numpy as np

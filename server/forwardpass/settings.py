@@ -2,7 +2,7 @@
 
 The command line (`--grpc-port`), the environment (`FORWARDPASS_GRPC_PORT`) and the README's table are made from the
 fields below. Precedence: command line, then environment, then default. What belongs to one model rather than to the
-server is in `serving/model_config.py`.
+server is in `model/options.py`.
 """
 
 from __future__ import annotations

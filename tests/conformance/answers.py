@@ -16,7 +16,7 @@ import numpy as np
 from tests.service import models
 
 from forwardpass import protocol
-from forwardpass.serving import stream
+from forwardpass.api import infer_stream
 
 VERIFIERS = Path(__file__).parent / "verifiers"
 MARK = "########"
@@ -51,7 +51,7 @@ def _write(files: Path, name: str, model: str, x: np.ndarray[Any, Any]) -> None:
     response.raw_output_contents.append(x.tobytes())
     (files / f"{name}.request").write_bytes(request.SerializeToString())
     (files / f"{name}.response").write_bytes(response.SerializeToString())
-    (files / f"{name}.streamed").write_bytes(stream.answered(response.SerializeToString()))
+    (files / f"{name}.streamed").write_bytes(infer_stream.answered(response.SerializeToString()))
 
 
 def without_large_streams(messages: Path) -> Path:

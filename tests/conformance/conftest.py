@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.conformance.tool import Tool
 
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 TOOLS = Path(__file__).parents[2] / ".venv-conformance"
 

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 CALLERS = Path(__file__).parent / "callers"
 SECONDS = 60.0  # for what is waited for

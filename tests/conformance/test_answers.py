@@ -18,7 +18,7 @@ from tests.conformance.proxies import PROXIES, in_front
 from tests.service.certificates import Authority
 
 from forwardpass import protocol
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 CALLS = 400
 SECONDS = 300.0

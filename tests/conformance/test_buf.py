@@ -10,7 +10,7 @@ import numpy as np
 from tests.conformance.tool import Tool
 
 from forwardpass import Client, protocol
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 
 def curl(buf: Tool, server: ServerProcess, method: str, message: dict[str, Any]) -> dict[str, Any]:

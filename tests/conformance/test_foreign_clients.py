@@ -10,7 +10,7 @@ import numpy as np
 from tests.conformance.tool import Tool
 
 from forwardpass import Client, protocol
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 HERE = Path(__file__).parent
 X = np.linspace(0, 1, 128, dtype=np.float32).reshape(2, 64)

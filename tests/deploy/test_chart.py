@@ -11,7 +11,7 @@ from tests.deploy import toolbox
 from tests.deploy.conftest import Figure
 from tests.deploy.policy import broken
 
-from forwardpass.serving.metrics import table as metrics_table
+from forwardpass.observability.model_metrics import table as metrics_table
 from forwardpass.settings import PREFIX, Settings
 
 Values = dict[str, Any]

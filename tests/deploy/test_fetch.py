@@ -17,7 +17,7 @@ import pytest
 from tests.deploy import toolbox
 
 from forwardpass import Client
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 PROGRAM = toolbox.CHART / "files" / "fetch.py"
 Fetch = Callable[[bytes, str | None], subprocess.CompletedProcess[str]]

@@ -11,7 +11,7 @@ import pytest
 import tritonclient.grpc as triton
 from tests.deploy import toolbox
 
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 KSERVE = toolbox.DEPLOY / "kserve"
 NOT_HERE = ("--host", "--grpc-port", "--metrics-port")  # a free port of this machine's own instead

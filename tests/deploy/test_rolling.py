@@ -22,7 +22,7 @@ from tests.service import models
 
 from forwardpass import Client
 from forwardpass.client.errors import CallError
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import recipe_repository
 
-from forwardpass.serving.placement import look_at_this_machine
+from forwardpass.execution.placement import look_at_this_machine
 
 
 @pytest.fixture(scope="session", autouse=True)

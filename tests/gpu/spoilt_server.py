@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from forwardpass.cli import main
+from forwardpass.cli.main import main
 
 
 def _libcuda() -> Any:

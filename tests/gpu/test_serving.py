@@ -15,11 +15,11 @@ from tests.service import models
 
 from forwardpass import Client
 from forwardpass.client import errors as call_errors
-from forwardpass.contract import CONTRACT_FILE, MODEL_FILE, Contract, compare
 from forwardpass.errors import ForwardpassError
-from forwardpass.server_process import ServerProcess
-from forwardpass.serving.placement import place
-from forwardpass.serving.session import Session
+from forwardpass.execution.ort_session import Session
+from forwardpass.execution.placement import place
+from forwardpass.model.contract import CONTRACT_FILE, MODEL_FILE, Contract, compare
+from forwardpass.testing.server_process import ServerProcess
 
 pytestmark = pytest.mark.gpu
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from tests.gpu.libcuda import used_memory
 from tests.service import models
 
-from forwardpass.contract import CONTRACT_FILE, MODEL_FILE, Contract, Tolerance, compare
-from forwardpass.serving.cuda_session import CudaSession
-from forwardpass.serving.gpu_metrics import GpuRan
-from forwardpass.serving.placement import place
-from forwardpass.serving.session import Session
+from forwardpass.execution.cuda.session import CudaSession
+from forwardpass.execution.ort_session import Session
+from forwardpass.execution.placement import place
+from forwardpass.model.contract import CONTRACT_FILE, MODEL_FILE, Contract, Tolerance, compare
+from forwardpass.observability.gpu import GpuRan
 
 pytestmark = pytest.mark.gpu
 

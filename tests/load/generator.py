@@ -28,7 +28,7 @@ import grpc.aio
 import numpy as np
 
 from forwardpass import protocol
-from forwardpass.loadtest import bodies, measured
+from forwardpass.loadtest import measurement, request_bodies
 from forwardpass.loadtest.target import Client, Target
 
 ECHO = Path(__file__).parents[2] / "benchmarks" / "echo_direct.py"
@@ -63,7 +63,7 @@ def blocking(address: str, seconds: float, threads: int) -> float:
     done = [0] * threads
     end = time.monotonic() + seconds
     with grpc.insecure_channel(address) as channel:
-        call = channel.unary_unary(bodies.PATH)
+        call = channel.unary_unary(request_bodies.PATH)
         body = message()
 
         def work(place: int) -> None:
@@ -84,7 +84,7 @@ async def asynchronous(address: str, seconds: float, tasks: int) -> float:
     done = 0
     end = time.monotonic() + seconds
     async with grpc.aio.insecure_channel(address) as channel:
-        call: Any = channel.unary_unary(bodies.PATH)
+        call: Any = channel.unary_unary(request_bodies.PATH)
         body = message()
 
         async def work() -> None:
@@ -107,15 +107,15 @@ def main() -> int:
     if len(cores) < 2:
         print("generator: needs two cores, one for the server and one for itself", file=sys.stderr)
         return 2
-    requests = bodies.Requests([message()], [1], [1.0], "one row")
+    requests = request_bodies.Requests([message()], [1], [1.0], "one row")
     points = []
     with echo(cores[0]) as address:
         client = Client(processes=1, core=cores[1], warm_up=0.5)
         target = Target(address, "digits", requests, client, name="echo", metrics_url="http://127.0.0.1:1/")
         for rate in map(float, args.rates.split(",")):
             points.append(target.at_rate(rate, args.seconds))
-            print(measured.line(points[-1]), file=sys.stderr)
-        print(measured.table(points))
+            print(measurement.line(points[-1]), file=sys.stderr)
+        print(measurement.table(points))
         for point in points:
             for why in point.saturation:
                 print(f"{point.offer.rate:,.0f}/s: {why}")

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from forwardpass.errors import ForwardpassError
-from forwardpass.loadtest import bodies, measured, slo
-from forwardpass.loadtest.connection import Body, Connection
-from forwardpass.loadtest.headers import request_block
+from forwardpass.loadtest import measurement, objective_search, request_bodies
+from forwardpass.loadtest.generator.connection import Body, Connection
+from forwardpass.loadtest.generator.headers import request_block
 from forwardpass.loadtest.target import Client, Target
 
 try:
@@ -47,7 +47,7 @@ class Caller:
     def __init__(self, address: str, connections: int, in_flight: int) -> None:
         host, _, port = address.rpartition(":")
         self._connections = [Connection(host, int(port)) for _ in range(connections)]
-        self._block = request_block(bodies.PATH, address, None)
+        self._block = request_block(request_bodies.PATH, address, None)
         self._queue: deque[tuple[Any, Body]] = deque()
         self._limit = in_flight
         self._wake = os.eventfd(0, os.EFD_NONBLOCK)
@@ -162,7 +162,9 @@ def main() -> int:
     parser.add_argument("target", metavar="HOST:PORT")
     parser.add_argument("model")
     parser.add_argument("--scenario", choices=["Server", "SingleStream", "Offline"], default="Server")
-    parser.add_argument("--slo", type=slo.parse, default=slo.parse("p99=10ms"), help="[p99=10ms]")
+    parser.add_argument(
+        "--slo", type=objective_search.parse, default=objective_search.parse("p99=10ms"), help="[p99=10ms]"
+    )
     parser.add_argument("--qps", type=float, help="the rate to judge, or to expect; found out where it is not said")
     parser.add_argument("--duration", type=float, default=30.0, help="seconds, at least [30]")
     parser.add_argument("--probe", type=float, default=2.0, help="seconds of each probe of the search [2]")
@@ -175,9 +177,9 @@ def main() -> int:
     args = parser.parse_args()
     sys.setswitchinterval(0.0005)  # LoadGen's thread and that of the calls hand over often
     try:
-        info = bodies.info(args.target, args.model)
-        requests = bodies.make(info, "", {1: 1.0}, None, 0)
-        batches = bodies.make(info, "", {args.rows: 1.0}, None, 0)
+        info = request_bodies.info(args.target, args.model)
+        requests = request_bodies.make(info, "", {1: 1.0}, None, 0)
+        batches = request_bodies.make(info, "", {args.rows: 1.0}, None, 0)
         qps = args.qps or 1.0
         if args.scenario == "Offline" and not args.qps:
             # LoadGen makes as many rows as this expects to last for the duration, and half as many again.
@@ -186,12 +188,12 @@ def main() -> int:
         if args.scenario == "Server" and not args.qps:
             target = Target(args.target, args.model, requests, Client(core=args.core, warm_up=0.5))
 
-            def probe(rate: float, seconds: float) -> measured.Measured:
+            def probe(rate: float, seconds: float) -> measurement.Measured:
                 point = target.at_rate(rate, seconds)
-                print(measured.line(point), file=sys.stderr)
+                print(measurement.line(point), file=sys.stderr)
                 return point
 
-            knee = slo.search(probe, args.slo, args.probe, args.repeats, start=1000.0)
+            knee = objective_search.search(probe, args.slo, args.probe, args.repeats, start=1000.0)
             qps = knee.confirmed.offer.rate
             found = f"{knee.objective} up to {knee.rate:,.0f}/s ({knee.low:,.0f} to {knee.high:,.0f})"
             print(f"{found}; judged at {qps:,.0f}/s")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
 from forwardpass import protocol
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 _GAUGES = re.compile(
     r"^forwardpass_(queue_requests|queue_rows|running_requests|in_flight_requests|in_flight_bytes)(?:{.*})? (\S+)$",

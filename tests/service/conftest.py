@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 sys.path.append(str(Path(__file__).parent))
 

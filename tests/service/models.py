@@ -15,7 +15,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from forwardpass.contract import CONTRACT_FILE, MODEL_FILE, Contract, Samples, TensorSpec, Tolerance, file_digest
+from forwardpass.model.contract import CONTRACT_FILE, MODEL_FILE, Contract, Samples, TensorSpec, Tolerance, file_digest
 
 OPSET = 17
 IR_VERSION = 9  # what every ONNX Runtime that we support can read

@@ -10,13 +10,14 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from tests.unit.serving.fake_device import ILLEGAL_ADDRESS, FakeDriver, FakeRuntime, cuda_failure
+from tests.unit.fake_device import ILLEGAL_ADDRESS, FakeDriver, FakeRuntime, cuda_failure
 
-from forwardpass.cli import main
-from forwardpass.serving import lifecycle, repository
-from forwardpass.serving.cuda_session import CudaSession
-from forwardpass.serving.loader import load
-from forwardpass.serving.placement import Machine, Placement, place
+from forwardpass.cli.main import main
+from forwardpass.execution.cuda.session import CudaSession
+from forwardpass.execution.placement import Machine, Placement, place
+from forwardpass.repository import repository
+from forwardpass.repository.loader import load
+from forwardpass.server import server
 
 
 def serve(folder: Path, arguments: list[str]) -> int:
@@ -36,7 +37,7 @@ def serve(folder: Path, arguments: list[str]) -> int:
 
     runtime.before = before
     repository.load = partial(load, opens=opens, look=lambda: Machine(2))
-    lifecycle.place = partial(place, look=lambda: Machine(2))
+    server.place = partial(place, look=lambda: Machine(2))
     return main(["serve", *arguments])
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from forwardpass import Client
 from forwardpass.errors import ForwardpassError
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 Serve = Callable[..., ServerProcess]
 ROW = np.ones((1, 2), np.float32)

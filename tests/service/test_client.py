@@ -29,7 +29,7 @@ from forwardpass.client import (
     Unavailable,
 )
 from forwardpass.protocol import DATATYPES
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 Serve = Callable[..., ServerProcess]
 

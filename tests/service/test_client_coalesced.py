@@ -28,7 +28,7 @@ from forwardpass.client import (
     Unavailable,
 )
 from forwardpass.client.coalescing_threads import PipeBell
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 Serve = Callable[..., ServerProcess]
 

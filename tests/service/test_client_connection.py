@@ -18,7 +18,7 @@ from certificates import Authority, Pair
 from models import chain, save
 
 from forwardpass import AsyncClient, Client, protocol
-from forwardpass.cli import main
+from forwardpass.cli.main import main
 from forwardpass.client import (
     Cancelled,
     Coalesce,
@@ -28,7 +28,7 @@ from forwardpass.client import (
     Unauthenticated,
     Unavailable,
 )
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 Said = pytest.CaptureFixture[str]
 

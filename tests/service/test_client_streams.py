@@ -27,7 +27,7 @@ from forwardpass.client import (
     ResourceExhausted,
     Unavailable,
 )
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 Serve = Callable[..., ServerProcess]
 

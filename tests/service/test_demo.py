@@ -1,4 +1,4 @@
-"""`python -m forwardpass.demo`: the whole way; and that it fails when an answer, or the server, is not right."""
+"""`python models/demo.py`: the whole way; and that it fails when an answer, or the server, is not right."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def models(digits_repository: Path, tmp_path: Path) -> Path:
 
 
 def demo(models: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "forwardpass.demo", "--models", str(models), "--calls", "720", *arguments]
+    line = [sys.executable, str(MODELS / "demo.py"), "--models", str(models), "--calls", "720", *arguments]
     return subprocess.run(line, capture_output=True, text=True, timeout=240, check=False)
 
 

@@ -16,7 +16,7 @@ import tritonclient.grpc as triton
 from caller import Caller, outputs, request, threads, until
 from numpy.typing import NDArray
 
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 THREADS, EACH = 24, 60
 OPTIONS = "max_batch_size = 64\nmax_queue_delay_us = 2000\n"  # so that requests do share runs where they may

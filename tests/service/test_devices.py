@@ -21,8 +21,8 @@ from caller import Caller, Refused, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from test_lifecycle import Starting, refused_start, starting
 
-from forwardpass.server_process import ServerProcess
-from forwardpass.serving.placement import look_at_this_machine
+from forwardpass.execution.placement import look_at_this_machine
+from forwardpass.testing.server_process import ServerProcess
 
 ROOT = Path(__file__).parents[2]
 X = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)

@@ -14,7 +14,7 @@ import tritonclient.grpc as triton
 from caller import Caller, Refused, outputs, packed, request, threads, until
 
 from forwardpass import protocol
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 TIMINGS = (("forwardpass-timings", "1"),)
 X = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)

@@ -24,7 +24,7 @@ from tests.conformance.drains import CALLERS, drain_by_turns, drain_failures
 
 from forwardpass import Client, protocol
 from forwardpass.client.errors import CallError, Unavailable, Unimplemented
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 Serve = Callable[..., ServerProcess]
 ROW = np.ones((1, 1), np.float32)

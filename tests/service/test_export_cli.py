@@ -11,12 +11,12 @@ import onnx
 import pytest
 import torch
 
-from forwardpass.cli import main
-from forwardpass.contract import CONTRACT_FILE, MODEL_FILE, Contract
-from forwardpass.serving.admission import Admission
-from forwardpass.serving.loader import load
-from forwardpass.serving.model_config import ModelConfig
-from forwardpass.serving.threads import Cores
+from forwardpass.batching.admission import Admission
+from forwardpass.cli.main import main
+from forwardpass.execution.cpu_budget import Cores
+from forwardpass.model.contract import CONTRACT_FILE, MODEL_FILE, Contract
+from forwardpass.model.options import ModelConfig
+from forwardpass.repository.loader import load
 from forwardpass.settings import Settings
 
 NETWORK = '''
@@ -77,7 +77,7 @@ TO = ["--name", "net", "--repository", "repository"]
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "forwardpass.cli", *arguments]
+    return [sys.executable, "-m", "forwardpass", *arguments]
 
 
 def test_a_network_is_exported_and_reported(project: Path) -> None:

@@ -20,7 +20,7 @@ import tritonclient.grpc
 from caller import Caller, Refused, open_files, outputs, packed, request, until
 
 from forwardpass import protocol
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 GOOD = request("chain", np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32))
 INTERNALS = re.compile(r"protobuf|upb|Traceback|File \"|\.cc:|\.py|onnxruntime|0x[0-9a-f]{6}", re.IGNORECASE)

@@ -22,7 +22,7 @@ import pytest
 from caller import Caller, Refused, open_files, outputs, request, thread_names, until
 from onnx import helper
 
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 GOOD = request("chain", np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32))
 TURNS = 1_500_000.0  # of `hold`: a second or more, and more yet where the machine is busy

@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from forwardpass import protocol
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 SECONDS = 60.0
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3

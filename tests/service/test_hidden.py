@@ -20,11 +20,11 @@ import pytest
 import torch
 import tritonclient.grpc as triton
 
-from forwardpass.cli import main
-from forwardpass.contract import Contract, compare
+from forwardpass.cli.main import main
 from forwardpass.errors import ExportError
 from forwardpass.export import export
-from forwardpass.server_process import ServerProcess
+from forwardpass.model.contract import Contract, compare
+from forwardpass.testing.server_process import ServerProcess
 
 MODELS = Path(__file__).parents[2] / "models"
 NETWORKS = {"document": ("FeedForwardNet", 5), "digits": ("Digits", 64), "mnist": ("Mnist", 784)}

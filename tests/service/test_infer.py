@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from forwardpass import protocol
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 DIGITS = Path(__file__).parents[2] / "models" / "digits" / "data.py"
 

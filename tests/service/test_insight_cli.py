@@ -51,7 +51,7 @@ def steps(page: str) -> Iterator[Step]:
             command, _, output = part.partition("\n")
             name, *arguments = shlex.split(command)
             assert name == "forwardpass", f"the page runs {name}, which this test does not know"
-            yield Step([sys.executable, "-m", "forwardpass.cli", *arguments], output.splitlines())
+            yield Step([sys.executable, "-m", "forwardpass", *arguments], output.splitlines())
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from caller import INFER, outputs, request, threads, until
 from certificates import Authority, Pair
 from raw_client import HELLO, RawClient
 
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 MIB = 1 << 20
 SIZES = (1 << 16, 1 << 18, MIB, 4 * MIB, 8 * MIB, int(15.9 * MIB))  # bytes of a tensor

@@ -21,12 +21,12 @@ import pytest
 from caller import Caller, Refused, outputs, request, until
 
 from forwardpass import protocol
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 TURNS = 1_000_000.0  # of `hold`: most of a second, and more where the machine is busy
 NONE = np.zeros((1, 1), np.float32)
 ROW = np.ones((1, 4), np.float32)
-COMMAND = [sys.executable, "-m", "forwardpass.cli", "serve"]
+COMMAND = [sys.executable, "-m", "forwardpass", "serve"]
 PORTS = ["--grpc-port", "0", "--metrics-port", "0"]
 
 transports = pytest.mark.parametrize("transport", ["direct", "grpcio"])

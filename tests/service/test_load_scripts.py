@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 LOAD = Path(__file__).parents[1] / "load"
 

@@ -24,18 +24,21 @@ import numpy as np
 import pytest
 from caller import Caller, threads, until
 
-from forwardpass.cli import main
+from forwardpass.cli.main import main
 from forwardpass.errors import LoadTestError, Status
-from forwardpass.loadtest import bodies, connection
-from forwardpass.loadtest.headers import request_block
+from forwardpass.loadtest import request_bodies
+from forwardpass.loadtest.generator import connection
+from forwardpass.loadtest.generator.headers import request_block
 from forwardpass.loadtest.target import Client, Target
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 STALLING = Path(__file__).parents[1] / "load" / "stalling_server.py"
 
 
-def _target(server: ServerProcess, mix: bodies.Mix | None = None, *, verify: bool = True, **client: Any) -> Target:
-    requests = bodies.make(bodies.info(server.address, "digits"), "", mix or {1: 1.0}, None, 0)
+def _target(
+    server: ServerProcess, mix: request_bodies.Mix | None = None, *, verify: bool = True, **client: Any
+) -> Target:
+    requests = request_bodies.make(request_bodies.info(server.address, "digits"), "", mix or {1: 1.0}, None, 0)
     told = Client(**{"warm_up": 0.2, "processes": 1, "connections": 2} | client)
     return Target(server.address, "digits", requests, told, metrics_url=server.metrics_url, verify=verify)
 
@@ -62,10 +65,10 @@ def test_answers_may_go_on_beyond_the_window_that_was_granted_first(
 ) -> None:
     # In reality 2 GiB: what a long test of a large model receives on a connection.
     monkeypatch.setattr(connection, "_MAX_WINDOW", 70_000)
-    requests = bodies.make(bodies.info(server.address, "digits"), "", {100: 1.0}, None, 0)
+    requests = request_bodies.make(request_bodies.info(server.address, "digits"), "", {100: 1.0}, None, 0)
     host, _, port = server.address.rpartition(":")
     with contextlib.closing(connection.Connection(host, int(port))) as one:
-        body, block = connection.Body(requests.messages[0]), request_block(bodies.PATH, server.address, None)
+        body, block = connection.Body(requests.messages[0]), request_block(request_bodies.PATH, server.address, None)
         ended: list[connection.Ended] = []
         for token in range(60):  # each is answered with 4,000 bytes of tensor
             one.start(token, block, body)
@@ -85,7 +88,7 @@ def test_a_closed_loop_keeps_its_calls_in_flight(server: ServerProcess) -> None:
 
 def test_refusals_are_told_by_status_with_their_text(server: ServerProcess) -> None:
     target = _target(server, verify=False)
-    wrong = bodies.Requests([target.requests.messages[0][:-8]], [1], [1.0], "broken")
+    wrong = request_bodies.Requests([target.requests.messages[0][:-8]], [1], [1.0], "broken")
     target.requests = wrong
     point = target.at_rate(200, 0.5)
     assert set(point.recording.by_outcome()) == {"INVALID_ARGUMENT"}
@@ -203,7 +206,7 @@ def test_tune_changes_the_options_file_that_is_there_and_the_next_start_works(
     assert {path.name for path in version.parent.iterdir()} == {"1", name, f"{name}.old"}
     assert (version.parent / f"{name}.old").read_text() == before and "  # ours\n" in options.read_text()
     with ServerProcess(tmp_path / "models") as server:
-        assert bodies.max_batch_rows(server.address, "m") == 64
+        assert request_bodies.max_batch_rows(server.address, "m") == 64
         assert next(line for line in server.lines if line.startswith("model m version 1: batches of up to 64 rows"))
 
 
@@ -247,9 +250,9 @@ def test_the_server_tells_how_many_rows_it_runs_at_once(
 ) -> None:
     server = serve(digits_repository)
     said = tomllib.loads((digits_repository / "digits" / "model.toml").read_text())
-    assert bodies.max_batch_rows(server.address, "digits") == said["max_batch_size"]
+    assert request_bodies.max_batch_rows(server.address, "digits") == said["max_batch_size"]
     with pytest.raises(LoadTestError, match="does not tell the max_batch_size of 'nobody'"):
-        bodies.max_batch_rows(server.address, "nobody")
+        request_bodies.max_batch_rows(server.address, "nobody")
 
 
 def _children(pid: int) -> set[int]:
@@ -262,7 +265,7 @@ def _children(pid: int) -> set[int]:
 def test_a_tune_that_is_told_to_end_leaves_no_process_and_goes_on_later(
     digits_repository: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "forwardpass.cli", "tune", "digits", "--slo", "p99=50ms"]
+    command = [sys.executable, "-m", "forwardpass", "tune", "digits", "--slo", "p99=50ms"]
     command += ["--repository", str(digits_repository), "--state", "state.json", "--output", "found.toml"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
         assert process.stderr is not None

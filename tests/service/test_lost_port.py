@@ -16,7 +16,7 @@ from caller import Caller, request
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from raw_client import HELLO, RawClient, data_frames
 
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 Serve = Callable[..., ServerProcess]
 GOOD = request("chain", np.ones((1, 4), np.float32))

@@ -14,8 +14,8 @@ import pytest
 from models import ELEMENTS, echo, save, two_by_two
 
 from forwardpass import Client
-from forwardpass.cli import main
-from forwardpass.server_process import ServerProcess
+from forwardpass.cli.main import main
+from forwardpass.testing.server_process import ServerProcess
 
 X = np.random.default_rng(0).integers(0, 17, (3, 64)).astype(np.float32)
 Said = pytest.CaptureFixture[str]
@@ -164,7 +164,17 @@ def test_several_inputs_and_outputs_and_texts(tmp_path: Path, serve: Serve, caps
 
 
 def test_as_a_command(server: ServerProcess) -> None:
-    line = [sys.executable, "-m", "forwardpass.cli", "predict", "digits", "--server", server.address, "--input", "-"]
+    line = [
+        sys.executable,
+        "-m",
+        "forwardpass",
+        "predict",
+        "digits",
+        "--server",
+        server.address,
+        "--input",
+        "-",
+    ]
     rows = json.dumps([[0] * 64])
     done = subprocess.run(line, input=rows, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -17,7 +17,7 @@ from caller import Caller, outputs, request, until
 from test_lifecycle import starting
 
 from forwardpass import protocol
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 Serve = Callable[..., ServerProcess]
 

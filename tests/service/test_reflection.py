@@ -11,7 +11,7 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from forwardpass import protocol
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 REQUEST, RESPONSE = protocol.ServerReflectionRequest, protocol.ServerReflectionResponse
 VERSIONS = ("v1", "v1alpha")

@@ -20,7 +20,7 @@ import pytest
 import tritonclient.grpc as triton
 from tests.service.models import chain, save
 
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 SIZES = (16, 64, 64, 8)
 CLIENTS = 8

@@ -23,7 +23,7 @@ from tests.service.caller import Caller, until
 from tests.service.models import INT64, centred, chain, hold, network, save, table, two_by_two
 
 from forwardpass.errors import ForwardpassError
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 Serve = Callable[..., ServerProcess]
 Client = triton.InferenceServerClient

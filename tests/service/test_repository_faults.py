@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from caller import Caller, outputs, request, until
 
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 Serve = Callable[..., ServerProcess]
 

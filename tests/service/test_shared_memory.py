@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from forwardpass import protocol
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 FOLDER = Path("/dev/shm")
 SECONDS = 60.0

@@ -15,7 +15,7 @@ import pytest
 from caller import Caller, outputs, request, until
 from test_lifecycle import COMMAND, PORTS, Starting, starting
 
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 Serve = Callable[..., ServerProcess]
 

@@ -11,7 +11,7 @@ import pytest
 
 from forwardpass import Client
 from forwardpass.errors import ForwardpassError
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 Serve = Callable[..., ServerProcess]
 ROWS = np.linspace(0, 1, 2 * 64, dtype=np.float32).reshape(2, 64)

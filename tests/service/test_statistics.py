@@ -14,7 +14,7 @@ from tests.service.caller import Caller, request, until
 from tests.service.models import chain, hold, save, table
 from tritonclient.utils import np_to_triton_dtype as triton_type
 
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 Client = triton.InferenceServerClient
 

@@ -22,7 +22,7 @@ from onnx import helper, numpy_helper
 from test_lifecycle import starting
 
 from forwardpass import protocol
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 Serve = Callable[..., ServerProcess]
 

@@ -17,8 +17,8 @@ from caller import Caller
 from numpy.typing import NDArray
 
 from forwardpass import protocol
-from forwardpass.server_process import ServerProcess
-from forwardpass.serving.stream import IN_FLIGHT
+from forwardpass.api.infer_stream import IN_FLIGHT
+from forwardpass.testing.server_process import ServerProcess
 
 Serve = Callable[..., ServerProcess]
 STREAM = protocol.METHODS["ModelStreamInfer"]

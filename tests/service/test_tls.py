@@ -21,7 +21,7 @@ from certificates import Authority, Pair
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from forwardpass import protocol
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 Serve = Callable[..., ServerProcess]
 SECONDS = 10.0  # that a call which cannot get through is given
@@ -277,7 +277,7 @@ def broken(request: pytest.FixtureRequest, pair: Pair, authority: Authority, tmp
 def start(repository: Path, *more: str) -> str:
     """What a server that cannot start says."""
     ports = ["--metrics-port", "-1", "--grpc-port", "0"]
-    command = [sys.executable, "-m", "forwardpass.cli", "serve", str(repository), *ports, *more]
+    command = [sys.executable, "-m", "forwardpass", "serve", str(repository), *ports, *more]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0 and "Traceback" not in done.stderr, done.stderr
     return done.stderr

@@ -15,8 +15,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from forwardpass import protocol
-from forwardpass.server_process import ServerProcess
-from forwardpass.serving.auth import ADMIN_METHODS
+from forwardpass.security.tokens import ADMIN_METHODS
+from forwardpass.testing.server_process import ServerProcess
 
 INFER, ADMIN, HASHED = "infer-token-0123456789", "admin-token-0123456789", "hashed-token-0123456789"
 SECONDS = 60.0

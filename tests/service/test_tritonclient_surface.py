@@ -23,7 +23,7 @@ from caller import Caller, request, until
 from certificates import Authority
 
 from forwardpass import __version__
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 triton = pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc] is not installed")
 triton_aio = pytest.importorskip("tritonclient.grpc.aio", reason="tritonclient[grpc] is not installed")

@@ -23,7 +23,7 @@ import pytest
 from caller import Caller, open_files, request, until
 from raw_client import HELLO, RawClient, data_frames
 
-from forwardpass.server_process import ServerProcess
+from forwardpass.testing.server_process import ServerProcess
 
 GOOD = request("chain", np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32))
 BODY = GOOD.SerializeToString()

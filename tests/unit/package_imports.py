@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def name_of(path: Path) -> str:
-    """A file of the package by its module's name: .../serving/wire.py is forwardpass.serving.wire."""
+    """A file of the package by its module's name: …/inference/decoder.py is forwardpass.inference.decoder."""
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from forwardpass import connect_options
 from forwardpass.client import CallError, Client, Coalesce, Counts, Tls
+from forwardpass.console import connection_options
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "client.md"
 TEXT = DOCUMENT.read_text("utf-8")
@@ -44,7 +44,7 @@ def test_every_error_is_told() -> None:
 
 def test_the_options_of_commands_are_told() -> None:
     parser = argparse.ArgumentParser(add_help=False)
-    connect_options.add_arguments(parser)
+    connection_options.add_arguments(parser)
     missing = [action.option_strings[0] for action in parser._actions if f"`{action.option_strings[0]}`" not in TEXT]
     assert not missing
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from forwardpass.serving import pbtxt
+from forwardpass.model import triton_config
 from forwardpass.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,7 +15,9 @@ TEXT = (ROOT / "docs" / "repositories.md").read_text(encoding="utf-8")
 NAMED = {word for code in re.findall(r"`([^`\n]+)`", TEXT) for word in re.findall(r"[a-z_]+", code)}
 
 
-@pytest.mark.parametrize("path", sorted(pbtxt.SUPPORTED | pbtxt.NO_EFFECT.keys() | pbtxt.BECAUSE.keys()))
+@pytest.mark.parametrize(
+    "path", sorted(triton_config.SUPPORTED | triton_config.NO_EFFECT.keys() | triton_config.BECAUSE.keys())
+)
 def test_every_option_is_named(path: str) -> None:
     """Each by its own name; what stands in a map or a list goes with that."""
     last = path.rsplit(".", 1)[-1]

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forwardpass.contract import Tolerance
 from forwardpass.errors import ExportError
+from forwardpass.model.contract import Tolerance
 
 if TYPE_CHECKING:
     from forwardpass.export.exporter import ExportedModel
@@ -53,14 +53,14 @@ def run(args: argparse.Namespace) -> int:
     labels = _labels(args.labels or [])
     _say("loading torch")
     try:
-        from forwardpass.export import exporter, weights
+        from forwardpass.export import checkpoint, exporter
     except ImportError as error:
         _say("")
         raise ExportError(f"{error.name} is missing: pip install 'forwardpass[train,cpu]'") from error
     try:
-        network, is_class = weights.build(args.network, arguments)
+        network, is_class = checkpoint.build(args.network, arguments)
         if args.weights is not None:
-            weights.load_weights(network, args.weights)
+            checkpoint.load_weights(network, args.weights)
         elif is_class:
             raise ExportError(f"{args.network} is a class, whose weights would be random: give --weights FILE")
         exported = exporter.export(

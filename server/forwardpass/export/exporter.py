@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from forwardpass.contract import CONTRACT_FILE, MODEL_FILE, Contract, Samples, TensorSpec, Tolerance, file_digest
 from forwardpass.errors import ExportError
-from forwardpass.export import half_rounding, parity
-from forwardpass.export.exposing import expose
-from forwardpass.export.half_precision import halve
+from forwardpass.execution.onnx_runtime import ort
+from forwardpass.export import fp16_tolerance, parity
+from forwardpass.export.fp16_conversion import halve
+from forwardpass.export.hidden_outputs import expose
 from forwardpass.export.input_spec import InputSpec, batch_symbol, draw, fit_samples, parse_inputs, symbols
-from forwardpass.export.network import Network
-from forwardpass.export.staging import Staging
+from forwardpass.export.staged_version import Staging
+from forwardpass.export.torch_network import Network
 from forwardpass.export.translate import translate
+from forwardpass.model.contract import CONTRACT_FILE, MODEL_FILE, Contract, Samples, TensorSpec, Tolerance, file_digest
 
 # What an answer may be off, by the narrowest float in the network: a few hundred roundings of its last place.
 TOLERANCES = {
@@ -112,7 +112,7 @@ def export(
     if precision == "fp16":
         tell("measuring half precision")
         model = halve(model)
-        tolerance, rounding = half_rounding.hold(model, network, _trials(network, rows, sizes, batch), tolerance)
+        tolerance, rounding = fp16_tolerance.hold(model, network, _trials(network, rows, sizes, batch), tolerance)
     tolerance = tolerance or TOLERANCES[coarsest]
     with staging:
         path = staging.write(MODEL_FILE, model)
@@ -139,7 +139,7 @@ def export(
             rows_independent=independence.within_tolerance if independence is not None else None,
             opset=opset,
             torch=torch.__version__,
-            onnxruntime=onnxruntime.__version__,
+            onnxruntime=ort.__version__,
             provider=parity.PROVIDER,
             reference=network.reference,
             precision=precision,

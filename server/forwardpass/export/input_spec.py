@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forwardpass.contract import DTYPES, TensorSpec
 from forwardpass.errors import ExportError
+from forwardpass.model.contract import DTYPES, TensorSpec
 
 # The numeric dtypes of the protocol, by numpy's names: a PyTorch network takes no text.
 _DTYPES = {dtype.name: dtype for dtype in DTYPES.values() if dtype.kind != "O"}

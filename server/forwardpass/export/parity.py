@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
-from forwardpass.contract import DTYPES, TensorSpec, Tolerance, compare
 from forwardpass.errors import ExportError
+from forwardpass.execution.onnx_runtime import ort
 from forwardpass.export.input_spec import InputSpec
-from forwardpass.export.network import Network, Values
+from forwardpass.export.torch_network import Network, Values
+from forwardpass.model.contract import DTYPES, TensorSpec, Tolerance, compare
 
 PROVIDER = "CPUExecutionProvider"
 # One row, a pair, an odd number, and sizes around what kernels work in.
@@ -43,16 +43,14 @@ class Runner:
 
     def __init__(self, path: Path) -> None:
         """Raises ExportError where ONNX Runtime does not take the file."""
-        options = onnxruntime.SessionOptions()
+        options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # what it has to say comes as an exception too
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
+            self._session = ort.InferenceSession(str(path), options, providers=[PROVIDER])
         except Exception as error:
-            raise ExportError(
-                f"ONNX Runtime {onnxruntime.__version__} does not load it: {_first_line(error)}"
-            ) from error
+            raise ExportError(f"ONNX Runtime {ort.__version__} does not load it: {_first_line(error)}") from error
         self.outputs = [_tensor(value) for value in self._session.get_outputs()]
 
     def check_inputs(self, specs: Iterable[InputSpec]) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from forwardpass.errors import ExportError
 from forwardpass.export.input_spec import InputSpec
-from forwardpass.export.network import Network, Values
+from forwardpass.export.torch_network import Network, Values
 
 # protobuf's own bound on one message; a larger model would need its weights in files beside it.
 MAX_BYTES = 2**31 - 1

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from forwardpass.insight.graph import Graph, Node
+from forwardpass.model.onnx_graph import Graph, Node
 
 _MOVES = {
     *("Cast", "Concat", "Constant", "Dropout", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Shape"),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass.errors import InsightError
-from forwardpass.insight.graph import Graph, Node
+from forwardpass.model.onnx_graph import Graph, Node
 
 Array = NDArray[Any]
 Equation = Callable[..., Array]  # (attributes, *inputs); an input that is left out is None

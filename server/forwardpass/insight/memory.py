@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 from forwardpass.client import Client
-from forwardpass.contract import MODEL_FILE
+from forwardpass.console.tables import si, table
 from forwardpass.errors import InsightError
-from forwardpass.insight import batches, pictures, runtime, source
-from forwardpass.insight.graph import open_graph
-from forwardpass.insight.source import Source
-from forwardpass.insight.tables import si, table
-from forwardpass.server_process import ServerProcess
+from forwardpass.insight import batch_sizes, figures, model_argument, ort_profile
+from forwardpass.insight.model_argument import Source
+from forwardpass.model.contract import MODEL_FILE
+from forwardpass.model.onnx_graph import open_graph
+from forwardpass.testing.server_process import ServerProcess
 
 MODES = {
     "autograd": "PyTorch, kept for backward",
@@ -69,14 +69,18 @@ class Served:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    source.add_arguments(parser)
+    model_argument.add_arguments(parser)
     parser.add_argument(
-        "--batches", type=batches.parse, default=(1, 64, 256, 1024, 4096, 16384), metavar="B,B,...", help="batch sizes"
+        "--batches",
+        type=batch_sizes.parse,
+        default=(1, 64, 256, 1024, 4096, 16384),
+        metavar="B,B,...",
+        help="batch sizes",
     )
     parser.add_argument(
         "--requests", type=int, default=20000, metavar="N", help="requests to a server; 0: none [%(default)s]"
     )
-    pictures.add_argument(parser, "memory and time against batch size")
+    figures.add_argument(parser, "memory and time against batch size")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -86,11 +90,11 @@ def run(args: argparse.Namespace) -> int:
         raise InsightError("needs Linux: the high-water mark of /proc/self/status, and /proc/self/clear_refs")
     if importlib.util.find_spec("torch") is None:
         raise InsightError("needs torch, which is not installed: pip install 'forwardpass[train]'")
-    found = source.find(args.model, args.repository)
+    found = model_argument.find(args.model, args.repository)
     points = list(measure(found.path, args.batches))
     served = serve(found, args.requests) if args.requests > 0 else None
     if args.png is not None:
-        pictures.save(_figure(found.title, points, served), args.png)
+        figures.save(_figure(found.title, points, served), args.png)
     if args.json:
         print(json.dumps(_report(found, points, served), indent=1))
     else:
@@ -102,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
 def measure(path: Path, sizes: Sequence[int]) -> Iterator[Point]:
     """Every mode at every batch size. Raises InsightError with the reason where a pass cannot be run."""
-    command = [sys.executable, "-m", "forwardpass.insight.memory_point"]
+    command = [sys.executable, "-m", "forwardpass.insight.memory_probe"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **_ONE_THREAD}
     ) as process:
@@ -127,7 +131,7 @@ def serve(found: Source, requests: int) -> Served:
         else:
             version.mkdir(parents=True)
             shutil.copy2(found.path, version / MODEL_FILE)
-        rows = runtime.example_rows(open_graph(found.path, _MOST_ROWS), found.contract)
+        rows = ort_profile.example_rows(open_graph(found.path, _MOST_ROWS), found.contract)
         looks = np.unique(np.linspace(0, requests, _SAMPLES + 1).astype(int))
         resident = []
         with ServerProcess(Path(folder)) as server, Client(server.address) as client:
@@ -211,26 +215,26 @@ def _report(found: Source, points: Sequence[Point], served: Served | None) -> Ma
 
 
 def _figure(title: str, points: Sequence[Point], served: Served | None) -> Any:
-    drawn, axes = pictures.figure(3 if served is not None else 2, 1, 4.3)
+    drawn, axes = figures.figure(3 if served is not None else 2, 1, 4.3)
     sizes = sorted({point.rows for point in points})
     for place, (mode, words) in enumerate(MODES.items()):
         own = [point for point in points if point.mode == mode]
-        style = {"color": pictures.hue(place), "marker": "os^D"[place], "markersize": 5}
+        style = {"color": figures.hue(place), "marker": "os^D"[place], "markersize": 5}
         axes[0].plot(sizes, [point.peak / 1e6 for point in own], label=words, **style)
         axes[1].plot(sizes, [point.seconds / point.rows * 1e6 for point in own], **style)
     kept = [point for point in points if point.mode == "autograd"]
-    axes[0].plot(sizes, [p.held / 1e6 for p in kept], "--", color=pictures.hue(0), label="kept for backward, after it")
+    axes[0].plot(sizes, [p.held / 1e6 for p in kept], "--", color=figures.hue(0), label="kept for backward, after it")
     for axis, (words, unit) in zip(axes, _PANELS, strict=False):
         axis.set_title(words)
         axis.set_ylabel(unit)
-    pictures.log_axis(axes[1], sizes)
-    pictures.log_scale(axes[1], [point.seconds / point.rows * 1e6 for point in points])
+    figures.log_axis(axes[1], sizes)
+    figures.log_scale(axes[1], [point.seconds / point.rows * 1e6 for point in points])
     for axis in axes[:2]:
         axis.set_xlabel("rows in the batch")
         axis.tick_params(labelsize=9)
         axis.tick_params(axis="x", rotation=45)
     if served is not None:
-        axes[2].plot(served.requests, [nbytes / 1e6 for nbytes in served.resident], color=pictures.hue(3), marker=".")
+        axes[2].plot(served.requests, [nbytes / 1e6 for nbytes in served.resident], color=figures.hue(3), marker=".")
         axes[2].set_ylim(0, max(served.resident) * 1.3 / 1e6)
         axes[2].set_xlabel("requests answered")
         axes[2].tick_params(labelsize=9)

@@ -14,46 +14,46 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forwardpass import array_files
 from forwardpass.client.arrays import TensorInfo
+from forwardpass.console import array_files
+from forwardpass.console.tables import table
 from forwardpass.errors import InsightError
-from forwardpass.insight import check, pictures, runtime, source
-from forwardpass.insight.graph import Graph, build, read
+from forwardpass.insight import equation_check, figures, model_argument, ort_profile
 from forwardpass.insight.separability import FOLDS, Separability, check_classes, measure
-from forwardpass.insight.tables import table
+from forwardpass.model.onnx_graph import Graph, build, read
 
 _SHOWN_ROWS = 1500  # dots in a picture; the numbers are of all rows
 _PANEL = 250  # pixels of a panel of the page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    source.add_arguments(parser)
+    model_argument.add_arguments(parser)
     parser.add_argument(
         "--data", type=Path, required=True, metavar="FILE", help="rows the network was not trained on: .npy, .npz, .csv"
     )
     parser.add_argument(
         "--labels", type=Path, required=True, metavar="FILE", help="the class of each row, whole numbers: .npy, .csv"
     )
-    pictures.add_argument(parser, "every layer side by side")
+    figures.add_argument(parser, "every layer side by side")
     parser.add_argument("--html", type=Path, metavar="FILE", help="the same as a page of its own, dots with their rows")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, draw. Raises InsightError."""
-    found = source.find(args.model, args.repository)
+    found = model_argument.find(args.model, args.repository)
     model = read(found.path)
-    feeds = check.load_rows(args.data, build(model, 1))
+    feeds = equation_check.load_rows(args.data, build(model, 1))
     count = len(next(iter(feeds.values())))
     graph = build(model, count)
     named = array_files.read(args.labels, sys.stdin, [TensorInfo("labels", "INT64", (-1,))])
     classes = check_classes(next(iter(named.values())).squeeze(), count)
     steps = layers_to_compare(graph)
-    values = {**feeds, **runtime.tensors(graph, [name for name in steps if name not in feeds], feeds)}
+    values = {**feeds, **ort_profile.tensors(graph, [name for name in steps if name not in feeds], feeds)}
     measured = [measure(label, values[name], classes) for name, label in steps.items()]
     words = _class_names(found, classes)
     if args.png is not None:
-        pictures.save(_figure(found.title, measured, classes, words), args.png)
+        figures.save(_figure(found.title, measured, classes, words), args.png)
     if args.html is not None:
         args.html.write_text(_page(found.title, measured, classes, words), "utf-8")
     if args.json:
@@ -112,7 +112,7 @@ def said(measured: Sequence[Separability]) -> str:
     return text
 
 
-def _class_names(found: source.Source, classes: NDArray[np.int64]) -> list[str]:
+def _class_names(found: model_argument.Source, classes: NDArray[np.int64]) -> list[str]:
     """A name for every class there is, in order: the contract's labels where they go that far."""
     values = np.unique(classes)
     labels = next((t.labels for t in found.contract.outputs if t.labels), None) if found.contract is not None else None
@@ -138,12 +138,12 @@ def _shown(classes: NDArray[np.int64]) -> NDArray[np.intp]:
 def _figure(title: str, measured: Sequence[Separability], classes: NDArray[np.int64], words: Sequence[str]) -> Any:
     columns = min(len(measured), 4)
     rows = -(-len(measured) // columns)
-    drawn, axes = pictures.figure(columns, rows, 10 / columns + (1.2 if rows == 1 else 0.7))
+    drawn, axes = figures.figure(columns, rows, 10 / columns + (1.2 if rows == 1 else 0.7))
     shown = _shown(classes)
     for axis, one in zip(axes, measured, strict=False):
         for place, value in enumerate(np.unique(classes)):
             own = one.points[shown][classes[shown] == value]
-            axis.scatter(own[:, 0], own[:, 1], s=9, color=pictures.hue(place), label=words[place], linewidths=0)
+            axis.scatter(own[:, 0], own[:, 1], s=9, color=figures.hue(place), label=words[place], linewidths=0)
         axis.set_title(f"{one.tensor} [{one.places}]\nprobe {one.probe:.1%}")
         axis.set_xlabel(f"component 1 ({one.variance[0]:.0%})")
         axis.set_ylabel(f"component 2 ({one.variance[1]:.0%})")
@@ -172,7 +172,7 @@ def _page(title: str, measured: Sequence[Separability], classes: NDArray[np.int6
         scaled = (one.points - low) / np.where(high > low, high - low, 1) * (_PANEL - 20) + 10
         dots = "".join(
             f'<circle cx="{scaled[i, 0]:.1f}" cy="{_PANEL - scaled[i, 1]:.1f}" r="3" '
-            f'fill="{pictures.hue(values.index(classes[i]))}">'
+            f'fill="{figures.hue(values.index(classes[i]))}">'
             f"<title>row {i}: {escape(words[values.index(classes[i])])}</title></circle>"
             for i in shown
         )
@@ -184,7 +184,7 @@ def _page(title: str, measured: Sequence[Separability], classes: NDArray[np.int6
             f"({one.variance[1]:.0%})</small></figure>"
         )
     key = " ".join(
-        f'<span><b style="color:{pictures.hue(place)}">●</b> {escape(word)}</span>' for place, word in enumerate(words)
+        f'<span><b style="color:{figures.hue(place)}">●</b> {escape(word)}</span>' for place, word in enumerate(words)
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass.errors import InsightError
-from forwardpass.insight.needs import need
+from forwardpass.optional_imports import need
 
 FOLDS = 5
 _SILHOUETTE_ROWS = 2000  # it compares every pair

@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forwardpass.console.tables import si, table
 from forwardpass.errors import ForwardpassError, InsightError
-from forwardpass.insight import batches, cost, pictures, roofs, runtime, source
-from forwardpass.insight.graph import open_graph
-from forwardpass.insight.source import Source
-from forwardpass.insight.tables import si, table
-from forwardpass.serving.cuda_session import CudaSession, open_network
-from forwardpass.serving.knee import RUN_COST, SIZES, SURPLUS, knee
-from forwardpass.serving.placement import look_at_this_machine, place
-from forwardpass.serving.session import Network
+from forwardpass.execution.cuda.session import CudaSession, open_network
+from forwardpass.execution.ort_session import Network
+from forwardpass.execution.placement import look_at_this_machine, place
+from forwardpass.insight import batch_sizes, cost, figures, model_argument, ort_profile, roofline
+from forwardpass.insight.model_argument import Source
+from forwardpass.model.onnx_graph import open_graph
+from forwardpass.repository.knee import RUN_COST, SIZES, SURPLUS, knee
 
 _SIZES = tuple(1 << power for power in range(13))
 _LOOP_SECONDS = 1.0  # a loop expected to take longer is not made
@@ -50,15 +50,15 @@ class Sweep:
 
     provider: str
     threads: int
-    roofs: roofs.Roofs
+    roofs: roofline.Roofs
     points: tuple[Point, ...]
     knee: int  # rows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    source.add_arguments(parser)
+    model_argument.add_arguments(parser)
     parser.add_argument(
-        "--batches", type=batches.parse, default=_SIZES, metavar="B,B,...", help="batch sizes [1,2,4...4096]"
+        "--batches", type=batch_sizes.parse, default=_SIZES, metavar="B,B,...", help="batch sizes [1,2,4...4096]"
     )
     parser.add_argument(
         "--provider", action="append", metavar="NAME", help="cpu or cuda:N; may be repeated [every one there is]"
@@ -67,13 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=float, default=0.05, metavar="S", help="for each batch size, loop and product [%(default)s]"
     )
-    pictures.add_argument(parser, "throughput and latency against batch size")
+    figures.add_argument(parser, "throughput and latency against batch size")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure every provider, print, draw. Raises InsightError where none can be measured."""
-    found = source.find(args.model, args.repository)
+    found = model_argument.find(args.model, args.repository)
     available = ["cpu", *(f"cuda:{device}" for device in range(look_at_this_machine().devices))]
     sweeps = []
     for provider in args.provider or available:
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     if not sweeps:
         raise InsightError("no provider could be measured")
     if args.png is not None:
-        pictures.save(_figure(found.title, sweeps), args.png)
+        figures.save(_figure(found.title, sweeps), args.png)
     if args.json:
         print(json.dumps({"model": found.title, "providers": [_report(s) for s in sweeps]}, indent=1))
     else:
@@ -99,20 +99,20 @@ def sweep(found: Source, provider: str, threads: int, sizes: Sequence[int], seco
     if not session.interface.batchable:
         raise InsightError(f"{found.title}: axis 0 is not a batch of any size")
     if isinstance(session, CudaSession):
-        feeds = runtime.example_rows(open_graph(found.path, 1), found.contract)
+        feeds = ort_profile.example_rows(open_graph(found.path, 1), found.contract)
         half = found.contract is not None and found.contract.precision == "fp16"
         session.prepare(max(sizes), True, [feeds[tensor.name] for tensor in session.interface.inputs], half)
-    limits = roofs.measure(placement)
+    limits = roofline.measure(placement)
     graph = open_graph(found.path, 1)
-    feeds = runtime.example_rows(graph, found.contract)
+    feeds = ort_profile.example_rows(graph, found.contract)
     # What is fused stays out of memory: bytes are counted between the nodes that are really run.
-    groups = [step.covers for step in runtime.execute(graph, found.path, feeds, 0.01).steps]
+    groups = [step.covers for step in ort_profile.execute(graph, found.path, feeds, 0.01).steps]
     weights = cost.total(cost.of_node(graph, node) for node in graph.nodes)
     outputs = session.interface.default_outputs
     points = []
     for rows in sizes:
         graph = open_graph(found.path, rows)
-        feeds = runtime.example_rows(graph, found.contract)
+        feeds = ort_profile.example_rows(graph, found.contract)
         arrays = [feeds[tensor.name] for tensor in session.interface.inputs]
         singles = [[np.ascontiguousarray(a[i : i + 1]) for a in arrays] for i in range(rows)]
         one = _seconds(partial(session.run, singles[0], outputs), 0.0)
@@ -223,15 +223,15 @@ def _report(one: Sweep) -> dict[str, Any]:
 
 
 def _figure(title: str, sweeps: Sequence[Sweep]) -> Any:
-    drawn, axes = pictures.figure(2, len(sweeps), 4.6)
+    drawn, axes = figures.figure(2, len(sweeps), 4.6)
     for row, one in enumerate(sweeps):
         left, right = axes[2 * row], axes[2 * row + 1]
         sizes = [point.rows for point in one.points]
         looped = [point for point in one.points if point.loop is not None]
-        left.plot(sizes, [p.rows / p.product for p in one.points], "o-", color=pictures.hue(0), label="one product")
-        left.plot([p.rows for p in looped], [p.rows / p.loop for p in looped if p.loop], "s-", color=pictures.hue(1))
-        right.plot(sizes, [p.product * 1e6 for p in one.points], "o-", color=pictures.hue(0))
-        right.plot([p.rows for p in looped], [p.loop * 1e6 for p in looped if p.loop], "s-", color=pictures.hue(1))
+        left.plot(sizes, [p.rows / p.product for p in one.points], "o-", color=figures.hue(0), label="one product")
+        left.plot([p.rows for p in looped], [p.rows / p.loop for p in looped if p.loop], "s-", color=figures.hue(1))
+        right.plot(sizes, [p.product * 1e6 for p in one.points], "o-", color=figures.hue(0))
+        right.plot([p.rows for p in looped], [p.loop * 1e6 for p in looped if p.loop], "s-", color=figures.hue(1))
         left.lines[-1].set_label("a loop over rows")
         if all(p.compute_roof and p.memory_roof for p in one.points):
             for name, style, words in (("compute_roof", "--", "compute roof"), ("memory_roof", ":", "memory roof")):
@@ -239,8 +239,8 @@ def _figure(title: str, sweeps: Sequence[Sweep]) -> Any:
                 left.plot(sizes, [r / s for r, s in zip(sizes, ceiling, strict=True)], style, color="#444", label=words)
                 right.plot(sizes, [seconds * 1e6 for seconds in ceiling], style, color="#444")
         for axis, words in ((left, "throughput (rows/s)"), (right, "time of a batch (µs)")):
-            axis.axvline(one.knee, color=pictures.hue(3), alpha=0.7, label=f"knee: {one.knee} rows")
-            pictures.log_axis(axis, sizes)
+            axis.axvline(one.knee, color=figures.hue(3), alpha=0.7, label=f"knee: {one.knee} rows")
+            figures.log_axis(axis, sizes)
             axis.set_yscale("log")
             axis.set_xlabel("rows in the batch")
             axis.set_ylabel(words)

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from forwardpass.errors import InsightError
-from forwardpass.insight.graph import Graph
+from forwardpass.model.onnx_graph import Graph
 
 Operator = Callable[..., torch.Tensor]
 

@@ -6,16 +6,16 @@ Exit status: 0; 1 when nothing could be measured; 3 when the figures are the cli
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from forwardpass.console import arguments
 from forwardpass.errors import LoadTestError
-from forwardpass.loadtest import bodies, measured, slo
-from forwardpass.loadtest.measured import Measured
-from forwardpass.loadtest.schedule import Phase
-from forwardpass.loadtest.slo import Knee
+from forwardpass.loadtest import measurement, objective_search, request_bodies
+from forwardpass.loadtest.generator.schedule import Phase
+from forwardpass.loadtest.measurement import Measured
+from forwardpass.loadtest.objective_search import Knee
 from forwardpass.loadtest.target import Client, Target
 
 SATURATED = 3  # exit status
@@ -25,26 +25,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="HOST:PORT", help="the server's gRPC port, plaintext")
     parser.add_argument("model", help="the model's name")
     load = parser.add_mutually_exclusive_group(required=True)
-    load.add_argument("--rate", type=_rate, metavar="R", help="open loop: R requests/s, whatever has been answered")
+    load.add_argument(
+        "--rate", type=arguments.rate, metavar="R", help="open loop: R requests/s, whatever has been answered"
+    )
     load.add_argument("--steps", type=_rates, metavar="R,R,...", help="open loop at each of these rates in turn")
     load.add_argument("--ramp", type=_ramp, metavar="A:B", help="open loop from A to B requests/s over the duration")
-    load.add_argument("--closed", type=_count, metavar="N", help="closed loop: N requests in flight; hides queueing")
     load.add_argument(
-        "--slo", type=_objective, metavar="p99=10ms", help="search the highest rate that meets this objective"
+        "--closed", type=arguments.count, metavar="N", help="closed loop: N requests in flight; hides queueing"
+    )
+    load.add_argument(
+        "--slo", type=objective, metavar="p99=10ms", help="search the highest rate that meets this objective"
     )
     parser.add_argument(
-        "--duration", type=_seconds, default=10.0, metavar="S", help="seconds, of each rate [10; --slo: 3]"
+        "--duration", type=arguments.seconds, default=10.0, metavar="S", help="seconds, of each rate [10; --slo: 3]"
     )
     parser.add_argument(
         "--warm-up", type=float, default=1.0, metavar="S", help="seconds that are not counted [%(default)s]"
     )
-    parser.add_argument("--repeats", type=_count, default=4, metavar="N", help="searches of --slo [%(default)s]")
+    parser.add_argument(
+        "--repeats", type=arguments.count, default=4, metavar="N", help="searches of --slo [%(default)s]"
+    )
     parser.add_argument("--arrivals", choices=["poisson", "constant"], default="poisson", help="[%(default)s]")
     parser.add_argument(
-        "--deadline", type=_time, metavar="50ms", help="deadline that requests bring; none is cut short here"
+        "--deadline",
+        type=arguments.duration,
+        metavar="50ms",
+        help="deadline that requests bring; none is cut short here",
     )
     parser.add_argument(
-        "--patience", type=_seconds, default=2.0, metavar="S", help="wait for answers at the end [%(default)s]"
+        "--patience", type=arguments.seconds, default=2.0, metavar="S", help="wait for answers at the end [%(default)s]"
     )
     parser.add_argument("--rows", type=_mix, metavar="N|MIX", help="rows of a request: 8, or 1:70,8:20,64:10 [1]")
     parser.add_argument("--mix", type=Path, metavar="FILE", help="row counts as recorded, one a line, or rows,count")
@@ -57,8 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metrics", metavar="URL", help="the server's Prometheus metrics [http://HOST:8002/metrics]")
     parser.add_argument("--compare-metrics", metavar="URL", help="those of the second server")
     parser.add_argument("--names", metavar="A,B", help="what to call the servers in reports [their addresses]")
-    parser.add_argument("--processes", type=_count, default=0, metavar="N", help="client processes [by the rate]")
-    parser.add_argument("--connections", type=_count, default=8, metavar="N", help="of each process [%(default)s]")
+    parser.add_argument(
+        "--processes", type=arguments.count, default=0, metavar="N", help="client processes [by the rate]"
+    )
+    parser.add_argument(
+        "--connections", type=arguments.count, default=8, metavar="N", help="of each process [%(default)s]"
+    )
     parser.add_argument("--core", type=int, metavar="N", help="pin the client processes to cores from N on")
     parser.add_argument("--seed", type=int, default=0, help="of arrivals and random values [%(default)s]")
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with plots")
@@ -74,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     if args.slo is not None:
         seconds = min(args.duration, 3.0) if args.duration == 10.0 else args.duration
         for target in targets:
-            knee = slo.search(_said(target), args.slo, seconds, args.repeats)
+            knee = objective_search.search(_said(target), args.slo, seconds, args.repeats)
             print(describe(knee))
             knees.append(knee)
             points += knee.points
@@ -82,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         points = _loads(args, targets)
         for target in targets:
             own = [point for point in points if point.offer.target == target.name]
-            print(f"{target.name}, {target.model}, {target.requests.source}\n{measured.table(own)}")
+            print(f"{target.name}, {target.model}, {target.requests.source}\n{measurement.table(own)}")
     _warn(points if not knees else [knee.confirmed for knee in knees])
     _write(args, points, knees)
     if not any(point.recording.ok for point in points):
@@ -94,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
 def _targets(args: argparse.Namespace) -> list[Target]:
     if args.rows and args.mix:
         raise LoadTestError("--rows and --mix both say how many rows a request has: give one")
-    mix = bodies.read_mix(args.mix) if args.mix else args.rows or {1: 1.0}
+    mix = request_bodies.read_mix(args.mix) if args.mix else args.rows or {1: 1.0}
     client = Client(
         args.arrivals,
         args.connections,
@@ -110,8 +123,8 @@ def _targets(args: argparse.Namespace) -> list[Target]:
     names = args.names.split(",") if args.names else addresses
     if len(names) != len(addresses) or len(set(names)) != len(names):
         raise LoadTestError(f"--names: expected {len(addresses)} different names, got {args.names or names[0]}")
-    model = bodies.info(args.target, args.model, args.model_version)
-    requests = bodies.make(model, args.model_version, mix, args.input, args.seed)
+    model = request_bodies.info(args.target, args.model, args.model_version)
+    requests = request_bodies.make(model, args.model_version, mix, args.input, args.seed)
     urls = [args.metrics, args.compare_metrics]
     return [
         Target(address, args.model, requests, client, name=name, metrics_url=url, verify=args.verify)
@@ -130,17 +143,17 @@ def _loads(args: argparse.Namespace, targets: Sequence[Target]) -> list[Measured
                 point = target.phases([Phase(args.duration, *args.ramp)])
             else:
                 point = target.at_rate(rate, args.duration)
-            print(f"{target.name}: {measured.line(point)}", file=sys.stderr)
+            print(f"{target.name}: {measurement.line(point)}", file=sys.stderr)
             points.append(point)
     return points
 
 
-def _said(target: Target) -> slo.Measure:
+def _said(target: Target) -> objective_search.Measure:
     """Its open loop, each probe told on stderr."""
 
     def measure(rate: float, seconds: float) -> Measured:
         point = target.at_rate(rate, seconds)
-        print(f"{target.name}: {measured.line(point)}", file=sys.stderr)
+        print(f"{target.name}: {measurement.line(point)}", file=sys.stderr)
         return point
 
     return measure
@@ -152,7 +165,7 @@ def describe(knee: Knee) -> str:
     text = (
         f"{point.offer.target}: {knee.objective} up to {knee.rate:,.0f} requests/s "
         f"(95 % confidence {knee.low:,.0f} to {knee.high:,.0f}, {len(knee.estimates)} searches, "
-        f"{len(knee.points)} probes); confirmed: {measured.line(point)}"
+        f"{len(knee.points)} probes); confirmed: {measurement.line(point)}"
     )
     if knee.client_limited:
         text += "\nthe client gave out before the server did: these are lower bounds"
@@ -162,73 +175,45 @@ def describe(knee: Knee) -> str:
 def _warn(points: Sequence[Measured]) -> None:
     for point in points:
         for why in point.saturation:
-            print(f"client saturated at {measured.line(point)}\n  {why}", file=sys.stderr)
+            print(f"client saturated at {measurement.line(point)}\n  {why}", file=sys.stderr)
         for outcome, text in point.examples.items():
             print(f"{point.offer.target}: {outcome}, for example: {text}", file=sys.stderr)
 
 
 def _write(args: argparse.Namespace, points: Sequence[Measured], knees: Sequence[Knee]) -> None:
-    from forwardpass.loadtest import report
+    from forwardpass.loadtest.report import load_report
 
     try:
         if args.json:
-            args.json.write_text(report.as_json(points, knees), "utf-8")
+            args.json.write_text(load_report.as_json(points, knees), "utf-8")
         if args.csv:
-            args.csv.write_text(report.as_csv(points), "utf-8")
+            args.csv.write_text(load_report.as_csv(points), "utf-8")
         if args.report:
-            args.report.write_text(report.as_html(points, knees), "utf-8")
+            args.report.write_text(load_report.as_html(points, knees), "utf-8")
     except OSError as error:
         raise LoadTestError(f"{error.filename}: {error.strerror}") from None
 
 
-def _rate(text: str) -> float:
-    rate = float(text)
-    if not 0 < rate <= 1e7:
-        raise argparse.ArgumentTypeError(f"expected more than 0 and at most 1e7 requests/s, got {text}")
-    return rate
-
-
 def _rates(text: str) -> list[float]:
-    return [_rate(part) for part in text.split(",")]
+    return [arguments.rate(part) for part in text.split(",")]
 
 
 def _ramp(text: str) -> tuple[float, float]:
     begin, colon, end = text.partition(":")
     if not colon:
         raise argparse.ArgumentTypeError(f"expected A:B in requests/s, got {text}")
-    return _rate(begin), _rate(end)
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not seconds > 0:
-        raise argparse.ArgumentTypeError(f"expected more than 0 seconds, got {text}")
-    return seconds
-
-
-def _time(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s)", text)
-    if found is None or not float(found[1]):
-        raise argparse.ArgumentTypeError(f"expected a time like 50ms, got {text}")
-    return float(found[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[found[2]]
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
-    return number
+    return arguments.rate(begin), arguments.rate(end)
 
 
 def _mix(text: str) -> dict[int, float]:
     try:
-        return bodies.parse_mix(text)
+        return request_bodies.parse_mix(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _objective(text: str) -> slo.Objective:
+def objective(text: str) -> objective_search.Objective:
     try:
-        return slo.parse(text)
+        return objective_search.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from forwardpass.errors import ConfigError, LoadTestError
-from forwardpass.serving import model_config, pbtxt
-from forwardpass.serving.model_config import ModelConfig
-from forwardpass.serving.text_lines import Node, read_lines
+from forwardpass.model import options, triton_config
+from forwardpass.model.options import ModelConfig
+from forwardpass.model.pbtxt_lines import Node, read_lines
 
 MARK = "# Tuned "  # how the comment that is replaced the next time begins
 _THREADS = "intra_op_thread_count"
@@ -20,7 +20,7 @@ _THREADS = "intra_op_thread_count"
 
 def edited(text: str, name: str, options: Mapping[str, int]) -> str:
     """The text of an options file called `name` with these options of model.toml changed or added."""
-    return _pbtxt(text, options) if name == pbtxt.FILE_NAME else _toml(text, options)
+    return _pbtxt(text, options) if name == triton_config.FILE_NAME else _toml(text, options)
 
 
 def nameless(text: str) -> str:
@@ -41,8 +41,8 @@ def commented(text: str, lines: Iterable[str]) -> str:
 def check(folder: Path, options: Mapping[str, int]) -> None:
     """The options file in `folder` has these values. Raises LoadTestError, for a file that is written unusually."""
     try:
-        triton = folder / pbtxt.FILE_NAME
-        found = pbtxt.load(triton, None) if triton.exists() else ModelConfig.load(folder)
+        triton = folder / triton_config.FILE_NAME
+        found = triton_config.load(triton, None) if triton.exists() else ModelConfig.load(folder)
     except ConfigError as error:
         raise LoadTestError(f"the options cannot be changed in place: {error}") from None
     for name, value in options.items():
@@ -135,5 +135,5 @@ def _replaced(text: str, changes: Iterable[tuple[int, int, str]]) -> str:
 
 def path_of(folder: Path) -> Path:
     """Where a model's options are, or would be written."""
-    triton = folder / pbtxt.FILE_NAME
-    return triton if triton.exists() else folder / model_config.FILE_NAME
+    triton = folder / triton_config.FILE_NAME
+    return triton if triton.exists() else folder / options.FILE_NAME

@@ -16,12 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from forwardpass.console import arguments
 from forwardpass.errors import LoadTestError
-from forwardpass.loadtest import bodies, capacity, charts, measured, page, slo
-from forwardpass.loadtest.capacity import LATENCY_QUANTILES, Alone, Curve, Full, Observed
-from forwardpass.loadtest.charts import Series
-from forwardpass.loadtest.command import _count, _objective, _rate, _seconds
-from forwardpass.loadtest.measured import Measured, ms
+from forwardpass.loadtest import capacity_model, measurement, objective_search, request_bodies
+from forwardpass.loadtest.capacity_model import LATENCY_QUANTILES, Alone, Curve, Full, Observed
+from forwardpass.loadtest.command import objective
+from forwardpass.loadtest.measurement import Measured, ms
+from forwardpass.loadtest.report import charts, page
+from forwardpass.loadtest.report.charts import Series
 from forwardpass.loadtest.target import Client, Target
 
 IN_FLIGHT = 256  # of the closed loop that shows what a full batch costs
@@ -35,17 +37,26 @@ MOST = 1e7  # requests/s, the end of the plots
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rate", type=_rate, required=True, metavar="R", help="requests/s in all, such as 1e6")
-    parser.add_argument("--slo", type=_objective, required=True, metavar="p99=10ms", help="what must hold on each core")
+    parser.add_argument(
+        "--rate", type=arguments.rate, required=True, metavar="R", help="requests/s in all, such as 1e6"
+    )
+    parser.add_argument("--slo", type=objective, required=True, metavar="p99=10ms", help="what must hold on each core")
     parser.add_argument("--curve", type=Path, metavar="FILE", help="a curve that --save wrote")
     parser.add_argument("--target", metavar="HOST:PORT", help="a server on one core (or GPU), to measure the curve on")
     parser.add_argument("--model", help="its model")
     parser.add_argument("--rows", type=int, default=1, metavar="N", help="rows of a request [%(default)s]")
     parser.add_argument(
-        "--max-batch", type=_count, metavar="N", help="the model's max_batch_size in rows [what the server says]"
+        "--max-batch",
+        type=arguments.count,
+        metavar="N",
+        help="the model's max_batch_size in rows [what the server says]",
     )
-    parser.add_argument("--duration", type=_seconds, default=2.5, metavar="S", help="of each measurement [%(default)s]")
-    parser.add_argument("--rounds", type=_count, default=5, metavar="N", help="measurements of each load [%(default)s]")
+    parser.add_argument(
+        "--duration", type=arguments.seconds, default=2.5, metavar="S", help="of each measurement [%(default)s]"
+    )
+    parser.add_argument(
+        "--rounds", type=arguments.count, default=5, metavar="N", help="measurements of each load [%(default)s]"
+    )
     parser.add_argument("--core", type=int, metavar="N", help="pin the load generator to this core")
     parser.add_argument("--cores-per-pod", type=int, default=1, metavar="N", help="[%(default)s]")
     parser.add_argument(
@@ -64,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
     if args.target is not None:
         if args.model is None:
             raise LoadTestError("--target needs --model")
-        requests = bodies.make(bodies.info(args.target, args.model), "", {args.rows: 1.0}, None, args.seed)
+        requests = request_bodies.make(
+            request_bodies.info(args.target, args.model), "", {args.rows: 1.0}, None, args.seed
+        )
         client = Client(core=args.core, processes=1, warm_up=0.5, seed=args.seed)
         target = Target(args.target, args.model, requests, client)
     if args.check and target is None:
@@ -77,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
             windows = in_turns(target, [share * curve.capacity for share in CHECKED_AT], args.duration, 2 * args.rounds)
     elif target is not None:
         also = CHECKED_AT if args.check else ()
-        rows = args.max_batch or bodies.max_batch_rows(args.target, args.model)
+        rows = args.max_batch or request_bodies.max_batch_rows(args.target, args.model)
         curve, windows = measure(target, max(1, rows // args.rows), args.duration, args.rounds, also)
     else:
         raise LoadTestError("give --curve FILE, or --target HOST:PORT and --model to measure one")
@@ -114,7 +127,7 @@ def measure(
     fitted = [share * sustained for share in FITTED_AT]
     checked = [share * sustained for share in also]
     windows = in_turns(target, sorted([*fitted, *checked, *checked]), seconds, rounds, lone)
-    curve = capacity.fit(
+    curve = capacity_model.fit(
         target.model,
         target.requests.mean_rows,
         max_batch,
@@ -140,7 +153,7 @@ def sustained_rate(target: Target, start: float, seconds: float) -> tuple[float,
         answered = min(point.answered_late for point in points)
         if not answered:
             raise LoadTestError(f"of {offered:,.0f} requests/s none was answered in time: there is no capacity to plan")
-        limited = any(point.busy > measured.BUSY for point in points)
+        limited = any(point.busy > measurement.BUSY for point in points)
         if answered < KEPT_UP * offered or limited:
             return answered, limited
         offered *= OVERLOAD
@@ -160,13 +173,13 @@ def in_turns(
 
 
 def _told(point: Measured) -> Measured:
-    print(measured.line(point), file=sys.stderr)
+    print(measurement.line(point), file=sys.stderr)
     return point
 
 
 def _sound(point: Measured) -> Measured:
     if not point.recording.ok or point.errors > MOST_FAILED:
-        raise LoadTestError(f"nothing to plan with: {measured.line(point)}; {point.recording.by_outcome()}")
+        raise LoadTestError(f"nothing to plan with: {measurement.line(point)}; {point.recording.by_outcome()}")
     return point
 
 
@@ -181,12 +194,12 @@ def typical(points: Sequence[Measured], q: float) -> float:
 
 
 def plan(
-    curve: Curve, rate: float, objective: slo.Objective, cores_per_pod: int, spare: float, seed: int
+    curve: Curve, rate: float, objective: objective_search.Objective, cores_per_pod: int, spare: float, seed: int
 ) -> dict[str, Any]:
     """What the load needs. Raises LoadTestError where a single request on an idle core misses the objective."""
-    most = capacity.highest_rate(curve, objective.q, objective.seconds, seed)
+    most = capacity_model.highest_rate(curve, objective.q, objective.seconds, seed)
     if not most:
-        alone = capacity.quantile(curve, 0.001 * curve.capacity, objective.q, seed)
+        alone = capacity_model.quantile(curve, 0.001 * curve.capacity, objective.q, seed)
         raise LoadTestError(
             f"{objective} cannot be met by more cores: p{100 * objective.q:g} on an idle one is {ms(alone)}"
         )
@@ -202,14 +215,14 @@ def plan(
         "cores": pods * cores_per_pod,
         "pods": pods,
         "load_of_a_core": each / curve.capacity,
-        "predicted_seconds": capacity.quantile(curve, each, objective.q, seed),
+        "predicted_seconds": capacity_model.quantile(curve, each, objective.q, seed),
     }
 
 
 def compare(curve: Curve, rate: float, points: Sequence[Measured], q: float, seed: int) -> dict[str, float]:
     """Prediction and measurements at a rate; error: predicted / measured - 1."""
     each = [point.quantile(q) for point in points if point.recording.ok]
-    predicted, actual = capacity.quantile(curve, rate, q, seed), typical(points, q)
+    predicted, actual = capacity_model.quantile(curve, rate, q, seed), typical(points, q)
     return {
         "load": round(rate / curve.capacity, 3),
         "rate": rate,
@@ -224,7 +237,9 @@ def compare(curve: Curve, rate: float, points: Sequence[Measured], q: float, see
     }
 
 
-def _text(curve: Curve, planned: dict[str, Any], checked: Sequence[dict[str, float]], objective: slo.Objective) -> str:
+def _text(
+    curve: Curve, planned: dict[str, Any], checked: Sequence[dict[str, float]], objective: objective_search.Objective
+) -> str:
     stalled = sum(curve.stalls) / len(curve.stalls) if curve.stalls else 0.0
     lines = [
         f"{curve.model}, {curve.rows:g} row(s) a request: a batch of n requests keeps a core for "
@@ -251,11 +266,11 @@ def _text(curve: Curve, planned: dict[str, Any], checked: Sequence[dict[str, flo
 
 
 def _html(curve: Curve, planned: dict[str, Any], checked: Sequence[dict[str, float]], args: argparse.Namespace) -> str:
-    objective: slo.Objective = args.slo
+    objective: objective_search.Objective = args.slo
     shares = [0.05, 0.15, 0.3, 0.45, 0.6, 0.7, 0.8, 0.87, 0.93, 0.97]
     rates = [share * curve.capacity for share in shares]
     curves = [
-        Series(f"p{100 * q:g} simulated", [(r, capacity.quantile(curve, r, q, args.seed)) for r in rates], style)
+        Series(f"p{100 * q:g} simulated", [(r, capacity_model.quantile(curve, r, q, args.seed)) for r in rates], style)
         for q, style in ((0.5, "s0 dots"), (objective.q, "s0"))
     ]
     if checked:
@@ -270,7 +285,7 @@ def _html(curve: Curve, planned: dict[str, Any], checked: Sequence[dict[str, flo
     series = []
     for place, factor in enumerate((1.0, 0.5, 2.0)):
         seconds = objective.seconds * factor
-        most = capacity.highest_rate(curve, objective.q, seconds, args.seed)
+        most = capacity_model.highest_rate(curve, objective.q, seconds, args.seed)
         if most:
             name = f"p{100 * objective.q:g} ≤ {ms(seconds)}"
             series.append(Series(name, [(load, math.ceil(load / most)) for load in loads], f"s{place}"))

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from forwardpass.errors import LoadTestError
-from forwardpass.loadtest import bodies, fleet, histogram, measured, schedule, server_window
-from forwardpass.loadtest.client_process import Order
-from forwardpass.loadtest.measured import Measured, Offer, ms
-from forwardpass.loadtest.recording import Recording
+from forwardpass.loadtest import measurement, request_bodies, server_metrics
+from forwardpass.loadtest.generator import fleet, histogram, schedule
+from forwardpass.loadtest.generator.client_process import Order
+from forwardpass.loadtest.generator.recording import Recording
+from forwardpass.loadtest.measurement import Measured, Offer, ms
 
 PER_PROCESS = 15_000.0  # requests/s of single rows that one client process is given: half of what it can do
 DEFAULT_METRICS_PORT = 8002  # of Forwardpass and of Triton
@@ -44,7 +45,7 @@ class Target:
         self,
         address: str,
         model: str,
-        requests: bodies.Requests,
+        requests: request_bodies.Requests,
         client: Client,
         *,
         name: str = "",
@@ -59,7 +60,7 @@ class Target:
         self.name = name or address
         self.host, self.port = host.strip("[]"), int(port)
         self.requests = requests
-        answers = bodies.answers(address, requests, verify)
+        answers = request_bodies.answers(address, requests, verify)
         self._expected = answers if verify else ()
         self.metrics_url = f"http://{host}:{DEFAULT_METRICS_PORT}/metrics" if metrics_url is None else metrics_url
         self._runs = 0
@@ -97,7 +98,7 @@ class Target:
         order = Order(
             self.host,
             self.port,
-            bodies.PATH,
+            request_bodies.PATH,
             self.requests.messages,
             self.requests.weights,
             seconds,
@@ -121,10 +122,10 @@ class Target:
                 order,
                 self._processes(highest),
                 None if look is None else look.show,
-                lambda: before.append(server_window.scrape(self.metrics_url)),
+                lambda: before.append(server_metrics.scrape(self.metrics_url)),
             )
-        after = server_window.scrape(self.metrics_url)
-        return measured.of(offer, finished, server_window.window(before[0], after, self.model))
+        after = server_metrics.scrape(self.metrics_url)
+        return measurement.of(offer, finished, server_metrics.window(before[0], after, self.model))
 
     def _processes(self, highest: float) -> int:
         if self.client.processes:

@@ -21,18 +21,21 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from forwardpass.console import arguments
 from forwardpass.errors import LoadTestError, ModelError
-from forwardpass.loadtest import bodies, charts, fleet, halving, histogram, options_file, page, slo
-from forwardpass.loadtest.charts import Series
-from forwardpass.loadtest.command import _count, _objective, _seconds
-from forwardpass.loadtest.halving import RUNGS, Rung, Sample, Score, Setting
-from forwardpass.loadtest.measured import ms
-from forwardpass.loadtest.schedule import Phase
+from forwardpass.loadtest import objective_search, options_file, request_bodies, successive_halving
+from forwardpass.loadtest.command import objective
+from forwardpass.loadtest.generator import fleet, histogram
+from forwardpass.loadtest.generator.schedule import Phase
+from forwardpass.loadtest.measurement import ms
+from forwardpass.loadtest.report import charts, page
+from forwardpass.loadtest.report.charts import Series
+from forwardpass.loadtest.successive_halving import RUNGS, Rung, Sample, Score, Setting
 from forwardpass.loadtest.target import Client, Target
-from forwardpass.server_process import ServerProcess
-from forwardpass.serving import pbtxt
-from forwardpass.serving.model_config import ModelConfig
-from forwardpass.serving.model_files import Home
+from forwardpass.model import triton_config
+from forwardpass.model.options import ModelConfig
+from forwardpass.repository.model_folder import Home
+from forwardpass.testing.server_process import ServerProcess
 
 GRID = {
     "max_batch_size": (16, 64, 256),
@@ -48,9 +51,9 @@ _WARM_UP = 0.25  # seconds
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a model of the repository")
-    parser.add_argument("--slo", type=_objective, required=True, metavar="p99=5ms", help="the objective")
+    parser.add_argument("--slo", type=objective, required=True, metavar="p99=5ms", help="the objective")
     parser.add_argument("--repository", type=Path, default=Path("models"), metavar="FOLDER", help="[%(default)s]")
-    parser.add_argument("--rows", type=_count, default=1, metavar="N", help="rows of a request [%(default)s]")
+    parser.add_argument("--rows", type=arguments.count, default=1, metavar="N", help="rows of a request [%(default)s]")
     for name, values in GRID.items():
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, type=_values, default=values, metavar="N,N", help=f"[{','.join(map(str, values))}]")
@@ -117,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     except ModelError as error:
         raise LoadTestError(f"{home.folder}: {error}") from None
     options = {name: getattr(args, name) for name in GRID}
-    settings = halving.grid(options)
+    settings = successive_halving.grid(options)
     with fleet.unwinding(), tempfile.TemporaryDirectory(prefix="forwardpass-tune-") as made:
         names = _repository(Path(made), home, versions, settings)
         with _on(args.server_core):
@@ -129,9 +132,9 @@ def run(args: argparse.Namespace) -> int:
             state = _State.open(args.state or Path(f"tune-{args.model}.json"), key)
             bench = _Bench(server, {**names, first: PRESENT}, state, args)
             lengths = [Rung(s, rung.repeats) for s, rung in zip(args.seconds, RUNGS, strict=True)]
-            rungs = halving.search(settings, bench.measure, lengths)
-            whole = halving.measured(settings, bench.measure, lengths[-1]) if args.exhaustive else {}
-    winner = halving.choose(rungs[-1], first)
+            rungs = successive_halving.search(settings, bench.measure, lengths)
+            whole = successive_halving.measured(settings, bench.measure, lengths[-1]) if args.exhaustive else {}
+    winner = successive_halving.choose(rungs[-1], first)
     spent = state.spent(rungs, lengths)
     print(_told(winner, first, rungs, spent))
     if whole:
@@ -147,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _as_it_runs(address: str, config: ModelConfig) -> Setting:
     """What the server makes of the options as they are: what is not set is what it chose."""
-    found = bodies.model_config(address, PRESENT)
+    found = request_bodies.model_config(address, PRESENT)
     threads = config.intra_op_threads or 1  # a server that is told nothing gives a run one
     delay = config.max_queue_delay_us
     chosen = (max(1, found.max_batch_size), max(1, sum(g.count for g in found.instance_group)), threads, delay)
@@ -162,7 +165,7 @@ def _repository(
     others -= {folder.name for folder in versions.values()}
     path = options_file.path_of(home.folder)
     text = _text(path)
-    if path.name == pbtxt.FILE_NAME:
+    if path.name == triton_config.FILE_NAME:
         text = options_file.nameless(text)
     names = {setting: f"candidate-{number:03d}" for number, setting in enumerate(settings)}
     for setting, name in [((), PRESENT), *names.items()]:
@@ -234,7 +237,7 @@ class _Bench:
 
     def _target(self, setting: Setting, deadline: float | None) -> Target:
         address, name, args = self._server.address, self._names[setting], self._args
-        requests = bodies.make(bodies.info(address, name), "", {args.rows: 1.0}, None, 0)
+        requests = request_bodies.make(request_bodies.info(address, name), "", {args.rows: 1.0}, None, 0)
         # What comes later than the deadline and a while is too late whatever it is.
         client = Client(core=args.core, deadline=deadline, warm_up=_WARM_UP, patience=0.25)
         return Target(address, name, requests, client, metrics_url="")
@@ -295,7 +298,7 @@ def _told(winner: Setting, first: Setting, rungs: Sequence[Mapping[Setting, Scor
 
 def _compared(winner: Setting, whole: Mapping[Setting, Score], spent: float, grid_seconds: float) -> str:
     """Against the grid, measured at length. The finalists' measurements count for both."""
-    champion = halving.best(whole)
+    champion = successive_halving.best(whole)
     return (
         f"whole grid: best {_words(champion)} with {whole[champion].in_time:,.0f}/s in time; the one chosen has "
         f"{whole[winner].in_time / whole[champion].in_time:.1%} of that, in {spent / grid_seconds:.0%} of the grid's "
@@ -318,7 +321,7 @@ def _html(
         series.append(Series(name, points, style, joined=False))
     score = rungs[-1][winner]
     series.append(Series("chosen", [(score.in_time, score.latency)], "s2", joined=False))
-    objective: slo.Objective = args.slo
+    objective: objective_search.Objective = args.slo
     x = charts.linear("answers in time, requests/s", [p[0] for one in series for p in one.points], charts.number)
     latencies = [p[1] for one in series for p in one.points]
     y = charts.logarithmic(f"p{100 * objective.q:g} in the easy half", [*latencies, objective.seconds], charts.duration)
@@ -337,7 +340,7 @@ def _html(
 
 
 def _lengths(text: str) -> list[float]:
-    found = [_seconds(part) for part in text.split(",")]
+    found = [arguments.seconds(part) for part in text.split(",")]
     if len(found) != len(RUNGS):
         raise argparse.ArgumentTypeError(f"expected {len(RUNGS)} times in seconds, got {text}")
     return found

@@ -25,6 +25,20 @@ class Timings:
     batch_rows: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class BatchTiming:
+    """Of one batch, in seconds on the server's monotonic clock; sent to the requests that asked for it."""
+
+    taken: float  # when it left the queue
+    run: float  # seconds in the network
+    done: float  # when its responses were ready
+    rows: int
+
+    def trailers(self, arrival: float) -> list[tuple[str, str]]:
+        """As trailing metadata of a request that arrived at `arrival`, in whole microseconds."""
+        return write_timings(self.taken - arrival, self.run, self.done - arrival, self.rows)
+
+
 def write_timings(queue: float, run: float, total: float, rows: int) -> list[tuple[str, str]]:
     """As trailing metadata, in whole microseconds. The times are in seconds."""
     return [

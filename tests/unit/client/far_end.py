@@ -14,9 +14,9 @@ from forwardpass import protocol
 from forwardpass.client.errors import CallError, Internal, InvalidArgument
 from forwardpass.client.operations import Call, Reply, Steps
 from forwardpass.errors import RequestError
-from forwardpass.serving.interface import Interface, Tensor
-from forwardpass.serving.replies import plain
-from forwardpass.serving.wire import Decoder
+from forwardpass.inference.decoder import Decoder
+from forwardpass.inference.encoder import plain
+from forwardpass.model.signature import Interface, Tensor
 
 FP32, INT64, BYTES = (protocol.DATATYPES[name] for name in ("FP32", "INT64", "BYTES"))
 ROWS = Tensor("x", FP32, (-1, 4))

@@ -25,7 +25,7 @@ from forwardpass.client.errors import (
 )
 from forwardpass.client.operations import Call, Operations, Reply
 from forwardpass.errors import Status
-from forwardpass.serving.interface import Interface, Tensor
+from forwardpass.model.signature import Interface, Tensor
 
 FP64, BYTES = protocol.DATATYPES["FP64"], protocol.DATATYPES["BYTES"]
 

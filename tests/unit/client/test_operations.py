@@ -11,7 +11,7 @@ from tests.unit.client.far_end import ONE, ROWS, SUMS, TWO, Far, drive
 from forwardpass import protocol
 from forwardpass.client import Answer, Internal, InvalidArgument, ModelInfo, NotFound, Unavailable
 from forwardpass.client.operations import Call, Operations, Reply
-from forwardpass.serving.interface import Interface, Tensor
+from forwardpass.model.signature import Interface, Tensor
 
 
 def infer(operations: Operations, far: Far, inputs: Any, **options: Any) -> Answer:

@@ -11,6 +11,7 @@ import pytest
 from tests.unit.client.far_end import ONE, TWO, Far, drive
 
 from forwardpass import protocol
+from forwardpass.api.infer_stream import answered, failed
 from forwardpass.client.errors import (
     CallError,
     Cancelled,
@@ -24,7 +25,6 @@ from forwardpass.client.operations import Operations
 from forwardpass.client.pending import PendingRequest, PendingRequests
 from forwardpass.client.results import Answer, read_info
 from forwardpass.errors import Overloaded, Status, UnknownModel
-from forwardpass.serving.stream import answered, failed
 
 INFO = read_info(protocol.ModelMetadataResponse.FromString(Far(ONE).metadata()))
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from forwardpass.contract import CONTRACT_FILE, Contract
 from forwardpass.export import export
-from forwardpass.export.staging import versions
+from forwardpass.export.staged_version import versions
+from forwardpass.model.contract import CONTRACT_FILE, Contract
 from networks import Mlp
 
 INPUTS = ["x:float32[batch,5]"]

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from forwardpass.contract import CONTRACT_FILE, Contract, Samples, TensorSpec, Tolerance, file_digest
 from forwardpass.errors import ExportError
-from forwardpass.export import staging as staging_module
-from forwardpass.export.staging import Staging
+from forwardpass.export import staged_version as staging_module
+from forwardpass.export.staged_version import Staging
+from forwardpass.model.contract import CONTRACT_FILE, Contract, Samples, TensorSpec, Tolerance, file_digest
 
 SPEC = TensorSpec(name="x", datatype="FP32", shape=[-1])
 
@@ -70,7 +70,7 @@ def without_space(repository: Path, size: int, limit: int) -> None:
 
 
 def die_at_every_line(repository: Path) -> None:
-    """For each n: a child that kills itself when it comes to the n-th line of staging.py or contract.py.
+    """For each n: a child that kills itself when it comes to the n-th line of staged_version.py or contract.py.
 
     Each child finds version 1 and one leftover to sweep. Prints how many died, and the highest version after each, once
     all that were there have been verified.

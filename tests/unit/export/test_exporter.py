@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from forwardpass.contract import CONTRACT_FILE, MODEL_FILE, Contract, Tolerance
 from forwardpass.errors import ExportError
 from forwardpass.export import ExportedModel, export
+from forwardpass.model.contract import CONTRACT_FILE, MODEL_FILE, Contract, Tolerance
 from networks import (
     Attend,
     Branches,

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from forwardpass.contract import CONTRACT_FILE, MODEL_FILE, Contract
+from forwardpass.model.contract import CONTRACT_FILE, MODEL_FILE, Contract
 
 MODELS = Path(__file__).parents[3] / "models"
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from tests.unit.insight.made import chain, odd, rows, save
 
-from forwardpass.cli import main
-from forwardpass.insight.roofs import Roofs
+from forwardpass.cli.main import main
+from forwardpass.insight.roofline import Roofs
 
 QUICK = ["--batches", "1,2,8", "--seconds", "0"]
 
@@ -154,7 +154,7 @@ def test_a_package_that_is_missing_is_named_in_one_line(
     save(chain(4, 3), tmp_path)
     np.save(tmp_path / "x.npy", rows(20))
     np.save(tmp_path / "y.npy", np.arange(20) % 2)
-    program = f"import sys; sys.modules[{missing!r}] = None; from forwardpass.cli import main; sys.exit(main())"
+    program = f"import sys; sys.modules[{missing!r}] = None; from forwardpass.cli.main import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", program, *command], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )

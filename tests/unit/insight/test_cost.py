@@ -7,11 +7,12 @@ import pytest
 from onnx import helper
 from tests.unit.insight.made import chain, network, odd, weights
 
-from forwardpass.insight import cost, graph
+from forwardpass.insight import cost
+from forwardpass.model import onnx_graph
 
 
 def test_a_layer_of_eight_units() -> None:
-    found = graph.build(chain(4, 8, 3), 5)
+    found = onnx_graph.build(chain(4, 8, 3), 5)
     linear, relu, head = (cost.of_node(found, node) for node in found.nodes)
     # W [8, 4] and b [8]; a product and a sum for each of W, and the bias.
     assert (linear.parameters, linear.weight_bytes) == (40, 160)
@@ -29,7 +30,7 @@ def test_operations_grow_with_the_rows_and_weights_do_not() -> None:
     model = chain(4, 16, 16, 3)
     one, many = (
         cost.total(cost.of_node(found, node) for node in found.nodes)
-        for found in (graph.build(model, 1), graph.build(model, 64))
+        for found in (onnx_graph.build(model, 1), onnx_graph.build(model, 64))
     )
     assert many.flops == 64 * (one.flops or 0)
     assert many.activation_bytes == 64 * (one.activation_bytes or 0)
@@ -48,12 +49,12 @@ def test_operations_grow_with_the_rows_and_weights_do_not() -> None:
     ids=lambda value: getattr(value, "op_type", None),
 )
 def test_operations_by_operator(node: object, per_row: int) -> None:
-    found = graph.build(network([node], {"W": weights(4, 3)}), 6)  # type: ignore[list-item]
+    found = onnx_graph.build(network([node], {"W": weights(4, 3)}), 6)  # type: ignore[list-item]
     assert cost.of_node(found, found.nodes[0]).flops == 6 * per_row
 
 
 def test_what_is_computed_from_stored_numbers_alone_costs_nothing() -> None:
-    found = graph.build(odd(), 3)
+    found = onnx_graph.build(odd(), 3)
     node = next(node for node in found.nodes if node.name == "weights_computed")
     spent = cost.of_node(found, node)
     assert (spent.flops, spent.activation_bytes, spent.parameters) == (0, 0, 24)
@@ -62,14 +63,14 @@ def test_what_is_computed_from_stored_numbers_alone_costs_nothing() -> None:
 def test_an_operator_of_another_domain_is_not_guessed() -> None:
     model = network([helper.make_node("Secret", ["x"], ["y"], "secret", domain="nobody.knows")], {})
     model.opset_import.append(helper.make_opsetid("nobody.knows", 1))
-    found = graph.build(model, 3)
+    found = onnx_graph.build(model, 3)
     spent = cost.of_node(found, found.nodes[0])
     assert spent.flops is None and spent.activation_bytes is None and spent.batch_bytes is None
     assert cost.total([spent]).flops is None
 
 
 def test_what_stays_inside_a_fused_node_is_never_in_memory() -> None:
-    found = graph.build(chain(4, 8, 3), 10)
+    found = onnx_graph.build(chain(4, 8, 3), 10)
     apart = cost.moved_bytes(found, [["linear_1"], ["activation_1"], ["linear_2"]])
     fused = cost.moved_bytes(found, [["linear_1", "activation_1"], ["linear_2"]])
     assert apart == 4 * 10 * ((4 + 8) + (8 + 8) + (8 + 3))
@@ -86,6 +87,6 @@ def test_a_tensor_that_two_read_is_read_twice() -> None:
         ],
         {},
     )
-    found = graph.build(model, 1)
+    found = onnx_graph.build(model, 1)
     sizes = np.array([8, 8, 12])  # floats moved by each: in and out
     assert cost.moved_bytes(found, [["bend"], ["turn"], ["sum"]]) == 4 * int(sizes.sum())

@@ -12,7 +12,8 @@ from onnx.reference import ReferenceEvaluator
 from tests.unit.insight.made import chain, network, odd, rows, weights
 
 from forwardpass.errors import InsightError
-from forwardpass.insight import equations, graph, runtime
+from forwardpass.insight import equations, ort_profile
+from forwardpass.model import onnx_graph
 
 Z = np.random.default_rng(3).standard_normal((5, 4)) * 3
 POSITIVE = np.abs(Z) + 0.1
@@ -79,7 +80,7 @@ def test_an_equation_is_the_operator(op: str, inputs: list[np.ndarray], attribut
     feeds = dict(zip(names, inputs, strict=True))
     (expected,) = ReferenceEvaluator(model).run(None, feeds)
     # Attributes as they are read from a file.
-    node = graph.build(model, 5).nodes[0]
+    node = onnx_graph.build(model, 5).nodes[0]
     got = equations.EQUATIONS[op](node.attributes, *inputs)
     assert got.shape == expected.shape
     assert got.dtype == np.float64
@@ -97,12 +98,12 @@ def test_swish(inputs: list[np.ndarray], attributes: dict[str, float]) -> None:
     "model", [chain(4, 16, 16, 3), chain(4, 8, 3, activation="Gelu"), odd()], ids=["relu", "gelu", "odd"]
 )
 def test_a_whole_network_is_what_the_runtime_gives(model: onnx.ModelProto) -> None:
-    found = graph.build(model, 9)
+    found = onnx_graph.build(model, 9)
     x = rows(9)
     wanted, taken = equations.evaluate(found, {"x": x}, {})
     assert not taken
     names = [name for node in found.nodes for name in node.outputs]
-    given = runtime.tensors(found, names, {"x": x})
+    given = ort_profile.tensors(found, names, {"x": x})
     for name in names:
         assert wanted[name].dtype == np.float64
         np.testing.assert_allclose(given[name], wanted[name], rtol=1e-4, atol=1e-5)
@@ -119,7 +120,7 @@ def test_a_node_without_an_equation_is_taken_and_named() -> None:
         ],
         {"W": weights(4, 3)},
     )
-    found = graph.build(model, 2)
+    found = onnx_graph.build(model, 2)
     taken_from = {"a": np.array([[1.0, -2.0, 3.0]] * 2, np.float32)}
     values, taken = equations.evaluate(found, {"x": rows(2)}, taken_from)
     assert taken == ["bend"]
@@ -130,4 +131,4 @@ def test_a_node_without_an_equation_is_taken_and_named() -> None:
 
 def test_rows_that_do_not_fit_are_named_with_the_node() -> None:
     with pytest.raises(InsightError, match=r"node linear_1 \(Gemm\): the equation does not fit"):
-        equations.evaluate(graph.build(chain(4, 3), 2), {"x": rows(2, 5)}, {})
+        equations.evaluate(onnx_graph.build(chain(4, 3), 2), {"x": rows(2, 5)}, {})

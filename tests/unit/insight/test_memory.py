@@ -8,7 +8,7 @@ import pytest
 from tests.unit.insight.made import chain, save
 
 from forwardpass.insight.memory import MODES, Point, Served, measure, said, serve
-from forwardpass.insight.source import Source
+from forwardpass.insight.model_argument import Source
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="needs Linux: /proc/self/clear_refs and the marks of /proc"

@@ -7,9 +7,9 @@ import pytest
 from tests.unit.insight.made import chain, network, odd
 
 from forwardpass.errors import InsightError
-from forwardpass.insight import graph
 from forwardpass.insight.represent import layers_to_compare, said
 from forwardpass.insight.separability import Separability, check_classes, fisher, measure, principal
+from forwardpass.model import onnx_graph
 
 RNG = np.random.default_rng(1)
 CLASSES = np.repeat([0, 1, 2], 40)
@@ -79,14 +79,16 @@ def test_labels_may_be_whole_floats() -> None:
 
 
 def test_which_tensors_are_compared() -> None:
-    assert layers_to_compare(graph.build(chain(4, 8, 8, 3), 2)) == {"x": "x", "g1": "a1", "g2": "a2", "y": "z3"}
+    assert layers_to_compare(onnx_graph.build(chain(4, 8, 8, 3), 2)) == {"x": "x", "g1": "a1", "g2": "a2", "y": "z3"}
     # The input as the first layer takes it; the last layer before its softmax.
-    compared = layers_to_compare(graph.build(odd(), 2))
+    compared = layers_to_compare(onnx_graph.build(odd(), 2))
     assert (next(iter(compared.items())), list(compared)[-1]) == (("centred", "a0"), "raw")
     with pytest.raises(InsightError, match="2 inputs"):
         from onnx import helper
 
-        layers_to_compare(graph.build(network([helper.make_node("Add", ["x", "w"], ["y"])], {}, inputs=("x", "w")), 2))
+        layers_to_compare(
+            onnx_graph.build(network([helper.make_node("Add", ["x", "w"], ["y"])], {}, inputs=("x", "w")), 2)
+        )
 
 
 def accuracy(tensor: str, value: float) -> Separability:

@@ -10,8 +10,9 @@ from onnx import helper
 from tests.unit.insight.made import chain, network, odd, rows
 
 from forwardpass.errors import InsightError
-from forwardpass.insight import equations, graph
+from forwardpass.insight import equations
 from forwardpass.insight.torch_forward import TorchForward, saved_bytes
+from forwardpass.model import onnx_graph
 
 
 def mixed() -> onnx.ModelProto:
@@ -26,7 +27,7 @@ def mixed() -> onnx.ModelProto:
 
 @pytest.mark.parametrize("make", [lambda: chain(4, 16, 16, 3), lambda: chain(4, 8, 3, activation="Tanh"), mixed])
 def test_the_same_answers(make: object) -> None:
-    found = graph.build(make(), 7)  # type: ignore[operator]
+    found = onnx_graph.build(make(), 7)  # type: ignore[operator]
     x = rows(7)
     wanted, _ = equations.evaluate(found, {"x": x}, {})
     got = TorchForward(found)({"x": torch.from_numpy(x)})
@@ -35,7 +36,7 @@ def test_the_same_answers(make: object) -> None:
 
 
 def test_gradients_reach_every_weight() -> None:
-    forward = TorchForward(graph.build(chain(4, 8, 3), 7))
+    forward = TorchForward(onnx_graph.build(chain(4, 8, 3), 7))
     assert sum(weight.numel() for weight in forward.parameters) == 4 * 8 + 8 + 8 * 3 + 3
     forward({"x": torch.from_numpy(rows(7))}).sum().backward()
     assert all(weight.grad is not None for weight in forward.parameters)
@@ -44,7 +45,7 @@ def test_gradients_reach_every_weight() -> None:
 def test_what_autograd_keeps_are_the_inputs_of_the_layers() -> None:
     # Two ReLUs: their outputs are kept once, for themselves and for the next layer. x and the weights are there anyway.
     for count in (1, 10):
-        forward = TorchForward(graph.build(chain(4, 16, 32, 3), count))
+        forward = TorchForward(onnx_graph.build(chain(4, 16, 32, 3), count))
         assert saved_bytes(forward, {"x": torch.from_numpy(rows(count))}) == 4 * count * (16 + 32)
     with torch.no_grad():
         assert saved_bytes(forward, {"x": torch.from_numpy(rows(count))}) == 0
@@ -52,6 +53,6 @@ def test_what_autograd_keeps_are_the_inputs_of_the_layers() -> None:
 
 def test_an_operator_that_is_not_known_is_named() -> None:
     with pytest.raises(InsightError, match="cannot run Mish in PyTorch; known are Gemm"):
-        TorchForward(graph.build(network([helper.make_node("Mish", ["x"], ["y"])], {}), 1))
+        TorchForward(onnx_graph.build(network([helper.make_node("Mish", ["x"], ["y"])], {}), 1))
     with pytest.raises(InsightError, match="cannot run Neg in PyTorch"):
-        TorchForward(graph.build(odd(), 1))
+        TorchForward(onnx_graph.build(odd(), 1))

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from forwardpass.errors import Status
-from forwardpass.loadtest.measured import Measured, Offer
-from forwardpass.loadtest.recording import Recording
+from forwardpass.loadtest.generator.recording import Recording
+from forwardpass.loadtest.measurement import Measured, Offer
 
 SLICES = 20
 

@@ -8,8 +8,8 @@ import pytest
 
 from forwardpass.errors import LoadTestError
 from forwardpass.loadtest.options_file import MARK, check, commented, edited, nameless, path_of
-from forwardpass.serving import pbtxt
-from forwardpass.serving.model_config import ModelConfig
+from forwardpass.model import triton_config
+from forwardpass.model.options import ModelConfig
 
 OPTIONS = {"max_batch_size": 64, "instances": 2, "intra_op_threads": 1, "max_queue_delay_us": 200}
 
@@ -56,7 +56,7 @@ def test_a_config_pbtxt_is_changed_in_place(tmp_path: Path) -> None:
     text = edited(PBTXT, "config.pbtxt", OPTIONS)
     (tmp_path / "config.pbtxt").write_text(text)
     check(tmp_path, OPTIONS)
-    assert values(pbtxt.load(tmp_path / "config.pbtxt", "m")) == OPTIONS
+    assert values(triton_config.load(tmp_path / "config.pbtxt", "m")) == OPTIONS
     assert "max_batch_size: 64  # small\n" in text and "  { kind: KIND_CPU, count: 2 }\n" in text
     assert "dynamic_batching { max_queue_delay_microseconds: 200\n  preferred_batch_size: [ 8 ]\n}\n" in text
     assert 'string_value: "count: 5 }"' in text and text.count("\n") == PBTXT.count("\n")

@@ -1,0 +1,77 @@
+"""grpc.health.v1: what the server says of itself and of each model, and who is watching for a change.
+
+Service names: "" for the server, "inference.GRPCInferenceService" for the same, a model's name for that model, and
+"grpc.health.v1.Health" for the process: SERVING as long as it answers, which is what a liveness probe is to ask.
+Lives on the event loop: no locks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from forwardpass import protocol
+from forwardpass.errors import UnknownModel, printable
+from forwardpass.repository.model_version import State
+from forwardpass.repository.repository import Repository
+
+SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
+
+
+class Health:
+    """Answers Check, Watch and List."""
+
+    def __init__(self, repository: Repository, ready: Callable[[], bool], accepting: Callable[[], bool]) -> None:
+        """`ready`: whether the server is, as a whole. `accepting`: whether a model that serves is answered for."""
+        self._repository = repository
+        self._ready = ready
+        self._accepting = accepting
+        self._changed = asyncio.Event()
+        self._over = False
+
+    def changed(self) -> None:
+        """Something that `status` depends on changed: tell those who watch."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def end(self) -> None:
+        """The server is going: let every watcher go after its last word."""
+        self._over = True
+        self.changed()
+
+    def status(self, service: str) -> int:
+        """Of one service name; SERVICE_UNKNOWN where there is no such thing."""
+        if service == protocol.HEALTH_SERVICE:
+            return SERVING
+        if service in ("", protocol.INFERENCE_SERVICE):
+            return SERVING if self._ready() else NOT_SERVING
+        states = [e.state for e in self._repository.entries() if e.name == service]
+        if not states:
+            return SERVICE_UNKNOWN
+        return SERVING if State.READY in states and self._accepting() else NOT_SERVING
+
+    def check(self, request: Any) -> Any:
+        status = self.status(request.service)
+        if status == SERVICE_UNKNOWN:
+            raise UnknownModel(f"there is no service '{printable(request.service)}' to ask the health of")
+        return protocol.HealthCheckResponse(status=status)
+
+    def list(self, _request: Any) -> Any:
+        response = protocol.HealthListResponse()
+        for service in ("", *sorted({e.name for e in self._repository.entries()})):
+            response.statuses[service].status = self.status(service)
+        return response
+
+    async def watch(self, request: Any) -> AsyncIterator[Any]:
+        """The status now and after every change of it, until the client leaves or the server ends."""
+        last = -1
+        while True:
+            change = self._changed
+            status = self.status(request.service)
+            if status != last:
+                last = status
+                yield protocol.HealthCheckResponse(status=status)
+            if self._over:
+                return
+            await change.wait()

@@ -1,0 +1,142 @@
+"""ModelStreamInfer: many requests on one stream, several in flight, one answer for each in the order they came.
+
+A request that fails is answered in-band with its error's text, and the stream goes on; a client that sends the metadata
+`triton_grpc_error: true` has the stream ended with the error's status instead. Knows the stream and nothing of
+batches; lives on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Final, Protocol
+
+from google.protobuf.message import DecodeError
+
+from forwardpass import protocol
+from forwardpass.errors import Draining, RequestError
+from forwardpass.protocol.status import text_of, write_parameters
+from forwardpass.protocol.timings import BatchTiming
+from forwardpass.protocol.wire import varint
+from forwardpass.transport.interface import Answer, CallContext
+
+logger = logging.getLogger(__name__)
+
+IN_FLIGHT = 1024  # requests of one stream; one more is read when the first of them was answered
+STRICT_KEY: Final = "triton_grpc_error"  # request metadata
+
+Reply = tuple[Answer, BatchTiming | None]
+
+# Every request has one response, so each response is its request's last. Said in the words that clients look for:
+# the entry of ModelInferResponse.parameters, as it stands behind any serialised response.
+_FINAL = protocol.ModelInferResponse()
+_FINAL.parameters["triton_final_response"].bool_param = True
+FINAL: Final[bytes] = _FINAL.SerializeToString()
+INFER_RESPONSE = b"\x12"  # tag of ModelStreamInferResponse.infer_response (field 2, length-delimited)
+
+
+class Infer(Protocol):
+    """Where requests go."""
+
+    def submit(self, message: bytes, seconds_left: float | None, timings: bool) -> asyncio.Future[Reply]: ...
+
+    def abandon(self, future: asyncio.Future[Reply]) -> None:
+        """Nobody waits for this any more, or it was answered."""
+
+
+class Stream:
+    """One call. `serve` is all of its life; every request that was read is answered or abandoned by its end."""
+
+    def __init__(self, infer: Infer, context: CallContext) -> None:
+        self._infer = infer
+        self._context = context
+        self._strict = any(k == STRICT_KEY and v == "true" for k, v in context.metadata)
+        # Requests in the order they came; None: there will be no more.
+        self._sent: asyncio.Queue[tuple[bytes, asyncio.Future[Reply]] | None] = asyncio.Queue(IN_FLIGHT)
+        self._reading: asyncio.Task[None] | None = None
+        self._ending = False
+
+    def end(self) -> None:
+        """Read no more, answer what was read, then end with UNAVAILABLE: the server is going."""
+        self._ending = True
+        if self._reading is not None:
+            self._reading.cancel()
+
+    async def serve(self) -> None:
+        self._reading = asyncio.create_task(self._read())
+        self._reading.add_done_callback(_seen)
+        try:
+            await self._answer()
+        finally:
+            self._reading.cancel()
+            while not self._sent.empty():
+                waiting = self._sent.get_nowait()
+                if waiting is not None:
+                    self._infer.abandon(waiting[1])
+        if self._ending:
+            raise Draining("the server is stopping; send this to another one")
+
+    async def _read(self) -> None:
+        try:
+            while (message := await self._context.read()) is not None:
+                future = self._infer.submit(message, self._context.seconds_left, False)
+                try:
+                    await self._sent.put((message, future))
+                except asyncio.CancelledError:
+                    self._infer.abandon(future)
+                    raise
+        except asyncio.CancelledError:
+            if not self._ending:
+                raise
+        finally:
+            with contextlib.suppress(asyncio.QueueFull):
+                self._sent.put_nowait(None)
+
+    async def _answer(self) -> None:
+        while (waiting := await self._next()) is not None:
+            message, future = waiting
+            try:
+                answer, _ = await future
+            finally:
+                self._infer.abandon(future)
+            if isinstance(answer, RequestError):
+                if self._strict:
+                    raise answer
+                await self._context.write(failed(message, answer))
+            else:
+                await self._context.write(answered(answer))
+
+    async def _next(self) -> tuple[bytes, asyncio.Future[Reply]] | None:
+        """The oldest request that was not answered yet; None: there will be no more."""
+        assert self._reading is not None
+        if self._reading.done() and self._sent.empty():
+            return None
+        return await self._sent.get()
+
+
+def _seen(reading: asyncio.Task[None]) -> None:
+    """A read that failed ended the stream, which is all there is to say; without this asyncio would say more."""
+    if not reading.cancelled() and reading.exception() is not None:
+        logger.debug("a stream could not be read to its end: %s", reading.exception())
+
+
+def answered(answer: bytes) -> bytes:
+    """A ModelInferResponse as a ModelStreamInferResponse, marked as its request's last."""
+    return INFER_RESPONSE + varint(len(answer) + len(FINAL)) + answer + FINAL
+
+
+def failed(message: bytes, error: RequestError) -> bytes:
+    """An error as a ModelStreamInferResponse that names the request by what can be read of it."""
+    response = protocol.ModelStreamInferResponse(error_message=text_of(error))
+    request = protocol.ModelInferRequest()
+    with contextlib.suppress(DecodeError, RuntimeError):
+        request.ParseFromString(message)
+        response.infer_response.id = request.id
+        response.infer_response.model_name = request.model_name
+        response.infer_response.model_version = request.model_version
+    said = response.infer_response.parameters
+    said["triton_final_response"].bool_param = True
+    write_parameters(error, said)
+    data: bytes = response.SerializeToString()
+    return data

@@ -1,0 +1,171 @@
+"""The handler of each method, by service and name, for every transport; the direct one has its own for ModelInfer.
+
+Messages come and go as bytes and are parsed here, so that a malformed one is INVALID_ARGUMENT and nothing internal is
+shown. Lives on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from forwardpass import protocol
+from forwardpass.api.health import Health
+from forwardpass.api.infer import AsyncInference
+from forwardpass.api.infer_stream import Stream
+from forwardpass.api.reflection import METHOD, Reflection
+from forwardpass.api.reflection import SERVICES as REFLECTION_SERVICES
+from forwardpass.errors import InvalidRequest, RequestError
+from forwardpass.observability.model_metrics import ModelMetrics
+from forwardpass.protocol.timings import TIMINGS_KEY
+from forwardpass.security.tokens import Role, Tokens, role_of
+from forwardpass.transport.interface import CallContext, Handler
+
+FIRST_MESSAGE_SECONDS = 30.0  # a call that has sent no message by then is ended
+
+
+class Router:
+    """`handlers`: by service and method."""
+
+    def __init__(
+        self,
+        methods: Mapping[str, Callable[[Any], Any]],
+        health: Health,
+        metrics: ModelMetrics,
+        inference: AsyncInference,
+        tokens: Tokens | None = None,
+        reflection: bool = False,
+    ) -> None:
+        """`methods`: the inference service's unary methods but ModelInfer, from message to message.
+
+        `tokens` None: whoever reaches the port may call everything. `reflection`: offer server reflection.
+        """
+        self._health = health
+        self._metrics = metrics
+        self._inference = inference
+        self._tokens = tokens
+        self._streams: set[Stream] = set()
+        of_inference = {
+            "ModelInfer": self._unary(self._infer, Role.INFER),
+            "ModelStreamInfer": Handler(self._stream, True),
+        }
+        for name, method in methods.items():
+            of_inference[name] = self._unary(self._plain(protocol.METHODS[name].request, method), role_of(name))
+        self.handlers: dict[str, dict[str, Handler]] = {
+            protocol.INFERENCE_SERVICE: of_inference,
+            protocol.HEALTH_SERVICE: self._of_health(),
+        }
+        if reflection:
+            answering = Reflection((*self.handlers, protocol.REFLECTION_SERVICE))
+            for name in REFLECTION_SERVICES:
+                self.handlers[name] = {METHOD: Handler(self._reflecting(answering), True)}
+
+    def _of_health(self) -> dict[str, Handler]:
+        """Of grpc.health.v1, which needs no token."""
+        return {
+            "Check": self._unary(self._plain(protocol.HealthCheckRequest, self._health.check)),
+            "List": self._unary(self._plain(protocol.HealthListRequest, self._health.list)),
+            "Watch": Handler(self._watch, True),
+        }
+
+    async def end_streams(self, seconds: float) -> None:
+        """The server is going: read no stream any further, and wait for each to end when what it sent was answered."""
+        for stream in self._streams:
+            stream.end()
+        until = time.monotonic() + seconds
+        while self._streams and time.monotonic() < until:
+            await asyncio.sleep(0.005)
+
+    def _allow(self, context: CallContext, role: Role) -> None:
+        """Raises Unauthenticated or PermissionDenied for a call that its token does not allow, and counts it."""
+        if self._tokens is not None:
+            refusal = self._tokens.refusal(context.metadata, role)
+            if refusal is not None:
+                self._metrics.refused(refusal.status.name, refusal.reason)
+                raise refusal
+
+    def _unary(self, method: Callable[[bytes, CallContext], Awaitable[bytes]], role: Role | None = None) -> Handler:
+        """`role`: what the caller's token must have; None: nothing."""
+
+        async def handle(context: CallContext) -> bytes:
+            if role is not None:
+                self._allow(context, role)
+            return await method(await _first(context), context)
+
+        return Handler(handle, False)
+
+    async def _infer(self, message: bytes, context: CallContext) -> bytes:
+        timings = any(key == TIMINGS_KEY and value != "0" for key, value in context.metadata)
+        arrived = time.monotonic()
+        future = self._inference.submit(message, context.seconds_left, timings)
+        try:
+            answer, timing = await future
+        finally:
+            self._inference.abandon(future)
+        if isinstance(answer, RequestError):
+            raise answer
+        if timings and timing is not None:
+            context.set_trailers(timing.trailers(arrived))
+        return answer
+
+    @staticmethod
+    def _plain(
+        kind: protocol.MessageClass, method: Callable[[Any], Any]
+    ) -> Callable[[bytes, CallContext], Awaitable[bytes]]:
+        """A method from message to message, or a coroutine of one, as one from bytes to bytes."""
+
+        async def handle(message: bytes, _context: CallContext) -> bytes:
+            found = method(_parse(kind, message))
+            response: bytes = (await found if inspect.isawaitable(found) else found).SerializeToString()
+            return response
+
+        return handle
+
+    async def _watch(self, context: CallContext) -> None:
+        request = _parse(protocol.HealthCheckRequest, await _first(context))
+        async for response in self._health.watch(request):
+            await context.write(response.SerializeToString())
+
+    async def _stream(self, context: CallContext) -> None:
+        self._allow(context, Role.INFER)
+        stream = Stream(self._inference, context)
+        self._streams.add(stream)
+        try:
+            await stream.serve()
+        finally:
+            self._streams.discard(stream)
+
+    def _reflecting(self, reflection: Reflection) -> Callable[[CallContext], Awaitable[None]]:
+        async def handle(context: CallContext) -> None:
+            self._allow(context, Role.INFER)
+            while (message := await context.read()) is not None:
+                answer = reflection.answer(_parse(protocol.ServerReflectionRequest, message))
+                await context.write(answer.SerializeToString())
+
+        return handle
+
+
+async def _first(context: CallContext) -> bytes:
+    """A call's message. Raises InvalidRequest where there is none, or none in time."""
+    try:
+        async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
+            message = await context.read()
+    except TimeoutError:
+        raise InvalidRequest(f"no message within {FIRST_MESSAGE_SECONDS:g} s") from None
+    if message is None:
+        raise InvalidRequest("the call carried no message")
+    return message
+
+
+def _parse(kind: protocol.MessageClass, message: bytes) -> Any:
+    request = kind()
+    try:
+        request.ParseFromString(message)
+    except (DecodeError, RuntimeError):
+        raise InvalidRequest(f"the message is not a {kind.DESCRIPTOR.name}") from None
+    return request

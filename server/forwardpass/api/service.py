@@ -1,0 +1,160 @@
+"""Every unary method but ModelInfer, as functions from request message to response message. No gRPC, no I/O.
+
+They raise RequestError; a door turns that into a status.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from forwardpass import __version__, protocol
+from forwardpass.api.model_config import describe
+from forwardpass.api.model_statistics import statistics
+from forwardpass.errors import InvalidRequest, Reason, RequestError, printable
+from forwardpass.model.signature import Tensor
+from forwardpass.model.triton_config import PLATFORM
+from forwardpass.repository.control import Control
+from forwardpass.repository.model_version import State
+from forwardpass.repository.repository import Repository
+
+# What works on every server, by the names that Triton gives it.
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "logging",
+    "model_configuration",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+)
+
+
+class Service:
+    """The control side of GRPCInferenceService. What changes models is a coroutine; the rest only reads."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        ready: Callable[[], bool],
+        control: Control,
+        extensions: Sequence[str] = (),
+    ) -> None:
+        """`extensions`: those that work on this server beside EXTENSIONS."""
+        self._repository = repository
+        self._ready = ready
+        self._control = control
+        self._extensions = sorted((*EXTENSIONS, *extensions))
+        self.methods: Mapping[str, Callable[[Any], Any]] = {
+            "ServerLive": self.server_live,
+            "ServerReady": self.server_ready,
+            "ServerMetadata": self.server_metadata,
+            "ModelReady": self.model_ready,
+            "ModelMetadata": self.model_metadata,
+            "ModelConfig": self.model_config,
+            "ModelStatistics": self.model_statistics,
+            "RepositoryIndex": self.repository_index,
+            "RepositoryModelLoad": self.repository_model_load,
+            "RepositoryModelUnload": self.repository_model_unload,
+        }
+
+    def server_live(self, _request: Any) -> Any:
+        return protocol.ServerLiveResponse(live=True)
+
+    def server_ready(self, _request: Any) -> Any:
+        return protocol.ServerReadyResponse(ready=self._ready())
+
+    def server_metadata(self, _request: Any) -> Any:
+        return protocol.ServerMetadataResponse(name="forwardpass", version=__version__, extensions=self._extensions)
+
+    def model_ready(self, request: Any) -> Any:
+        """Ready or not; a model that is not there at all is an error, as Triton has it."""
+        try:
+            self._repository.resolve(request.name, request.version)
+        except RequestError as error:
+            if error.reason in (Reason.UNKNOWN_MODEL, Reason.INVALID):
+                raise
+            return protocol.ModelReadyResponse(ready=False)
+        return protocol.ModelReadyResponse(ready=True)
+
+    def model_metadata(self, request: Any) -> Any:
+        """Name, versions, platform, tensors with their shapes (-1: any size; the batch axis included) and labels."""
+        loaded = self._repository.loaded(request.name, request.version)
+        worker = loaded.worker
+        versions = [e.version for e in self._repository.entries() if e.name == worker.name and e.loaded]
+        response = protocol.ModelMetadataResponse(name=worker.name, versions=versions, platform=PLATFORM)
+        response.inputs.extend(_tensor(t) for t in worker.interface.inputs)
+        response.outputs.extend(_tensor(t) for t in worker.interface.outputs)
+        said = response.parameters
+        for key, text in loaded.config.parameters.items():
+            said[key].string_param = text
+        said["batch_invariance"].string_param = loaded.invariance.value
+        said["max_batch_size"].int64_param = loaded.max_batch_size if loaded.batches else 0
+        said["provider"].string_param = loaded.placement.label
+        said["contract"].bool_param = loaded.contract is not None
+        return response
+
+    def model_config(self, request: Any) -> Any:
+        """The model's options, with everything that the server filled in."""
+        return protocol.ModelConfigResponse(config=describe(self._repository.loaded(request.name, request.version)))
+
+    def model_statistics(self, request: Any) -> Any:
+        """Of one version; of all versions of a model that are served; or, without a name, of all models."""
+        if request.name:
+            self._repository.resolve(request.name, request.version)  # raises for what is not served
+        response = protocol.ModelStatisticsResponse()
+        for entry in self._repository.entries():
+            wanted = request.name in ("", entry.name) and request.version in ("", entry.version)
+            if wanted and entry.loaded is not None:
+                response.model_stats.append(statistics(entry.loaded.worker.metrics))
+        return response
+
+    async def repository_index(self, request: Any) -> Any:
+        """Every version, its state, and why it is not as expected; and every folder that is skipped.
+
+        With `ready` only what serves.
+        """
+        _no_repository(request)
+        await self._control.refresh()
+        response = protocol.RepositoryIndexResponse()
+        for entry in self._repository.entries():
+            if entry.state is State.READY or not request.ready:
+                reason = entry.reason or (entry.loaded.reservation if entry.loaded is not None else "")
+                response.models.add(name=entry.name, version=entry.version, state=entry.state.value, reason=reason)
+        for name, version, why in [] if request.ready else self._repository.skipped():
+            response.models.add(name=name, version=version, state=State.UNAVAILABLE.value, reason=f"skipped: {why}")
+        return response
+
+    async def repository_model_load(self, request: Any) -> Any:
+        """Load a model, or load it again, with its options or files from the request's parameters where it has them."""
+        _no_repository(request)
+        await self._control.load(request.model_name, request.parameters)
+        return protocol.RepositoryModelLoadResponse()
+
+    async def repository_model_unload(self, request: Any) -> Any:
+        """Stop serving a model. There are no models that only others need, so `unload_dependents` changes nothing."""
+        _no_repository(request)
+        for key in request.parameters:
+            if key != "unload_dependents":
+                raise InvalidRequest(f"parameter '{printable(key)}' is not known; expected 'unload_dependents'")
+        await self._control.unload(request.model_name)
+        return protocol.RepositoryModelUnloadResponse()
+
+
+def _no_repository(request: Any) -> None:
+    if request.repository_name:
+        raise InvalidRequest(
+            f"repository_name: expected none, since there is one repository, got '{printable(request.repository_name)}'"
+        )
+
+
+def _tensor(tensor: Tensor) -> Any:
+    message = protocol.message("inference.ModelMetadataResponse.TensorMetadata")(
+        name=tensor.name, datatype=tensor.datatype.name, shape=tensor.shape
+    )
+    if tensor.labels:
+        message.parameters["labels"].string_param = json.dumps(tensor.labels, ensure_ascii=False)
+    return message

@@ -1,0 +1,377 @@
+"""Which requests make the next batch. Policy only: no threads, no I/O, no clock (every `now` is passed in, in seconds).
+
+A request goes NEW -> QUEUED -> RUNNING -> SETTLED, and may be settled from any of them:
+
+    step      from      to        when
+    offer     NEW       QUEUED    there is room, and its deadline can still be met
+                        SETTLED   otherwise (returned with the refusal)
+    take      QUEUED    RUNNING   it is in the batch
+                        SETTLED   it expired, or can no longer make it (returned with the batch, as dropped)
+    expire    QUEUED    SETTLED   its queue timeout is over and no instance was free (returned)
+    cancel    QUEUED    SETTLED   its client is gone: it never runs
+              RUNNING   SETTLED   its client is gone: its rows are computed, its answer is thrown away
+    finish    RUNNING   SETTLED   its batch is done (returned, for its reply)
+
+The caller holds one lock around every call; whoever receives a request as settled owes its client the reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Generic
+
+from forwardpass.batching.deadline_planner import all_in_time, best_batch, fill_batch
+from forwardpass.batching.rejections import full, late, timed_out
+from forwardpass.batching.request import NEVER, QUEUED, RUNNING, SETTLED, Batch, Limits, RequestT, Settled
+from forwardpass.batching.run_time_model import RunTime
+from forwardpass.errors import Reason
+
+# Where a request without a deadline stands among those that have one: as if it had this many seconds. Without it,
+# steady traffic with deadlines would starve the rest for ever.
+PATIENCE = 1.0
+
+# How far ahead a batch is planned under deadlines, in full batches. Enough to see an overload, little enough to be
+# cheap beside the run.
+LOOKAHEAD = 8
+
+
+class BatchQueue(Generic[RequestT]):
+    """Requests of one model version that wait for an instance.
+
+    - Every offered request is settled exactly once: by offer, take, expire, cancel or finish.
+    - A batch holds one signature, at most `max_batch_rows` rows (a single larger request stands alone); one of the
+      preferred sizes, where the front of the queue makes one and no deadline is about.
+    - Within a priority the earliest deadline goes first; equal ones in the order of arrival.
+    - Nothing that is expired or cancelled is ever in a batch.
+    - A deadline counts for the whole of a request; a queue timeout bounds its wait for an instance alone. So it is
+      held against the time at which an instance became free: while one is idle, nothing times out.
+    - rows, requests and nbytes are those of the QUEUED requests, and never exceed the limits; an empty queue takes
+      any single request.
+    - While everything waiting can make its deadline, the order is kept. When it can't, the batch that answers the
+      most rows per second goes first, for otherwise each batch shrinks to the few rows that its most urgent request
+      leaves time for, and an overloaded server answers nobody.
+    """
+
+    def __init__(self, limits: Limits, run_time: RunTime) -> None:
+        self.limits = limits
+        self.run_time = run_time
+        self.rows = self.requests = self.nbytes = 0
+        self.running_requests = self.running_rows = 0
+        self.busy_until = 0.0  # when the run under way is expected to end, at the earliest; single-instance models
+        self.free_since = -NEVER  # when an instance last became free after all were busy; set by the caller
+        self._soonest = NEVER  # no queued request's queue timeout ends before this; may lie too early
+        self._groups: dict[Hashable, list[RequestT]] = {}
+        self._dated = 0  # queued requests that have a deadline
+        self._dead = 0  # cancelled and expired requests still standing in a group
+        self._at = dict.fromkeys(limits.by_priority, 0)  # queued requests of each priority that has a bound of its own
+
+    def __len__(self) -> int:
+        return self.requests
+
+    # -- in ---------------------------------------------------------------------------------------------------------
+
+    def offer(self, requests: Iterable[RequestT], now: float) -> list[Settled[RequestT]]:
+        """Queue `requests`; the refused ones come back. Never blocks.
+
+        Refused are those beyond a bound (Overloaded, with a time to retry after) and those whose deadline can't be met
+        even if they went next (DeadlineExceeded).
+        """
+        refused: list[Settled[RequestT]] = []
+        limits = self.limits
+        groups = self._groups
+        dated = limits.deadlines
+        for request in requests:
+            rows = request.rows
+            if self.requests and (
+                self.rows + rows > limits.rows
+                or self.requests >= limits.requests
+                or self.nbytes + request.nbytes > limits.nbytes
+                or (self._at and self._at.get(request.priority, -1) >= limits.by_priority.get(request.priority, 0))
+            ):
+                request.state = SETTLED
+                waiting = self.requests, self.rows, self.nbytes, self._at.get(request.priority, 0)
+                refused.append(Settled(request, full(request, limits, self.run_time, waiting)))
+                continue
+            if request.deadline != NEVER:
+                if dated:
+                    request.order = (request.priority, request.deadline)
+                    start = self.busy_until if self.busy_until > now else now
+                    if request.deadline < start + self.run_time.optimistic(rows):
+                        request.state = SETTLED
+                        refused.append(Settled(request, late(request, self.run_time, now, Reason.DEADLINE_REFUSED)))
+                        continue
+                self._dated += 1
+            elif dated:
+                request.order = (request.priority, request.arrival + PATIENCE)
+            if request.start_by != NEVER:
+                self._soonest = min(self._soonest, request.start_by)
+                if dated:
+                    request.order = (request.priority, min(request.order[1], request.start_by))
+            request.state = QUEUED
+            self.rows += rows
+            self.requests += 1
+            self.nbytes += request.nbytes
+            if request.priority in self._at:
+                self._at[request.priority] += 1
+            group = groups.get(request.signature)
+            if group is None:
+                groups[request.signature] = [request]
+            elif not group or group[-1].order <= request.order:
+                group.append(request)
+            else:
+                _insert(group, request)
+        return refused
+
+    def cancel(self, request: RequestT) -> bool:
+        """The client is gone. True if this settled the request; False if it was settled before."""
+        if request.state == QUEUED:
+            self._leave(request)
+            request.buffers = ()
+            return True
+        was_running = request.state == RUNNING
+        if was_running:
+            request.state = SETTLED
+        return was_running
+
+    def expire(self, before: float) -> list[Settled[RequestT]]:
+        """Settle and return the requests whose queue timeout ended before `before`: until then all were busy."""
+        expired = list[Settled[RequestT]]()
+        if self._soonest >= before:
+            return expired
+        self._soonest = NEVER
+        for group in self._groups.values():
+            for request in group:
+                if request.state == QUEUED and request.start_by < self._soonest:
+                    if request.start_by < before:
+                        expired.append(Settled(request, timed_out(request, before)))
+                    else:
+                        self._soonest = request.start_by
+        for request, _ in expired:
+            self._leave(request)
+        return expired
+
+    @property
+    def has_timeouts(self) -> bool:
+        """Whether a request with a queue timeout may be waiting."""
+        return bool(self.requests) and self._soonest != NEVER
+
+    def clear(self) -> list[RequestT]:
+        """Settle and return everything that waits: the model is going away."""
+        waiting = [r for group in self._groups.values() for r in group if r.state == QUEUED]
+        for request in waiting:
+            self._forget(request)
+            request.state = SETTLED
+        self._groups.clear()
+        self._dead = 0
+        return waiting
+
+    # -- out --------------------------------------------------------------------------------------------------------
+
+    def closes_at(self, now: float) -> float:
+        """When the next batch may be taken: `now` or earlier for at once, inf when nothing waits."""
+        if not self.requests:
+            return NEVER
+        limits = self.limits
+        if not limits.delay or self.rows >= limits.max_batch_rows or self._preferred(self._next_group() or ()):
+            return now
+        oldest = min(r.arrival for group in self._groups.values() for r in group if r.state == QUEUED)
+        close = oldest + limits.delay
+        if self._dated:
+            urgent = min(r.deadline for group in self._groups.values() for r in group if r.state == QUEUED)
+            close = min(close, urgent - self.run_time.cautious(self.rows))
+        if self._soonest < close:
+            close = min(close, *(r.start_by for group in self._groups.values() for r in group if r.state == QUEUED))
+        return close
+
+    def take(self, now: float) -> Batch[RequestT] | None:
+        """The next batch, or None when nothing waits. `dropped` holds those that expired or can't make it any more.
+
+        The batch may be empty when something was dropped.
+        """
+        expired = self.expire(self.free_since) if self._soonest < self.free_since else []
+        group = self._next_group()
+        if group is None:
+            return self._start([], now, expired) if expired else None
+        if self._dated or self._dead or expired or self.limits.preferred:
+            return self._take_dated(group, now, expired)
+        limit = self.limits.max_batch_rows
+        if self.rows <= limit or len(group) == 1:
+            chosen = group[:]
+            group.clear()
+        else:
+            chosen = _prefix(group, limit)
+            del group[: len(chosen)]
+        return self._start(chosen, now, [])
+
+    def finish(self, batch: Batch[RequestT]) -> list[bool]:
+        """The batch is done: for each of its requests, whether it is owed a reply (False: cancelled meanwhile)."""
+        self.running_requests -= len(batch.requests)
+        self.running_rows -= batch.rows
+        if not self.running_requests:
+            self.busy_until = 0.0
+        owed = []
+        for request in batch.requests:
+            owed.append(request.state == RUNNING)
+            request.state = SETTLED
+        return owed
+
+    # -- how --------------------------------------------------------------------------------------------------------
+
+    def _next_group(self) -> list[RequestT] | None:
+        """The group whose first live request comes first of all."""
+        groups = self._groups
+        if len(groups) == 1 and not self._dead:
+            (group,) = groups.values()
+            return group or None
+        best: list[RequestT] | None = None
+        for signature in list(groups):
+            group = groups[signature]
+            dead = 0
+            while dead < len(group) and group[dead].state == SETTLED:
+                dead += 1
+            if dead:
+                del group[:dead]
+                self._dead -= dead
+            if not group:
+                del groups[signature]
+            elif best is None or group[0].order < best[0].order:
+                best = group
+        return best
+
+    def _take_dated(self, group: list[RequestT], now: float, dropped: list[Settled[RequestT]]) -> Batch[RequestT]:
+        """As `take`, where deadlines or cancelled requests are about, or some sizes are preferred."""
+        limit, deadlines = self.limits.max_batch_rows, self.limits.deadlines
+        live = list[RequestT]()
+        seen = self._survey(group, 0, limit, live, dropped, now)
+        chosen = live
+        if live and not deadlines:
+            chosen = _prefix(live, limit)
+        elif live:
+            count, rows, room = fill_batch(live, limit, self.run_time, now)
+            chosen = live[:count]
+            # A full batch that is in time, or all there is: the order stands. Else look further ahead.
+            safe = live[0].deadline >= now + self.run_time.cautious(rows)
+            if not (safe and (room <= 0 or (count == len(live) and seen == len(group)))):
+                seen = self._survey(group, seen, LOOKAHEAD * limit, live, dropped, now)
+                if not all_in_time(live[count:], limit, self.run_time, now + self.run_time.predict(rows)):
+                    chosen = best_batch(live, limit, self.run_time, now) or chosen
+        if count := self._preferred(chosen):
+            chosen = chosen[:count]
+        batch = self._start(chosen, now, dropped)
+        group[:seen] = [r for r in live if r.state == QUEUED]
+        return batch
+
+    def _preferred(self, group: Sequence[RequestT]) -> int:
+        """How many requests from the front make the largest of the preferred sizes that can be made; 0: none can."""
+        best = rows = 0
+        for count, request in enumerate(() if self._dated or not self.limits.preferred else group, 1):
+            rows += request.rows if request.state != SETTLED else 0
+            if rows in self.limits.preferred:
+                best = count
+            elif rows > self.limits.max_batch_rows:
+                break
+        return best
+
+    def _survey(
+        self,
+        group: list[RequestT],
+        seen: int,
+        limit: int,
+        live: list[RequestT],
+        dropped: list[Settled[RequestT]],
+        now: float,
+    ) -> int:
+        """Sort group[seen:] into those that live and those dropped, until `limit` rows live; how many were seen."""
+        run_time = self.run_time
+        trust = 1.0 - run_time.margin if self.limits.deadlines else 0.0
+        soonest, each = now + run_time.a * trust, run_time.b * trust  # as RunTime.optimistic, without the calls
+        rows = sum([r.rows for r in live])
+        for request in group[seen:] if seen else group:
+            if rows >= limit:
+                break
+            seen += 1
+            if request.state == SETTLED:
+                self._dead -= 1
+            elif request.deadline <= now:
+                self._drop(request, now, Reason.DEADLINE_EXPIRED, dropped)
+            elif request.deadline < soonest + each * request.rows:
+                self._drop(request, now, Reason.DEADLINE_HOPELESS, dropped)
+            else:
+                live.append(request)
+                rows += request.rows
+        return seen
+
+    def _start(self, chosen: list[RequestT], now: float, dropped: list[Settled[RequestT]]) -> Batch[RequestT]:
+        rows = nbytes = 0
+        for request in chosen:
+            request.state = RUNNING
+            rows += request.rows
+            nbytes += request.nbytes
+        if self._dated:
+            self._dated -= sum(1 for r in chosen if r.deadline != NEVER)
+        for request in chosen if self._at else ():
+            if request.priority in self._at:
+                self._at[request.priority] -= 1
+        self.rows -= rows
+        self.requests -= len(chosen)
+        self.nbytes -= nbytes
+        self.running_requests += len(chosen)
+        self.running_rows += rows
+        return Batch(chosen, rows, now, dropped)
+
+    def _drop(self, request: RequestT, now: float, why: Reason, dropped: list[Settled[RequestT]]) -> None:
+        self._forget(request)
+        request.state = SETTLED
+        dropped.append(Settled(request, late(request, self.run_time, now, why)))
+
+    def _forget(self, request: RequestT) -> None:
+        """A queued request leaves without running."""
+        self.rows -= request.rows
+        self.requests -= 1
+        self.nbytes -= request.nbytes
+        if request.deadline != NEVER:
+            self._dated -= 1
+        if request.priority in self._at:
+            self._at[request.priority] -= 1
+
+    def _leave(self, request: RequestT) -> None:
+        """A queued request leaves from where it stands; its place is swept up later."""
+        self._forget(request)
+        request.state = SETTLED
+        self._dead += 1
+        if self._dead > 64 and self._dead > self.requests:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        for signature in list(self._groups):
+            kept = [r for r in self._groups[signature] if r.state == QUEUED]
+            if kept:
+                self._groups[signature] = kept
+            else:
+                del self._groups[signature]
+        self._dead = 0
+
+
+def _prefix(group: list[RequestT], limit: int) -> list[RequestT]:
+    """As many requests from the front as fit `limit` rows; at least one."""
+    rows = group[0].rows
+    count = 1
+    for request in group[1:limit]:
+        rows += request.rows
+        if rows > limit:
+            break
+        count += 1
+    return group[:count]
+
+
+def _insert(group: list[RequestT], request: RequestT) -> None:
+    """Keep the group sorted by order, equal ones by arrival."""
+    low, high = 0, len(group)
+    order = request.order
+    while low < high:
+        middle = (low + high) // 2
+        if order < group[middle].order:
+            high = middle
+        else:
+            low = middle + 1
+    group.insert(low, request)

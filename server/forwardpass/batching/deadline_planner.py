@@ -1,0 +1,81 @@
+"""Which of the requests that wait make a batch when they have deadlines. Pure: no queue, no clock, nothing is changed.
+
+`live` are requests of one signature in the queue's order, `limit` the rows of a full batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import attrgetter
+
+from forwardpass.batching.request import NEVER, Request, RequestT
+from forwardpass.batching.run_time_model import RunTime
+
+
+def fill_batch(live: Sequence[Request], limit: int, run_time: RunTime, now: float) -> tuple[int, int, int]:
+    """Greedily from the first: how many requests, their rows, and the rows of room left in the matrix.
+
+    A request joins while the batch, with it, is still expected to make the earliest deadline in it. Room 0 means
+    that the matrix is full, not that a deadline closed it.
+    """
+    rows = live[0].rows
+    earliest = live[0].deadline
+    count = 1
+    within = run_time.rows_within
+    allowed = NEVER if earliest == NEVER else within(earliest - now)
+    for request in live[1:limit]:
+        total = rows + request.rows
+        if total > limit:
+            return count, rows, 0
+        if request.deadline < earliest:
+            earliest = request.deadline
+            allowed = within(earliest - now)
+        if total > allowed:
+            return count, rows, limit - rows
+        rows = total
+        count += 1
+    return count, rows, max(0, limit - rows)
+
+
+def all_in_time(live: Sequence[Request], limit: int, run_time: RunTime, free_at: float) -> bool:
+    """Whether `live`, run in order in full batches from `free_at` on, would all be in time."""
+    predict = run_time.predict
+    rows, earliest = 0, NEVER
+    for request in live:
+        if rows and rows + request.rows > limit:
+            free_at += predict(rows)
+            if free_at > earliest:
+                return False
+            rows, earliest = 0, NEVER
+        rows += request.rows
+        if request.deadline < earliest:
+            earliest = request.deadline
+    return free_at + predict(rows) <= earliest
+
+
+def best_batch(live: Sequence[RequestT], limit: int, run_time: RunTime, now: float) -> list[RequestT]:
+    """Overload: the batch with the most rows per second that is in time, in the queue's order.
+
+    It leaves out whoever has less time than the batch takes: within the first one's priority, the deadline
+    below which requests are left out is the one that pays best. They keep their place, and expire there unless
+    the load falls. Empty when no batch is in time.
+    """
+    a, b, within = run_time.a, run_time.b, run_time.rows_within
+    waiting = sum([r.rows for r in live])
+    threshold, highest = NEVER, 0.0
+    for request in sorted([r for r in live if r.priority == live[0].priority], key=attrgetter("deadline")):
+        fits = min(max(limit, request.rows), waiting, within(request.deadline - now))
+        waiting -= request.rows
+        if fits >= request.rows and (rate := fits / (a + b * fits + 1e-9)) > highest * 1.0001:
+            threshold, highest = request.deadline, rate
+            if fits >= limit:
+                break
+    allowed = within(threshold - now)
+    chosen, rows = list[RequestT](), 0
+    for request in live:
+        if request.deadline >= threshold and request.rows <= allowed:
+            rows += request.rows
+            if chosen and rows > min(limit, allowed):
+                break
+            chosen.append(request)
+    return chosen

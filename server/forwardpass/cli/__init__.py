@@ -1,0 +1,1 @@
+"""The `forwardpass` command and those of its subcommands that belong to no other package."""

@@ -1,0 +1,70 @@
+"""The `forwardpass` command: one table of subcommands, each loaded only when it is called.
+
+A command's module offers `add_arguments(parser)` and `run(args) -> int` (the exit status).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from forwardpass import __version__
+from forwardpass.errors import ForwardpassError
+
+# name: (module, what it does in one line)
+COMMANDS = {
+    "serve": ("forwardpass.cli.serve", "serve a model repository over gRPC"),
+    "models": ("forwardpass.cli.predict", "list what a server serves"),
+    "predict": ("forwardpass.cli.predict", "send rows to a served model and print or save its answer"),
+    "export": ("forwardpass.export.command", "export a PyTorch network to ONNX with a numerical contract"),
+    "trace": ("forwardpass.insight.forward_trace", "show a network's layers: shapes, costs, fusion, times, equations"),
+    "represent": ("forwardpass.insight.represent", "show how separable the classes become, layer by layer"),
+    "memory": ("forwardpass.insight.memory", "measure what a forward pass takes, and that a server keeps none of it"),
+    "sweep": ("forwardpass.insight.sweep", "measure throughput and latency against batch size, and find the knee"),
+    "loadtest": (
+        "forwardpass.loadtest.command",
+        "load a server: latency from when requests were due; the rate that an objective allows",
+    ),
+    "tune": ("forwardpass.loadtest.tune", "find the options of model.toml under which most answers are in time"),
+    "plan": ("forwardpass.loadtest.plan", "tell how many cores and pods a load needs, by simulation"),
+}
+
+
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="forwardpass", description="Serve small neural networks over gRPC.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"forwardpass {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module_name, summary) in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
+        )
+        if name == chosen:
+            importlib.import_module(module_name).add_arguments(command)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status. Errors made on purpose are one line on stderr, not a trace."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((a for a in arguments if not a.startswith("-")), None)
+    try:
+        # A command's module may need a package that is not installed, and says so as it is loaded.
+        args = _parser(chosen).parse_args(arguments)
+        return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
+    except ForwardpassError as error:
+        print(f"forwardpass {chosen}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`forwardpass models | head -1`); nothing is wrong.
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""`forwardpass predict`: rows from files through a served model. `forwardpass models`: what a server serves."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forwardpass.client import DEFAULT_ADDRESS, Answer, CallError, Client, ModelInfo, ModelState, Timings
+from forwardpass.console import array_files, connection_options
+from forwardpass.errors import ForwardpassError
+
+_SHOWN_ROWS = 20
+_SHOWN_COLUMNS = 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command that `parser` is for: its last word is `predict` or `models`."""
+    if parser.prog.split()[-1] == "predict":
+        parser.add_argument("model", help="the model's name")
+        parser.add_argument(
+            "--input",
+            action="append",
+            required=True,
+            metavar="[NAME=]FILE",
+            help="rows for an input: .npy, .npz, .csv, .json, or - for JSON on stdin; NAME may be left out where the "
+            "file has the names or the model has one input",
+        )
+        parser.add_argument("--output", action="append", metavar="NAME", help="only this output; may be repeated")
+        parser.add_argument("--save", type=Path, metavar="FILE", help="write the answer as .npy, .npz, .csv or .json")
+        parser.add_argument("--version", default="", help="the model's version; left out, the server chooses")
+        parser.add_argument("--timings", action="store_true", help="say where the server spent the time")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--server", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="[%(default)s]")
+    parser.add_argument("--timeout", type=_seconds, default=30.0, metavar="SECONDS", help="[%(default)s]")
+    connection_options.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Either command. Raises ForwardpassError, whose text is one line."""
+    # Not health-checked: a server that is still loading shall say which of its models it is loading.
+    how = connection_options.options_of(args)
+    with Client(args.server, timeout=args.timeout, health_check=False, **how) as client:
+        return _predict(client, args) if args.command == "predict" else _models(client, args)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"expected more than 0 seconds, got {text}")
+    return seconds
+
+
+def _predict(client: Client, args: argparse.Namespace) -> int:
+    info = client.metadata(args.model, version=args.version)
+    inputs = _as_rows(info, _inputs(args.input, info))
+    answer = client.infer(args.model, inputs, version=args.version, outputs=args.output, timings=args.timings)
+    if args.save is not None:
+        array_files.save(args.save, answer, {name: answer.labels(name) for name in answer})
+    if args.json:
+        print(json.dumps(_as_json(answer), ensure_ascii=False))
+    elif args.save is not None:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in answer.items())
+        print(f"wrote {args.save}: {shapes}, from {answer.model} version {answer.version}")
+    else:
+        print(f"{answer.model} version {answer.version}")
+        for name, array in answer.items():
+            print()
+            print(f"{name} {array.dtype} {list(array.shape)}")
+            print(_table_of(array, answer.labels(name)))
+    if answer.timings is not None and not args.json:
+        print()
+        print(_told(answer.timings))
+    return 0
+
+
+def _inputs(given: Sequence[str], info: ModelInfo) -> array_files.Arrays:
+    arrays: array_files.Arrays = {}
+    for text in given:
+        name, named, path = text.partition("=")
+        tensors = info.inputs
+        if named and not Path(text).exists():
+            if name not in info.input_named:
+                expected = ", ".join(info.input_named)
+                raise ForwardpassError(
+                    f"--input {text}: model '{info.name}' has no input '{name}'; expected {expected}"
+                )
+            tensors = (info.input_named[name],)
+        else:
+            path = text
+        for found, array in array_files.read(Path(path), sys.stdin, tensors).items():
+            if found in arrays:
+                raise ForwardpassError(f"--input {text}: input '{found}' is given twice")
+            arrays[found] = array
+    return arrays
+
+
+def _as_rows(info: ModelInfo, arrays: array_files.Arrays) -> array_files.Arrays:
+    """The inputs as [B, ...]: what came as one row without that axis gets it."""
+    if all(array.ndim == len(info.input_named[name].shape) - 1 for name, array in arrays.items()):
+        return {name: array[np.newaxis] for name, array in arrays.items()}
+    return arrays
+
+
+def _as_json(answer: Answer) -> dict[str, Any]:
+    said: dict[str, Any] = {
+        "model": answer.model,
+        "version": answer.version,
+        "outputs": {name: array_files.plain(array) for name, array in answer.items()},
+    }
+    labels = {name: list(answer.labels(name)) for name in answer if answer.labels(name)}
+    if labels:
+        said["labels"] = labels
+    if answer.timings is not None:
+        said["timings"] = {key: getattr(answer.timings, key) for key in answer.timings.__slots__}
+    return said
+
+
+def _told(timings: Timings) -> str:
+    said = [
+        f"{what} {value:.0f} µs"
+        for what, value in (("queue", timings.queue_us), ("run", timings.run_us), ("total", timings.total_us))
+        if value is not None
+    ]
+    if timings.batch_rows is not None:
+        said.append(f"in a matrix of {timings.batch_rows} rows")
+    return "server: " + (", ".join(said) or "does not tell its timings")
+
+
+def _table_of(array: NDArray[Any], labels: Sequence[str]) -> str:
+    """One output as text: a line a row, the label of the largest place first where there are labels."""
+    if array.ndim > 2 or array.size == 0:
+        return np.array2string(array, threshold=_SHOWN_ROWS * _SHOWN_COLUMNS)
+    rows = array.reshape(len(array) if array.ndim else 1, -1)
+    places = min(rows.shape[1], _SHOWN_COLUMNS)
+    more = ["…"] if rows.shape[1] > places else []
+    ranked = len(labels) == rows.shape[1] and rows.dtype.kind in "iuf"
+    header = ["row", *(["largest"] if ranked else []), *(labels[:places] or map(str, range(places))), *more]
+    lines = [header]
+    for number, row in enumerate(rows[:_SHOWN_ROWS]):
+        first = [str(number)]
+        if ranked:
+            first.append("NaN" if row.dtype.kind == "f" and np.isnan(row).any() else labels[int(row.argmax())])
+        lines.append([*first, *map(_cell, row[:places]), *more])
+    text = _aligned(lines)
+    if len(rows) > _SHOWN_ROWS:
+        text += f"\n… {len(rows) - _SHOWN_ROWS} more rows: --save FILE or --json for all"
+    return text
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, np.floating) else str(value)
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _models(client: Client, args: argparse.Namespace) -> int:
+    served = [(state, _describe(client, state)) for state in client.models()]
+    if args.json:
+        print(json.dumps([_model_as_json(state, info) for state, info in served], ensure_ascii=False))
+        return 0
+    lines = [["NAME", "VERSION", "STATE", "INPUTS -> OUTPUTS", "BATCHING"]]
+    for state, info in served:
+        if info is None:
+            lines.append([state.name, state.version or "-", state.state, state.reason or "-", "-"])
+        else:
+            lines.append([state.name, state.version, state.state, _interface(info), _batching(info)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    return 0
+
+
+def _describe(client: Client, state: ModelState) -> ModelInfo | None:
+    if state.state != "READY":
+        return None
+    try:
+        return client.metadata(state.name, version=state.version)
+    except CallError:
+        return None  # gone since the list was made
+
+
+def _interface(info: ModelInfo) -> str:
+    return f"{', '.join(map(str, info.inputs))} -> {', '.join(map(str, info.outputs))}"
+
+
+def _batching(info: ModelInfo) -> str:
+    rows = info.parameters.get("max_batch_size")
+    if rows is None:
+        return "-"
+    return f"up to {rows} rows" if rows else "one request at a time"
+
+
+def _model_as_json(state: ModelState, info: ModelInfo | None) -> dict[str, Any]:
+    said: dict[str, Any] = {"name": state.name, "version": state.version, "state": state.state, "reason": state.reason}
+    if info is not None:
+        said["inputs"] = [_tensor_as_json(tensor) for tensor in info.inputs]
+        said["outputs"] = [_tensor_as_json(tensor) for tensor in info.outputs]
+        said["parameters"] = dict(info.parameters)
+    return said
+
+
+def _tensor_as_json(tensor: Any) -> dict[str, Any]:
+    said = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+    return said | ({"labels": list(tensor.labels)} if tensor.labels else {})

@@ -1,0 +1,52 @@
+"""`forwardpass serve`: settings in, a server out. The one place where the process itself is set up."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import sys
+
+from forwardpass import settings as settings_module
+from forwardpass.errors import SettingsError
+from forwardpass.server.stop import ignore_early
+
+add_arguments = settings_module.add_arguments
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status: 0 after a drain, 1 when nothing could be served.
+
+    After a device was lost the process ends here, with 1; and with 0 where a load could not be interrupted.
+    """
+    settings = settings_module.from_sources(vars(args))
+    ignore_early()
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    if not settings.repository.is_dir():
+        raise SettingsError(f"the repository {settings.repository} is not a folder")
+    # Imported here: `forwardpass serve --help` needs neither gRPC nor ONNX Runtime.
+    from forwardpass.execution import cpu_budget
+    from forwardpass.server.server import Server
+
+    server = Server(settings, cpu_budget.available(), say=_say)
+    # What start-up made lives as long as the process: the collector need not look at it again at every pass.
+    gc.collect()
+    gc.freeze()
+    status = asyncio.run(server.run())
+    if server.lost or server.unfinished:
+        # As it is taken down, ONNX Runtime gives back to a device what it has of it, and where that answers no more,
+        # hangs or aborts. And the interpreter would wait for a load that cannot be interrupted, or abort over it.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(status)
+    return status
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

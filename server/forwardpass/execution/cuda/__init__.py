@@ -1,0 +1,1 @@
+"""The CUDA execution provider: driver, page-locked buffers, graphs by batch size, a thread for each session."""

@@ -1,0 +1,96 @@
+"""The buffers of one session on a device: for every tensor a region in page-locked host memory, and one on the device.
+
+They are allocated once, for the largest batch; every batch is stacked into the first rows of the same regions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forwardpass.execution.cuda.driver import CudaError, Driver
+from forwardpass.execution.cuda.graph_sizes import Region, layout
+from forwardpass.model.signature import Interface, Tensor
+
+MARKS = 4  # before the copy in, after it, after the run, after the copy out
+
+
+class Block:
+    """Room for `rows` rows of some tensors, on the host and on the device."""
+
+    def __init__(self, driver: Driver, tensors: Sequence[Tensor], rows: int) -> None:
+        """Raises CudaError when there is not enough memory; nothing is then kept."""
+        self.regions, nbytes = layout(tensors, rows)
+        self._driver = driver
+        self.host = driver.host_memory(nbytes)
+        try:
+            self.device = driver.device_memory(nbytes)
+        except CudaError:
+            driver.free_host(self.host)
+            raise
+        # numpy sees the page-locked memory; nothing may look at these arrays once it is freed.
+        memory = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(self.host))
+        pairs = zip(self.regions, tensors, strict=True)
+        self.arrays = [_view(memory, region, tensor, rows) for region, tensor in pairs]
+
+    def addresses(self) -> list[int]:
+        """Of the regions on the device."""
+        return [self.device + region.offset for region in self.regions]
+
+    def to_device(self, rows: int, stream: int) -> None:
+        """Copy the first `rows` rows of every tensor, in the stream's order."""
+        for offset, stride, _ in self.regions:
+            self._driver.copy_in(self.device + offset, self.host + offset, rows * stride, stream)
+
+    def to_host(self, places: Sequence[int], rows: int, stream: int) -> None:
+        """Copy the first `rows` rows of the tensors at `places`, in the stream's order."""
+        for place in places:
+            offset, stride, _ = self.regions[place]
+            self._driver.copy_out(self.host + offset, self.device + offset, rows * stride, stream)
+
+    def free(self) -> None:
+        self.arrays = []
+        _freed(self._driver.free_device, self.device)
+        _freed(self._driver.free_host, self.host)
+
+
+class Staging:
+    """What a session needs for its batches beside the network: inputs, outputs, and marks of the time."""
+
+    def __init__(self, driver: Driver, interface: Interface, rows: int) -> None:
+        """For batches of up to `rows` rows. Raises CudaError when there is not enough memory; nothing is then kept."""
+        self.rows = rows
+        self._driver = driver
+        self.marks: list[int] = []
+        with contextlib.ExitStack() as undo:
+            self.inputs = Block(driver, interface.inputs, rows)
+            undo.callback(self.inputs.free)
+            self.outputs = Block(driver, interface.outputs, rows)
+            undo.callback(self.outputs.free)
+            for _ in range(MARKS):
+                self.marks.append(driver.event())
+                undo.callback(_freed, driver.end_event, self.marks[-1])
+            undo.pop_all()
+
+    def free(self) -> None:
+        """What cannot be freed, since the device is lost, is left to the end of the process."""
+        self.inputs.free()
+        self.outputs.free()
+        for mark in self.marks:
+            _freed(self._driver.end_event, mark)
+
+
+def _view(memory: NDArray[np.uint8], region: Region, tensor: Tensor, rows: int) -> NDArray[Any]:
+    assert tensor.datatype.numpy is not None
+    part = memory[region.offset : region.offset + rows * region.stride]
+    return part.view(tensor.datatype.numpy).reshape(rows, *region.row)
+
+
+def _freed(free: Callable[[int], None], what: int) -> None:
+    with contextlib.suppress(CudaError):
+        free(what)

@@ -1,0 +1,275 @@
+"""One instance of a model on one CUDA device: fixed buffers, a graph for each batch size, a thread and a stream.
+
+A batch is stacked into page-locked memory; then the stream gets a copy in, one replay of the graph for its size, and a
+copy out, and is waited for once. All of that is done by the session's own thread, from opening on. Which networks get
+graphs is decided here; docs/gpu.md says what of it has been run on a device.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forwardpass.errors import DeviceLost, ForwardpassError, ModelError
+from forwardpass.execution import placement
+from forwardpass.execution.cuda import graph_sizes
+from forwardpass.execution.cuda.device_thread import InstanceThread, Stint
+from forwardpass.execution.cuda.driver import CudaError, Driver
+from forwardpass.execution.cuda.network import CudaNetwork, Opener, open_with_onnx_runtime
+from forwardpass.execution.ort_session import Session, reason
+from forwardpass.execution.placement import Placement
+from forwardpass.model.signature import Interface
+from forwardpass.observability.gpu import GpuRan, Way
+
+TIMED_EVERY = 16  # batches, of which one is timed on the device: four marks cost as much as the copies
+# How far the answer of a graph may be from that of a plain run, in parts of the largest: rounding, and no more.
+TOLERANCE = {"f2": 1e-2, "f4": 1e-4, "f8": 1e-10}
+
+Arrays = Sequence[NDArray[Any]]
+
+
+class CudaSession:
+    """A Network on `placement.device`. `run` may be called by any thread; all work is done by the session's own.
+
+    - Until `prepare`, every run is a plain one: ONNX Runtime copies in and out itself.
+    - Rows beyond a batch in a larger graph are what earlier batches left there, or zeros; they reach no answer.
+    - `ran` is told of every batch, on the session's thread.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        where: Placement,
+        optimizations: str = "all",
+        *,
+        driver: Driver | None = None,
+        opener: Opener = open_with_onnx_runtime,
+        name: str = "cuda",
+    ) -> None:
+        """Open `path`. Raises ModelError with the reason when it can't be.
+
+        `driver`: of a device that is not there, for tests. `name`: of the thread.
+        """
+        self.placement = where
+        self.buckets: tuple[int, ...] = ()  # rows of the graphs, ascending
+        self.how = ""  # batches are run, for the start-up report
+        self.ran: Callable[[GpuRan], None] = _nobody
+        self.graph_replays = 0
+        self._rows = 0  # that the buffers have room for
+        self._pads = False
+        self._half = False
+        self._inputs: list[NDArray[Any]] = []  # the buffers on the host
+        self._outputs: list[NDArray[Any]] = []
+        self._given: list[NDArray[Any]] | None = None
+        self._batches = 0
+        driver = placement.driver() if driver is None else driver
+        self._thread = InstanceThread(name)
+        try:
+            self._network = self._thread.call(partial(CudaNetwork, path, where, optimizations, driver, opener))
+        except BaseException:
+            self._thread.end()
+            raise
+        self.interface: Interface = self._network.plain.interface
+        self._ident = self._thread.ident
+        # Whoever let go of the session last may be any thread, and may not wait.
+        self._end = weakref.finalize(self, self._thread.end, self._network.free)
+        self._end.atexit = False
+
+    # -- before it serves ---------------------------------------------------------------------------------------------
+
+    def prepare(self, rows: int, pads: bool, samples: Arrays, half: bool = False) -> None:
+        """Allocate buffers for batches of up to `rows` rows; capture, and check, graphs for 1, 2, 4 ... `rows` rows.
+
+        `pads`: rows are independent, so that a batch may be run in a larger graph; else only at a graph's own size.
+        `samples`: rows of each input that the graphs are checked with, at least one. `half`: products keep 10 bits of
+        mantissa (half precision, TF32), whatever type the outputs have, so other kernels may round as much. Afterwards
+        `buckets` and `how` say what became of it. Raises ModelError when memory is short, DeviceLost when the device
+        fails.
+        """
+        self._half = half
+        self._thread.call(partial(self._prepare, rows, pads, samples))
+
+    def _prepare(self, rows: int, pads: bool, samples: Arrays) -> None:
+        why = graph_sizes.obstacle(self.interface)
+        if why:
+            self.how = f"plain runs, without fixed buffers or CUDA graphs, because {why}"
+            return
+        network = self._network
+        try:
+            staging = network.allocate(rows)
+        except CudaError as error:
+            raise ModelError(f"{self.placement.label} has no room for batches of {rows} rows: {error}") from None
+        self._inputs, self._outputs = staging.inputs.arrays, staging.outputs.arrays
+        self._rows, self._pads = rows, pads
+        why = network.refused or self._capture(graph_sizes.sizes(rows), samples)
+        if not why:
+            self.how = f"CUDA graphs for batches of {', '.join(map(str, self.buckets))} rows"
+            return
+        self.how = f"fixed buffers without CUDA graphs, because {why}"
+        wrong = self._checked((1, rows), samples)
+        if wrong:
+            self._inputs, self._outputs, self._rows = [], [], 0
+            network.forget_buffers()
+            self.how = f"plain runs, without fixed buffers or CUDA graphs, because {why}; and {wrong}"
+
+    def _capture(self, sizes: tuple[int, ...], samples: Arrays) -> str:
+        """Capture a graph of each size, and check it. Why there are none then; empty where they can be used."""
+        network = self._network
+        try:
+            for size in reversed(sizes):  # what the largest takes of memory, the smaller ones find there
+                network.capture(size)
+            self.buckets = sizes
+            why = self._checked(sizes, samples)
+        except Exception as error:
+            failure = network.failed(error)
+            if isinstance(failure, DeviceLost):
+                raise failure from None
+            why = reason(error)
+        if why:
+            self.buckets = ()
+            network.forget_graphs()
+        return why
+
+    def _checked(self, sizes: tuple[int, ...], samples: Arrays) -> str:
+        """What is wrong with runs of these sizes in the buffers; empty where nothing is. Raises DeviceLost."""
+        try:
+            for size in sizes:
+                self._check(size, samples)
+        except DeviceLost:
+            raise
+        except ForwardpassError as error:
+            return str(error)
+        return ""
+
+    def _check(self, size: int, samples: Arrays) -> None:
+        """Raises ModelError where a run in the buffers answers otherwise than a plain one, RequestError where it fails.
+
+        Two batches of different rows are run one after the other, for what lay in the buffers before must not show. It
+        would where an answer was worked out when a graph was captured, or where ONNX Runtime took a copy of an input
+        when it was bound, which it does of one that the processor reads.
+        """
+        places = tuple(range(len(self.interface.outputs)))
+        for rows in sorted({size // 2 + 1, size} if self._pads else {size}):
+            real = [np.resize(sample, (rows, *sample.shape[1:])) for sample in samples]
+            for arrays in ([np.zeros_like(array) for array in real], real):
+                wanted = self._network.run_plainly(arrays, places)
+                found = self.run(arrays, places)
+                for tensor, got, expected in zip(self.interface.outputs, found, wanted, strict=True):
+                    if not _agree(got, expected, tensor.datatype.name == "BF16", self._half):
+                        what = (
+                            f"the graph for {size} rows" if self.buckets else f"a run of {rows} rows in fixed buffers"
+                        )
+                        raise ModelError(f"{what} gives another '{tensor.name}' than a plain run")
+
+    # -- batches ------------------------------------------------------------------------------------------------------
+
+    def room(self, rows: int) -> list[NDArray[Any]] | None:
+        """Arrays [rows, ...], one an input, to stack the next batch into; None: it may lie anywhere.
+
+        They are valid until `run`, to which they must be given as they are.
+        """
+        if not 0 < rows <= self._rows or threading.get_ident() != self._ident:
+            return None
+        self._given = [array[:rows] for array in self._inputs]
+        return self._given
+
+    def run(self, arrays: Arrays, outputs: tuple[int, ...], options: Any = None) -> list[NDArray[Any]]:
+        """As Session.run. Answers of arrays that `room` gave are valid until the next call of either.
+
+        A graph cannot be ended once it runs; a run without one ends between two operators when `options` say so.
+        """
+        if threading.get_ident() != self._ident:
+            return self._thread.call(lambda: self.run(arrays, outputs, options))
+        given, self._given = self._given, None
+        if arrays is given:
+            return self._in_buffers(len(given[0]), outputs, options)
+        if not self._fits(arrays):
+            found = self._network.run_plainly(arrays, outputs, options)
+            self.ran(GpuRan(self.placement.device, "plain"))
+            return found
+        rows = len(arrays[0])
+        for room, array in zip(self._inputs, arrays, strict=True):
+            room[:rows] = array
+        return [output.copy() for output in self._in_buffers(rows, outputs, options)]
+
+    def _fits(self, arrays: Arrays) -> bool:
+        return all(
+            len(array) <= self._rows and array.shape[1:] == room.shape[1:]
+            for room, array in zip(self._inputs, arrays, strict=False)
+        ) and bool(self._rows)
+
+    def _in_buffers(self, rows: int, outputs: tuple[int, ...], options: Any) -> list[NDArray[Any]]:
+        """Run what lies in the first `rows` rows of the buffers; views of the answers there."""
+        if rows:
+            bucket = graph_sizes.choose(self.buckets, rows, self._pads)
+            self._batches += 1
+            timed = not self._batches % TIMED_EVERY
+            try:
+                times = self._network.batch(rows, bucket, outputs, timed, options)
+            except Exception as error:
+                raise self._network.failed(error) from None
+            way: Way = "graph" if bucket is not None else "bound"
+            self.graph_replays += bucket is not None
+            self.ran(GpuRan(self.placement.device, way, *(times or ())))
+        return [self._outputs[place][:rows] for place in outputs]
+
+    # -- serving and the end ------------------------------------------------------------------------------------------
+
+    def stint(self, job: Callable[[], object]) -> Stint:
+        """`job` to be started on the session's thread. Runs that other threads ask for wait until it is over."""
+        return self._thread.stint(job)
+
+    def close(self, seconds: float = 10.0) -> bool:
+        """Free everything and end the thread; whether it ended in time. Nothing may be called afterwards."""
+        self._inputs, self._outputs, self._given, self._rows = [], [], None, 0
+        self._end()
+        return self._thread.join(seconds)
+
+
+def open_network(
+    path: Path,
+    where: Placement,
+    optimizations: str = "all",
+    name: str = "cuda",
+    opening: Callable[[Any], None] = lambda _: None,
+) -> Session | CudaSession:
+    """The network in `path`, on the processor or on the one device of `where`. Raises ModelError.
+
+    `opening`: see Session; not called for a device.
+    """
+    if where.devices:
+        return CudaSession(path, where.on(where.device), optimizations, name=name)
+    return Session(path, where, optimizations, opening=opening)
+
+
+def _nobody(_: GpuRan) -> None:
+    pass
+
+
+def _agree(got: NDArray[Any], expected: NDArray[Any], bfloat16: bool, half: bool) -> bool:
+    if got.shape != expected.shape:
+        return False
+    kind = expected.dtype.str[1:]
+    allowed = TOLERANCE["f2"] if bfloat16 or (half and kind in TOLERANCE) else TOLERANCE.get(kind)
+    if allowed is None:
+        return bool(np.array_equal(got, expected))
+    if bfloat16:
+        got, expected = _widened(got), _widened(expected)
+    wide, reference = got.astype(np.float64), expected.astype(np.float64)
+    same = (wide == reference) | (np.isnan(wide) & np.isnan(reference))
+    with np.errstate(invalid="ignore"):  # inf - inf, where both are the same
+        far = float(np.max(np.abs(wide - reference), where=~same, initial=0.0))
+    scale = float(np.max(np.abs(reference), where=np.isfinite(reference), initial=0.0))
+    return far <= allowed * scale
+
+
+def _widened(bits: NDArray[Any]) -> NDArray[np.float32]:
+    """bfloat16 as float32."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)

@@ -1,0 +1,90 @@
+"""Ends the load of a model early because the server stops: between two runs, within one, and while a network is opened.
+
+A load can't be killed, and one that goes on in native code while the interpreter ends aborts the process. So whatever
+loads runs its network through `network`, and opens it with options that `opening` has seen.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from forwardpass.errors import RequestError, Stopping
+from forwardpass.execution.ort_session import Network, new_run_options
+from forwardpass.model.signature import Interface
+
+
+class Interruption:
+    """Thread-safe. `stop` is for good; it is meant for loads that are made one at a time.
+
+    - After `stop`, `check` and every run of a `network` raise Stopping.
+    - A run that goes on at `stop` ends between two operators; an opening between two steps of the optimizer.
+    - A single operator cannot be ended.
+    """
+
+    def __init__(self) -> None:
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._run_options = new_run_options()
+        self._opening: Any = None  # options of the session that is opened, or was last
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    def stop(self) -> None:
+        """Does not block."""
+        with self._lock:
+            self._stopping.set()
+            self._run_options.terminate = True
+            self._cancel()
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, until `stop` at most."""
+        self._stopping.wait(seconds)
+
+    def check(self) -> None:
+        """Raises Stopping after `stop`."""
+        if self._stopping.is_set():
+            raise Stopping("the server is stopping")
+
+    def opening(self, options: Any) -> None:
+        """A session is about to be opened with these options of ONNX Runtime's. Raises Stopping after `stop`."""
+        self.check()
+        with self._lock:
+            self._opening = options
+            if self._stopping.is_set():
+                self._cancel()
+
+    def _cancel(self) -> None:
+        cancel = getattr(self._opening, "set_load_cancellation_flag", None)  # from ONNX Runtime 1.21 on
+        if cancel is not None:
+            cancel(True)
+
+    def network(self, network: Network) -> Network:
+        """The same network, with runs that end at `stop`."""
+        return _Interruptible(network, self, self._run_options)
+
+
+class _Interruptible:
+    """A network whose runs raise Stopping once the server stops, whatever else they would have raised."""
+
+    def __init__(self, network: Network, interruption: Interruption, options: Any) -> None:
+        self._network = network
+        self._interruption = interruption
+        self._options = options
+
+    @property
+    def interface(self) -> Interface:
+        return self._network.interface
+
+    def run(self, arrays: Sequence[NDArray[Any]], outputs: tuple[int, ...], options: Any = None) -> list[NDArray[Any]]:
+        self._interruption.check()
+        try:
+            return self._network.run(arrays, outputs, options or self._options)
+        except RequestError:
+            self._interruption.check()
+            raise

@@ -1,0 +1,212 @@
+"""One network on one ONNX Runtime execution provider: opened, described, warmed, run. Knows nothing of requests.
+
+Opening may take seconds, so it is done off the hot path. It and `run` release the interpreter's lock; `run` may be
+called by several threads at once on the CPU provider.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forwardpass.errors import InvalidRequest, ModelError, Reason, RequestError, RunFailed, TooLarge
+from forwardpass.execution.onnx_runtime import ort
+from forwardpass.execution.placement import Placement
+from forwardpass.model.signature import Interface, Tensor
+from forwardpass.protocol import BY_ORT_TYPE
+
+BF16_ONNX = 16  # TensorProto.BFLOAT16
+OPTIMIZATIONS = {
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+# What ONNX Runtime's errors say when memory is short, or when no memory could ever be enough.
+OUT_OF_MEMORY = (
+    "bad_alloc", "llocate", "out of memory", "Out of memory", "size overflowed", "STATUS_ALLOC_FAILED",
+    "is smaller than requested bytes",
+)  # fmt: skip
+
+
+class Network(Protocol):
+    """An open network, wherever it runs."""
+
+    @property
+    def interface(self) -> Interface:
+        """What it takes and gives."""
+
+    def run(self, arrays: Sequence[NDArray[Any]], outputs: tuple[int, ...], options: Any = None) -> list[NDArray[Any]]:
+        """The answers at the places `outputs` for one array per input. Raises RequestError."""
+
+
+def share_threads(threads: int) -> None:
+    """Give every session of this process one pool of `threads` threads. Before the first session with `shared`.
+
+    ONNX Runtime has it all or nothing: from then on a session with a pool of its own can't be opened.
+    """
+    ort.set_global_thread_pool_sizes(threads, 1)
+
+
+class Session:
+    """An open network. `interface` says what it takes and gives."""
+
+    def __init__(
+        self,
+        path: Path,
+        placement: Placement,
+        optimizations: str = "all",
+        opened: Any = None,
+        opening: Callable[[Any], None] = lambda _: None,
+    ) -> None:
+        """Open `path`. Raises ModelError with the runtime's reason when it can't be.
+
+        `optimizations`: what may be done to the graph: basic, extended or all. `opened`: a session of ONNX Runtime's
+        that is open already, to be used in place of one on the processor. `opening`: called with the session's options
+        before it is opened, for whatever may cancel that.
+        """
+        if opened is None:
+            options = session_options(placement, optimizations)
+            opening(options)
+            try:
+                opened = ort.InferenceSession(str(path), options, providers=[placement.provider])
+            except Exception as error:
+                raise ModelError(f"{path.name} cannot be opened: {reason(error)}") from None
+        # ONNX Runtime falls back to the CPU without an error where a provider can't start.
+        got = opened.get_providers()[0]
+        if got != placement.provider:
+            raise ModelError(f"asked for {placement.provider}, but ONNX Runtime can only offer {got}")
+        self._session = opened
+        self.placement = placement
+        self.interface = read_interface(self._session)
+        self._names = [t.name for t in self.interface.outputs]
+        self._chosen: dict[tuple[int, ...], list[str]] = {}  # places -> names, made once
+        self._inputs = [t.name for t in self.interface.inputs]
+        # InferenceSession.run checks its arguments anew at every call, which for a small network takes a fifth of the
+        # run. Ours were checked at the door, so the call it makes underneath is made directly where it is to be had.
+        self._call = getattr(getattr(self._session, "_sess", None), "run", self._session.run)
+        names = {t.datatype.name for t in (*self.interface.inputs, *self.interface.outputs)}
+        self._bf16 = "BF16" in names
+        if names >= {"BF16", "BYTES"}:
+            raise ModelError("it has BF16 and BYTES tensors, which ONNX Runtime cannot be given in one call")
+
+    def run(self, arrays: Sequence[NDArray[Any]], outputs: tuple[int, ...], options: Any = None) -> list[NDArray[Any]]:
+        """The answers at the places `outputs` for one array per input.
+
+        Raises InvalidRequest when the network rejects the values, TooLarge when memory runs out, else RunFailed.
+        """
+        names = self._chosen.get(outputs)
+        if names is None:
+            names = self._chosen[outputs] = [self._names[i] for i in outputs]
+        try:
+            if self._bf16:
+                return self._run_values(arrays, names, options)
+            found: list[NDArray[Any]] = self._call(names, dict(zip(self._inputs, arrays, strict=True)), options)
+            return found
+        except Exception as error:
+            raise translate(error) from None
+
+    def bound(self, given: NDArray[Any], place: int, found: NDArray[Any]) -> Callable[[Any], None]:
+        """A run of the only input, always in `given`, to the output at `place`, always into `found`.
+
+        Both are C-contiguous and have the tensors' types and sizes. It takes run options, and is not thread-safe. It
+        raises what ONNX Runtime raises.
+        """
+        binding = self._session.io_binding()
+        # The values are views of the arrays, which whoever gave them keeps.
+        binding.bind_ortvalue_input(self._inputs[0], ort.OrtValue.ortvalue_from_numpy(given))
+        binding.bind_ortvalue_output(self._names[place], ort.OrtValue.ortvalue_from_numpy(found))
+        # As in __init__: straight to the call underneath, which takes what the binding wraps.
+        underneath = getattr(self._session, "_sess", None)
+        if underneath is None or not hasattr(binding, "_iobinding"):
+            return partial(self._session.run_with_iobinding, binding)
+        return partial(underneath.run_with_iobinding, binding._iobinding)
+
+    def _run_values(self, arrays: Sequence[NDArray[Any]], names: list[str], options: Any) -> list[NDArray[Any]]:
+        """As `run` where bfloat16 is about: numpy has no such type, so its bits go in and out as uint16."""
+        feeds = {}
+        for tensor, array in zip(self.interface.inputs, arrays, strict=True):
+            if tensor.datatype.name == "BF16":
+                value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array), BF16_ONNX)
+            else:
+                value = ort.OrtValue.ortvalue_from_numpy(array)
+            feeds[tensor.name] = value
+        found = []
+        for value in self._session.run_with_ort_values(names, feeds, options):
+            if value.data_type() != "tensor(bfloat16)":
+                found.append(value.numpy())
+                continue
+            shape = value.shape()
+            count = int(np.prod(shape))
+            bits = (ctypes.c_uint16 * count).from_address(value.data_ptr()) if count else ()
+            found.append(np.array(bits, dtype="<u2").reshape(shape))
+        return found
+
+
+def session_options(placement: Placement, optimizations: str) -> Any:
+    """ONNX Runtime's options of a session: threads, optimisations, and quiet."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = OPTIMIZATIONS[optimizations]
+    if placement.shared:
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = placement.threads
+        options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Spinning threads burn a core between requests to save microseconds within one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options
+
+
+def new_run_options() -> Any:
+    """What a watchdog ends a run by: set `.terminate`."""
+    return ort.RunOptions()
+
+
+def read_interface(session: Any) -> Interface:
+    """A network's inputs and outputs as its file declares them. Raises ModelError for types that can't be served."""
+
+    def tensors(nodes: Any, what: str) -> tuple[Tensor, ...]:
+        found = []
+        for node in nodes:
+            datatype = BY_ORT_TYPE.get(node.type)
+            if datatype is None:
+                raise ModelError(f"{what} '{node.name}' is of type {node.type}, which the protocol cannot carry")
+            shape = tuple(s if isinstance(s, int) and s >= 0 else -1 for s in node.shape)
+            found.append(Tensor(node.name, datatype, shape))
+        return tuple(found)
+
+    inputs, outputs = tensors(session.get_inputs(), "input"), tensors(session.get_outputs(), "output")
+    if not outputs:
+        raise ModelError("the network has no outputs")
+    batchable = bool(inputs) and all(t.shape and t.shape[0] == -1 for t in (*inputs, *outputs))
+    return Interface(inputs, outputs, batchable)
+
+
+def reason(error: BaseException) -> str:
+    """What ONNX Runtime says, without its error prefix and source positions, on one line of at most 300 characters."""
+    text = str(error)
+    _, found, status = text.partition("Status Message:")
+    text = status if found else text
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r" ; GPU=-?\d+ ; hostname=.*", "", text, flags=re.DOTALL)  # of a CUDA error: where, and in which line
+    text = re.sub(r"\S+\.(?:cc|h|cpp):\d+\s*", "", text)
+    return " ".join(text.split())[:300]
+
+
+def translate(error: Exception) -> RequestError:
+    """A run's exception as the error its requests get."""
+    kind = type(error).__name__
+    text = str(error)
+    if isinstance(error, MemoryError) or any(word in text for word in OUT_OF_MEMORY):
+        return TooLarge("there is not enough memory for this run", reason=Reason.OUT_OF_MEMORY)
+    if kind == "InvalidArgument" or "out of data bounds" in text or "out of bounds" in text:
+        return InvalidRequest(f"the network cannot be run on these values: {reason(error)}")
+    return RunFailed(f"the run failed: {reason(error)}")

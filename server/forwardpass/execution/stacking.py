@@ -1,0 +1,77 @@
+"""Rows to one matrix X [B, ...], and the matrix of answers back to each request's rows. Pure; copies once each way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forwardpass.errors import InvalidRequest
+from forwardpass.model.signature import Tensor
+from forwardpass.protocol.bytes_tensors import pack, unpack
+
+Buffer = bytes | memoryview
+_JOINED = 8192  # bytes of a buffer, below which it is quicker to copy it twice than to look at it once more
+
+
+def stack(tensor: Tensor, buffers: Sequence[Buffer], shape: tuple[int, ...]) -> NDArray[Any]:
+    """The array of `shape` ([B, ...]) whose rows are those of `buffers` (C order, little-endian), one after the other.
+
+    A single buffer is not copied. The array may be read-only.
+    """
+    if tensor.datatype.numpy is None:
+        return np.array([e for b in buffers for e in elements(b, tensor.name)], dtype=object).reshape(shape)
+    data = buffers[0] if len(buffers) == 1 else b"".join(buffers)
+    return np.frombuffer(data, dtype=tensor.datatype.numpy).reshape(shape)
+
+
+def stack_into(buffers: Sequence[Buffer], room: NDArray[Any]) -> None:
+    """Copy the rows of `buffers` (C order, little-endian), one after the other, into `room`, which they fill.
+
+    `room`: [B, ...] of fixed-size elements, C order, of at least one. Raises ValueError where they don't fill it.
+    """
+    memory = room.data.cast("B")
+    if len(buffers) == 1:
+        memory[:] = buffers[0]
+    elif len(memory) < _JOINED * len(buffers):
+        memory[:] = b"".join(buffers)
+    else:
+        start = 0
+        for buffer in buffers:
+            end = start + len(buffer)
+            memory[start:end] = buffer
+            start = end
+        if start != len(memory):
+            raise ValueError(f"expected {len(memory)} bytes of rows, got {start}")
+
+
+def raw(array: NDArray[Any]) -> bytes:
+    """The array's elements as raw contents: C order, little-endian; BYTES with their lengths before them."""
+    if array.dtype == object:
+        return pack(e if isinstance(e, bytes) else str(e).encode() for e in array.ravel())
+    return array.tobytes()
+
+
+def elements(data: Buffer, name: str, expected: int | None = None) -> list[str]:
+    """BYTES raw contents as strings.
+
+    Raises InvalidRequest when a length reaches beyond the end, when the count is not `expected`, or when an element
+    is not UTF-8 (the only text ONNX Runtime's string tensors take).
+    """
+    found: list[str] = []
+    try:
+        for element in unpack(data):
+            try:
+                found.append(str(element, "utf-8"))
+            except UnicodeDecodeError:
+                raise InvalidRequest(f"input '{name}': element {len(found)} is not UTF-8") from None
+            if expected is not None and len(found) > expected:
+                break
+    except ValueError as error:
+        raise InvalidRequest(f"input '{name}': {error}") from None
+    if expected is not None and len(found) != expected:
+        got = f"more than {expected}" if len(found) > expected else str(len(found))
+        raise InvalidRequest(f"input '{name}': expected {expected} elements, got {got}")
+    return found

@@ -1,0 +1,159 @@
+"""The caller's network as a function of arrays: as it is, and in float64 as the reference that parity is held against.
+
+Works on copies in evaluation mode: the caller's module, its mode, its device and its gradients stay as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from forwardpass.errors import ExportError
+from forwardpass.export.input_spec import InputSpec
+from forwardpass.model.contract import Tolerance, compare
+
+Values = Mapping[str, NDArray[Any]]
+
+
+class Network:
+    """A module whose forward takes the inputs of `specs` and gives tensors, alone or in tuples, lists and dicts.
+
+    `specs` are kept in the order of forward's parameters. `output_names` is set by `try_on`.
+    """
+
+    def __init__(self, module: nn.Module, specs: Sequence[InputSpec]) -> None:
+        """Raises ExportError where the module cannot be copied, or its forward does not take these inputs."""
+        if not isinstance(module, nn.Module):
+            raise ExportError(f"expected a torch.nn.Module, got {type(module).__name__}")
+        try:
+            self.module = copy.deepcopy(module).cpu().eval()
+        except Exception as error:
+            raise ExportError(f"{type(module).__name__} cannot be copied: {_reason(error)}") from error
+        self.specs, self._by_name = _bind(module, specs)
+        self.output_names: list[str] = []
+        self.reference: Literal["float64", "float32"] = "float64"
+        self._double = copy.deepcopy(self.module).double()
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers were trained: the elements of all parameters."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    def coarsest(self, values: Values) -> np.dtype[Any]:
+        """The narrowest float among parameters, buffers and inputs: what the answers can be exact to."""
+        tensors = [*self.module.parameters(), *self.module.buffers(), *(torch.from_numpy(v) for v in values.values())]
+        bits = [torch.finfo(t.dtype).bits for t in tensors if t.is_floating_point()]
+        return np.dtype(f"float{min(bits, default=32)}")
+
+    def arguments(self, values: Values) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+        """Arrays as forward's positional and keyword arguments."""
+        tensors = {spec.name: torch.from_numpy(values[spec.name]) for spec in self.specs}
+        return ((), tensors) if self._by_name else (tuple(tensors.values()), {})
+
+    def try_on(self, values: Values, names: Sequence[str] | None) -> None:
+        """Run it once; settles the outputs' names and whether float64 can be the reference.
+
+        The names are the caller's, else the keys of a dict, else `output`, or `output_0`, `output_1`, ...
+        Raises ExportError where forward fails on these values or gives something else than tensors.
+        """
+        args, kwargs = self.arguments(values)
+        try:
+            with torch.no_grad():
+                answer = self.module(*args, **kwargs)
+        except Exception as error:
+            given = ", ".join(f"{name} {list(value.shape)}" for name, value in values.items())
+            raise ExportError(f"{type(self.module).__name__}.forward failed on {given}: {_reason(error)}") from error
+        leaves = _flatten(answer, "")
+        if not leaves:
+            raise ExportError(f"{type(self.module).__name__}.forward gave no tensor")
+        own = [f"output_{path}".rstrip("_") if path[:1].isdecimal() or not path else path for path, _ in leaves]
+        if names is not None and len(names) != len(own):
+            raise ExportError(f"the network has {len(own)} outputs; got {len(names)} names: {', '.join(names)}")
+        self.output_names = list(names) if names is not None else own
+        taken = [*(spec.name for spec in self.specs), *self.output_names]
+        twice = sorted({name for name in taken if taken.count(name) > 1})
+        if twice:
+            raise ExportError(f"inputs and outputs need names of their own; twice there: {', '.join(twice)}")
+        self.reference = "float64"
+        # A network that makes float32 tensors as it goes does not run in float64: it is its own reference then.
+        if not self.takes(values):
+            self.reference = "float32"
+        if compare(self.expected(values), self.expected(values), Tolerance(rtol=0, atol=0)).failure is not None:
+            raise ExportError(f"{type(self.module).__name__} gives other answers to the same rows when asked again")
+
+    def takes(self, values: Values) -> bool:
+        """Whether the network itself runs on these values."""
+        try:
+            self.expected(values)
+        except Exception:
+            return False
+        return True
+
+    def expected(self, values: Values) -> dict[str, NDArray[Any]]:
+        """The answers of the reference, by name: floats in float64, everything else as it is."""
+        if self.reference == "float64":
+            module = self._double
+            wide = {
+                name: value.astype(np.float64) if value.dtype.kind == "f" else value for name, value in values.items()
+            }
+        else:
+            module, wide = self.module, dict(values)
+        args, kwargs = self.arguments(wide)
+        with torch.no_grad():
+            answer = module(*args, **kwargs)
+        tensors = [tensor.detach() for _, tensor in _flatten(answer, "")]
+        arrays = [(t.double() if t.is_floating_point() else t).contiguous().numpy() for t in tensors]
+        return dict(zip(self.output_names, arrays, strict=True))
+
+
+def _bind(module: nn.Module, specs: Sequence[InputSpec]) -> tuple[list[InputSpec], bool]:
+    """Inputs in the order of forward's parameters, and whether they go in by name: where all are named like one."""
+    signature = inspect.signature(module.forward)
+    names = [spec.name for spec in specs]
+    takes = [n for n, p in signature.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    by_name = set(names) <= set(takes)
+    try:
+        if by_name:
+            signature.bind(**dict.fromkeys(names))
+            return sorted(specs, key=lambda spec: takes.index(spec.name)), True
+        signature.bind(*names)
+    except TypeError as error:
+        raise ExportError(
+            f"{type(module).__name__}.forward{signature} does not take {', '.join(names)}: {error}"
+        ) from None
+    for place, name in enumerate(names):
+        if name in takes and takes.index(name) != place:
+            raise ExportError(
+                f"{type(module).__name__}.forward{signature}: input {name!r} is number {place + 1}, but the parameter "
+                f"of that name is number {takes.index(name) + 1}; name all inputs as the parameters, or order them so"
+            )
+    return list(specs), False
+
+
+def _flatten(answer: Any, path: str) -> list[tuple[str, torch.Tensor]]:
+    """Tensors in the order the exporter gives them, each with its keys and places joined by `_`."""
+    if isinstance(answer, torch.Tensor):
+        if answer.dtype in (torch.bfloat16, torch.complex64, torch.complex128):
+            raise ExportError(f"an output has dtype {answer.dtype}, which has no name in the protocol")
+        return [(path, answer)]
+    if isinstance(answer, Mapping):
+        parts = [(str(key), value) for key, value in answer.items()]
+    elif isinstance(answer, tuple) and hasattr(answer, "_fields"):
+        parts = list(zip(answer._fields, answer, strict=True))
+    elif isinstance(answer, tuple | list):
+        parts = [(str(place), value) for place, value in enumerate(answer)]
+    else:
+        raise ExportError(f"forward gave a {type(answer).__name__}; expected tensors, alone or in tuples, lists, dicts")
+    return [leaf for key, value in parts for leaf in _flatten(value, f"{path}_{key}" if path else key)]
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

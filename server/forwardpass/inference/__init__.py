@@ -1,0 +1,1 @@
+"""A request's way from bytes to bytes: decoded, admitted, queued, run in a batch, encoded."""

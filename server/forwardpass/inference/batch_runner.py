@@ -1,0 +1,183 @@
+"""One batch through the network: stack its rows, run, cut the answer into responses. No threads, no queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forwardpass.errors import DeadlineExceeded, Reason, RequestError, RunFailed
+from forwardpass.execution.bound_row import bind
+from forwardpass.execution.ort_session import Network, Session
+from forwardpass.execution.stacking import stack, stack_into
+from forwardpass.inference.encoder import plain, row_parts, wished
+from forwardpass.inference.request import AnyRequest
+from forwardpass.inference.request_template import RequestTemplate
+from forwardpass.model.signature import Interface
+
+Arrays = Sequence[NDArray[Any]]
+
+
+class Runner:
+    """Runs requests of one signature as one matrix, or in slices of `max_rows` where rows are independent."""
+
+    def __init__(
+        self, session: Network, interface: Interface, max_rows: int, row_independent: bool, shared: bool = True
+    ) -> None:
+        """`shared`: several runs may be made at once, so that none can have buffers of its own in the session."""
+        self.session = session
+        # On a device, batches are stacked where it copies them from; on the processor they may lie anywhere.
+        self._room: Callable[[int], Sequence[NDArray[Any]] | None] | None = getattr(session, "room", None)
+        self.interface = interface
+        self.max_rows = max_rows
+        self.row_independent = row_independent
+        self._lone = None if shared or not isinstance(session, Session) else bind(interface, session)
+
+    def alone(self, request: AnyRequest, options: Any, matrices: list[int]) -> bytes | None:
+        """The response to a single row, the quick way; None: this one has to go the usual way. Raises as `run`."""
+        lone, template = self._lone, request.template
+        if lone is None or template.rows != 1 or template.wishes is not None or template.outputs != (lone.place,):
+            return None
+        matrices.append(1)
+        try:
+            blob = lone.answer(request.buffers[0], options)
+        except RequestError:
+            if options.terminate:
+                raise _too_long() from None
+            raise
+        parts = template.replies.get(lone.trailing) or row_parts(template, lone.trailing, len(blob))
+        return parts[0] + blob if not request.id_field else b"".join((parts[1], request.id_field, parts[2], blob))
+
+    def run(self, requests: Sequence[AnyRequest], options: Any, matrices: list[int]) -> tuple[list[NDArray[Any]], Any]:
+        """Stack and run: the outputs [B, ...] that any of the requests wants, and their places.
+
+        The outputs may be overwritten by the next run. Appends the rows of each matrix to `matrices`. Raises the
+        RequestError that the run failed with.
+        """
+        first: RequestTemplate = requests[0].template
+        wanted = first.outputs
+        rows = 0
+        for request in requests:
+            template = request.template
+            rows += template.rows
+            if template.outputs is not wanted and template.outputs != wanted:
+                wanted = tuple(sorted({*wanted, *template.outputs}))
+        interface = self.interface
+        batchable = interface.batchable
+        arrays: Arrays
+        if self._room is not None and (room := self._room(rows)) is not None:
+            for i, array in enumerate(room):
+                stack_into([r.buffers[i] for r in requests], array)
+            arrays = room
+        else:
+            arrays = stacked = []
+            for i, tensor in enumerate(interface.inputs):
+                shape = (rows, *first.batch_shapes[i][1:]) if batchable else first.batch_shapes[i]
+                stacked.append(stack(tensor, [r.buffers[i] for r in requests], shape))
+        if not batchable or rows <= self.max_rows or not self.row_independent:
+            matrices.append(rows if batchable else 1)
+            outputs = self._once(arrays, wanted, options)
+        else:
+            outputs = self._slices(arrays, wanted, rows, options, matrices)
+        if batchable:
+            for output in outputs:
+                if not output.ndim or output.shape[0] != rows:
+                    raise RunFailed(
+                        f"an output has shape {list(output.shape)} for {rows} rows: axis 0 is not the batch"
+                    )
+        return outputs, wanted
+
+    def _once(self, arrays: Arrays, wanted: tuple[int, ...], options: Any) -> list[NDArray[Any]]:
+        try:
+            return self.session.run(arrays, wanted, options)
+        except RequestError:
+            if options.terminate:
+                raise _too_long() from None
+            raise
+
+    def _slices(
+        self, arrays: Arrays, wanted: tuple[int, ...], rows: int, options: Any, matrices: list[int]
+    ) -> list[NDArray[Any]]:
+        """As `_once` for more rows than a matrix may have."""
+        parts = []
+        for start in range(0, rows, self.max_rows):
+            piece = [a[start : start + self.max_rows] for a in arrays]
+            matrices.append(len(piece[0]))
+            parts.append(self._once(piece, wanted, options))
+        return [np.concatenate(p) for p in zip(*parts, strict=True)]
+
+    def scatter(
+        self,
+        requests: Sequence[AnyRequest],
+        outputs: Arrays,
+        wanted: tuple[int, ...],
+        failures: list[RequestError] | None = None,
+    ) -> list[bytes | RequestError]:
+        """Each request's rows of the answer, as the bytes of its response.
+
+        An error stands in the place of an answer that cannot be sent the way its request wants it (only those with
+        `template.wishes`), and is appended to `failures`.
+        """
+        if not self.interface.batchable or len(wanted) != 1 or outputs[0].dtype == object:
+            return self._each(requests, outputs, wanted, failures)
+        # One output of fixed-size elements: the common case, kept short.
+        (output,) = outputs
+        blob = output.tobytes()
+        trailing = output.shape[1:]
+        stride = len(blob) // len(output) if len(output) else 0
+        answers: list[bytes | RequestError] = []
+        last: RequestTemplate | None = None
+        parts: tuple[bytes, ...] = ()
+        start = size = 0
+        for request in requests:
+            template = request.template
+            if template is not last:
+                if template.wishes is not None:
+                    return self._each(requests, outputs, wanted, failures)
+                last = template
+                size = template.rows * stride
+                parts = template.replies.get(trailing) or row_parts(template, trailing, size)
+            end = start + size
+            if not request.id_field:
+                answers.append(parts[0] + blob[start:end])
+            else:
+                answers.append(b"".join((parts[1], request.id_field, parts[2], blob[start:end])))
+            start = end
+        return answers
+
+    def _each(
+        self,
+        requests: Sequence[AnyRequest],
+        outputs: Arrays,
+        wanted: tuple[int, ...],
+        failures: list[RequestError] | None,
+    ) -> list[bytes | RequestError]:
+        """As `scatter`, request by request."""
+        answers: list[bytes | RequestError] = []
+        start = 0
+        for request in requests:
+            end = start + request.template.rows
+            own = [o[start:end] for o in outputs] if self.interface.batchable else outputs
+            try:
+                answers.append(_reply(request, own, wanted))
+            except RequestError as error:
+                answers.append(error)
+                if failures is not None:
+                    failures.append(error)
+            start = end
+        return answers
+
+
+def _too_long() -> DeadlineExceeded:
+    return DeadlineExceeded("the run took longer than the server allows", reason=Reason.RUN_TIMEOUT)
+
+
+def _reply(request: AnyRequest, outputs: Arrays, wanted: tuple[int, ...]) -> bytes:
+    """One request's response from its own part of the outputs at the places `wanted`."""
+    template: RequestTemplate = request.template
+    chosen = [outputs[wanted.index(place)] for place in template.outputs]
+    if template.wishes is not None:
+        return wished(template, request.id_field, template.wishes, chosen)
+    return plain(template, request.id_field, chosen)

@@ -1,0 +1,240 @@
+"""Bytes of a ModelInferRequest to a validated request. Pure.
+
+From call to call a client's messages are the same but for their tensors and their id. What parsing and validating gave
+is remembered by the other bytes, as a RequestTemplate; everything else is parsed in full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from google.protobuf.message import DecodeError
+
+from forwardpass import protocol
+from forwardpass.errors import InvalidRequest, TooLarge, printable
+from forwardpass.execution.stacking import Buffer
+from forwardpass.inference import tensor_contents
+from forwardpass.inference.parameters import (
+    SAID_NOTHING,
+    OutputWish,
+    Place,
+    Window,
+    Wishes,
+    all_typed,
+    asked,
+    general,
+    source,
+)
+from forwardpass.inference.request_template import NAME_LIMIT, RequestTemplate, Target, TemplateMemory
+from forwardpass.model.signature import Interface, Tensor
+from forwardpass.protocol.wire import ID_TAG, varint
+
+KNOWN_REPLIES = 1024  # memories of replies, one for each model, outputs and number of rows
+
+
+class Models(Protocol):
+    """Where decoding finds the models.
+
+    `resolve(name, version)` gives the model version that serves, or raises UnknownModel, ModelLoading, ModelUnusable.
+    `generation` changes whenever `resolve` might answer differently.
+    """
+
+    generation: int
+
+    def resolve(self, name: str, version: str) -> Target: ...
+
+
+class Regions(Protocol):
+    """Where decoding finds shared memory. `window` raises UnknownRegion, or InvalidRequest beyond a region's end."""
+
+    @property
+    def most(self) -> int: ...  # bytes that one input may have
+
+    def window(self, place: Place) -> Window: ...
+
+
+class Decoder:
+    """Decodes for one thread: every transport has its own."""
+
+    def __init__(self, models: Models, max_message_bytes: int, regions: Regions | None = None) -> None:
+        """`regions` None: shared memory is turned off."""
+        self._models = models
+        self._max = max_message_bytes
+        self._regions = regions
+        self._memory = TemplateMemory()
+        self._replies: dict[Any, dict[Any, tuple[bytes, ...]]] = {}  # by what RequestTemplate.replies depends on
+        self._current = models.generation
+
+    def refresh(self) -> None:
+        """Call once before a group of messages: forget what was remembered if a model was swapped since."""
+        if self._models.generation != self._current:
+            self._current = self._models.generation
+            self._memory.clear()
+            self._replies.clear()
+
+    def decode(self, message: bytes) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
+        """The template of `message`, its tensors' bytes in the order of the model's inputs, and its id.
+
+        The id is a field of a ModelInferResponse as well as of the message, tag and length included; empty: none.
+        Raises InvalidRequest or TooLarge naming what was expected and what came, or whatever `resolve` raises.
+        """
+        if len(message) > self._max:
+            raise TooLarge(f"the message has {len(message)} bytes, the limit is {self._max}")
+        return self._memory.find(message) or self._parse(message)
+
+    def _parse(self, message: bytes) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
+        try:
+            request = protocol.ModelInferRequest.FromString(message)
+        except (DecodeError, RuntimeError):
+            raise InvalidRequest("the message is not a ModelInferRequest") from None
+        _names(request)
+        target = self._models.resolve(request.model_name, request.model_version)
+        interface = target.interface
+        said = general(request.parameters, target.priority_levels) if request.parameters else SAID_NOTHING
+        buffers, shapes, windows, order = self._inputs(request, interface)
+        rows = _rows(shapes, interface)
+        if rows > target.max_request_rows:
+            raise InvalidRequest(
+                f"{rows} rows in one request; model '{target.name}' takes at most {target.max_request_rows}"
+            )
+        outputs = _outputs(request, interface)
+        wishes = self._wishes(request, interface, outputs, said.typed)
+        shared = 0
+        # Last, once nothing else can be wrong with the request: these are copies.
+        for place, window in windows.items():
+            buffers[place] = window.read()
+            tensor_contents.check(buffers[place], interface.inputs[place], shapes[place])
+            shared += len(buffers[place])
+        replies = self._replies_of(target, rows, outputs)
+        template = RequestTemplate(target, rows, shapes, outputs, said.priority, said.timeout, wishes, shared, replies)
+        # A region may be unregistered, so those are looked up anew every time.
+        if not windows and (wishes is None or not any(w.window for w in wishes.outputs)):
+            self._memory.remember(message, template, order, buffers, bool(request.raw_input_contents))
+        return template, buffers, _id_field(request.id)
+
+    def _replies_of(self, target: Target, rows: int, outputs: tuple[int, ...]) -> dict[Any, tuple[bytes, ...]]:
+        key = (target, rows, outputs)
+        found = self._replies.get(key)
+        if found is None:
+            if len(self._replies) >= KNOWN_REPLIES:
+                self._replies.clear()
+            found = self._replies[key] = {}
+        return found
+
+    def _inputs(
+        self, request: Any, interface: Interface
+    ) -> tuple[list[Buffer], tuple[tuple[int, ...], ...], dict[int, Window], list[int]]:
+        """Raw bytes and shape of every input, in the model's order; by place those still to be read; and which of the
+        request's inputs each is."""
+        given = request.inputs[:]  # slices of protobuf's containers are lists, made in one call
+        raws = request.raw_input_contents[:]
+        places: dict[int, int] = {}
+        sources: dict[int, Place] = {}
+        for i, tensor in enumerate(given):
+            name = tensor.name
+            place = interface.input_place.get(name)
+            if place is None:
+                expected = ", ".join(t.name for t in interface.inputs)
+                raise InvalidRequest(f"unexpected input '{printable(name)}'; expected {expected}")
+            if place in places:
+                raise InvalidRequest(f"input '{printable(name)}' is given twice")
+            places[place] = i
+            if tensor.parameters and (where := source(tensor.parameters, f"input '{name}'")) is not None:
+                sources[i] = where
+        sent = len(given) - len(sources)
+        if raws and len(raws) != sent:
+            raise InvalidRequest(f"{len(raws)} raw_input_contents for {sent} inputs; expected one for each")
+        buffers: list[Buffer] = []
+        shapes: list[tuple[int, ...]] = []
+        windows: dict[int, Window] = {}
+        order: list[int] = []
+        for place, expected_tensor in enumerate(interface.inputs):
+            if place not in places:
+                raise InvalidRequest(f"missing input '{expected_tensor.name}'")
+            i = places[place]
+            tensor, where = given[i], sources.get(i) if sources else None
+            shape = tensor_contents.shape_of(tensor, expected_tensor)
+            if (raws or where is not None) and tensor.HasField("contents"):
+                elsewhere = "raw_input_contents" if where is None else "shared memory"
+                raise InvalidRequest(f"input '{tensor.name}': expected contents or {elsewhere}, got both")
+            if where is not None:
+                windows[place] = self._window(where, expected_tensor, shape)
+                buffers.append(b"")
+            elif raws:
+                buffer = raws[i - sum([j < i for j in sources])] if sources else raws[i]
+                tensor_contents.check(buffer, expected_tensor, shape)
+                buffers.append(buffer)
+            else:
+                buffers.append(tensor_contents.typed(tensor, expected_tensor, shape))
+            shapes.append(shape)
+            order.append(i)
+        return buffers, tuple(shapes), windows, order
+
+    def _window(self, place: Place, tensor: Tensor, shape: tuple[int, ...]) -> Window:
+        """Where an input is to be read, checked before anything of it is."""
+        regions = self._shared_memory()
+        window = regions.window(place)
+        if tensor.datatype.numpy is not None:
+            tensor_contents.check_size(place.nbytes, tensor, shape)
+        if place.nbytes > regions.most:
+            raise TooLarge(f"input '{tensor.name}': {place.nbytes} bytes, the limit is {regions.most}")
+        return window
+
+    def _wishes(self, request: Any, interface: Interface, outputs: tuple[int, ...], typed: bool) -> Wishes | None:
+        """How the answer is to be sent; None: the plain way."""
+        if not typed and not (request.outputs and any(o.parameters for o in request.outputs)):
+            return None
+        tensors = [interface.outputs[place] for place in outputs]
+        named: Sequence[Any] = [o.parameters for o in request.outputs] or [{}] * len(outputs)
+        wanted = [asked(parameters, tensor) for parameters, tensor in zip(named, tensors, strict=True)]
+        typed = all_typed(wanted, tensors, typed)
+        found = tuple(
+            OutputWish(w.classes, None if w.place is None else self._shared_memory().window(w.place)) for w in wanted
+        )
+        return Wishes(found, typed) if typed or any(w != OutputWish() for w in found) else None
+
+    def _shared_memory(self) -> Regions:
+        if self._regions is None:
+            raise InvalidRequest("shared memory is turned off on this server")
+        return self._regions
+
+
+def _id_field(request_id: str) -> bytes:
+    if not request_id:
+        return b""
+    text = request_id.encode()
+    return bytes((ID_TAG,)) + varint(len(text)) + text
+
+
+def _names(request: Any) -> None:
+    names = request.model_name, request.model_version, request.id
+    if max(map(len, names)) > NAME_LIMIT:
+        for what, value in zip(("model name", "model version", "id"), names, strict=True):
+            if len(value) > NAME_LIMIT:
+                raise InvalidRequest(f"the {what} has {len(value)} characters, the limit is {NAME_LIMIT}")
+
+
+def _rows(shapes: tuple[tuple[int, ...], ...], interface: Interface) -> int:
+    if not interface.batchable:
+        return 1
+    counts = [s[0] for s in shapes]
+    if len(set(counts)) > 1:
+        named = ", ".join(f"'{t.name}' {c}" for t, c in zip(interface.inputs, counts, strict=True))
+        raise InvalidRequest(f"inputs differ in their number of rows: {named}")
+    return counts[0]
+
+
+def _outputs(request: Any, interface: Interface) -> tuple[int, ...]:
+    if not request.outputs:
+        return interface.default_outputs
+    places: list[int] = []
+    for output in request.outputs:
+        place = interface.output_place.get(output.name)
+        if place is None:
+            known = ", ".join(t.name for t in interface.outputs)
+            raise InvalidRequest(f"unknown output '{printable(output.name)}'; the outputs are {known}")
+        if place in places:
+            raise InvalidRequest(f"output '{printable(output.name)}' is requested twice")
+        places.append(place)
+    return tuple(places)

@@ -1,0 +1,201 @@
+"""From a transport's calls to the workers' queues: decode, admit, submit in groups, then see that they are run.
+
+Every transport has one of these as its RequestSink, so that all accept, reject and count alike.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar, cast
+
+from forwardpass.batching.admission import Admission
+from forwardpass.errors import RequestError, RunFailed
+from forwardpass.execution.stacking import Buffer
+from forwardpass.inference import decoder
+from forwardpass.inference.decoder import Decoder, Regions
+from forwardpass.inference.request import InferenceRequest, RejectedRequest, TimedInferenceRequest
+from forwardpass.inference.request_template import RequestTemplate
+from forwardpass.inference.worker import Worker
+from forwardpass.observability.log_limit import LogLimit
+from forwardpass.observability.model_metrics import ModelMetrics
+from forwardpass.transport.interface import ReplySink
+
+CallT = TypeVar("CallT")
+
+logger = logging.getLogger(__name__)
+logger.addFilter(LogLimit())
+
+
+class Models(decoder.Models, Protocol):
+    """Where the workers are found: the repository."""
+
+    def resolve(self, name: str, version: str) -> Worker: ...
+
+
+class Intake(Generic[CallT]):
+    """A RequestSink. Not thread-safe: each transport has its own, used by one thread."""
+
+    def __init__(
+        self,
+        reply_sink: ReplySink[CallT],
+        models: Models,
+        admission: Admission,
+        metrics: ModelMetrics,
+        max_message_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+        regions: Regions | None = None,
+    ) -> None:
+        """`regions` None: shared memory is turned off."""
+        self._reply_sink = reply_sink
+        self._decoder = Decoder(models, max_message_bytes, regions)
+        self._admission = admission
+        self._metrics = metrics  # for what belongs to no model
+        self._clock = clock
+        self._groups: dict[Worker, list[InferenceRequest[CallT]]] = {}
+        self._pending: list[Worker] = []  # whose queues this thread has promised to come back for
+        self.before_run: Callable[[float], None] | None = None  # called with the seconds of a run that follows another
+        self.now = clock()
+        self.saturated = False  # whether all that was flushed last waits for models that are saturated
+        self._last: Sequence[Worker] = ()  # the models that calls came for last
+        self._crowded: Sequence[Worker] = ()  # those that were saturated when calls came for no other, until they calm
+
+    def begin(self) -> None:
+        """A group of calls has arrived: they share one time of arrival."""
+        self.now = self._clock()
+        self.saturated = False
+        self._decoder.refresh()
+
+    def take(
+        self, call: CallT, message: bytes, seconds_left: float | None, timings: bool = False
+    ) -> InferenceRequest[CallT] | None:
+        """Decode one call's message. None: it was refused, and has been answered."""
+        try:
+            template, buffers, id_field = self._decoder.decode(message)
+        except RequestError as error:
+            self.refuse(call, error)
+            return None
+        except Exception:
+            logger.exception("a request could not be decoded")
+            self.refuse(call, RunFailed("internal error; the server's log has the details"))
+            return None
+        return self._enqueue(call, template, buffers, id_field, len(message) + template.shared, seconds_left, timings)
+
+    def _enqueue(
+        self,
+        call: CallT,
+        template: RequestTemplate,
+        buffers: Sequence[Buffer],
+        id_field: bytes,
+        nbytes: int,
+        seconds_left: float | None,
+        timings: bool,
+    ) -> InferenceRequest[CallT]:
+        """Put a decoded request into the group of its model."""
+        # `resolve` of our models gave it.
+        worker: Worker = template.target  # type: ignore[assignment]
+        deadline = math.inf if seconds_left is None else self.now + seconds_left
+        priority = template.priority or worker.options.default_priority
+        timeouts = worker.options.queue_timeouts
+        wait = template.timeout if timeouts is None else timeouts[priority].of(template.timeout)
+        request = (InferenceRequest if wait == math.inf else TimedInferenceRequest)(
+            template,
+            buffers,
+            template.rows or 1,
+            nbytes,
+            self.now,
+            deadline,
+            priority,
+            self._reply_sink,
+            call,
+            timings,
+            id_field,
+        )
+        if wait != math.inf:
+            cast("TimedInferenceRequest[CallT]", request).start_by = self.now + wait
+        group = self._groups.get(worker)
+        if group is None:
+            self._groups[worker] = [request]
+        else:
+            group.append(request)
+        return request
+
+    def flush(self) -> None:
+        """Submit what was taken since `begin`."""
+        if not self._groups:
+            return
+        groups, self._groups = self._groups, {}
+        self._last = tuple(groups)  # not the requests: they are to go when they are answered
+        self.saturated = True
+        spent = self._clock() - self.now
+        total = sum(map(len, groups.values())) if len(groups) > 1 else 0
+        for worker, requests in groups.items():
+            count = len(requests)
+            nbytes = sum([r.nbytes for r in requests]) if count > 1 else requests[0].nbytes
+            error = self._admission.admit(count, nbytes)
+            settled = False
+            if error is not None:
+                self._one_by_one(worker, requests)
+            elif count == 1 and self._alone(worker, requests[0], len(groups) > 1):
+                settled = not worker.queue.requests  # unless something came in by another transport meanwhile
+            else:
+                worker.submit(requests, self.now)
+            self.saturated = self.saturated and worker.saturated
+            worker.metrics.decoded(count, spent * count / (total or count))
+            if not settled and worker not in self._pending:
+                self._pending.append(worker)
+        if self.saturated:
+            self._crowded = self._last
+        elif self._crowded:
+            self._crowded = [worker for worker in self._crowded if worker.slack]
+
+    def step(self) -> bool:
+        """Run what is this thread's to run, one batch per model. True: call again, after a look for new arrivals."""
+        if len(self._pending) > 1 and self.before_run is not None:
+            left = []
+            for worker in self._pending:
+                self.before_run(worker.next_run_seconds)
+                if worker.step():
+                    left.append(worker)
+            self._pending = left
+        elif self._pending:
+            self._pending = [worker for worker in self._pending if worker.step()]
+        return bool(self._pending)
+
+    def _alone(self, worker: Worker, request: InferenceRequest[CallT], one_of_several: bool) -> bool:
+        if one_of_several and self.before_run is not None:
+            self.before_run(worker.next_run_seconds)
+        return worker.alone(request, self.now)
+
+    @property
+    def slack(self) -> float:
+        """Seconds that what arrives now will hardly run in, if it is for the models that were saturated last."""
+        return min([worker.slack for worker in self._crowded], default=0.0)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether calls have come for some models while others are saturated."""
+        others = [worker for worker in self._crowded if worker not in self._last]
+        return any(worker.saturated for worker in others)
+
+    @property
+    def full(self) -> bool:
+        """Whether a full batch waits for this thread."""
+        return any(w.queue.rows >= w.queue.limits.max_batch_rows for w in self._pending)
+
+    def _one_by_one(self, worker: Worker, requests: Sequence[InferenceRequest[CallT]]) -> None:
+        """The group as a whole exceeds the server's bounds: take what fits."""
+        for request in requests:
+            error = self._admission.admit(1, request.nbytes)
+            if error is None:
+                worker.submit([request], self.now)
+            else:
+                worker.metrics.refused(error.status.name, error.reason)
+                self._reply_sink.deliver([request], [error], None)
+
+    def refuse(self, call: CallT, error: RequestError) -> None:
+        """Answer a call with an error without decoding it, and count that."""
+        self._metrics.refused(error.status.name, error.reason)
+        self._reply_sink.deliver([RejectedRequest(call, self.now)], [error], None)

@@ -1,0 +1,188 @@
+"""What a request asks for beside its tensors: its `parameters`, and those of its inputs and requested outputs. Pure.
+
+The protocol allows parameters of any name; what means nothing here has no effect. Those whose silent neglect would
+change an answer are refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from forwardpass.errors import InvalidRequest, printable
+from forwardpass.model.signature import Tensor
+
+NO_PRIORITY = 0
+SHARED = "shared_memory_"
+# Families of parameters that work in no place (sequences), or only in another than the one they were found in.
+REFUSED = ("sequence_", SHARED, "classification")
+INTEGERS = ("int64_param", "uint64_param")
+
+
+class Place(NamedTuple):
+    """Where a tensor's bytes lie, or are to be written."""
+
+    region: str
+    offset: int  # bytes
+    nbytes: int
+
+
+class Window(Protocol):
+    """Some bytes of a shared-memory region. `read` and `write` raise InvalidRequest once they are not there."""
+
+    place: Place
+
+    def read(self) -> bytes: ...
+    def write(self, data: bytes) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class OutputWish:
+    """How one output is to be sent. `classes`: the so many largest elements of each row instead of the tensor."""
+
+    classes: int = 0
+    window: Window | None = None  # write the elements there and send none
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How a request wants its answer, where that is not the plain way. `outputs` are in the order of its template's."""
+
+    outputs: tuple[OutputWish, ...]
+    typed: bool = False  # typed contents instead of raw bytes
+
+
+class General(NamedTuple):
+    """What the parameters of a request as a whole say."""
+
+    priority: int  # NO_PRIORITY: the model's default
+    timeout: float  # seconds from arrival; inf: none
+    typed: bool
+
+
+SAID_NOTHING = General(NO_PRIORITY, math.inf, False)
+
+
+def general(parameters: Any, priority_levels: int) -> General:
+    """The schedule_policy parameters and `binary_data_output`. Raises InvalidRequest naming what was expected."""
+    priority, timeout, typed = NO_PRIORITY, math.inf, False
+    for key in parameters:
+        parameter = parameters[key]
+        if key == "priority":
+            priority = _integer(key, parameter)
+            if not 0 <= priority <= priority_levels:
+                raise InvalidRequest(
+                    f"parameter 'priority': expected 1 to {priority_levels}, or 0 for the default, got {priority}"
+                )
+        elif key == "timeout":
+            microseconds = _integer(key, parameter)
+            if microseconds < 0:
+                raise InvalidRequest(f"parameter 'timeout': expected microseconds, at least 0, got {microseconds}")
+            timeout = microseconds * 1e-6 if microseconds else math.inf
+        elif key == "binary_data_output":
+            typed = not _boolean(key, parameter)
+        elif key.startswith(REFUSED) and not _idle(parameter):
+            raise InvalidRequest(f"parameter '{printable(key)}' is not supported here")
+    return General(priority, timeout, typed)
+
+
+def source(parameters: Any, what: str) -> Place | None:
+    """Where the elements of an input lie; None: in the message. `what` names it in errors."""
+    for key, parameter in parameters.items():
+        if key.startswith(REFUSED) and not key.startswith(SHARED) and not _idle(parameter):
+            raise InvalidRequest(f"{what}: parameter '{printable(key)}' is not supported here")
+    return _place(parameters, what)
+
+
+class Asked(NamedTuple):
+    """What the parameters of one requested output say."""
+
+    classes: int
+    place: Place | None
+    typed: bool | None  # None: as the request as a whole
+
+
+def asked(parameters: Any, tensor: Tensor) -> Asked:
+    """Read and check the parameters of a requested output."""
+    what = f"output '{tensor.name}'"
+    classes, typed = 0, None
+    for key, parameter in parameters.items():
+        if key == "classification":
+            classes = _integer(key, parameter, what)
+            if classes < 0:
+                raise InvalidRequest(f"{what}: parameter 'classification': expected at least 1, got {classes}")
+        elif key == "binary_data":
+            typed = not _boolean(key, parameter, what)
+        elif key.startswith(REFUSED) and not key.startswith(SHARED) and not _idle(parameter):
+            raise InvalidRequest(f"{what}: parameter '{printable(key)}' is not supported here")
+    place = _place(parameters, what)
+    if classes and place is not None:
+        raise InvalidRequest(f"{what}: expected classification or shared memory, got both")
+    if classes and tensor.datatype.name in ("BYTES", "BOOL"):
+        raise InvalidRequest(f"{what}: classification needs numbers, and it is of {tensor.datatype.name}")
+    return Asked(classes, place, typed)
+
+
+def all_typed(wanted: list[Asked], tensors: list[Tensor], default: bool) -> bool:
+    """Whether the answer goes as typed contents. A response has either those or raw bytes, so outputs must agree.
+
+    An output in shared memory has neither, so it has no say.
+    """
+    sent = [(a, t) for a, t in zip(wanted, tensors, strict=True) if a.place is None]
+    said = {default if a.typed is None else a.typed for a, _ in sent}
+    if len(said) > 1:
+        raise InvalidRequest("parameter 'binary_data': expected the same for every output of one response, got both")
+    typed = said == {True}
+    for asked_for, tensor in sent:
+        if typed and not asked_for.classes and tensor.datatype.contents is None:
+            raise InvalidRequest(f"output '{tensor.name}': {tensor.datatype.name} travels in raw_output_contents only")
+    return typed
+
+
+def _place(parameters: Any, what: str) -> Place | None:
+    found: dict[str, Any] = {}
+    for key, parameter in parameters.items():
+        if not key.startswith(SHARED):
+            continue
+        if key == "shared_memory_region":
+            if parameter.WhichOneof("parameter_choice") != "string_param":
+                raise InvalidRequest(f"{what}: parameter '{key}': expected a string, got {_kind(parameter)}")
+            found[key] = parameter.string_param
+        elif key in ("shared_memory_offset", "shared_memory_byte_size"):
+            found[key] = _integer(key, parameter, what)
+            if found[key] < 0:
+                raise InvalidRequest(f"{what}: parameter '{key}': expected bytes, at least 0, got {found[key]}")
+        else:
+            raise InvalidRequest(f"{what}: parameter '{printable(key)}' is not supported here")
+    if not found:
+        return None
+    region, nbytes = found.get("shared_memory_region"), found.get("shared_memory_byte_size")
+    if region is None or nbytes is None:
+        missing = "shared_memory_region" if region is None else "shared_memory_byte_size"
+        raise InvalidRequest(f"{what}: expected shared_memory_region and shared_memory_byte_size, {missing} is missing")
+    return Place(region, found.get("shared_memory_offset", 0), nbytes)
+
+
+def _integer(key: str, parameter: Any, what: str = "") -> int:
+    kind = parameter.WhichOneof("parameter_choice")
+    if kind not in INTEGERS:
+        raise InvalidRequest(f"{what and what + ': '}parameter '{key}': expected an integer, got {_kind(parameter)}")
+    value: int = getattr(parameter, kind)
+    return value
+
+
+def _boolean(key: str, parameter: Any, what: str = "") -> bool:
+    if parameter.WhichOneof("parameter_choice") != "bool_param":
+        raise InvalidRequest(f"{what and what + ': '}parameter '{key}': expected a bool, got {_kind(parameter)}")
+    return bool(parameter.bool_param)
+
+
+def _kind(parameter: Any) -> str:
+    return parameter.WhichOneof("parameter_choice") or "nothing"
+
+
+def _idle(parameter: Any) -> bool:
+    """Whether a parameter says nothing: clients send `sequence_id` 0 and the like out of habit."""
+    kind = parameter.WhichOneof("parameter_choice")
+    return kind is None or not getattr(parameter, kind)

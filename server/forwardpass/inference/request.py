@@ -1,0 +1,80 @@
+"""A request of one call on its way through the server: its template, its tensors, and where its answer goes.
+
+It carries its own reply slot and timestamps, so that there is no table of requests beside the queue to keep in step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+from forwardpass.batching.request import NEW, Request
+from forwardpass.execution.stacking import Buffer
+from forwardpass.inference.request_template import RequestTemplate
+from forwardpass.transport.interface import ReplySink
+
+CallT = TypeVar("CallT")
+
+
+class InferenceRequest(Request, Generic[CallT]):
+    """One call's rows; `call` is what its transport knows the call by."""
+
+    __slots__ = ("call", "id_field", "reply_sink", "template", "timings")
+
+    def __init__(
+        self,
+        template: RequestTemplate,
+        buffers: Sequence[Buffer],
+        rows: int,
+        nbytes: int,
+        arrival: float,
+        deadline: float,
+        priority: int,
+        reply_sink: ReplySink[CallT],
+        call: CallT,
+        timings: bool = False,
+        id_field: bytes = b"",
+    ) -> None:
+        # Request.__init__, without the call: this is made for every request.
+        self.signature = template.signature
+        self.buffers = buffers
+        self.rows = rows
+        self.nbytes = nbytes
+        self.arrival = arrival
+        self.deadline = deadline
+        self.priority = priority
+        self.state = NEW
+        self.order = (priority, arrival)
+        self.template = template
+        self.reply_sink = reply_sink
+        self.call = call
+        self.timings = timings  # whether its response is to carry what its batch took
+        self.id_field = id_field  # its id as a field of a message, tag and length included; empty: it has none
+
+    def cancel(self) -> None:
+        """Its client does not wait for it any more."""
+        self.template.target.cancel(self)
+
+
+class TimedInferenceRequest(InferenceRequest[CallT]):
+    """One with a queue timeout: rejected if no instance was free by `start_by`, however long its run takes."""
+
+    __slots__ = ("start_by",)
+
+
+AnyRequest = InferenceRequest[Any]  # of any transport: a worker answers calls of all of them
+
+
+class RejectedRequest(Generic[CallT]):
+    """A call that was never queued, as `deliver` takes it."""
+
+    __slots__ = ("arrival", "call")
+
+    timings = False
+
+    def __init__(self, call: CallT, arrival: float) -> None:
+        self.call = call
+        self.arrival = arrival
+
+    def cancel(self) -> None:
+        """Nothing is under way for it."""

@@ -1,0 +1,260 @@
+"""What is remembered of requests: all that a message says beside its tensors and its id, by the bytes around these.
+
+Clients send the same bytes again and again but for the tensors and the id. Only a message whose other bytes are, one by
+one, those of a message that was parsed in full is known, so what was parsed holds for it too. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from forwardpass.execution.stacking import Buffer
+from forwardpass.inference.parameters import Wishes
+from forwardpass.model.signature import Interface
+from forwardpass.protocol.wire import ID_TAG, NAME_TAG, VERSION_TAG, Span, tensor_spans
+
+NAME_LIMIT = 1024  # characters of a model's name or version, or of a request's id
+KNOWN_TEMPLATES = 2048  # of one generation; there are two
+KNOWN_BYTES = 4 << 20  # of the messages of one generation, tensors aside
+KNOWN_LONGEST = 4096  # bytes of a message beside its tensors: the memory is not for parameters
+KNOWN_AT_ONCE = 64  # of one model; beyond these, one message in RARELY that is new, so that few are kept in vain
+RARELY = 4
+KNOWN_LAYOUTS = 8  # of one model's messages of one length, since these are tried one by one
+COPY_BELOW = 4096  # bytes: below this a copy of a tensor is cheaper than a view of the message
+
+# Datatypes whose typed contents may be the raw bytes: of any values, or of those whose varints have one byte.
+AS_RAW = {"FP32": None, "FP64": None, "BOOL": b"\0\1", "UINT8": bytes(range(128)), "INT8": bytes(range(128))}
+
+
+class Target(Protocol):
+    """A model version that serves, as its requests see it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def interface(self) -> Interface: ...
+    @property
+    def max_request_rows(self) -> int: ...
+    @property
+    def priority_levels(self) -> int: ...
+    def cancel(self, request: Any) -> None:
+        """The client of a request of its own is gone."""
+
+
+class RequestTemplate:
+    """What a request's message says beside its tensors and its id, validated; shared by all requests that say it."""
+
+    __slots__ = (
+        "batch_shapes", "outputs", "priority", "replies", "rows", "shared", "signature", "target", "timeout", "wishes",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        target: Target,
+        rows: int,
+        shapes: tuple[tuple[int, ...], ...],
+        outputs: tuple[int, ...],
+        priority: int,
+        timeout: float,
+        wishes: Wishes | None = None,
+        shared: int = 0,
+        replies: dict[Any, tuple[bytes, ...]] | None = None,
+    ) -> None:
+        self.target = target
+        self.rows = rows  # rows it brings; 1 where the model is not batchable
+        self.batch_shapes = shapes  # of each input, in the model's order
+        batchable = target.interface.batchable
+        # Equal signatures may share a matrix: the same sizes beyond the batch axis. What cannot be stacked is told
+        # apart by the model's batch limit of one, not here.
+        self.signature = tuple([s[1:] for s in shapes]) if batchable else shapes
+        self.outputs = outputs  # places of the outputs to send, in the order asked for
+        self.priority = priority
+        self.timeout = timeout  # seconds from arrival; inf: none
+        self.wishes = wishes  # how its answer is to be sent; None: the plain way
+        self.shared = shared  # bytes of its inputs that came from shared memory, not in its message
+        # By an answer's shapes, the bytes around its id and its tensors. Shared by templates of the same target, rows
+        # and outputs, which is all that they depend on.
+        self.replies: dict[Any, tuple[bytes, ...]] = {} if replies is None else replies
+
+
+Found = tuple[RequestTemplate, Sequence[Buffer], bytes]
+
+
+class Layout:
+    """Where the tensors lie in messages of one length. Places are counted from behind the id."""
+
+    __slots__ = ("_checks", "_gaps", "_spans", "tail")
+
+    def __init__(
+        self, spans: Sequence[Span], length: int, order: Sequence[int], checks: Sequence[bytes | None] = ()
+    ) -> None:
+        """`order`: which span is each of the model's inputs. `checks`: the bytes that each of these may be made of."""
+        bounds = [0, *(place for span in spans for place in span), length]
+        self._gaps = list(zip(bounds[::2], bounds[1::2], strict=True))  # all the other bytes
+        self._spans = [spans[i] for i in order]
+        self._checks = checks if any(checks) else ()
+        # Where the message is one tensor from here on; -1: it is not as simple as that.
+        self.tail = spans[0][0] if spans[-1] == (spans[0][0], length) and not self._checks else -1
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Layout) and (self._spans, self._checks) == (other._spans, other._checks)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def key(self, message: bytes, start: int) -> bytes:
+        return b"".join([message[start + a : start + b] for a, b in self._gaps])
+
+    def tensors(self, message: bytes, start: int) -> Sequence[Buffer] | None:
+        """In the order of the model's inputs; None: there are bytes that they may not be made of."""
+        found = [cut(message, start + a, start + b) for a, b in self._spans]
+        for tensor, allowed in zip(found, self._checks, strict=False):
+            if allowed is not None and bytes(tensor).translate(None, allowed):
+                return None
+        return found
+
+
+# By the bytes of name and version, then by the length of the rest without the id: the layouts of those messages, each
+# with its templates by the bytes around the tensors.
+Templates = dict[bytes, RequestTemplate]
+Generation = dict[bytes, dict[int, list[tuple[Layout, Templates]]]]
+
+
+class TemplateMemory:
+    """Templates of the messages that came last. Not thread-safe.
+
+    When a generation is full it becomes the old one, and the old one is forgotten; what is found in the old one moves
+    to the young. So whatever comes often stays, however many others come once.
+    """
+
+    def __init__(self) -> None:
+        self._young: Generation = {}
+        self._old: Generation = {}
+        self._count = 0  # of the young
+        self._missed = (0, 0)  # the end of name and version, and of the id, in the message that was not found last
+        self._bytes = 0
+        self._new: dict[bytes, int] = {}  # messages that were new to the young, by name and version
+
+    def clear(self) -> None:
+        self._young = {}
+        self._turn()
+
+    def find(self, message: bytes) -> Found | None:
+        """The template of a message, its tensors in the order of the model's inputs, and its id's field; if known."""
+        size = len(message)
+        names_end = start = 0
+        try:
+            if message[0] == NAME_TAG and message[1] < 0x80:
+                names_end = message[1] + 2
+                tag = message[names_end]
+                if tag == VERSION_TAG and message[names_end + 1] < 0x80:
+                    names_end += message[names_end + 1] + 2
+                    tag = message[names_end]
+                start = names_end if tag != ID_TAG else id_end(message, names_end)
+        except IndexError:
+            names_end = start = 0
+        lengths = self._young.get(message[:names_end])
+        if lengths is not None:
+            for layout, templates in lengths.get(size - start, ()):
+                if layout.tail >= 0:  # the common case, kept short
+                    tail = start + layout.tail
+                    template = templates.get(message[start:tail])
+                    if template is not None:
+                        tensor = message[tail:] if size - tail < COPY_BELOW else memoryview(message)[tail:]
+                        return template, (tensor,), message[names_end:start]
+                else:
+                    template = templates.get(layout.key(message, start))
+                    if template is not None and (tensors := layout.tensors(message, start)) is not None:
+                        return template, tensors, message[names_end:start]
+        self._missed = names_end, start
+        return self._revived(message, names_end, start) if self._old else None
+
+    def _revived(self, message: bytes, names_end: int, start: int) -> Found | None:
+        """As `find`, in the old generation."""
+        for layout, templates in self._old.get(message[:names_end], {}).get(len(message) - start, ()):
+            template = templates.get(layout.key(message, start))
+            if template is not None and (tensors := layout.tensors(message, start)) is not None:
+                self._keep(message, names_end, start, layout, template)
+                return template, tensors, message[names_end:start]
+        return None
+
+    def remember(
+        self, message: bytes, template: RequestTemplate, order: Sequence[int], buffers: Sequence[Buffer], raw: bool
+    ) -> None:
+        """Keep the template of a message, if whatever has the same bytes around its tensors must mean the same.
+
+        `order`: which of the message's inputs each of the model's is. `buffers`: their elements, in the model's order.
+        `raw`: the message has raw contents. BYTES are never kept, since their elements must be looked at.
+        """
+        names_end, start = self._missed
+        names = message[:names_end]
+        new = self._new.get(names, 0)
+        if not new and len(self._new) >= KNOWN_TEMPLATES:
+            self._new.clear()
+        self._new[names] = new + 1
+        if new > KNOWN_AT_ONCE and new % RARELY:
+            return
+        datatypes = [t.datatype for t in template.target.interface.inputs]
+        if not datatypes or not all(d.itemsize and (raw or d.name in AS_RAW) for d in datatypes):
+            return
+        checks = () if raw else [AS_RAW[d.name] for d in datatypes]
+        if len(message) - sum(map(len, buffers)) > KNOWN_LONGEST + start - names_end:
+            return
+        spans = tensor_spans(message, start)
+        if spans is None or len(spans) != len(order):
+            return
+        for i, buffer in zip(order, buffers, strict=True):
+            if not buffer or spans[i][1] - spans[i][0] != len(buffer):
+                return
+        spans = [(a - start, b - start) for a, b in spans]
+        layout = Layout(spans, len(message) - start, order, checks)
+        self._keep(message, names_end, start, layout, template)
+
+    def _keep(self, message: bytes, names_end: int, start: int, layout: Layout, template: RequestTemplate) -> None:
+        """Into the young generation."""
+        if self._count >= KNOWN_TEMPLATES or self._bytes >= KNOWN_BYTES:
+            self._turn()
+        layouts = self._young.setdefault(message[:names_end], {}).setdefault(len(message) - start, [])
+        templates = next((templates for known, templates in layouts if known == layout), None)
+        if templates is None:
+            templates = {}
+            if len(layouts) >= KNOWN_LAYOUTS:
+                layouts.pop()  # the latest: those that were there before may be everyone's
+            layouts.append((layout, templates))
+        key = layout.key(message, start)
+        if key not in templates:
+            self._count += 1
+            self._bytes += names_end + len(key)
+        templates[key] = template
+
+    def _turn(self) -> None:
+        """The young generation becomes the old one."""
+        self._old, self._young, self._new = self._young, {}, {}
+        self._count = self._bytes = 0
+
+
+def cut(message: bytes, start: int, end: int) -> Buffer:
+    return message[start:end] if end - start < COPY_BELOW else memoryview(message)[start:end]
+
+
+def id_end(message: bytes, start: int) -> int:
+    """The end of the id's field that starts at `start`; `start` itself where it is left to protobuf: not text, too
+    long, empty, or cut off. Raises IndexError likewise."""
+    size = message[start + 1]
+    text = start + 2
+    if size >= 0x80:
+        size += (message[text] << 7) - 0x80
+        text += 1
+        if not 0x80 <= size <= NAME_LIMIT:
+            return start
+    end = text + size
+    if not size or end > len(message):
+        return start
+    if not message[text:end].isascii():
+        try:
+            message[text:end].decode()
+        except UnicodeDecodeError:
+            return start
+    return end

@@ -1,0 +1,400 @@
+"""Runs one model version: takes batches from its queue, stacks, runs, scatters, and settles every reply exactly once.
+
+A model has `instances` slots, each one run at a time. A slot is used by one of the model's own threads, or, when the
+run is predicted to be shorter than a hand-over is worth, by the thread that received the request (`step`).
+Whoever holds a slot comes back for what has gathered meanwhile, so a queue that isn't empty always has somebody coming.
+On devices every instance is a session with a thread of its own, and all of them take from the one queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import compress
+from typing import Any
+
+from forwardpass.batching.admission import Admission
+from forwardpass.batching.batch_queue import BatchQueue
+from forwardpass.batching.rejections import replaced, too_late
+from forwardpass.batching.request import RUNNING, SETTLED, Batch, Options, Settled
+from forwardpass.batching.run_time_model import RunTime
+from forwardpass.errors import DeadlineExceeded, DeviceLost, Reason, RequestError, RunFailed
+from forwardpass.execution.cuda.device_thread import Stint
+from forwardpass.execution.cuda.session import CudaSession
+from forwardpass.execution.ort_session import Network, new_run_options
+from forwardpass.inference.batch_runner import Runner
+from forwardpass.inference.request import AnyRequest
+from forwardpass.model.signature import Interface
+from forwardpass.observability.model_metrics import ModelMetrics, Ran
+from forwardpass.protocol.timings import BatchTiming
+from forwardpass.transport.interface import Answer
+
+logger = logging.getLogger(__name__)
+
+Outcome = tuple[list[Answer], float, bool]  # an answer for each request, seconds in the network, whether a run failed
+
+
+class Worker:
+    """One model version that serves. Thread-safe.
+
+    - A request passed to `submit` is answered exactly once, or was cancelled.
+    - A failed batch is run again in halves until the culprit stands alone; its neighbours get their answers.
+    - `close` answers what is still waiting and returns when no thread is left.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        session: Network | Sequence[CudaSession],
+        interface: Interface,
+        options: Options,
+        run_time: RunTime,
+        metrics: ModelMetrics,
+        admission: Admission,
+        clock: Callable[[], float] = time.monotonic,
+        lost: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`session`: one that all instances share, or as many as there are instances.
+
+        `lost` is called, from any thread, with the reason when a device failed for good; it does not block.
+        """
+        self.name = name
+        self.version = version
+        sessions = session if isinstance(session, Sequence) else [session]
+        self.session: Network = sessions[0]
+        self.interface = interface
+        self.options = options
+        self.metrics = metrics
+        self.queue: BatchQueue[AnyRequest] = BatchQueue(options.limits, run_time)
+        self.max_request_rows = options.max_request_rows
+        self.priority_levels = options.priority_levels
+        self.run_rows = options.run_rows or options.limits.max_batch_rows
+        shared = options.instances > len(sessions)
+        runners = [Runner(s, interface, self.run_rows, options.row_independent, shared) for s in sessions]
+        self._runner = runners[0]
+        self._admission = admission
+        self._clock = clock
+        self._lost = lost
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._idle = options.instances
+        self._ending = False  # the threads end when nothing waits
+        self._closed = False  # nothing more is taken in
+        self._inline = options.inline_run_limit > 0 and options.instances == 1 and not options.limits.delay
+        self._inline &= not isinstance(self.session, CudaSession)  # which runs on no thread but its own
+        self._running: dict[int, tuple[float, Any]] = {}  # batch -> when its run began, what ends it
+        self._serving = 0  # threads that look at the queue
+        self._threads = [self._thread(runners[i % len(runners)], i) for i in range(options.instances)]
+
+    def _thread(self, runner: Runner, place: int) -> threading.Thread | Stint:
+        serve = partial(self._serve, runner)
+        if isinstance(runner.session, CudaSession):
+            return runner.session.stint(serve)
+        return threading.Thread(target=serve, name=f"{self.name}/{self.version}#{place}", daemon=True)
+
+    def start(self) -> None:
+        self._serving = len(self._threads)
+        for thread in self._threads:
+            thread.start()
+
+    # -- called by transports -----------------------------------------------------------------------------------------
+
+    def submit(self, requests: Sequence[AnyRequest], now: float) -> None:
+        """Queue admitted requests. Never blocks; what is refused is answered here. Follow with `step`."""
+        with self._lock:
+            if self._closed:
+                refused = [Settled(r, replaced(self.name, self.version)) for r in requests]
+            else:
+                refused = self.queue.offer(requests, now)
+        if refused:
+            self._refuse(refused)
+
+    @property
+    def saturated(self) -> bool:
+        """Whether what arrives now can't run before a full batch that waits already. Read without the lock: a hint."""
+        return not self._idle and self.queue.rows >= self.queue.limits.max_batch_rows
+
+    @property
+    def slack(self) -> float:
+        """Half of a full batch's time while anything runs or waits: what arrives now will hardly run sooner. A hint."""
+        if self._idle and not self.queue.requests:
+            return 0.0
+        return self.queue.run_time.predict(self.queue.limits.max_batch_rows) / 2
+
+    @property
+    def next_run_seconds(self) -> float:
+        """Predicted, of what waits or comes next. A hint."""
+        queue = self.queue
+        return queue.run_time.predict(min(queue.rows or 1, queue.limits.max_batch_rows))
+
+    def step(self) -> bool:
+        """See to it that what waits is run: by this thread, if that is quicker than waking another.
+
+        True: something is left and nobody else is coming for it; call again once newly arrived requests are in.
+        """
+        with self._lock:
+            queue = self.queue
+            if not queue.requests or not self._idle:
+                return False
+            rows = min(queue.rows, queue.limits.max_batch_rows)
+            slow = not self._inline or queue.run_time.predict(rows) > self.options.inline_run_limit
+            if slow and (self._serving or not self._ending):
+                self._wake.notify()
+                return False
+            batch = self._take()
+        if batch is not None:
+            self._run(batch, self._runner)
+        return bool(self.queue.requests)
+
+    def alone(self, request: AnyRequest, now: float) -> bool:
+        """Run an admitted request here and now if nothing waits and a slot is free; False: `submit` it instead.
+
+        What `submit` and `step` come to for a lone request, without the queue: half the time on top of its run.
+        """
+        with self._lock:
+            run_time = self.queue.run_time
+            if (
+                not self._inline
+                or self._idle != 1
+                or self.queue.requests
+                or self._ending
+                or request.deadline < now + run_time.optimistic(request.rows)
+                or run_time.predict(request.rows) > self.options.inline_run_limit
+            ):
+                return False
+            self._idle = 0
+        request.state = RUNNING
+        matrices: list[int] = []
+        taken = self._clock()
+        answers, run, failed = self._guarded([request], self._runner, matrices)
+        ended = self._clock()
+        request.state = SETTLED
+        late = request.deadline < ended and too_late([request], answers, ended)
+        timing = BatchTiming(taken, run, ended, sum(matrices)) if request.timings else None
+        self._deliver([request], answers, timing)
+        # From here on nobody waits for us.
+        with self._lock:
+            self._free_slot(ended)
+            if not failed:
+                run_time.observe(request.rows, ended - taken)
+        if failed or late:
+            self._count(answers)
+        self.metrics.ran(Ran(((request.arrival, 1),), matrices, taken, run, self._clock(), 0 if failed or late else 1))
+        self._admission.release(1, request.nbytes)
+        return True
+
+    def cancel(self, request: AnyRequest) -> None:
+        """The client of `request` is gone."""
+        with self._lock:
+            settled = self.queue.cancel(request)
+        if settled:
+            self.metrics.refused("CANCELLED", Reason.CANCELLED)
+            self._admission.release(1, request.nbytes)
+
+    # -- the threads --------------------------------------------------------------------------------------------------
+
+    def _serve(self, runner: Runner) -> None:
+        while True:
+            with self._lock:
+                batch = self._next()
+                if batch is None:
+                    self._serving -= 1
+                    return
+            try:
+                self._run(batch, runner)
+            except Exception:  # without this thread, whatever comes later would wait for ever
+                logger.exception("model %s version %s: a batch could not be settled", self.name, self.version)
+
+    def _next(self) -> Batch[AnyRequest] | None:
+        """Wait for a slot and for a batch that may close. None: the model is going and nothing is left. Lock held."""
+        while True:
+            now = self._clock()
+            closes = self.queue.closes_at(now)
+            if self._idle and (closes <= now or (self._ending and self.queue.requests)):
+                batch = self._take()
+                if batch is not None:
+                    return batch
+                continue
+            if self._ending and not self.queue.requests:
+                return None
+            self._wake.wait(None if closes == float("inf") or not self._idle else max(0.0, closes - now))
+
+    def _take(self) -> Batch[AnyRequest] | None:
+        """A batch and a slot for it. Lock held."""
+        now = self._clock()
+        queue = self.queue
+        batch = queue.take(now)
+        if batch is None:
+            return None
+        self._idle -= 1
+        if batch.rows and self.options.instances == 1:
+            queue.busy_until = now + queue.run_time.optimistic(batch.rows)
+        if self._idle and queue.requests:
+            self._wake.notify()
+        return batch
+
+    def _run(self, batch: Batch[AnyRequest], runner: Runner) -> None:
+        """Run a batch that was taken, answer its requests, give the slot back."""
+        requests = batch.requests
+        if batch.dropped:
+            self._refuse(batch.dropped)
+        if not requests:
+            self._give_back(batch, self.queue.free_since)
+            return
+        matrices: list[int] = []
+        answers, run, failed = self._guarded(requests, runner, matrices)
+        ended = self._clock()
+        owed = self._give_back(batch, ended)
+        timing = BatchTiming(batch.taken, run, ended, sum(matrices))
+        late = too_late(requests, answers, ended)
+        told: Sequence[AnyRequest] = requests
+        if not all(owed):
+            kept = [i for i, is_owed in enumerate(owed) if is_owed]
+            told, answers = [requests[i] for i in kept], [answers[i] for i in kept]
+        self._deliver(told, answers, timing)
+        errors = self._count(answers) if failed or late else 0
+        self._record(requests, owed, matrices, timing, errors)
+        if not failed:
+            with self._lock:
+                self.queue.run_time.observe(batch.rows, ended - batch.taken)
+
+    def _give_back(self, batch: Batch[AnyRequest], ended: float) -> list[bool]:
+        with self._lock:
+            owed = self.queue.finish(batch)
+            self._free_slot(ended)
+            return owed
+
+    def _free_slot(self, ended: float) -> None:
+        """Lock held."""
+        if not self._idle:
+            self.queue.free_since = ended
+        self._idle += 1
+        if self._ending or (self.queue.requests and self.options.instances > 1):
+            self._wake.notify_all()
+
+    def _guarded(self, requests: Sequence[AnyRequest], runner: Runner, matrices: list[int]) -> Outcome:
+        """As `_answers`; what nobody foresaw becomes an error for each request, and a trace in the log."""
+        try:
+            return self._answers(requests, runner, matrices)
+        except Exception:
+            logger.exception("model %s version %s: a batch failed unexpectedly", self.name, self.version)
+            unexpected = RunFailed("internal error; the server's log has the details")
+            return [unexpected] * len(requests), 0.0, True
+
+    def _answers(self, requests: Sequence[AnyRequest], runner: Runner, matrices: list[int]) -> Outcome:
+        options = new_run_options()
+        began = self._clock()
+        self._running[id(options)] = (began, options)
+        try:
+            if len(requests) == 1 and (answer := runner.alone(requests[0], options, matrices)) is not None:
+                return [answer], self._clock() - began, False
+            outputs, wanted = runner.run(requests, options, matrices)
+            run = self._clock() - began
+            failures: list[RequestError] = []
+            return runner.scatter(requests, outputs, wanted, failures), run, bool(failures)
+        except RequestError as error:
+            if isinstance(error, DeviceLost):
+                self._lost(str(error))
+            if len(requests) == 1 or isinstance(error, DeadlineExceeded | DeviceLost):
+                return [error] * len(requests), self._clock() - began, True
+        finally:
+            del self._running[id(options)]
+        # Somebody in this batch can't be run. Halve it until they stand alone.
+        self.metrics.isolate()
+        middle = len(requests) // 2
+        first, run_first, _ = self._answers(requests[:middle], runner, matrices)
+        second, run_second, _ = self._answers(requests[middle:], runner, matrices)
+        return first + second, run_first + run_second, True
+
+    # -- settling -----------------------------------------------------------------------------------------------------
+
+    def _deliver(self, requests: Sequence[AnyRequest], answers: Sequence[Answer], timing: BatchTiming | None) -> None:
+        """Send the answers, each by its own transport. One that fails must not take the model with it."""
+        sinks = {r.reply_sink for r in requests} if len(requests) != 1 else (requests[0].reply_sink,)
+        for sink in sinks:
+            mine, its = requests, answers
+            if len(sinks) > 1:
+                places = [i for i, r in enumerate(requests) if r.reply_sink is sink]
+                mine, its = [requests[i] for i in places], [answers[i] for i in places]
+            try:
+                sink.deliver(mine, its, timing)
+            except Exception:
+                logger.exception("model %s: %d answers could not be handed out", self.name, len(mine))
+
+    def _record(
+        self,
+        requests: Sequence[AnyRequest],
+        owed: Sequence[bool],
+        matrices: Sequence[int],
+        timing: BatchTiming,
+        errors: int,
+    ) -> None:
+        waits = tuple(Counter([r.arrival for r in requests]).items())
+        answered = sum(owed)
+        nbytes = sum(
+            [r.nbytes for r in requests] if answered == len(owed) else [r.nbytes for r in compress(requests, owed)]
+        )
+        self.metrics.ran(Ran(waits, matrices, timing.taken, timing.run, self._clock(), max(0, answered - errors)))
+        self._admission.release(answered, nbytes)
+
+    def _count(self, answers: Sequence[Answer], seconds: float = 0.0) -> int:
+        """Count the errors among `answers`; how many. `seconds`: what requests that never ran had waited."""
+        errors = [a for a in answers if isinstance(a, RequestError)]
+        for (code, reason), times in Counter((e.status.name, e.reason) for e in errors).items():
+            self.metrics.refused(code, reason, times, seconds * times / len(errors))
+        return len(errors)
+
+    def _refuse(self, refused: Sequence[Settled[AnyRequest]]) -> None:
+        requests, errors = [r for r, _ in refused], [e for _, e in refused]
+        now = self._clock()
+        self._count(errors, sum([now - r.arrival for r in requests]))
+        self._deliver(requests, errors, None)
+        self._admission.release(len(requests), sum([r.nbytes for r in requests]))
+
+    # -- its end ------------------------------------------------------------------------------------------------------
+
+    def end_runs_since(self, limit: float) -> int:
+        """End every run that began before `limit` seconds on the clock; how many. For the watchdog."""
+        late = [options for began, options in list(self._running.values()) if began < limit]
+        for options in late:
+            options.terminate = True
+        return len(late)
+
+    def reject_timed_out(self) -> None:
+        """Answer the requests whose queue timeout ended while every instance is busy. For the watchdog."""
+        with self._lock:
+            expired = [] if self._idle else self.queue.expire(self._clock())
+        if expired:
+            self._refuse(expired)
+
+    @property
+    def has_timeouts(self) -> bool:
+        """Whether requests with a queue timeout come, or wait. Read without the lock: a hint."""
+        return self.options.queue_timeouts is not None or self.queue.has_timeouts
+
+    def close(self, seconds: float) -> bool:
+        """Take no more, finish what is queued within `seconds`, reject the rest. Whether all threads ended in time."""
+        with self._lock:
+            self._closed = True
+        ended = self.retire(seconds)
+        with self._lock:
+            left = self.queue.clear()
+            self._wake.notify_all()
+        if left:
+            self._refuse([Settled(r, replaced(self.name, self.version)) for r in left])
+        return ended
+
+    def retire(self, seconds: float) -> bool:
+        """Finish what is queued and end the threads; whether in time. What comes later is run by who submits it."""
+        with self._lock:
+            self._ending = True
+            self._wake.notify_all()
+        until = self._clock() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, until - self._clock()))
+        return not any(t.is_alive() for t in self._threads)

@@ -1,0 +1,161 @@
+"""Several load-generating processes as one: starts them, gives them one beginning, merges what they measured.
+
+Each process has its share of the rate (or of the calls in flight) and a piece of shared memory that it counts in; while
+they work, whoever wants to can look at the counts. Blocks until it is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import multiprocessing
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any
+
+import numpy as np
+
+from forwardpass.errors import LoadTestError
+from forwardpass.loadtest.generator import client_process
+from forwardpass.loadtest.generator.client_process import Order, Told
+from forwardpass.loadtest.generator.recording import Recording
+
+START_SECONDS = 30.0  # a process that is not ready by then never will be
+SET_OUT = 0.05  # seconds between the word to begin and the first request
+LEAD = 0.25  # seconds before recording begins at which `at_begin` is called: what that costs the server must be over
+LOOK_EVERY = 0.25  # seconds between two looks at the counts; without anybody who looks this process sleeps
+
+Look = Callable[[float, Sequence[Recording]], None]  # seconds since recording began, what each process counted so far
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What all processes measured together."""
+
+    recording: Recording
+    told: Sequence[Told]
+
+
+class _Process:
+    """One client process, its pipe and its memory."""
+
+    def __init__(self, order: Order) -> None:
+        context = multiprocessing.get_context("spawn")
+        size = Recording.size(order.slices)
+        self._memory = SharedMemory(create=True, size=8 * size)
+        flat: Any = np.ndarray(size, np.int64, self._memory.buf)
+        self.recording: Recording | None = Recording(order.slices, flat)
+        self.pipe, other = context.Pipe()
+        self._process = context.Process(target=client_process.main, args=(order, self._memory.name, other), daemon=True)
+        self._process.start()
+        other.close()
+
+    def hear(self, seconds: float) -> Any:
+        """What it says next. Raises LoadTestError where it says nothing in time, or ended, or could not begin."""
+        try:
+            if not self.pipe.poll(max(0.0, seconds)):
+                raise LoadTestError(f"a client process said nothing for {seconds:.0f} s")
+            said = self.pipe.recv()
+        except (EOFError, OSError):
+            raise LoadTestError("a client process ended unexpectedly; what it said is above") from None
+        if isinstance(said, Told) and said.error:
+            raise LoadTestError(said.error)
+        return said
+
+    def close(self) -> None:
+        self.pipe.close()
+        if self._process.is_alive():
+            self._process.terminate()
+        self._process.join(10.0)
+        self.recording = None
+        with contextlib.suppress(BufferError):  # somebody still looks at the counts
+            self._memory.close()
+        self._memory.unlink()
+
+
+@contextlib.contextmanager
+def unwinding() -> Iterator[None]:
+    """SIGTERM as an exception for as long as this is entered, so that whoever started a process ends it.
+
+    Does nothing outside the main thread, where signals do not arrive.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run(
+    order: Order, processes: int = 1, look: Look | None = None, at_begin: Callable[[], None] | None = None
+) -> Finished:
+    """Do what `order` says with that many processes. Raises LoadTestError.
+
+    `at_begin` is called just before recording begins, `look` a few times a second; both in this process.
+    """
+    if not hasattr(select, "epoll"):
+        raise LoadTestError(f"load tests need Linux (epoll); this is {sys.platform}")
+    if order.in_flight:
+        processes = min(processes, order.in_flight)
+    with unwinding():
+        return _run(order, processes, look, at_begin)
+
+
+def _run(order: Order, processes: int, look: Look | None, at_begin: Callable[[], None] | None) -> Finished:
+    workers: list[_Process] = []
+    try:
+        for share in range(processes):
+            own = order.in_flight // processes + (share < order.in_flight % processes)
+            workers.append(_Process(dataclasses.replace(order, share=share, shares=processes, in_flight=own)))
+        for worker in workers:
+            worker.hear(START_SECONDS)
+        begin = time.monotonic() + max(LEAD, SET_OUT + order.warm_up)
+        for worker in workers:
+            worker.pipe.send(begin)
+        _sleep_until(begin - LEAD)
+        if at_begin is not None:
+            at_begin()
+        told = _watch(workers, order, begin, look)
+        merged = Recording(order.slices)
+        for worker in workers:
+            if worker.recording is not None:
+                merged.flat += worker.recording.flat
+        return Finished(merged, told)
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def _watch(workers: Sequence[_Process], order: Order, begin: float, look: Look | None) -> list[Told]:
+    """Wait until all have said what they have to."""
+    last = begin + order.seconds + order.patience + START_SECONDS
+    waiting = {worker.pipe: worker for worker in workers}
+    told = []
+    while waiting:
+        # Waking up takes a core from a client or from the server for a moment, so it is done only for somebody.
+        pause = LOOK_EVERY if look is not None else max(0.0, last - time.monotonic())
+        ready = select.select(list(waiting), [], [], pause)[0]
+        told += [waiting.pop(pipe).hear(0.0) for pipe in ready]
+        if waiting and time.monotonic() > last:
+            raise LoadTestError("a client process did not come to its end")
+        if look is not None:
+            look(time.monotonic() - begin, [worker.recording for worker in workers if worker.recording])
+    return told
+
+
+def _sleep_until(moment: float) -> None:
+    time.sleep(max(0.0, moment - time.monotonic()))

@@ -1,0 +1,1 @@
+"""A load test's results as HTML pages with SVG charts."""

@@ -1,0 +1,186 @@
+"""What is sent: ModelInfer requests made from a file, or at random from what the model says it takes.
+
+Knows the protocol, not the load. Requests are made once, before the load begins, and sent again and again.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forwardpass import protocol
+from forwardpass.client import Client
+from forwardpass.client.arrays import TensorInfo, fit, to_raw
+from forwardpass.client.errors import CallError
+from forwardpass.client.raw_calls import RawChannel
+from forwardpass.client.results import ModelInfo
+from forwardpass.console import array_files
+from forwardpass.errors import LoadTestError
+
+PATH = protocol.METHODS["ModelInfer"].path
+DISTINCT = 64  # different requests for each count of rows, where there are so many
+ENOUGH_BYTES = 16 << 20  # of requests in all; beyond that fewer different ones are made
+OPEN_AXIS = 16  # the size of an axis that may have any, but the batch's
+
+Mix = Mapping[int, float]  # rows of a request: how often, in any unit
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """Serialised ModelInferRequests. `rows[i]`: rows of message i; `weights[i]`: how often it is sent."""
+
+    messages: Sequence[bytes]
+    rows: Sequence[int]
+    weights: Sequence[float]
+    source: str  # where the values come from, for the report
+
+    @property
+    def mean_rows(self) -> float:
+        return float(np.average(self.rows, weights=self.weights))
+
+
+def read_mix(path: Path) -> dict[int, float]:
+    """A recorded mix: a row count a line, or `rows,count` a line; a first line of words is a header."""
+    found: dict[int, float] = {}
+    try:
+        lines = [cells for cells in csv.reader(path.read_text("utf-8").splitlines()) if cells]
+    except OSError as error:
+        raise LoadTestError(f"{path}: {error.strerror or error}") from None
+    for number, cells in enumerate(lines, 1):
+        try:
+            rows, count = int(cells[0]), float(cells[1]) if len(cells) > 1 else 1.0
+        except ValueError:
+            if number == 1:
+                continue
+            raise LoadTestError(
+                f"{path}, line {number}: expected rows or rows,count, got {','.join(cells)!r}"
+            ) from None
+        if rows < 1 or count < 0:
+            raise LoadTestError(
+                f"{path}, line {number}: expected at least one row and a count, got {','.join(cells)!r}"
+            )
+        found[rows] = found.get(rows, 0.0) + count
+    if not sum(found.values()):
+        raise LoadTestError(f"{path}: has no row counts")
+    return found
+
+
+def parse_mix(text: str) -> dict[int, float]:
+    """ "8" or "1:70,8:20,64:10". Raises ValueError saying what was expected."""
+    found: dict[int, float] = {}
+    for part in text.split(","):
+        rows, _, weight = part.partition(":")
+        try:
+            found[int(rows)] = float(weight or 1)
+        except ValueError:
+            raise ValueError(f"expected ROWS or ROWS:WEIGHT,ROWS:WEIGHT,..., got {text!r}") from None
+    if min(found) < 1 or min(found.values()) < 0 or not sum(found.values()):
+        raise ValueError(f"expected at least one row and positive weights, got {text!r}")
+    return found
+
+
+def info(address: str, model: str, version: str = "") -> ModelInfo:
+    """What the model takes and gives. Raises CallError where nobody answers, or it is not there."""
+    with Client(address, health_check=False, timeout=10.0, attempts=1) as client:
+        return client.metadata(model, version=version)
+
+
+def make(model: ModelInfo, version: str, mix: Mix, file: Path | None, seed: int) -> Requests:
+    """Requests for every row count of the mix. Raises LoadTestError, or InvalidArgument for values that don't fit."""
+    total = sum(mix.values())
+    arrays = None if file is None else array_files.read(file, sys.stdin, model.inputs)
+    generator = np.random.default_rng(seed)
+    messages: list[bytes] = []
+    rows: list[int] = []
+    weights: list[float] = []
+    for count, weight in sorted(mix.items()):
+        made: list[bytes] = []
+        for number in range(DISTINCT):
+            if arrays is None:
+                values = {tensor.name: _random(tensor, count, generator) for tensor in model.inputs}
+            else:
+                values = _slice(arrays, number * count, count, file)
+            message = _message(model, version, values)
+            if message in made or len(made) * len(message) * len(mix) > ENOUGH_BYTES:
+                break
+            made.append(message)
+        messages += made
+        rows += [count] * len(made)
+        weights += [weight / total / len(made)] * len(made)
+    source = "random values by the model's metadata" if file is None else f"rows of {file.name}"
+    return Requests(messages, rows, weights, source)
+
+
+def _message(model: ModelInfo, version: str, values: Mapping[str, NDArray[Any]]) -> bytes:
+    request = protocol.ModelInferRequest(model_name=model.name, model_version=version)
+    raw = []
+    for name, value in values.items():
+        tensor = model.input_named[name]
+        array = fit(value, tensor)
+        request.inputs.add(name=name, datatype=tensor.datatype, shape=array.shape)
+        raw.append(to_raw(array, name))
+    request.raw_input_contents.extend(raw)
+    return bytes(request.SerializeToString())
+
+
+def _random(tensor: TensorInfo, rows: int, generator: np.random.Generator) -> NDArray[Any]:
+    shape = tuple(
+        rows if axis == 0 and size < 0 else OPEN_AXIS if size < 0 else size for axis, size in enumerate(tensor.shape)
+    )
+    datatype = protocol.DATATYPES.get(tensor.datatype)
+    dtype = None if datatype is None else datatype.numpy
+    if dtype is None:
+        texts: NDArray[Any] = np.array([f"text {n}" for n in generator.integers(0, 1000, math.prod(shape))], object)
+        return texts.reshape(shape)
+    if dtype.kind == "f":
+        return generator.standard_normal(shape).astype(dtype)
+    # Whatever they index or count, 0 and 1 exist.
+    return generator.integers(0, 2, shape).astype(dtype)
+
+
+def _slice(arrays: Mapping[str, NDArray[Any]], at: int, rows: int, file: Path | None) -> dict[str, NDArray[Any]]:
+    """Rows from `at` on, beginning again at the end."""
+    found = {}
+    for name, array in arrays.items():
+        if array.ndim == 0 or not len(array):
+            raise LoadTestError(f"{file}: '{name}' has no rows")
+        found[name] = np.take(array, range(at, at + rows), axis=0, mode="wrap")
+    return found
+
+
+def model_config(address: str, model: str) -> Any:
+    """A model as the server runs it, an inference.ModelConfig. Raises LoadTestError where the server tells none."""
+    method = protocol.METHODS["ModelConfig"]
+    with RawChannel(address) as channel:
+        try:
+            found = channel.call(method.path, method.request(name=model).SerializeToString(), 10.0)
+        except CallError as error:
+            raise LoadTestError(f"{address} does not tell the max_batch_size of '{model}' ({error})") from None
+    return method.response.FromString(found).config
+
+
+def max_batch_rows(address: str, model: str) -> int:
+    """Rows that the server runs of a model at once, by its configuration. Raises LoadTestError where it tells none."""
+    return max(1, int(model_config(address, model).max_batch_size))
+
+
+def answers(address: str, requests: Requests, every: bool) -> list[bytes]:
+    """What the server answers to the first message, or to every one, each with gRPC's five bytes before it.
+
+    Proves before the load that these requests can be answered at all. Raises CallError as a client would.
+    """
+    found = []
+    with RawChannel(address) as channel:
+        for message in itertools.islice(requests.messages, None if every else 1):
+            answer = channel.call(PATH, message, 30.0)
+            found.append(b"\x00" + len(answer).to_bytes(4, "big") + answer)
+    return found

@@ -1,0 +1,399 @@
+"""Triton's config.pbtxt (text), or the same as JSON, to our ModelConfig. Pure, but for reading the one file.
+
+protobuf's own parser reads it, so the structure is exact. Every option that is set and not supported is refused with
+its line; none is silently ignored. What is accepted without having an effect is in NO_EFFECT, each with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from google.protobuf import json_format, text_format
+from pydantic import ValidationError
+
+from forwardpass import protocol
+from forwardpass.errors import ConfigError, printable
+from forwardpass.model.options import ModelConfig, Origin
+from forwardpass.model.pbtxt_lines import Node, read_lines
+
+FILE_NAME = "config.pbtxt"
+PLATFORM = "onnxruntime_onnx"  # what Triton calls a model of this kind; clients compare it
+BACKEND = "onnxruntime"
+
+# Options that are acted on, by the message that they are in; what is in a list or a map has the path of that.
+_ACTED_ON = {
+    "": ("name", "platform", "backend", "max_batch_size", "default_model_filename", "parameters", "instance_group"),
+    "parameters.": ("string_value",),
+    "input.": ("name", "data_type", "dims", "reshape.shape"),
+    "output.": ("name", "data_type", "dims", "reshape.shape", "label_filename"),
+    "version_policy.": ("latest", "latest.num_versions", "all", "specific", "specific.versions"),
+    "dynamic_batching": ("",),
+    "dynamic_batching.": (
+        "preferred_batch_size",
+        "max_queue_delay_microseconds",
+        "preserve_ordering",
+        "priority_levels",
+        "default_priority_level",
+        "priority_queue_policy",
+    ),
+    "dynamic_batching.default_queue_policy.": (
+        "default_timeout_microseconds",
+        "allow_timeout_override",
+        "max_queue_size",
+    ),
+    "dynamic_batching.priority_queue_policy.": (
+        "default_timeout_microseconds",
+        "allow_timeout_override",
+        "max_queue_size",
+    ),
+    "instance_group.": ("count", "kind", "gpus"),
+    "optimization.": ("graph.level",),
+    "model_warmup": ("",),
+    "model_warmup.": ("name", "batch_size", "count", "inputs"),
+    "model_warmup.inputs.": ("data_type", "dims", "zero_data", "random_data", "input_data_file"),
+}
+SUPPORTED = frozenset(prefix + name for prefix, names in _ACTED_ON.items() for name in names)
+# Options that say how something is done that there is nothing to do about here, and why they are accepted.
+NO_EFFECT = {
+    "input": "entries are looked at field by field",
+    "output": "entries are looked at field by field",
+    "input.format": "tells clients how an image lies in the tensor; shown in ModelConfig",
+    "instance_group.name": "a label",
+    "optimization.input_pinned_memory.enable": "on the CPU the network reads the request's memory",
+    "optimization.output_pinned_memory.enable": "on the CPU the answer is sent from the network's memory",
+    "dynamic_batching.default_queue_policy.timeout_action": "the one other action, DELAY, is refused below",
+    "dynamic_batching.priority_queue_policy.timeout_action": "the one other action, DELAY, is refused below",
+}
+# Why the rest is not supported, where there is more to say than that; by the start of the path.
+BECAUSE = {
+    "sequence_batching": "a feedforward network keeps no state between requests",
+    "ensemble_scheduling": "models are served one by one; merge the networks, or call one after the other",
+    "optimization.execution_accelerators": "the network runs on ONNX Runtime's CPU or CUDA provider",
+    "model_transaction_policy.decoupled": "every request gets exactly one answer",
+    "input.optional": "every input must be sent",
+    "input.allow_ragged_batch": "rows of one matrix have one shape",
+    "cc_model_filenames": "one file serves every device; name it in default_model_filename",
+    "response_cache": "there is no cache of answers",
+    "model_operations": "only ONNX Runtime's own operators are known",
+}
+
+
+def load(path: Path, name: str | None) -> ModelConfig:
+    """The options in a config.pbtxt. `name`: what the model must be called, where that is known.
+
+    Raises ConfigError naming the file, the line and the option, what it may be and what came.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    message = protocol.ModelConfig()
+    try:
+        text_format.Parse(text, message)
+    except text_format.ParseError as error:
+        said = str(error).replace("\n", " ")
+        raise ConfigError(f"{path}:{said}" if said[:1].isdigit() else f"{path}: {said}") from None
+    root = read_lines(text)
+    return _Reader(str(path), root).config(message, name, "max_batch_size" in root.children)
+
+
+def from_json(text: str, name: str | None) -> ModelConfig:
+    """The options in a ModelConfig as JSON, as RepositoryModelLoad carries it. Raises ConfigError."""
+    message = protocol.ModelConfig()
+    try:
+        said = json.loads(text)
+        if not isinstance(said, dict):
+            raise ValueError(f"expected an object, got {text[:20]!r}")
+        json_format.ParseDict(said, message)
+    except (ValueError, json_format.ParseError, RecursionError) as error:
+        reason = str(error).partition(" Available Fields")[0]
+        raise ConfigError(f"config: not a ModelConfig as JSON: {printable(reason.strip(), 300)}") from None
+    return _Reader("config", None).config(message, name, not {"max_batch_size", "maxBatchSize"}.isdisjoint(said))
+
+
+def model_name(path: Path) -> str:
+    """The name that a config.pbtxt gives its model; empty where it gives none or cannot be read."""
+    message = protocol.ModelConfig()
+    try:
+        text_format.Parse(path.read_text(encoding="utf-8"), message)
+    except (OSError, UnicodeDecodeError, text_format.ParseError):
+        return ""
+    return str(message.name)
+
+
+class _Reader:
+    """One ModelConfig on its way to ours; knows the line of everything in it."""
+
+    def __init__(self, file: str, root: Node | None) -> None:
+        self._file = file
+        self._root = root
+        self._lines: dict[str, int] = {}
+        self._options: dict[str, Any] = {}
+        self._paths: dict[str, str] = {}  # our name of an option -> the path it came from
+
+    def config(self, message: Any, name: str | None, sized: bool) -> ModelConfig:
+        """`sized`: max_batch_size was written down, be it as 0."""
+        for path, node in _unsupported(message, self._root, ""):
+            because = next((why for start, why in BECAUSE.items() if path.startswith(start)), "")
+            self._fail(node, f"{path} is not supported{because and ': ' + because}")
+        self._identity(message, name)
+        self._tensors(message)
+        self._batching(message, sized)
+        self._versions(message)
+        self._instances(message)
+        self._rest(message)
+        try:
+            config = ModelConfig(**self._options)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            option = str(first["loc"][0]) if first["loc"] else ""
+            text = str(first["msg"]).removeprefix("Value error, ")
+            option = option or text.partition(":")[0]
+            path = self._paths.get(option, option)
+            if not first["loc"]:
+                text = text.replace(option, path, 1)
+            else:
+                text = f"{path}: {text}" + ("" if first["type"] == "value_error" else f", got {first['input']!r}")
+            self._fail(self._at(path), text)
+        return config.read_from(Origin(self._file, self._lines, self._paths, message))
+
+    # -- part by part -----------------------------------------------------------------------------------------------
+
+    def _identity(self, message: Any, name: str | None) -> None:
+        if message.name and name is not None and message.name != name:
+            self._fail(self._at("name"), f"name: expected {name!r}, as the folder is called, got {message.name!r}")
+        for option, known in (("platform", PLATFORM), ("backend", BACKEND)):
+            value = getattr(message, option)
+            if value not in ("", known):
+                self._fail(self._at(option), f"{option}: expected {known!r}, got {value!r}; only ONNX files are served")
+        if message.default_model_filename:
+            self._set("model_file", message.default_model_filename, "default_model_filename")
+
+    def _tensors(self, message: Any) -> None:
+        for what, tensors in (("input", message.input), ("output", message.output)):
+            found = []
+            for i, tensor in enumerate(tensors):
+                node = self._at(what, i)
+                if not tensor.name:
+                    self._fail(node, f"{what}: one of them has no name")
+                if tensor.HasField("reshape") and list(tensor.reshape.shape) != list(tensor.dims):
+                    at = _child(node, "reshape") or node
+                    self._fail(
+                        at,
+                        f"{what}.reshape of '{tensor.name}' is not supported: clients send the shape that "
+                        "the network has; leave out dims and reshape",
+                    )
+                if any(size == 0 or size < -1 for size in tensor.dims):
+                    at = _child(node, "dims") or node
+                    self._fail(
+                        at,
+                        f"{what}.dims of '{tensor.name}': expected sizes of at least 1, or -1 for any, "
+                        f"got {list(tensor.dims)}",
+                    )
+                kind = protocol.BY_CONFIG_TYPE.get(_name_of("DataType", tensor.data_type))
+                entry: dict[str, Any] = {"name": tensor.name, "datatype": kind and kind.name}
+                entry["dims"] = list(tensor.dims) or None
+                entry["labels"] = tensor.label_filename or None if what == "output" else None
+                found.append(entry)
+                self._remember(f"{what} '{tensor.name}'", node)
+            if found:
+                self._set(f"{what}s", found, what)
+
+    def _batching(self, message: Any, sized: bool) -> None:
+        size = message.max_batch_size
+        if size < 0:
+            self._fail(self._at("max_batch_size"), f"max_batch_size: expected at least 0, got {size}")
+        # As Triton has it: unwritten, it is completed from the network, unless the tensors' shapes were written whole.
+        completed = not sized and not message.input and not message.output
+        if not completed:
+            self._set("max_batch_size", size)
+        if not message.HasField("dynamic_batching"):
+            # Triton's rule: no such block, no sharing of runs.
+            self._set("batching", completed)
+            return
+        batching, at = message.dynamic_batching, "dynamic_batching"
+        if not completed and not size:
+            self._fail(self._at(at), "dynamic_batching: expected max_batch_size of at least 1 with it, got 0")
+        self._set("preferred_batch_sizes", list(batching.preferred_batch_size), f"{at}.preferred_batch_size")
+        self._set("max_queue_delay_us", batching.max_queue_delay_microseconds, f"{at}.max_queue_delay_microseconds")
+        self._set("preserve_ordering", batching.preserve_ordering, f"{at}.preserve_ordering")
+        levels, default = batching.priority_levels, batching.default_priority_level
+        if levels:
+            if not 1 <= default <= levels:
+                node = self._at(f"{at}.default_priority_level") or self._at(f"{at}.priority_levels")
+                self._fail(node, f"{at}.default_priority_level: expected 1 to {levels}, got {default}")
+            self._set("priority_levels", levels, f"{at}.priority_levels")
+            self._set("default_priority", default, f"{at}.default_priority_level")
+        self._policies(batching, max(levels, 1))
+
+    def _policies(self, batching: Any, levels: int) -> None:
+        at = "dynamic_batching"
+        for priority in batching.priority_queue_policy:
+            if not 1 <= priority <= batching.priority_levels:
+                node = self._at(f"{at}.priority_queue_policy", str(priority))
+                self._fail(
+                    node,
+                    f"{at}.priority_queue_policy: expected priorities of 1 to priority_levels, "
+                    f"{batching.priority_levels}, got {priority}",
+                )
+        if not batching.HasField("default_queue_policy") and not batching.priority_queue_policy:
+            # Without a policy Triton does not look at a request's own timeout, but a client that sends one wants it.
+            return
+        policies = {}
+        for priority in range(1, levels + 1):
+            policy, path = batching.default_queue_policy, f"{at}.default_queue_policy"
+            node = self._at(path)
+            if priority in batching.priority_queue_policy:
+                policy, path = batching.priority_queue_policy[priority], f"{at}.priority_queue_policy"
+                node = self._at(path, str(priority))
+                node = _child(node, "value") or node
+            if policy.timeout_action:
+                self._fail(
+                    _child(node, "timeout_action") or node,
+                    f"{path}.timeout_action: expected REJECT, got DELAY, which is not supported",
+                )
+            policies[priority] = {
+                "timeout_us": policy.default_timeout_microseconds,
+                "timeout_override": policy.allow_timeout_override,
+                "max_requests": policy.max_queue_size,
+            }
+        self._set("queue_policies", policies, f"{at}.default_queue_policy")
+
+    def _versions(self, message: Any) -> None:
+        policy = message.version_policy
+        match policy.WhichOneof("policy_choice"):
+            case "latest":
+                self._set("versions", policy.latest.num_versions or 1, "version_policy")
+            case "all":
+                self._set("versions", "all", "version_policy")
+            case "specific":
+                self._set("versions", list(policy.specific.versions), "version_policy")
+
+    def _instances(self, message: Any) -> None:
+        groups, path = message.instance_group, "instance_group"
+        if not groups:
+            return
+        kinds: dict[str, None] = {}
+        each: Counter[int] = Counter()  # instances by device; -1 stands for wherever
+        for i, group in enumerate(groups):
+            kind, node = _name_of("ModelInstanceGroup.Kind", group.kind), self._at(path, i)
+            if kind == "KIND_MODEL" or group.count < 0:
+                what = f"count: expected at least 0, got {group.count}" if group.count < 0 else f"kind: got {kind}"
+                self._fail(node, f"{path}.{what}; expected KIND_CPU, KIND_AUTO or KIND_GPU")
+            devices = list(group.gpus)
+            if devices and (kind == "KIND_CPU" or len(set(devices)) < len(devices) or min(devices) < 0):
+                self._fail(_child(node, "gpus"), f"{path}.gpus: expected devices of KIND_GPU, each once, got {devices}")
+            kinds["KIND_GPU" if devices else kind] = None
+            for device in devices or (-1,):
+                each[device] += group.count or 1
+        if len(kinds) > 1 or (-1 in each and len(each) > 1):
+            self._fail(self._at(path), f"{path}: expected one kind for all groups, with devices in each or in none")
+        if len(set(each.values())) > 1:
+            self._fail(self._at(path), f"{path}: expected as many instances on each device, got {dict(each)}")
+        (kind,) = kinds
+        numbers = ",".join(str(device) for device in sorted(each) if device >= 0)
+        self._set("provider", {"KIND_CPU": "cpu", "KIND_GPU": f"cuda:{numbers}".rstrip(":")}.get(kind), path)
+        self._set("instances", next(iter(each.values())), path)
+
+    def _rest(self, message: Any) -> None:
+        level, at = message.optimization.graph.level, "optimization.graph.level"
+        if level not in (-1, 0, 1):
+            self._fail(self._at(at), f"{at}: expected -1 (basic), 0 (all) or 1 (extended), got {level}")
+        self._set("graph_optimizations", {-1: "basic", 0: "all", 1: "extended"}[level], at)
+        parameters = {key: value.string_value for key, value in message.parameters.items()}
+        self._set("parameters", parameters)
+        threads = parameters.get("intra_op_thread_count", "0")
+        if not threads.isdecimal():
+            node = self._at("parameters", "intra_op_thread_count")
+            self._fail(node, f"parameters.intra_op_thread_count: expected a whole number, got {threads!r}")
+        self._set("intra_op_threads", int(threads) or None, "parameters")
+        if parameters.get("execution_mode", "0") != "0":
+            node = self._at("parameters", "execution_mode")
+            self._fail(
+                node,
+                "parameters.execution_mode: expected 0 (one operator after the other), "
+                f"got {parameters['execution_mode']!r}",
+            )
+        warm_ups = []
+        for i, sample in enumerate(message.model_warmup):
+            inputs = {}
+            for name, given in sample.inputs.items():
+                data = given.WhichOneof("input_data_type")
+                kind = protocol.BY_CONFIG_TYPE.get(_name_of("DataType", given.data_type))
+                if kind is None or data is None or (data != "input_data_file" and not getattr(given, data)):
+                    wanted = "data_type" if kind is None else "zero_data, random_data or input_data_file"
+                    self._fail(self._at("model_warmup", i), f"model_warmup.inputs '{name}': expected {wanted}")
+                inputs[name] = {
+                    "datatype": kind.name,
+                    "dims": list(given.dims),
+                    "data": data.removesuffix("_data") if data != "input_data_file" else "file",
+                    "file": given.input_data_file or None,
+                }
+            warm_ups.append(
+                {"name": sample.name, "rows": sample.batch_size or 1, "count": sample.count or 1, "inputs": inputs}
+            )
+        self._set("warm_up", warm_ups, "model_warmup")
+
+    # -- lines ------------------------------------------------------------------------------------------------------
+
+    def _set(self, option: str, value: Any, path: str = "") -> None:
+        self._options[option] = value
+        self._paths[option] = path or option
+        self._remember(option, self._at(path or option))
+
+    def _remember(self, option: str, node: Node | None) -> None:
+        if node is not None:
+            self._lines[option] = node.line
+
+    def _at(self, path: str, place: int | str = 0) -> Node | None:
+        """Where a path is in the file; the `place`-th, or the one of that key, of its entries."""
+        node = self._root
+        *above, last = path.split(".")
+        for name in above:
+            node = _child(node, name)
+        return _child(node, last, place)
+
+    def _fail(self, node: Node | None, text: str) -> NoReturn:
+        raise ConfigError(f"{self._file}:{node.line}: {text}" if node is not None else f"{self._file}: {text}")
+
+
+def _child(node: Node | None, name: str, place: int | str = 0) -> Node | None:
+    return None if node is None else node.child(name, place)
+
+
+def _unsupported(message: Any, node: Node | None, prefix: str) -> Iterator[tuple[str, Node | None]]:
+    """Path and place of every option that is set and not acted on."""
+    for field, value in message.ListFields():
+        path = prefix + field.name
+        known = path in SUPPORTED or path in NO_EFFECT
+        if field.message_type is None:
+            if not known:
+                yield path, _child(node, field.name)
+        elif field.message_type.GetOptions().map_entry:
+            for key in value:
+                entry = _child(node, field.name, str(key))
+                if not known:
+                    yield path, entry
+                elif field.message_type.fields_by_name["value"].message_type is not None:
+                    yield from _unsupported(value[key], _child(entry, "value") or entry, path + ".")
+        elif hasattr(value, "add"):
+            for i, item in enumerate(value):
+                entry = _child(node, field.name, i)
+                if known:
+                    yield from _unsupported(item, entry, path + ".")
+                else:
+                    yield path, entry
+        elif field.containing_oneof is not None and not known:
+            yield path, _child(node, field.name)  # to choose it is to say something, even with nothing in it
+        else:
+            yield from _unsupported(value, _child(node, field.name), path + ".")
+
+
+def _name_of(enum: str, number: int) -> str:
+    """The name of an enum's value; the number where it has none."""
+    found = protocol.POOL.FindEnumTypeByName(f"inference.{enum}").values_by_number.get(number)
+    return str(found.name) if found is not None else str(number)

@@ -1,0 +1,154 @@
+"""What GPUs do: the times of every batch on one, as sessions tell them; utilisation and memory, read at a scrape.
+
+The latter come from NVML by nvidia-ml-py, which the extra `gpu` brings. Without it those gauges have no samples, the
+log says so once, and everything else goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple
+
+from forwardpass.observability.histogram import Histogram
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("copy_in", "run", "copy_out")
+# How a batch was run: by a captured graph; in fixed buffers, kernel by kernel; or with copies of the runtime's.
+Way = Literal["graph", "bound", "plain"]
+# Seconds. A copy of a few rows takes some microseconds, a replay of a small graph ten.
+BOUNDS = (
+    2e-6, 5e-6, 10e-6, 15e-6, 20e-6, 30e-6, 50e-6, 75e-6, 100e-6, 150e-6, 200e-6, 300e-6, 500e-6, 1e-3, 2e-3, 5e-3,
+    10e-3, 20e-3, 50e-3, 0.1, 0.5, 1.0,
+)  # fmt: skip
+FOLD_AT = 100  # batches noted before they are folded into the histograms
+
+
+class GpuRan(NamedTuple):
+    """One batch was run on a device. Times in seconds; None where it was not timed, or its copies not apart."""
+
+    device: int  # CUDA's number, as in cuda:N
+    way: Way
+    copy_in: float | None = None
+    run: float | None = None
+    copy_out: float | None = None
+
+
+class GpuRuns:
+    """What one model version's batches took on its devices. Thread-safe; `ran` is called once per batch."""
+
+    def __init__(self) -> None:
+        self._notes: deque[GpuRan] = deque()
+        self._stages: dict[tuple[int, str], Histogram] = {}
+        self._batches: Counter[tuple[int, Way]] = Counter()
+        self._lock = threading.Lock()
+
+    def ran(self, note: GpuRan) -> None:
+        """A batch was run. From any thread; costs an append, and every hundredth time a millisecond at most."""
+        self._notes.append(note)
+        if len(self._notes) >= FOLD_AT:
+            with self._lock:
+                self._fold()
+
+    def _fold(self) -> None:
+        """Bring what was noted since into the histograms. Lock held; notes may be added meanwhile."""
+        notes = [self._notes.popleft() for _ in range(len(self._notes))]
+        self._batches.update((note.device, note.way) for note in notes)
+        took: dict[tuple[int, str], list[float]] = {}
+        for note in notes:
+            for stage, seconds in zip(STAGES, (note.copy_in, note.run, note.copy_out), strict=True):
+                if seconds is not None:
+                    took.setdefault((note.device, stage), []).append(seconds)
+        for key, times in took.items():
+            self._stages.setdefault(key, Histogram(BOUNDS)).record(times, [1] * len(times))
+
+    def snapshot(self, labels: tuple[str, str], into: dict[str, Any]) -> None:
+        """Add the samples of the model version `labels` to the families `into`; none where nothing ran on a GPU."""
+        with self._lock:
+            self._fold()
+            for (device, stage), histogram in self._stages.items():
+                into["forwardpass_gpu_stage_seconds"].add_metric(
+                    (*labels, f"cuda:{device}", stage), histogram.buckets(), histogram.total
+                )
+            for (device, way), count in self._batches.items():
+                into["forwardpass_gpu_batches_total"].add_metric((*labels, f"cuda:{device}", way), count)
+
+
+def load_nvml() -> Any:
+    """The module of nvidia-ml-py. Raises ImportError where it is not installed."""
+    import pynvml
+
+    return pynvml
+
+
+class GpuReader:
+    """Utilisation and memory of the devices in use, by NVML. Thread-safe.
+
+    - Nothing is loaded before the first scrape with a device, and nothing is read but at a scrape.
+    - What can't be read has no sample and is logged once; no scrape fails for it.
+    """
+
+    def __init__(self, bus_id: Callable[[int], str], load: Callable[[], Any] = load_nvml) -> None:
+        """`bus_id`: the PCI address of CUDA's device N, since NVML counts devices in an order of its own."""
+        self._bus_id = bus_id
+        self._load = load
+        self._nvml: Any = None
+        self._handles: dict[int, Any] = {}
+        self._told: set[tuple[int, str]] = set()  # what was logged: device and what could not be read
+        self._absent = False
+        self._lock = threading.Lock()
+
+    def collect(self, devices: Iterable[int], into: dict[str, Any]) -> None:
+        """Add the samples of CUDA's `devices` to the families `into`."""
+        with self._lock:
+            for device in sorted(set(devices)):
+                if not self._ready():
+                    return
+                self._read(device, into)
+
+    def _ready(self) -> bool:
+        """Whether NVML is there; tried once."""
+        if self._nvml is None and not self._absent:
+            try:
+                nvml = self._load()
+                nvml.nvmlInit()
+                self._nvml = nvml
+            except Exception as error:
+                self._absent = True
+                why = "nvidia-ml-py is not installed" if isinstance(error, ImportError) else f"NVML: {error}"
+                logger.warning("utilisation and memory of GPUs will not be in the metrics: %s", why)
+        return self._nvml is not None
+
+    def _read(self, device: int, into: dict[str, Any]) -> None:
+        label = (f"cuda:{device}",)
+        nvml = self._nvml
+        try:
+            if device not in self._handles:
+                self._handles[device] = nvml.nvmlDeviceGetHandleByPciBusId(self._bus_id(device))
+        except Exception as error:
+            self._tell(device, "handle", error)
+            return
+        handle = self._handles[device]
+        # Each by itself: a slice of a GPU (MIG) has memory, and no utilisation of its own.
+        try:
+            into["forwardpass_gpu_utilization_ratio"].add_metric(
+                label, nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
+            )
+        except Exception as error:
+            self._tell(device, "utilisation", error)
+        try:
+            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+            into["forwardpass_gpu_memory_used_bytes"].add_metric(label, memory.used)
+            into["forwardpass_gpu_memory_total_bytes"].add_metric(label, memory.total)
+        except Exception as error:
+            self._tell(device, "memory", error)
+
+    def _tell(self, device: int, what: str, error: Exception) -> None:
+        if (device, what) not in self._told:
+            self._told.add((device, what))
+            logger.warning(
+                "cuda:%d: its %s cannot be read by NVML, so it is not in the metrics: %s", device, what, error
+            )

@@ -1,0 +1,1 @@
+"""Which models there are, and bringing them up: found on disk, loaded, measured, probed, served, unloaded."""

@@ -1,0 +1,114 @@
+"""How many rows one matrix has: as told, else measured on the network as it is opened; `knee` decides by the curve.
+
+Nothing is kept from one start to the next: the machine may be another then. Its neighbours' noise must not show: a run
+of one thread is timed by the processor time of that thread, sizes take turns, and of each the quickest runs count.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forwardpass.errors import RequestError
+from forwardpass.execution.ort_session import Network
+from forwardpass.execution.placement import Placement
+from forwardpass.model.example_inputs import example
+from forwardpass.model.signature import Interface
+from forwardpass.repository.knee import SIZES, describe, knee, next_size, undecided
+
+UNMEASURED = 64  # rows where the network can't be run on made-up values
+MOST_BYTES = 16 << 20  # of the inputs of a batch that is tried, beyond one row
+ROUNDS, ROUNDS_SECONDS = 5, 0.4  # at least so many in which sizes take turns, and for so long
+BUDGET = 1.0  # seconds after which there are no more of them; a run that has begun is finished
+_VISIT, _SHORT = 3, 20e-3  # runs of a size in a round, where one takes less than so many seconds; else one run
+
+Clock = Callable[[], float]
+
+
+def clock_of(placement: Placement) -> Clock:
+    """What runs are timed by: processor time, which others hardly stretch, where the calling thread does it all."""
+    alone = not placement.devices and not placement.shared and placement.threads == 1
+    return time.thread_time if alone else time.perf_counter
+
+
+def choose(
+    interface: Interface,
+    session: Network,
+    told: int | None,
+    samples: Sequence[NDArray[Any]] | None,
+    clock: Clock = time.perf_counter,
+) -> tuple[int, str]:
+    """Rows of a full matrix, and where that is from, in words; no words where it is as `told`.
+
+    `samples`: real rows per input, if known. `clock`: see clock_of. A network without a batch is not measured.
+    """
+    if told is not None:
+        return told, ""
+    if not interface.batchable:
+        return UNMEASURED, ""
+    rng = np.random.default_rng(0)
+    one = [example(t, 1, rng) if samples is None else samples[i][:1] for i, t in enumerate(interface.inputs)]
+    made: dict[int, list[NDArray[Any]]] = {}
+
+    def run(rows: int) -> None:
+        if rows not in made:
+            made[rows] = [np.repeat(array, rows, axis=0) for array in one]
+        session.run(made[rows], interface.default_outputs)
+
+    most = min(SIZES[-1], max(1, MOST_BYTES // max(1, sum(array.nbytes for array in one))))
+    try:
+        times = measure(run, clock, time.perf_counter, most)
+    except RequestError as error:
+        return UNMEASURED, f"max_batch_size {UNMEASURED}: it could not be measured: {error}"
+    rows = knee(times)
+    return rows, f"max_batch_size {rows} measured, the least power of four that is enough: {describe(times)}"
+
+
+def measure(run: Callable[[int], object], clock: Clock, now: Clock, most: int = SIZES[-1]) -> list[tuple[int, float]]:
+    """(rows, seconds by `clock`) of batches of 1, 4, 16 ... rows, each the lower decile of its runs.
+
+    Others' work only ever adds to a run; but processor time is now and then counted short, so that the least of many
+    would not do. `run` makes one run of as many rows; what it raises is passed on. `now`: by which time is kept. Sizes
+    are tried for as long as `next_size` has one, at `most` rows; then all of them take turns.
+    """
+
+    def timed(rows: int) -> float:
+        start = clock()
+        run(rows)
+        return clock() - start
+
+    taken: dict[int, list[float]] = {}
+    end = math.inf
+    rows = next_size([], most)
+    while rows is not None:
+        while rows is not None:
+            run(rows)  # the first run of a size allocates
+            taken[rows] = [timed(rows)]
+            if taken[rows][0] < _SHORT:
+                taken[rows] += [timed(rows) for _ in range(_VISIT)]
+            rows = next_size(_quickest(taken), most)
+        end = min(end, now() + BUDGET)
+        _take_turns(timed, taken, now, end)
+        rows = next_size(_quickest(taken), most)  # a bad moment may have ended the climb too soon
+    return _quickest(taken)
+
+
+def _take_turns(timed: Callable[[int], float], taken: dict[int, list[float]], now: Clock, end: float) -> None:
+    """Rounds of all sizes; until `end` where the choice is a close one."""
+    since, rounds = now(), 0
+    while rounds < ROUNDS or now() - since < ROUNDS_SECONDS or undecided(_quickest(taken)):
+        rounds += 1
+        for rows, seconds in taken.items():
+            for _ in range(_VISIT if seconds[0] < _SHORT else 1):
+                if now() >= end:
+                    return
+                seconds.append(timed(rows))
+
+
+def _quickest(taken: dict[int, list[float]]) -> list[tuple[int, float]]:
+    return [(rows, sorted(seconds)[len(seconds) // 10]) for rows, seconds in taken.items()]

@@ -1,0 +1,316 @@
+"""Changes which models are served while the server runs: by request, or as their folders change.
+
+Loading takes seconds, so every change is made on one thread of its own, one at a time; callers await it. Once the
+server stops, nothing is begun any more, and what goes on ends early.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from forwardpass.errors import (
+    ConfigError,
+    ControlRefused,
+    Draining,
+    InvalidRequest,
+    ModelUnusable,
+    Overloaded,
+    Reason,
+    RepositoryUnreadable,
+    RequestError,
+    SettingsError,
+    UnknownModel,
+    printable,
+)
+from forwardpass.model import triton_config
+from forwardpass.model.options import ModelConfig, plain_name
+from forwardpass.repository.model_folder import Fingerprint, Home
+from forwardpass.repository.model_version import Entry
+from forwardpass.repository.repository import Repository
+from forwardpass.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+MOST_WAITING = 64  # changes that may wait for their turn
+SETTLE_SECONDS = 0.5  # a folder that was found changed is loaded if it is the same after this: copying takes time
+MOST_LOOKS = 64  # between two tries to load a model that fails and that nobody changed; at first 1, then 2, 4, 8 ...
+NAME_LIMIT = 255  # characters of the name of a model whose files come in a request
+FILE_DEPTH = 16  # folders that a path of those may have
+PATH_LIMIT = 1024  # characters of it
+FILE = "file:"  # what the names of the parameters begin with that carry files
+
+T = TypeVar("T")
+
+
+class Control:
+    """Changes which models a repository serves. Its coroutines belong to one event loop; `close` ends its threads."""
+
+    def __init__(self, repository: Repository, settings: Settings) -> None:
+        self._repository = repository
+        self._settings = settings
+        self._thread = ThreadPoolExecutor(1, "model-control")
+        self._waiting = 0
+        # Looking at the folder takes a disk's time, and must not wait for a load.
+        self._looking = ThreadPoolExecutor(1, "model-listing")
+        self._listing: asyncio.Future[None] | None = None  # that goes on
+        self._unfinished: set[futures.Future[Any]] = set()
+        self._seen: dict[str, Fingerprint] = {}  # by model: what was on disk when it was last brought in line
+        self._again: dict[str, tuple[int, int]] = {}  # by model whose load failed: looks until the next try, and left
+        self._sent: dict[str, tempfile.TemporaryDirectory[str]] = {}  # folders of models whose files came in a request
+
+    def stop(self) -> None:
+        """The server stops: changes are refused from now on, and a load that goes on ends early. Does not block."""
+        self._repository.interruption.stop()
+
+    def close(self, seconds: float = 0.0) -> bool:
+        """`stop`, and wait for what goes on, for `seconds` at most. Whether all of it ended."""
+        self.stop()
+        for thread in (self._thread, self._looking):
+            thread.shutdown(wait=False, cancel_futures=True)
+        return not futures.wait(self._unfinished, seconds).not_done
+
+    async def start(self, entry: Entry) -> Entry:
+        """Load an announced version; see Repository.load."""
+        return await self._change(lambda: self._repository.load(entry))
+
+    # -- by request -------------------------------------------------------------------------------------------------
+
+    async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Load a model, or bring what is served of it in line with its folder. Returns once it serves.
+
+        `parameters` are the protocol's: `config`, a ModelConfig as JSON in place of the options on disk, and
+        `file:VERSION/NAME`, files in place of those on disk. Raises ModelUnusable with the reason where it can't be
+        loaded (what served before goes on serving), UnknownModel, InvalidRequest, ControlRefused or Overloaded.
+        """
+        self._allowed()
+        config, files = _read(parameters)
+        await self._change(lambda: self._load(name, config, files))
+
+    async def unload(self, name: str) -> None:
+        """Stop serving a model; returns when what was accepted is answered. Raises UnknownModel, ControlRefused."""
+        self._allowed()
+        await self._change(lambda: self._unload(name))
+
+    async def again(self) -> str:
+        """Bring what is served in line with the folder now, whatever the mode: what came of it, in words.
+
+        With explicit control only models that were asked for are loaded, and none is unloaded. Raises RequestError.
+        """
+        return await self._change(self._again_now)
+
+    def _again_now(self) -> str:
+        before = {id(e.loaded.worker) for e in self._repository.entries() if e.loaded is not None}
+        if self._settings.model_control == "explicit":
+            homes = self._repository.homes()
+            for name in {e.name for e in self._repository.entries() if e.asked_for} & homes.keys() - self._sent.keys():
+                self._repository.reload(homes[name])
+        else:
+            self._seen.clear()
+            self.look()
+        serving = {id(e.loaded.worker) for e in self._repository.entries() if e.loaded is not None}
+        missing = len(self._repository.missing())
+        return f"{len(serving - before)} version(s) loaded, {len(serving)} served, {missing} not served that should be"
+
+    async def refresh(self) -> None:
+        """Let the index know the models on disk that nobody asked for. Only with explicit control.
+
+        Where the folder can't be read, the index stays as it is.
+        """
+        if self._settings.model_control != "explicit" or self._repository.interruption.stopping:
+            return
+        if self._listing is None or self._listing.done():  # else one look serves all who ask meanwhile
+            listing = self._submit(self._looking, lambda: self._repository.note(self._repository.homes().values()))
+            self._listing = asyncio.wrap_future(listing)
+        with contextlib.suppress(RepositoryUnreadable):  # logged and counted there
+            await asyncio.shield(self._listing)
+
+    def _allowed(self) -> None:
+        mode = self._settings.model_control
+        if mode != "explicit":
+            raise ControlRefused(
+                f"models are loaded and unloaded by request with --model-control explicit; this server has {mode}"
+            )
+
+    async def _change(self, change: Callable[[], T]) -> T:
+        if self._waiting >= MOST_WAITING:
+            raise Overloaded(
+                f"{self._waiting} changes of models wait already", reason=Reason.MODEL_CONTROL, retry_after=1.0
+            )
+        self._check()
+        self._waiting += 1
+        try:
+            return await asyncio.wrap_future(self._submit(self._thread, change))
+        finally:
+            self._waiting -= 1
+
+    def _submit(self, thread: ThreadPoolExecutor, work: Callable[[], T]) -> futures.Future[T]:
+        future = thread.submit(work)
+        self._unfinished.add(future)
+        future.add_done_callback(self._unfinished.discard)
+        return future
+
+    def _check(self) -> None:
+        """Raises Draining once the server stops."""
+        if self._repository.interruption.stopping:
+            raise Draining("the server is stopping; models are not changed any more")
+
+    def _load(self, name: str, config: str | None, files: Mapping[str, bytes]) -> None:
+        home = self._home(name, files)
+        options: ModelConfig | None = None
+        try:
+            if config is not None:
+                options = triton_config.from_json(config, name)
+        except ConfigError as error:
+            raise InvalidRequest(str(error)) from None
+        sent = tempfile.TemporaryDirectory(prefix="forwardpass-") if files else None
+        try:
+            if sent is not None:
+                home = Home(name, Path(sent.name), named=False)
+                _write(home.folder, files)
+            assert home is not None
+            wrong = [e for e in self._repository.reload(home, options) if e.reason]
+            if wrong:
+                self._check()
+                raise ModelUnusable("; ".join(f"model '{name}' {_version(e.version)}{e.reason}" for e in wrong))
+            if sent is not None:
+                self._sent[name], sent = sent, self._sent.get(name)
+            elif name in self._sent:
+                sent = self._sent.pop(name)
+        finally:
+            if sent is not None:
+                sent.cleanup()
+
+    def _home(self, name: str, files: Mapping[str, bytes]) -> Home | None:
+        """The model's folder; None where its files came along. No path is made from the name."""
+        if not name:
+            raise InvalidRequest("the request names no model")
+        if files:
+            if len(name) > NAME_LIMIT or not name.isprintable() or name.strip(" .") != name or "/" in name:
+                raise InvalidRequest(f"model name '{printable(name)}': expected one that a folder could have")
+            return None
+        homes = self._repository.homes()
+        # One that serves and is gone from the disk is looked for where it was, so that the index tells of it.
+        served = {e.name: e.home for e in self._repository.entries() if e.loaded is not None and e.home is not None}
+        if name in served and name not in homes and name not in self._sent:
+            return served[name]
+        if name not in homes:
+            have = ", ".join(list(homes)[:10])
+            raise UnknownModel(f"there is no model '{printable(name)}' in the repository; it has {have or 'none'}")
+        return homes[name]
+
+    def _unload(self, name: str) -> None:
+        if not self._repository.unload(name):
+            raise UnknownModel(f"there is no model '{printable(name)}'")
+        if name in self._sent:
+            self._sent.pop(name).cleanup()
+
+    # -- by looking -------------------------------------------------------------------------------------------------
+
+    async def poll(self) -> None:
+        """Look at the folder every so often, for ever, and follow what changes there."""
+        while True:
+            await asyncio.sleep(self._settings.poll_seconds)
+            try:
+                await self._change(self.look)
+            except RepositoryUnreadable:  # logged and counted; the next look tries again
+                continue
+            except (SettingsError, RequestError) as error:
+                logger.error("the repository was not looked at: %s", error)
+            except Exception:
+                logger.exception("looking at the repository failed")
+
+    def look(self) -> None:
+        """Load what is new or was changed, forget what is gone, try again what failed.
+
+        Blocks for as long as that takes. Raises RepositoryUnreadable, and has changed nothing then.
+        """
+        homes = self._repository.homes()
+        for name in {e.name for e in self._repository.entries()} - homes.keys():
+            logger.info("model %s is not on disk any more", name)
+            self._repository.forget(name)
+            self._seen.pop(name, None)
+            self._again.pop(name, None)
+        states = {name: home.state() for name, home in homes.items()}
+        changed = [n for n, state in states.items() if self._seen.get(n) != state or self._is_due(n)]
+        if any(name in self._seen for name in changed):
+            self._repository.interruption.wait(SETTLE_SECONDS)
+        for name in changed:
+            if name in self._seen and homes[name].state() != states[name]:
+                continue  # still being written: the next look will tell
+            self._seen[name] = states[name]
+            failed = any(entry.reason for entry in self._repository.reload(homes[name]))
+            wait = min(MOST_LOOKS, 2 * self._again[name][0]) if name in self._again else 1
+            if failed:
+                self._again[name] = (wait, wait)
+            else:
+                self._again.pop(name, None)
+
+    def _is_due(self, name: str) -> bool:
+        """Whether a model whose load failed is to be tried again at this look, though nothing was changed."""
+        wait, left = self._again.get(name, (0, 0))
+        if wait:
+            self._again[name] = (wait, left - 1)
+        return wait > 0 and left <= 1
+
+
+def _version(version: str) -> str:
+    return f"version {version}: " if version else ""
+
+
+def _read(parameters: Mapping[str, Any]) -> tuple[str | None, dict[str, bytes]]:
+    """`config` and the files by their paths. Raises InvalidRequest for anything else."""
+    config: str | None = None
+    files: dict[str, bytes] = {}
+    for key, parameter in parameters.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        if key == "config" and kind == "string_param":
+            config = parameter.string_param
+        elif key.startswith(FILE) and kind == "bytes_param":
+            files[key[len(FILE) :]] = parameter.bytes_param
+        else:
+            raise InvalidRequest(
+                f"parameter '{printable(key)}': expected 'config' as a string or 'file:VERSION/NAME' as bytes, got "
+                f"{kind or 'nothing'}"
+            )
+    if files and config is None:
+        raise InvalidRequest("parameter 'config': expected it with files, since none of what is on disk is then used")
+    return config, files
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files below `folder`. Raises InvalidRequest, before any is written, for a path that leads anywhere else."""
+    targets = {path: _parts(path) for path in files}
+    folders = {parts[:i] for parts in targets.values() for i in range(1, len(parts))}
+    for path, parts in targets.items():
+        if parts in folders:
+            raise InvalidRequest(f"parameter '{FILE}{printable(path)}': expected a file, for others it is a folder")
+    for path, data in files.items():
+        target = folder.joinpath(*targets[path])
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+        except OSError as error:
+            raise ModelUnusable(f"'{printable(path)}' cannot be written: {error.strerror or error}") from None
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    """The names that a file's path is made of. Raises InvalidRequest."""
+    try:
+        parts = tuple(plain_name(part) for part in path.split("/"))
+    except ValueError:
+        raise InvalidRequest(f"parameter '{FILE}{printable(path)}': expected VERSION/NAME") from None
+    longest = max(len(part.encode()) for part in parts)
+    if len(parts) > FILE_DEPTH + 1 or len(path) > PATH_LIMIT or longest > NAME_LIMIT:
+        raise InvalidRequest(
+            f"parameter '{FILE}{printable(path)}': expected at most {FILE_DEPTH} folders, {PATH_LIMIT} characters and "
+            f"names of {NAME_LIMIT} bytes, got {len(parts) - 1}, {len(path)} and {longest}"
+        )
+    return parts

@@ -1,0 +1,287 @@
+"""One model version from its folder to a worker that is ready: verify, open, replay, probe, warm. No requests yet.
+
+Every step can refuse, with a ModelError that says why; nothing that was opened is then kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from forwardpass.batching.admission import Admission
+from forwardpass.batching.request import Limits, Options, QueueTimeout
+from forwardpass.batching.run_time_model import RunTime
+from forwardpass.errors import ConfigError, ContractError, ModelError, RequestError, SettingsError
+from forwardpass.execution.cpu_budget import Cores
+from forwardpass.execution.cuda.session import open_network
+from forwardpass.execution.interruption import Interruption
+from forwardpass.execution.ort_session import Network
+from forwardpass.execution.placement import Machine, Placement, look_at_this_machine, place
+from forwardpass.inference.tensor_contents import ELEMENT_LIMIT
+from forwardpass.inference.worker import Worker
+from forwardpass.model import external_data
+from forwardpass.model.contract import CONTRACT_FILE, Contract
+from forwardpass.model.options import ModelConfig
+from forwardpass.model.signature import Interface
+from forwardpass.observability.model_metrics import ModelMetrics
+from forwardpass.repository import batch_size, warm_up
+from forwardpass.repository.batch_invariance import Invariance, probe
+from forwardpass.repository.reconcile import declare
+from forwardpass.repository.session_pool import Open, Sessions, count, inline_run_limit
+from forwardpass.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loaded:
+    """A worker, not yet started, and what is known of it: for the start-up report and the model's metadata."""
+
+    worker: Worker
+    placement: Placement
+    invariance: Invariance
+    why: str
+    contract: Contract | None
+    config: ModelConfig
+    seconds: float  # that loading took
+    reservation: str = ""  # what clients should know of how it is served, though it is READY
+
+    @property
+    def batches(self) -> bool:
+        """Whether requests share runs."""
+        return self.invariance.batches and self.config.batching
+
+    @property
+    def max_batch_size(self) -> int:
+        """Rows of the largest run; 0 where axis 0 is not a batch, or where a run is as large as its request."""
+        return self.worker.run_rows if self.invariance.batches else 0
+
+
+def load(
+    name: str,
+    version: str,
+    folder: Path,
+    config: ModelConfig,
+    settings: Settings,
+    cores: Cores,
+    admission: Admission,
+    home: Path | None = None,
+    metrics: ModelMetrics | None = None,
+    lost: Callable[[str], None] = lambda _: None,
+    interruption: Interruption | None = None,
+    opens: Open | None = None,
+    look: Callable[[], Machine] = look_at_this_machine,
+) -> Loaded:
+    """Load the version in `folder` of the model `name`. Raises ModelError; may take seconds.
+
+    `home`: the model's folder, where labels and the like are; by default that above the version. `metrics`: where
+    to go on counting. `lost`: see Worker. `interruption`: ends this early, with Stopping. `opens` and `look`: for
+    tests, on devices that are not there.
+    """
+    began = time.monotonic()
+    interruption = interruption or Interruption()
+    opens = opens or partial(open_network, opening=interruption.opening)
+    home = folder.parent if home is None else home
+    contract = _contract(folder, config.model_file)
+    external_data.check(folder / config.model_file, home)
+    placement = _placement(config, settings, cores, look)
+    with Sessions(folder / config.model_file, placement, config, f"{name}/{version}", opens) as sessions:
+        session = interruption.network(sessions.first)
+        interface = declare(session.interface, config, contract, home)
+        _check_sizes(interface)
+        replayed = _replay(session, contract) if contract is not None else ""
+        samples = _samples(interface, contract)
+        told = config.max_batch_size if config.max_batch_size is not None else settings.max_batch_size or None
+        clock = batch_size.clock_of(placement)
+        settled = _settled(interface, config, contract)
+        if settled is not None and not settled[0].batches:
+            wanted, sized = told if told is not None else 1, ""
+        else:
+            wanted, sized = batch_size.choose(interface, session, told, samples, clock)
+        # Then a row may differ from batch to batch by more than the type of the outputs says.
+        half = placement.allow_tf32 or (contract is not None and contract.precision == "fp16")
+        invariance, why = settled or _probed(interface, session, samples, wanted, half)
+        batches = invariance.batches and wanted > 0
+        if invariance is Invariance.NONE:
+            interface = dataclasses.replace(interface, batchable=False)  # axis 0 is like any other from here on
+        run_time = RunTime()
+        run_rows = wanted if batches else 1
+        how = ""
+        if placement.devices:
+            each, _ = count(config, settings, cores, placement, 0.0)
+            how = sessions.prepare(each, interface, run_rows, batches, samples, half, interruption.check)
+            if contract is not None:
+                replayed = _replay(session, contract)  # once more, in the way in which it will be run
+        full = warm_up.every_size(interface, session, run_rows, run_time, samples, clock)
+        warm_up.as_told(interface, session, config, home)
+    instances, reason = count(config, settings, cores, placement, full)
+    placement = dataclasses.replace(placement, why="; ".join(filter(None, (placement.why, reason, how))))
+    options = Options(
+        limits=_limits(config, wanted if batches and config.batching else 1),
+        instances=instances * max(1, len(placement.devices)),
+        run_rows=run_rows,
+        row_independent=batches,
+        max_request_rows=config.max_request_rows,
+        priority_levels=config.priority_levels,
+        default_priority=config.default_priority,
+        queue_timeouts=_queue_timeouts(config),
+        inline_run_limit=inline_run_limit(settings, cores),
+    )
+    counted = metrics or ModelMetrics(name, version)
+    serving = sessions.serving
+    for on_device in serving if isinstance(serving, Sequence) else ():
+        on_device.ran = counted.gpu.ran
+    worker = Worker(name, version, serving, interface, options, run_time, counted, admission, lost=lost)
+    reservation = _reservation(invariance, why, contract)
+    if reservation:
+        logger.warning("model %s version %s: %s", name, version, reservation)
+    known = "; ".join(filter(None, (why, replayed, sized if batches else "")))
+    return Loaded(worker, placement, invariance, known, contract, config, time.monotonic() - began, reservation)
+
+
+def _limits(config: ModelConfig, rows: int) -> Limits:
+    """Of the queue. `rows`: of a batch that requests share; 1 where they share none."""
+    return Limits(
+        max_batch_rows=rows,
+        rows=config.max_queue_rows,
+        requests=config.max_queue_requests,
+        nbytes=config.max_queue_bytes,
+        delay=config.max_queue_delay_us * 1e-6 if rows > 1 else 0.0,
+        preferred=tuple(config.preferred_batch_sizes),
+        by_priority={p: q.max_requests for p, q in config.queue_policies.items() if q.max_requests},
+        deadlines=config.deadline_scheduling and not config.preserve_ordering,
+    )
+
+
+def _queue_timeouts(config: ModelConfig) -> dict[int, QueueTimeout] | None:
+    """Of every priority, where the options set any; a priority without a policy of its own has the model's."""
+    if not config.queue_policies and not config.default_timeout_us:
+        return None
+    found = dict.fromkeys(range(1, config.priority_levels + 1), QueueTimeout(_seconds(config.default_timeout_us)))
+    for priority, policy in config.queue_policies.items():
+        found[priority] = QueueTimeout(_seconds(policy.timeout_us), policy.timeout_override)
+    return found
+
+
+def _seconds(microseconds: int) -> float:
+    """Of a timeout; 0 stands for none."""
+    return microseconds * 1e-6 if microseconds else math.inf
+
+
+def _contract(folder: Path, model_file: str) -> Contract | None:
+    if not (folder / model_file).is_file():
+        raise ModelError(f"{folder}: there is no {model_file}")
+    path = folder / CONTRACT_FILE
+    if not path.exists():
+        return None
+    contract = Contract.load(path)
+    contract.verify_files(folder)
+    return contract
+
+
+def _placement(config: ModelConfig, settings: Settings, cores: Cores, look: Callable[[], Machine]) -> Placement:
+    """Small networks run on one thread: several runs at once make better use of cores than one that is split."""
+    shared = settings.intra_op_threads
+    if shared > 1:
+        if config.intra_op_threads not in (None, shared):
+            raise ConfigError(
+                f"{config.where('intra_op_threads')}: expected {shared} or nothing, got {config.intra_op_threads}: the "
+                f"server was told to share one pool of {shared} threads among its models"
+            )
+        threads, why = shared, "one pool for all models, as configured"
+    elif config.intra_op_threads or shared:
+        threads, why = config.intra_op_threads or shared, "as configured"
+    else:
+        threads, why = 1, cores.why
+    try:
+        placement = place(config.provider or settings.provider, threads, why, shared > 1, look)
+    except SettingsError as error:
+        if config.provider is None:
+            raise
+        raise ConfigError(f"{config.where('provider')}: {str(error).removeprefix('provider: ')}") from None
+    if not placement.devices:
+        return placement
+    tf32 = settings.allow_tf32 if config.allow_tf32 is None else config.allow_tf32
+    return dataclasses.replace(placement, allow_tf32=tf32, memory_limit=settings.gpu_mem_limit)
+
+
+def _replay(session: Network, contract: Contract) -> str:
+    """Run the contract's samples on the provider that will serve. Raises ContractError when an answer is off."""
+    outputs = _run_named(session, contract)
+    difference = contract.check(outputs)
+    return f"contract of {contract.samples.rows} rows holds, largest difference {difference.largest:.2g}"
+
+
+def _run_named(session: Network, contract: Contract) -> dict[str, NDArray[Any]]:
+    given = contract.input_arrays()
+    places = tuple(range(len(session.interface.outputs)))
+    try:
+        found = session.run([given[t.name] for t in session.interface.inputs], places)
+    except RequestError as error:
+        raise ContractError(f"the contract's samples cannot be run: {error}") from None
+    return {t.name: a for t, a in zip(session.interface.outputs, found, strict=True)}
+
+
+def _settled(interface: Interface, config: ModelConfig, contract: Contract | None) -> tuple[Invariance, str] | None:
+    """The verdict and why, where it needs no probe: the operator's word comes first, then the contract's.
+
+    A contract that found rows to depend on each other binds, since it has seen what a probe need not meet. One that
+    found them independent is no proof on another provider: it is probed like a network without a contract.
+    """
+    if not interface.batchable:
+        return Invariance.NONE, "axis 0 is not a batch of any size"
+    mixes = _rows_mix(contract)
+    if config.batch_invariance is not None:
+        said = f"batch_invariance = {str(config.batch_invariance).lower()} in the model's options, not probed"
+        against = ", against rows_independent = false in its contract" if mixes and config.batch_invariance else ""
+        return Invariance.ASSERTED if config.batch_invariance else Invariance.DEPENDENT, said + against
+    if config.max_batch_size != 0 and mixes:
+        return Invariance.DEPENDENT, (
+            "rows_independent = false in its contract: a row's answer depends on the other rows of a batch; "
+            "batch_invariance = true in the model's options would overrule that"
+        )
+    return None
+
+
+def _probed(
+    interface: Interface, session: Network, samples: Sequence[NDArray[Any]] | None, wanted: int, half: bool
+) -> tuple[Invariance, str]:
+    if wanted == 0:
+        return Invariance.NONE, "max_batch_size = 0 in the model's options"
+    places = tuple(range(len(interface.outputs)))
+    return probe(interface, lambda arrays: session.run(arrays, places), wanted, samples, half)
+
+
+def _rows_mix(contract: Contract | None) -> bool:
+    """Whether the exporter found that a row's answer depends on the other rows; not measured is no verdict."""
+    return contract is not None and contract.rows_independent is False
+
+
+def _reservation(invariance: Invariance, why: str, contract: Contract | None) -> str:
+    if invariance is Invariance.DEPENDENT:
+        return f"served one request at a time: {why}"
+    if invariance is Invariance.ASSERTED and _rows_mix(contract):
+        return f"answers may depend on the requests that share a run: {why}"
+    return ""
+
+
+def _samples(interface: Interface, contract: Contract | None) -> Sequence[NDArray[Any]] | None:
+    if contract is None:
+        return None
+    given = contract.input_arrays()
+    return [given[t.name] for t in interface.inputs]
+
+
+def _check_sizes(interface: Interface) -> None:
+    """That no tensor is too large to be sent, whatever its other axes. Raises ConfigError."""
+    for tensor in (*interface.inputs, *interface.outputs):
+        if math.prod(max(size, 1) for size in tensor.shape) > ELEMENT_LIMIT:
+            raise ConfigError(f"'{tensor.name}': the sizes of {list(tensor.shape)} are out of range")

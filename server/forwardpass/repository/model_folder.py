@@ -1,0 +1,225 @@
+"""What a repository holds on disk: its models, their options, their versions, and whether any of that was changed.
+
+Reads folders and options files, opens no network, keeps no state. No path is ever made from a request's name. What
+cannot be read is an error, never taken for what is not there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from forwardpass.errors import ConfigError, ModelError, SettingsError
+from forwardpass.model import options, triton_config
+from forwardpass.model.contract import MODEL_FILE
+from forwardpass.model.options import ModelConfig
+
+NETWORK = ".onnx"  # what a network's file is most likely called, whatever else it is
+NOT_OURS = frozenset({"lost+found"})  # folders that a volume has by itself, and that nobody but root may read
+MOST_FILES = 10_000  # of one version that are looked at for changes
+
+_LIKE_A_VERSION = re.compile(r"[vV]?[0-9][0-9._-]*")
+
+Fingerprint = tuple[Any, ...]  # equal as long as nothing was changed
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Home:
+    """One model's folder. `named`: the folder's name is the model's, as in a repository of many."""
+
+    name: str
+    folder: Path
+    named: bool = True
+
+    def config(self) -> ModelConfig:
+        """The options beside the versions: a model.toml or a config.pbtxt, or else the defaults. Raises ConfigError."""
+        toml, triton = self.folder / options.FILE_NAME, self.folder / triton_config.FILE_NAME
+        try:
+            in_triton, in_toml = _is_there(triton), _is_there(toml)
+        except OSError as error:
+            raise ConfigError(f"{self.folder} cannot be read: {_why(error)}") from None
+        if not in_triton:
+            return ModelConfig.load(self.folder)
+        if in_toml:
+            raise ConfigError(f"{self.folder} has {toml.name} and {triton.name}; expected one of them")
+        return triton_config.load(triton, self.name if self.named else None)
+
+    def present(self) -> bool:
+        """Whether there is anything to load, or to complain of: what is or looks like a version, what can't be read."""
+        try:
+            return bool(self.versions(self.config().model_file) or self.skipped())
+        except ModelError:
+            return True
+
+    def versions(self, model_file: str) -> dict[int, Path]:
+        """Number and folder of every version, the lowest first.
+
+        A folder called by a number is one as soon as the network's file is in it. A network that lies in the model's
+        own folder, where there are no such folders, is version 1. Raises ModelError where that can't be read.
+        """
+        try:
+            numbers = [p for p in _children(self.folder) if _is_number(p.name)]
+            found = {int(p.name): p for p in numbers if _is_there(p / model_file)}
+            if not found and _is_there(self.folder / model_file):
+                return {1: self.folder}
+        except OSError as error:
+            raise ModelError(f"{self.folder} cannot be read: {_why(error)}") from None
+        return dict(sorted(found.items()))
+
+    def skipped(self) -> dict[str, str]:
+        """What looks like a version and is none, by its name in the model's folder, and why. Raises ModelError."""
+        model_file = self.config().model_file
+        served = self.versions(model_file).values()
+        found = {}
+        try:
+            for path in sorted(_children(self.folder)):
+                if path in served or path.name.startswith((".", "_")):
+                    continue
+                if path.suffix == NETWORK and self.folder not in served and path.is_file():
+                    found[path.name] = f"expected VERSION/{model_file}"
+                    continue
+                inside = sorted(p.name for p in _children(path)) if _is_folder(path) else []
+                if _is_number(path.name) and _is_folder(path):
+                    has = f"has {', '.join(inside[:5])}" if inside else "is empty"
+                    found[path.name] = f"expected {model_file} in it, it {has}"
+                elif _LIKE_A_VERSION.fullmatch(path.name) or any(name.endswith(NETWORK) for name in inside):
+                    found[path.name] = "expected a folder named by a whole number from 1 on, without zeros before it"
+        except OSError as error:
+            raise ModelError(f"{self.folder} cannot be read: {_why(error)}") from None
+        return found
+
+    def chosen(self, config: ModelConfig) -> dict[int, Path]:
+        """The versions that its options ask for, the lowest first. Raises ModelError where one is not there."""
+        found = self.versions(config.model_file)
+        if not found:
+            like = "".join(f"; {name}: {reason}" for name, reason in list(self.skipped().items())[:3])
+            raise ModelError(f"there is no version: expected {self.folder.name}/VERSION/{config.model_file}{like}")
+        if config.versions == "all":
+            return found
+        if isinstance(config.versions, int):
+            return dict(list(found.items())[-config.versions :])
+        missing = sorted(set(config.versions) - set(found))
+        if missing:
+            have = ", ".join(map(str, found))
+            raise ModelError(f"{config.where('versions')}: there is no version {missing[0]}; there are {have}")
+        return {number: folder for number, folder in found.items() if number in config.versions}
+
+    def latest(self) -> dict[int, Path]:
+        """The highest version of the usual name, for a model whose options can't be used; empty where there is none."""
+        try:
+            return dict(list(self.versions(MODEL_FILE).items())[-1:])
+        except ModelError:
+            return {}
+
+    def fingerprint(self, version: Path, config: ModelConfig) -> Fingerprint:
+        """Of all that one version is made from: its files, and its options with the files that they name."""
+        given = config.origin.given
+        beside = [config.labels, *(t.labels for t in config.outputs)]
+        named = [self.folder / n for n in beside if n] + [self.folder / "warmup"] * bool(config.warm_up)
+        said = config.model_dump_json(), None if given is None else given.SerializeToString(deterministic=True)
+        # A version in the model's own folder: its file alone, or the options' times would count.
+        files = [version / config.model_file] if version == self.folder else [version]
+        return said, tuple(_stats(files + named))
+
+    def state(self) -> Fingerprint:
+        """Of all that decides what is served of this model; for polling. Never raises."""
+        try:
+            config = self.config()
+            return tuple((n, self.fingerprint(f, config)) for n, f in self.chosen(config).items())
+        except (ModelError, OSError) as error:
+            return str(error), tuple(_stats([self.folder]))
+
+
+def find(root: Path, name: str = "") -> list[Home]:
+    """The models below `root`, by name; or the one that `root` is, called `name`, or as its options say, or as it is.
+
+    With `name`, `root` is one model. Raises SettingsError where it is no folder, OSError where it can't be read.
+    """
+    status = _status(root)
+    if status is None or not stat.S_ISDIR(status.st_mode):
+        raise SettingsError(f"the repository {root} is not a folder")
+    if name or is_model(root):
+        return [
+            Home(
+                name or triton_config.model_name(root / triton_config.FILE_NAME) or root.resolve().name,
+                root,
+                named=False,
+            )
+        ]
+    children = [p for p in sorted(root.iterdir()) if not p.name.startswith((".", "_")) and p.name not in NOT_OURS]
+    return [Home(p.name, p) for p in children if _is_folder(p)]
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder is one model's own: it has options, a network, or versions in it. Raises OSError."""
+    if any(_is_there(folder / file) for file in (options.FILE_NAME, triton_config.FILE_NAME, MODEL_FILE)):
+        return True
+    return any(_is_number(p.name) and _is_there(p / MODEL_FILE) for p in folder.iterdir())
+
+
+def identity(folder: Path) -> tuple[int, int] | None:
+    """Device and inode: whether a folder is the one that it was, or another in its place. None: it is not there."""
+    status = _status(folder)
+    return None if status is None else (status.st_dev, status.st_ino)
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit() and not name.startswith("0") and len(name) < 19
+
+
+def _children(folder: Path) -> list[Path]:
+    """What is in a folder; nothing where there is none. Raises OSError where it can't be read."""
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """None where there is nothing. Raises OSError where that can't be known."""
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link that leads nowhere
+            return None
+        raise
+
+
+def _is_there(path: Path) -> bool:
+    return _status(path) is not None
+
+
+def _is_folder(path: Path) -> bool:
+    status = _status(path)
+    return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _stats(paths: list[Path]) -> Iterator[tuple[str, int, int, int]]:
+    """Path, inode, size and time of every file at or below `paths`; links are followed."""
+    count = 0
+    for path in paths:
+        pending = [path]
+        while pending and count < MOST_FILES:
+            at = pending.pop()
+            count += 1
+            try:
+                found = at.stat()
+                if at.is_dir():
+                    # A ring of links would be followed until the system's own limit of them ends it.
+                    pending += sorted(Path(entry) for entry in os.scandir(at))
+            except OSError:
+                yield str(at), 0, 0, 0
+                continue
+            yield str(at), found.st_ino, found.st_size, found.st_mtime_ns

@@ -1,0 +1,114 @@
+"""What a model takes and gives, once its network, its contract and its options agree on it. Reads label files.
+
+The network's file has the first word. A contract must name the same tensors; options may narrow an axis of any size
+to one size, name labels, and leave outputs out, which are then computed only for those who ask.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from forwardpass.errors import ConfigError, ContractError
+from forwardpass.model.contract import Contract
+from forwardpass.model.options import ModelConfig, TensorOptions
+from forwardpass.model.signature import Interface, Tensor
+
+
+def declare(found: Interface, config: ModelConfig, contract: Contract | None, home: Path) -> Interface:
+    """`found`, as the network's file has it, with all that is known beside. `home` is the model's folder.
+
+    Raises ConfigError or ContractError naming the tensor, what was expected and what is there.
+    """
+    labels: dict[str, tuple[str, ...]] = {}
+    hidden: frozenset[str] = frozenset()
+    batchable = found.batchable
+    if contract is not None:
+        _agree(found, contract)
+        labels = {t.name: tuple(t.labels) for t in contract.outputs if t.labels}
+        hidden = frozenset(t.name for t in contract.hidden)
+        batchable = batchable and contract.batchable
+    if config.labels is not None:
+        named = _labels(home / config.labels, "labels")
+        labels.update({t.name: named for t in found.outputs if t.shape and t.shape[-1] in (-1, len(named))})
+    for options in config.outputs:
+        if options.labels is not None:
+            labels[options.name] = _labels(home / options.labels, config.where(f"output '{options.name}'"))
+    if config.origin.given is not None and config.max_batch_size and not batchable:
+        fixed = next((t for t in (*found.inputs, *found.outputs) if not t.shape or t.shape[0] >= 0), None)
+        why = f"'{fixed.name}' has shape {list(fixed.shape)}" if fixed is not None else "its contract says so"
+        raise ConfigError(
+            f"{config.where('max_batch_size')}: expected 0, got {config.max_batch_size}: axis 0 of the network is "
+            f"not a batch of any size: {why}"
+        )
+    in_rows = batchable and config.max_batch_size != 0
+    inputs = _narrowed(found.inputs, config.inputs, "input", config, in_rows)
+    outputs = _narrowed(found.outputs, config.outputs, "output", config, in_rows)
+    if config.inputs and len(config.inputs) < len(found.inputs):
+        missing = next(t.name for t in found.inputs if t.name not in {o.name for o in config.inputs})
+        raise ConfigError(f"{config.where('inputs')}: the network's input '{missing}' is not among them")
+    if config.outputs:
+        hidden |= {t.name for t in found.outputs} - {o.name for o in config.outputs}
+    outputs = tuple(dataclasses.replace(t, labels=labels.get(t.name, ())) for t in outputs)
+    return Interface(inputs, outputs, batchable, hidden)
+
+
+def _narrowed(
+    tensors: Sequence[Tensor], options: Sequence[TensorOptions], what: str, config: ModelConfig, in_rows: bool
+) -> tuple[Tensor, ...]:
+    """The network's tensors with the shapes that the options give them."""
+    by_name = {o.name: o for o in options}
+    unknown = sorted(by_name.keys() - {t.name for t in tensors})
+    if unknown:
+        have = ", ".join(t.name for t in tensors)
+        where = config.where(f"{what} '{unknown[0]}'")
+        raise ConfigError(f"{where}: the network has no such {what}; it has {have}")
+    found = []
+    for tensor in tensors:
+        shape = tensor.shape[1:] if in_rows else tensor.shape
+        told = by_name.get(tensor.name)
+        if told is None:
+            found.append(tensor)
+            continue
+        where = config.where(f"{what} '{told.name}'")
+        if told.datatype not in (None, tensor.datatype.name):
+            raise ConfigError(f"{where}: expected datatype {tensor.datatype.name}, as the network, got {told.datatype}")
+        if told.dims is None:
+            found.append(tensor)
+            continue
+        if len(told.dims) != len(shape) or any(h not in (-1, d) for h, d in zip(shape, told.dims, strict=True)):
+            rows = " for one row" if in_rows else ""
+            raise ConfigError(f"{where}: expected dims {list(shape)}{rows}, as the network's, got {told.dims}")
+        found.append(dataclasses.replace(tensor, shape=(*tensor.shape[:1], *told.dims) if in_rows else (*told.dims,)))
+    return tuple(found)
+
+
+def _agree(found: Interface, contract: Contract) -> None:
+    """The contract speaks of the tensors that the file has."""
+    for what, have, want in (
+        ("inputs", found.inputs, contract.inputs),
+        ("outputs", found.outputs, [*contract.outputs, *contract.hidden]),
+    ):
+        names, wanted = sorted(t.name for t in have), sorted(t.name for t in want)
+        if names != wanted:
+            raise ContractError(f"the contract's {what} are {', '.join(wanted)}, the network's are {', '.join(names)}")
+        by_name = {t.name: t for t in have}
+        for spec in want:
+            tensor = by_name[spec.name]
+            # An axis of any size may have been given one in the contract, never another than the network's.
+            fits = len(spec.shape) == len(tensor.shape) and all(
+                theirs in (-1, ours) for ours, theirs in zip(spec.shape, tensor.shape, strict=True)
+            )
+            if spec.datatype != tensor.datatype.name or not fits:
+                raise ContractError(
+                    f"the contract's '{spec.name}' is {spec.datatype} {spec.shape}, the network's is "
+                    f"{tensor.datatype.name} {list(tensor.shape)}"
+                )
+
+
+def _labels(path: Path, where: str) -> tuple[str, ...]:
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: {path} cannot be read: {error}") from None

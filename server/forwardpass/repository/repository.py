@@ -1,0 +1,362 @@
+"""Which models and versions there are, what state each is in, and who serves a request: look up, load, swap, unload.
+
+A repository is a folder of models, `<name>/<version>/model.onnx`; or one model's own folder, as volumes are mounted.
+The look-up table is replaced as a whole at every change, so that a request sees either the old or the new.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from forwardpass.batching.admission import Admission
+from forwardpass.errors import (
+    DeviceLost,
+    ForwardpassError,
+    InvalidRequest,
+    ModelError,
+    ModelLoading,
+    RepositoryUnreadable,
+    SettingsError,
+    UnknownModel,
+    printable,
+)
+from forwardpass.execution.cpu_budget import Cores
+from forwardpass.execution.interruption import Interruption
+from forwardpass.inference.worker import Worker
+from forwardpass.model.contract import MODEL_FILE
+from forwardpass.model.options import ModelConfig
+from forwardpass.repository.listing import Listing
+from forwardpass.repository.loader import Loaded, load
+from forwardpass.repository.model_folder import Home
+from forwardpass.repository.model_version import Entry, State, idle, number, refusal
+from forwardpass.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class Repository:
+    """The models of one server. Thread-safe; `resolve` is cheap and never blocks.
+
+    - A version is in exactly one state; only READY ones are ever resolved to a worker.
+    - A request that names no version gets the highest that is READY.
+    - What serves goes on serving until what replaces it is READY: a failed load takes nothing away.
+    - A worker that was replaced answers everything that was decoded for it before it ends.
+    """
+
+    def __init__(self, settings: Settings, cores: Cores, admission: Admission) -> None:
+        self._settings = settings
+        self._cores = cores
+        self._admission = admission
+        self.interruption = Interruption()  # of loads, where the server stops
+        self.load_failures: Counter[str] = Counter()  # by model
+        self.listing = Listing(settings.repository, settings.model_name)
+        self._lock = threading.Lock()
+        self._changing = threading.Lock()  # held for the length of a load, so that there is one at a time
+        self._entries: dict[tuple[str, str], Entry] = {}
+        self._retiring: list[Worker] = []
+        self._table: dict[tuple[str, str], Worker | Entry] = {}
+        self.generation = 0
+        self.changed: Callable[[], None] = lambda: None  # called after every change of state, from any thread
+        self.lost: Callable[[str], None] = lambda _: None  # called with the reason a device failed for, from any thread
+
+    # -- looked up for every request ------------------------------------------------------------------------------
+
+    def resolve(self, name: str, version: str) -> Worker:
+        """Who serves this. An empty version asks for the latest. No path is ever made from a name.
+
+        Raises UnknownModel, ModelLoading, ModelUnusable, or InvalidRequest for an empty name.
+        """
+        found = self._table.get((name, version))
+        if isinstance(found, Worker):
+            return found
+        if found is not None:
+            raise refusal(found)
+        if not name:
+            raise InvalidRequest("the request names no model")
+        served = f"; served are {', '.join(sorted({n for n, _ in self._table})[:10])}" if self._table else ""
+        if (name, version) in self.listing.skipped:
+            what = f"{name}/{version}" if version else name
+            raise UnknownModel(f"the folder '{printable(what)}' is skipped: {self.listing.skipped[name, version]}")
+        if (name, "") in self._table:
+            versions = ", ".join(v for n, v in self._table if n == name and v) or "none"
+            raise UnknownModel(f"model '{printable(name)}' has no version '{printable(version)}'; it has {versions}")
+        raise UnknownModel(f"there is no model '{printable(name)}'{served}")
+
+    # -- the state of things ----------------------------------------------------------------------------------------
+
+    def entries(self) -> list[Entry]:
+        """Every version known, by name and number."""
+        with self._lock:
+            return sorted(self._entries.values(), key=lambda e: (e.name, number(e.version)))
+
+    def skipped(self) -> list[tuple[str, str, str]]:
+        """Folders that look like a model or a version and are none: (name, what in it or "", why).
+
+        Not a model that still serves what it once had there: its own entry has the reason.
+        """
+        with self._lock:
+            known = {*self._entries, *((name, "") for name, _ in self._entries)}
+            return [
+                (name, version, why)
+                for (name, version), why in self.listing.skipped.items()
+                if (name, version) not in known
+            ]
+
+    def missing(self) -> list[Entry]:
+        """Every version that should serve and does not."""
+        return [entry for entry in self.entries() if entry.missing]
+
+    def workers(self) -> Iterator[Worker]:
+        """Everyone who has requests: those who serve, and those who finish."""
+        with self._lock:
+            retiring = list(self._retiring)
+        yield from (e.loaded.worker for e in self.entries() if e.loaded is not None)
+        yield from retiring
+
+    def loaded(self, name: str, version: str) -> Loaded:
+        """As `resolve`, with all that is known of the version."""
+        worker = self.resolve(name, version)
+        with self._lock:
+            entry = self._entries.get((worker.name, worker.version))
+        if entry is None or entry.loaded is None:
+            raise ModelLoading(f"version {worker.version} of model '{worker.name}' is being replaced; try again")
+        return entry.loaded
+
+    def homes(self) -> dict[str, Home]:
+        """The models on disk by name, whether they are served or not. Raises RepositoryUnreadable."""
+        return self.listing.homes()
+
+    # -- changes ----------------------------------------------------------------------------------------------------
+
+    def announce(self) -> list[Entry]:
+        """Find what is to be loaded and enter it as LOADING.
+
+        Raises SettingsError when there is nothing at all, unless models may come later.
+        """
+        settings = self._settings
+        try:
+            homes = self.homes()
+        except RepositoryUnreadable as error:
+            raise SettingsError(str(error)) from None
+        if not homes and settings.model_control == "none":
+            raise SettingsError(
+                f"no models in {settings.repository}: expected NAME/VERSION/{MODEL_FILE}, or VERSION/{MODEL_FILE}"
+            )
+        wanted = set(settings.load_model if settings.model_control == "explicit" else "*")
+        missing = sorted(wanted - homes.keys() - {"*"})
+        if missing:
+            raise SettingsError(f"load_model: there is no model {missing[0]!r} in {settings.repository}")
+        found = []
+        for home in homes.values():
+            if home.name not in wanted and "*" not in wanted:
+                self._enter(idle(home))
+                continue
+            try:
+                versions = home.chosen(home.config())
+            except ModelError:  # said again, and reported, when it is loaded
+                versions = home.latest()
+            for version, folder in versions.items() or [("", home.folder)]:
+                found.append(self._enter(Entry(home.name, str(version), folder, State.LOADING, home=home)))
+        return found
+
+    def load(self, entry: Entry) -> Entry:
+        """Load an announced version and serve it, or enter why it can't be. Blocks for as long as that takes.
+
+        A version that was changed by somebody else since it was announced is left as it is.
+        """
+        home = entry.home or Home(entry.name, entry.folder.parent)
+        with self._changing:
+            now = self._entries.get((entry.name, entry.version), entry)
+            if now is not entry:
+                return now
+            try:
+                config = home.config()
+                if not entry.version:
+                    home.chosen(config)
+                return self._enter(self._load(home, config, entry.version, entry.folder, None))
+            except Exception as error:
+                reason = self._failed(entry.name, entry.version, error)
+            return self._enter(dataclasses.replace(entry, state=State.UNAVAILABLE, reason=reason, home=home))
+
+    def reload(self, home: Home, config: ModelConfig | None = None) -> list[Entry]:
+        """Bring what is served of a model in line with its folder; with `config` in place of the options there.
+
+        What was not changed is left alone. New versions are loaded first; then all of them take over at once, and
+        what they replace finishes what it has. If anything can't be loaded, nothing that serves is taken away. Blocks.
+        The entries of what was asked for; those with a `reason` are not as they should be.
+        """
+        with self._changing:
+            before = {e.version: e for e in self.entries() if e.name == home.name}
+            try:
+                config = config or home.config()
+                chosen = home.chosen(config)
+            except ModelError as error:
+                return self._keep(home, before, str(error))
+            for version, folder in chosen.items():
+                if before.get(str(version), idle(home)).loaded is None:
+                    self._enter(Entry(home.name, str(version), folder, State.LOADING, home=home))
+            wanted = [self._renew(home, config, str(n), f, before.get(str(n))) for n, f in chosen.items()]
+            kept: list[Entry] = []
+            if any(e.reason for e in wanted):
+                versions = {e.version for e in wanted}
+                kept = [e for e in before.values() if e.loaded is not None and e.version not in versions]
+            self._replace(home.name, [*wanted, *kept])
+            return wanted
+
+    def unload(self, name: str) -> bool:
+        """Stop serving a model; what was accepted is answered first. Blocks. Whether there was such a model."""
+        with self._changing:
+            entries = [e for e in self.entries() if e.name == name]
+            going = [dataclasses.replace(e, state=State.UNLOADING, loaded=None, asked_for=False) for e in entries]
+            self._replace(name, going)
+            gone = [dataclasses.replace(e, state=State.UNAVAILABLE, reason="unloaded") for e in going]
+            self._replace(name, gone)
+        if entries:
+            logger.info("model %s was unloaded", name)
+        return bool(entries)
+
+    def forget(self, name: str) -> None:
+        """As `unload` for a model that is not on disk any more: the index has it no longer. Blocks."""
+        self.unload(name)
+        with self._changing:
+            self._replace(name, [])
+
+    def note(self, homes: Iterable[Home]) -> None:
+        """Enter models that were found on disk and that nobody asked for; drop such that are there no longer.
+
+        Does not wait for a load.
+        """
+        found = {h.name: h for h in homes}
+        with self._lock:
+            names = {name for name, _ in self._entries}
+            new = [idle(home) for name, home in found.items() if name not in names]
+            gone = [(e.name, "") for e in self._entries.values() if not (e.asked_for or e.version or e.name in found)]
+            for key in gone:
+                del self._entries[key]
+            self._entries.update({(e.name, ""): e for e in new})
+            if not new and not gone:
+                return
+            self._publish()
+        self.changed()
+
+    def close(self, seconds: float) -> bool:
+        """End every worker, giving all of them `seconds` together. Whether all of them ended."""
+        workers = list(self.workers())
+        threads = [threading.Thread(target=w.close, args=(seconds,)) for w in workers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(seconds + 1.0)
+        return not any(t.is_alive() for t in threads)
+
+    # -- how --------------------------------------------------------------------------------------------------------
+
+    def _load(self, home: Home, config: ModelConfig, version: str, folder: Path, before: Loaded | None) -> Entry:
+        """A worker that has started, as an entry. Raises ModelError."""
+        fingerprint = home.fingerprint(folder, config)  # first: what changes from here on counts as changed
+        # Counters go on over a reload, so that none ever falls.
+        metrics = before.worker.metrics if before is not None else None
+        settings, cores, admission, stop = self._settings, self._cores, self._admission, self.interruption
+
+        def lost(reason: str) -> None:
+            self.lost(reason)
+
+        try:
+            loaded = load(
+                home.name, version, folder, config, settings, cores, admission, home.folder, metrics, lost, stop
+            )
+        except DeviceLost as error:
+            lost(str(error))
+            raise
+        loaded.worker.start()
+        return Entry(home.name, version, folder, State.READY, "", loaded, home, fingerprint)
+
+    def _renew(self, home: Home, config: ModelConfig, version: str, folder: Path, before: Entry | None) -> Entry:
+        """One version as it should be now, or as it was with the reason for that."""
+        serving = before is not None and before.loaded is not None
+        if before is not None and serving and before.fingerprint == home.fingerprint(folder, config):
+            return dataclasses.replace(before, reason="")
+        try:
+            entry = self._load(home, config, version, folder, before.loaded if before else None)
+        except Exception as error:
+            reason = self._failed(home.name, version, error)
+        else:
+            logger.info("model %s version %s was %s", home.name, version, "reloaded" if serving else "loaded")
+            return entry
+        if before is not None and serving:
+            return dataclasses.replace(before, reason=f"serves as it was; it could not be loaded again: {reason}")
+        return Entry(home.name, version, folder, State.UNAVAILABLE, reason, home=home)
+
+    def _failed(self, name: str, version: str, error: Exception) -> str:
+        """Log and count a load that failed, or that was given up because the server stops; the reason in words."""
+        if self.interruption.stopping:
+            logger.info("model %s version %s was not loaded: the server is stopping", name, version)
+            return "the server is stopping"
+        self.load_failures[name] += 1
+        if isinstance(error, ForwardpassError):
+            logger.error("model %s version %s cannot be served: %s", name, version, error)
+            return str(error)
+        logger.error("model %s version %s could not be loaded", name, version, exc_info=error)
+        return _unexpected(error)
+
+    def _keep(self, home: Home, before: dict[str, Entry], reason: str) -> list[Entry]:
+        """Nothing of a model can be loaded: what serves stays, and says why."""
+        self.load_failures[home.name] += 1
+        logger.error("model %s cannot be loaded: %s", home.name, reason)
+        said = f"serves as it was; it could not be loaded again: {reason}"
+        kept = [dataclasses.replace(e, reason=said) for e in before.values() if e.loaded is not None]
+        if not kept:
+            latest = max(before, key=number, default="")
+            kept = [Entry(home.name, latest, home.folder, State.UNAVAILABLE, reason, home=home)]
+        self._replace(home.name, kept)
+        return kept
+
+    def _replace(self, name: str, entries: list[Entry]) -> None:
+        """Let `entries` be all there is of a model, at once; then let the workers that are left out finish."""
+        with self._lock:
+            serving = {id(e.loaded.worker) for e in entries if e.loaded is not None}
+            of_it = [e for e in self._entries.values() if e.name == name]
+            leaving = [e.loaded.worker for e in of_it if e.loaded is not None and id(e.loaded.worker) not in serving]
+            for e in of_it:
+                del self._entries[e.name, e.version]
+            self._entries.update({(e.name, e.version): e for e in entries})
+            self._retiring += leaving
+            self._publish()
+        self.changed()
+        for worker in leaving:
+            if not worker.retire(self._settings.grace):
+                worker.close(0.0)
+        with self._lock:
+            self._retiring = [w for w in self._retiring if w not in leaving]
+
+    def _enter(self, entry: Entry) -> Entry:
+        with self._lock:
+            self._entries[entry.name, entry.version] = entry
+            self._publish()
+        self.changed()
+        return entry
+
+    def _publish(self) -> None:
+        """Make the look-up table anew. Lock held."""
+        table: dict[tuple[str, str], Worker | Entry] = {}
+        ready: set[str] = set()
+        for e in sorted(self._entries.values(), key=lambda e: number(e.version)):
+            table[e.name, e.version] = found = e if e.loaded is None else e.loaded.worker
+            if e.loaded is not None or e.name not in ready:
+                table[e.name, ""] = found
+            if e.loaded is not None:
+                ready.add(e.name)
+        self._table = table
+        self.generation += 1
+
+
+def _unexpected(error: Exception) -> str:
+    """Why a model can't be loaded, of what no check foresaw."""
+    if isinstance(error, MemoryError):
+        return f"it takes more memory than there is: {error}" if str(error) else "it takes more memory than there is"
+    return "internal error; the server's log has the details"

@@ -1,0 +1,135 @@
+"""The sessions of one model version: one on the processor, or one for each instance on each device; and how many.
+
+The first is opened to find out what the network is; the others, and what only those who serve need, come when that is
+known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forwardpass.errors import ConfigError
+from forwardpass.execution.cpu_budget import Cores
+from forwardpass.execution.cuda.session import CudaSession, open_network
+from forwardpass.execution.ort_session import Network, Session
+from forwardpass.execution.placement import Placement
+from forwardpass.model.example_inputs import example
+from forwardpass.model.options import ModelConfig
+from forwardpass.model.signature import Interface
+from forwardpass.repository.batch_invariance import ROWS
+from forwardpass.settings import Settings
+
+LARGE_RUN = 4e-3  # seconds of a full batch, from which on a model gets an instance for each core
+INLINE, INLINE_ON_ONE_CORE = 0.5e-3, 2e-3  # seconds of a run that whoever received its requests makes
+
+Opened = Session | CudaSession
+Open = Callable[[Path, Placement, str, str], Opened]  # as open_network
+
+
+class Sessions:
+    """Entered while a model is loaded: if that fails, what was opened on devices is closed."""
+
+    def __init__(
+        self, path: Path, placement: Placement, config: ModelConfig, name: str, opens: Open = open_network
+    ) -> None:
+        """Open the first. `name`: of the threads. Raises ModelError."""
+        self._path = path
+        self._placement = placement
+        self._config = config
+        self._name = name
+        self._opens = opens
+        self._all: list[Opened] = []
+        self._open(placement.on(placement.device) if placement.devices else placement)
+
+    def __enter__(self) -> Sessions:
+        return self
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        if kind is not None:
+            for session in self._on_devices():
+                session.close()
+
+    def _open(self, where: Placement) -> None:
+        name = f"{self._name}#{len(self._all)}"
+        self._all.append(self._opens(self._path, where, self._config.graph_optimizations, name))
+
+    def _on_devices(self) -> list[CudaSession]:
+        return [session for session in self._all if isinstance(session, CudaSession)]
+
+    @property
+    def first(self) -> Network:
+        return self._all[0]
+
+    @property
+    def serving(self) -> Network | Sequence[CudaSession]:
+        """What a worker takes."""
+        return self._on_devices() or self._all[0]
+
+    def prepare(
+        self,
+        each: int,
+        interface: Interface,
+        rows: int,
+        pads: bool,
+        samples: Sequence[NDArray[Any]] | None,
+        half: bool,
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> str:
+        """On devices, open `each` session on each, with what batches of up to `rows` rows need; how they will be run.
+
+        `samples`: real rows per input, if known. `half`: see CudaSession. On the processor there is nothing to do, nor
+        to say. Raises ModelError or DeviceLost, and what `check_stop` raises, which is called before each session.
+        """
+        devices = self._placement.devices
+        for place in range(1, each * len(devices)):
+            check_stop()
+            self._open(self._placement.on(devices[place % len(devices)]))
+        rng = np.random.default_rng(0)
+        rows_of = samples or [example(tensor, ROWS, rng) for tensor in interface.inputs if interface.batchable]
+        said: dict[str, None] = {}
+        for session in self._on_devices():
+            if interface.batchable:
+                check_stop()
+                session.prepare(rows, pads, rows_of, half)
+            said[session.how or "plain runs, without fixed buffers or CUDA graphs, since axis 0 is no batch"] = None
+        return "; ".join(said)
+
+
+def inline_run_limit(settings: Settings, cores: Cores) -> float:
+    """Seconds of a run up to which whoever received its requests makes it.
+
+    With several cores another thread computes beside the one that reads, for the price of a hand-over; on one the two
+    would only interrupt each other. What bounds it there is how long arrivals, and clients that leave, go unnoticed.
+    """
+    if settings.inline_run_limit is not None:
+        return settings.inline_run_limit
+    return INLINE_ON_ONE_CORE if cores.count == 1 else INLINE
+
+
+def count(config: ModelConfig, settings: Settings, cores: Cores, placement: Placement, run: float) -> tuple[int, str]:
+    """How many runs of a model at once, on devices on each of them, and why. `run`: seconds of a full batch.
+
+    A small network is outrun by the transport: one instance, run where its requests are received, is the quickest. A
+    large one is worth every core, each with a run of its own. Raises ConfigError.
+    """
+    told = config.instances or settings.instances
+    if config.preserve_ordering:
+        if len(placement.devices) > 1:
+            raise ConfigError(
+                f"{config.where('preserve_ordering')}: expected one device with it, got {placement.label}: runs on "
+                "several end in any order"
+            )
+        return 1, "one instance, so that the order of arrival is kept"
+    if placement.devices:
+        each = " on each device" if len(placement.devices) > 1 else ""
+        return told or 1, f"{told} instance(s){each} as configured" if told else f"one instance{each}"
+    if told:
+        return told, f"{told} instance(s) as configured"
+    if run < LARGE_RUN or placement.threads > 1 or cores.count == 1:
+        return 1, "one instance outruns the transport"
+    return cores.count, f"an instance for each core, since a full batch takes {run * 1e3:.1f} ms"

@@ -1,0 +1,134 @@
+"""Runs that a model makes before it is ready: of every size that matters, and those that its options ask for.
+
+They fill caches and arenas, and tell the run-time model where to start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forwardpass.batching.run_time_model import RunTime
+from forwardpass.errors import ConfigError, ModelError, RequestError
+from forwardpass.execution.ort_session import Network
+from forwardpass.execution.stacking import stack
+from forwardpass.inference.tensor_contents import ELEMENT_LIMIT
+from forwardpass.model.example_inputs import example
+from forwardpass.model.options import ModelConfig, WarmUp, WarmUpInput
+from forwardpass.model.signature import Interface, Tensor
+
+logger = logging.getLogger(__name__)
+
+SECONDS = 0.5  # of warm-up altogether, however slow a run is; every size runs at least once
+RUNS = 5
+FOLDER = "warmup"  # in the model's folder: where input files are
+
+
+def every_size(
+    interface: Interface,
+    session: Network,
+    largest: int,
+    run_time: RunTime,
+    samples: Sequence[NDArray[Any]] | None,
+    clock: Callable[[], float] = time.monotonic,
+) -> float:
+    """Run batches of 1, 2, 4 ... `largest` rows, of real rows per input where some are known.
+
+    The least seconds, by `clock`, that the largest took; 0 where it could not be run.
+    """
+    rng = np.random.default_rng(0)
+    sizes = [1]
+    while sizes[-1] < largest:
+        sizes.append(min(largest, sizes[-1] * 2))
+    began = time.monotonic()
+    least = math.inf
+    for size in sizes:
+        if samples is not None:
+            arrays = [np.resize(s, (size, *s.shape[1:])) if interface.batchable else s for s in samples]
+        else:
+            arrays = [example(t, size if interface.batchable else _first(t.shape), rng) for t in interface.inputs]
+        for i in range(RUNS):
+            start, since = time.monotonic(), clock()
+            try:
+                session.run(arrays, interface.default_outputs)
+            except RequestError as error:
+                logger.info("warm-up with made-up values of %d rows failed: %s", size, error)
+                break
+            ended = time.monotonic()
+            if size == sizes[-1]:
+                least = min(least, clock() - since)
+            if i:  # the first run allocates
+                run_time.observe(size, ended - start)
+            if ended - began > SECONDS:
+                break
+    return least if least < math.inf else 0.0
+
+
+def as_told(interface: Interface, session: Network, config: ModelConfig, home: Path) -> None:
+    """The requests that the model's options ask for. Raises ConfigError, or ModelError where one of them fails."""
+    for request in config.warm_up:
+        what = f"{config.where('warm_up')}: request '{request.name}'"
+        arrays = _made(request, interface, home, what)
+        for _ in range(request.count):
+            try:
+                session.run(arrays, interface.default_outputs)
+            except RequestError as error:
+                raise ModelError(f"{what} failed: {error}") from None
+
+
+def _made(request: WarmUp, interface: Interface, home: Path, what: str) -> list[NDArray[Any]]:
+    names, expected = sorted(request.inputs), sorted(t.name for t in interface.inputs)
+    if names != expected:
+        raise ConfigError(f"{what}: expected the inputs {', '.join(expected)}, got {', '.join(names)}")
+    if request.rows > 1 and not interface.batchable:
+        raise ConfigError(f"{what}: expected one row, since axis 0 of the network is not a batch, got {request.rows}")
+    rng = np.random.default_rng(0)
+    arrays = []
+    for tensor in interface.inputs:
+        given = request.inputs[tensor.name]
+        if given.datatype != tensor.datatype.name:
+            raise ConfigError(
+                f"{what}: input '{tensor.name}': expected {tensor.datatype.name}, as the network, got {given.datatype}"
+            )
+        shape = (request.rows, *given.dims) if interface.batchable else tuple(given.dims)
+        if len(shape) != len(tensor.shape) or any(t not in (-1, s) for t, s in zip(tensor.shape, shape, strict=True)):
+            row = list(tensor.shape[1:] if interface.batchable else tensor.shape)
+            raise ConfigError(f"{what}: input '{tensor.name}': expected dims {row}, got {given.dims}")
+        if math.prod(s or 1 for s in shape) > ELEMENT_LIMIT:
+            raise ConfigError(f"{what}: input '{tensor.name}': the sizes of {list(shape)} are out of range")
+        arrays.append(_values(given, Tensor(tensor.name, tensor.datatype, shape), rng, interface.batchable, home, what))
+    return arrays
+
+
+def _values(
+    given: WarmUpInput, tensor: Tensor, rng: np.random.Generator, in_rows: bool, home: Path, what: str
+) -> NDArray[Any]:
+    """Elements of the tensor's shape, which is of fixed sizes."""
+    shape, dtype = tensor.shape, tensor.datatype.numpy
+    if given.data == "zero":
+        return np.full(shape, "", dtype=object) if dtype is None else np.zeros(shape, dtype)
+    if given.data == "random":
+        return example(tensor, shape[0], rng) if shape else np.asarray(example(tensor, 1, rng)[0])
+    path = home / FOLDER / str(given.file)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{what}: {path} cannot be read: {error.strerror or error}") from None
+    # The file has all of the rows, or one that stands for each of them.
+    for part in (shape, (1, *shape[1:])) if in_rows else (shape,):
+        with contextlib.suppress(ValueError, RequestError):
+            return np.resize(stack(tensor, [data], part), shape)
+    raise ConfigError(f"{what}: {path} has {len(data)} bytes; expected those of {list(shape)} {given.datatype}")
+
+
+def _first(shape: tuple[int, ...]) -> int:
+    """Size of axis 0 of a made-up input; 1 where any goes."""
+    return shape[0] if shape and shape[0] >= 0 else 1

@@ -1,0 +1,1 @@
+"""The process: every object wired, start, readiness, drain, signals, watchdog, the metrics port."""

@@ -1,0 +1,397 @@
+"""Start, ready, drain, stop, in a fixed order; signals; the watchdog.
+
+start   ports listen (not ready: models load) -> models load, off the event loop -> ready
+        A signal ends a load between two runs; the server does not wait for it any longer than `grace`.
+stop    SIGTERM or SIGINT -> not ready, still accepting for `drain_wait` seconds, while clients look elsewhere -> close
+        the port, ask clients to connect elsewhere, take what is on its way -> refuse new calls -> finish what is in
+        flight, for `grace` seconds at most -> close the ports -> exit 0. A second signal ends the waits at once.
+HUP     tokens, certificates and the repository are read again. USR1: threads' stacks, models and counters on stderr
+lost    a device failed for good, or a port accepts nothing any more -> not ready -> refuse new calls and what waits ->
+        close the ports -> exit 1, so that whoever watches the process starts it anew: nothing less brings them back
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+from forwardpass.api.health import Health
+from forwardpass.api.infer import AsyncInference
+from forwardpass.api.log_settings import RuntimeSettings
+from forwardpass.api.router import Router
+from forwardpass.api.service import Service
+from forwardpass.batching.admission import Admission
+from forwardpass.errors import RequestError, SettingsError
+from forwardpass.execution.cpu_budget import Cores
+from forwardpass.execution.ort_session import share_threads
+from forwardpass.execution.placement import place
+from forwardpass.inference.intake import Intake
+from forwardpass.inference.shared_memory import Regions, SharedMemoryService
+from forwardpass.observability.model_metrics import ModelMetrics
+from forwardpass.repository.control import Control
+from forwardpass.repository.model_version import Entry, State
+from forwardpass.repository.repository import Repository
+from forwardpass.security.policy import SecurityConfig
+from forwardpass.security.tokens import Role
+from forwardpass.server import metrics_port
+from forwardpass.server.metrics_port import Scrape
+from forwardpass.server.state_dump import dump
+from forwardpass.server.stop import Stop, signals
+from forwardpass.settings import Settings
+from forwardpass.transport import addresses
+from forwardpass.transport.addresses import endpoint
+from forwardpass.transport.grpcio_server import GrpcServer
+from forwardpass.transport.http2 import sockets
+from forwardpass.transport.http2.server import Bounds, DirectFront
+from forwardpass.transport.interface import ReplySink
+
+CallT = TypeVar("CallT")
+
+logger = logging.getLogger(__name__)
+
+# A request is answered before it is counted. Who asks for counts waits for those that are in flight, for so long at
+# most, so that a client that has its answer finds it counted.
+ACCOUNTS_SECONDS = 0.02
+
+# How long a server that stops waits for calls that were on their way when it asked its clients to leave. They answer
+# within a round trip; those who do not are given one sweep of the sockets.
+SETTLE_SECONDS = 2.5
+
+# How long a thread may keep the interpreter while others want it. The default of 5 ms is longer than many a request;
+# much less, and threads that decode a group of calls are interrupted in the middle of it.
+SWITCH_INTERVAL = 0.001
+
+# Objects made and not yet gone that set off Python's cycle collector. A request's objects go by themselves when it is
+# answered; with the default of 700 those in flight alone set it off, for a twentieth of a small request's time.
+COLLECT_AFTER = 50_000
+
+
+# How often requests are looked for whose queue timeout is over, while every instance is busy with something long.
+QUEUE_TIMEOUT_LOOK = 0.1
+
+
+class Endpoints(NamedTuple):
+    """What clients reach the server by."""
+
+    router: Router
+    server: GrpcServer
+    front: DirectFront | None  # listens in the server's place
+
+
+class Server:
+    """One server: every object, wired. `run` is all of its life."""
+
+    def __init__(self, settings: Settings, cores: Cores, say: Callable[[str], None] = print) -> None:
+        self.settings = settings
+        self._cores = cores
+        self._say = say
+        self._accepting = False  # models were loaded, and it does not stop
+        self._complete = not settings.strict  # every model that should serve did, at some time
+        self.lost = ""  # why a device runs nothing any more, or a port accepts nothing
+        self._metrics_listen: Callable[[], bool] = lambda: True
+        self.unfinished = False  # a load could not be ended: the process must not wait for its thread
+        place(settings.provider, 1, "")  # what is not there is said before anything is opened
+        self._admission = Admission(settings.max_requests, settings.max_bytes)
+        self._metrics = ModelMetrics("", "")  # of what belongs to no model
+        self._security = SecurityConfig(settings, addresses.is_loopback(settings.host))
+        self._regions = Regions(settings.max_bytes) if self._security.shared_memory else None
+        self.repository = Repository(settings, cores, self._admission)
+        self._scrape = Scrape(
+            self.repository, self._admission, self._metrics, self._security, self._is_ready, ACCOUNTS_SECONDS
+        )
+        self._control = Control(self.repository, settings)
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        """Serve until a signal says otherwise; the exit status. Raises SettingsError when it can't start."""
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        health = Health(self.repository, self._is_ready, lambda: self._accepting)
+        loop = asyncio.get_running_loop()
+
+        def changed() -> None:
+            with contextlib.suppress(RuntimeError):  # a load that ends after the loop did
+                loop.call_soon_threadsafe(self._changed, health)
+
+        self.repository.changed = changed
+        stop = Stop()
+
+        def lost(reason: str) -> None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._give_up, reason, stop)
+
+        self.repository.lost = lost
+        if self.settings.intra_op_threads > 1:
+            share_threads(self.settings.intra_op_threads)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(
+                signals(
+                    stop, lambda: self._begin(self._read_again()), lambda: self._begin(asyncio.to_thread(self._dump))
+                )
+            )
+            entries = self.repository.announce()
+            endpoints = await self._open(health, stack, lost)
+            stop_metrics = self._serve_metrics()
+            over = threading.Event()
+            threading.Thread(target=self._watch, args=(over, lost), name="watchdog", daemon=True).start()
+            try:
+                if await self._load(entries, stop):
+                    gc.collect()
+                    gc.freeze()  # what was made until now stays, and is not to be looked at again and again
+                    gc.set_threshold(COLLECT_AFTER)
+                    self._accepting = True
+                    if self._complete:
+                        self._say("ready")
+                    self._changed(health)
+                    if not self._complete:
+                        missing = ", ".join(f"{e.name} {e.version}".rstrip() for e in self.repository.missing())
+                        self._say(f"NOT ready, with --strict, until every model serves: {missing} do not")
+                    if self.settings.model_control == "poll":
+                        self._begin(self._control.poll())
+                    await stop.first.wait()
+                elif not stop.first.is_set():
+                    self._say("no model could be loaded")
+                    return 1
+                return await self._drain(health, endpoints, stop)
+            finally:
+                over.set()
+                for task in self._background:
+                    task.cancel()
+                self.unfinished |= not self._control.close()
+                stop_metrics()
+
+    async def _open(self, health: Health, stack: contextlib.AsyncExitStack, lost: Callable[[str], None]) -> Endpoints:
+        """What clients come in by, listening. `stack` closes it at the latest; `lost`: what it calls if it ends."""
+        settings, security, regions = self.settings, self._security, self._regions
+        extensions = ("system_shared_memory",) if regions is not None else ()
+        service = Service(self.repository, self._is_ready, self._control, extensions)
+
+        def intake(reply_sink: ReplySink[CallT]) -> Intake[CallT]:
+            return Intake(
+                reply_sink,
+                self.repository,
+                self._admission,
+                self._metrics,
+                settings.max_message_bytes,
+                regions=regions,
+            )
+
+        async def counted(request: Any) -> Any:
+            for _ in range(int(ACCOUNTS_SECONDS * 1e3)):
+                if not self._admission.requests:
+                    break
+                await asyncio.sleep(1e-3)
+            return service.model_statistics(request)
+
+        unary = {
+            **service.methods,
+            **SharedMemoryService(regions).methods,
+            **RuntimeSettings(self.repository.resolve).methods,
+            "ModelStatistics": counted,
+        }
+        router = Router(unary, health, self._metrics, AsyncInference(intake), security.tokens, settings.reflection)
+        server = GrpcServer(
+            router.handlers,
+            settings.max_message_bytes,
+            settings.max_streams,
+            settings.max_metadata_bytes,
+            settings.max_connection_age,
+        )
+        stack.push_async_callback(server.stop, 0.0)
+        if settings.health_port >= 0:
+            beside, port = addresses.beside(settings.host), settings.health_port
+            bound = _bind(lambda: server.listen_health(beside, port), endpoint(beside, port))
+            self._say(f"health {endpoint(beside, bound)}")
+        address = endpoint(settings.host, settings.grpc_port)
+        front = None
+        if self._direct():
+            bounds = Bounds(
+                settings.max_streams,
+                settings.max_metadata_bytes,
+                settings.max_message_bytes,
+                settings.max_bytes,
+                settings.max_connection_age,
+            )
+            soon = asyncio.get_running_loop().call_soon_threadsafe
+            tls = None if security.certificates is None else security.certificates.context
+            authorize = None if security.tokens is None else partial(security.tokens.refusal, needed=Role.INFER)
+            front = _bind(
+                lambda: DirectFront(
+                    settings.host, settings.grpc_port, bounds, intake, router.handlers, soon, authorize, tls, lost
+                ),
+                address,
+            )
+            stack.push_async_callback(asyncio.to_thread, front.close)
+            port, said = front.port, "direct"
+        else:
+            port = _bind(lambda: server.listen(settings.host, settings.grpc_port, security.certificates), address)
+            said = "grpcio"
+        said += ", TLS" if security.certificates else ""
+        await server.start(lost)
+        if front is not None:
+            front.start()
+        self._say(f"grpc {endpoint(settings.host, port)} ({said})")
+        return Endpoints(router, server, front)
+
+    def _direct(self) -> bool:
+        if self.settings.transport == "direct" and not sockets.AVAILABLE:
+            raise SettingsError("transport: direct needs Linux; expected auto or grpcio here")
+        return self.settings.transport != "grpcio" and sockets.AVAILABLE
+
+    def _serve_metrics(self) -> Callable[[], None]:
+        """Returns what stops it."""
+        host, port = self.settings.host, self.settings.metrics_port
+        if port < 0:
+            return lambda: None
+        where = _bind(lambda: addresses.bindable(addresses.beside(host)), endpoint(host, port))
+        listener = _bind(lambda: metrics_port.Listener(self._scrape.registry, where, port), endpoint(host, port))
+        self._metrics_listen = listener.accepts
+        self._say(f"metrics http://{endpoint(addresses.beside(host), listener.port)}{metrics_port.PATH}")
+        stop: Callable[[], None] = listener.stop
+        return stop
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let it go on beside everything else, until the server ends at most."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _read_again(self) -> None:
+        """SIGHUP: read what can be read again, and say what came of it."""
+        found = await asyncio.to_thread(self._security.read_again)
+        for what, reason in found.items():
+            self._say(f"SIGHUP: {what}: {f'NOT in use, the last good ones stay: {reason}' if reason else 'in use'}")
+        try:
+            self._say(f"SIGHUP: repository: {await self._control.again()}")
+        except RequestError as error:
+            self._say(f"SIGHUP: repository: models stay as they are: {error}")
+
+    def _dump(self) -> None:
+        """SIGUSR1: what the server has, beside its threads' stacks, which are written before this. Blocks."""
+        for line in dump(self.repository, self._scrape.registry):
+            logger.warning("state: %s", line)
+
+    def _is_ready(self) -> bool:
+        return self._accepting and self._complete
+
+    def _changed(self, health: Health) -> None:
+        """Something changed among the models, or in what the server does with calls."""
+        if self._accepting and not self._complete and not self.repository.missing():
+            # For good: all replicas look at one folder, and a model that fails later must not take all of them out.
+            self._complete = True
+            self._say("ready")
+        health.changed()
+
+    async def _load(self, entries: list[Entry], stop: Stop) -> bool:
+        """Load every model, saying what became of it. Whether any is or may come to be served, and nobody said stop."""
+        usable = self.settings.model_control != "none"
+        stopped = asyncio.ensure_future(stop.first.wait())
+        for entry in entries:
+            loading = asyncio.ensure_future(self._control.start(entry))
+            await asyncio.wait((loading, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if stopped.done():
+                return False
+            loaded = loading.result()
+            self._say(_report(loaded))
+            usable = usable or loaded.state is State.READY
+        stopped.cancel()
+        return usable
+
+    def _watch(self, over: threading.Event, lost: Callable[[str], None]) -> None:
+        """End runs that take longer than the server allows, and waits of which the queue timeout is over; see that
+        /metrics is served (the gRPC ports watch themselves). A thread, since a run may hold up the event loop."""
+        limit = self.settings.run_timeout
+        nap = QUEUE_TIMEOUT_LOOK
+        while not over.wait(nap):
+            nap = min(1.0, limit / 4)
+            if not self._metrics_listen():
+                lost("the metrics port serves no more")
+            for worker in self.repository.workers():
+                if worker.has_timeouts:
+                    worker.reject_timed_out()
+                    nap = min(nap, QUEUE_TIMEOUT_LOOK)
+                ended = worker.end_runs_since(time.monotonic() - limit)
+                if ended:
+                    logger.warning("model %s: ended %d run(s) of more than %g s", worker.name, ended, limit)
+
+    def _give_up(self, reason: str, stop: Stop) -> None:
+        """Stop as after two signals, and say why. What waits is refused at once, so that it can go elsewhere."""
+        if self.lost:
+            return
+        self.lost = reason
+        self._say(f"{reason}; the server ends, to be started anew")
+        stop.signalled()
+        stop.signalled()
+
+    async def _drain(self, health: Health, endpoints: Endpoints, stop: Stop) -> int:
+        self._control.stop()
+        was_accepting, self._accepting = self._accepting, False
+        health.changed()
+        wait = self.settings.drain_wait
+        if was_accepting and wait:  # one that never was has been sent nobody
+            self._say(f"draining: not ready, accepting calls for another {wait:g} s")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.second.wait(), wait)
+        deadline = time.monotonic() + self.settings.grace
+        if endpoints.front is not None:
+            # Nobody who is asked to leave is refused: what was on its way is served, what comes after goes elsewhere.
+            endpoints.front.drain()
+            settled = min(deadline, time.monotonic() + SETTLE_SECONDS)
+            while not endpoints.front.settled.is_set() and time.monotonic() < settled and not stop.second.is_set():
+                await asyncio.to_thread(endpoints.front.settled.wait, 0.05)
+        self._admission.close()
+        self._say(f"draining: {self._admission.requests} requests in flight, {self.settings.grace:g} s for them")
+        while self._admission.requests and time.monotonic() < deadline and not stop.second.is_set():
+            await asyncio.to_thread(self._admission.wait_empty, 0.05)
+        while not self._control.close() and time.monotonic() < deadline and not stop.second.is_set():
+            await asyncio.to_thread(self._control.close, 0.05)
+        left = max(0.0, deadline - time.monotonic()) if not stop.second.is_set() else 0.0
+        await asyncio.to_thread(self.repository.close, min(left, 1.0) if not self._admission.requests else 0.0)
+        health.end()
+        # Answers that were just handed to the transports are still on their way out.
+        await asyncio.sleep(0.05)
+        await endpoints.router.end_streams(min(left, 0.5))
+        if endpoints.front is not None:
+            await asyncio.to_thread(endpoints.front.close)
+        await endpoints.server.stop(min(left, 0.5))
+        # Nobody waits for these runs any more, and one that goes on in native code while the interpreter ends aborts
+        # the process.
+        for worker in self.repository.workers():
+            worker.end_runs_since(float("inf"))
+        await asyncio.to_thread(self.repository.close, 2.0)
+        if not self._control.close():
+            self._say(
+                "a model is still being loaded, in a step that cannot be interrupted; the process ends without it"
+            )
+        self._say("stopped")
+        return 1 if self.lost else 0
+
+
+def _bind(listen: Callable[[], Any], address: str) -> Any:
+    """`listen()`, with a failure to bind as one clear error."""
+    try:
+        return listen()
+    except (OSError, RuntimeError) as error:
+        raise SettingsError(f"cannot listen on {address}: {error}") from None
+
+
+def _report(entry: Entry) -> str:
+    """What became of one model, on one line."""
+    if entry.loaded is None:
+        return f"model {entry.name} version {entry.version}: NOT served: {entry.reason}"
+    worker, placement = entry.loaded.worker, entry.loaded.placement
+    rows, instances = worker.run_rows, worker.options.instances
+    verdict = entry.loaded.invariance.value
+    batching = f"batches of up to {rows} rows" if entry.loaded.batches else "one request at a time"
+    return (
+        f"model {entry.name} version {entry.version}: {batching} ({verdict}: {entry.loaded.why}); "
+        f"{placement.label}, {instances} instance(s) of {placement.threads} thread(s) ({placement.why}); "
+        f"loaded in {entry.loaded.seconds:.2f} s"
+    )

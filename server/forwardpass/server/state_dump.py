@@ -1,0 +1,27 @@
+"""What a server has, in lines for its log: models with their states, queues, counters. For the search of a fault.
+
+The stacks of its threads are not part of it: `stop` has those written without the interpreter's help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry
+
+from forwardpass.errors import printable
+from forwardpass.repository.repository import Repository
+
+
+def dump(repository: Repository, registry: CollectorRegistry) -> Iterator[str]:
+    """Every model version and folder that is skipped, then every metric that is not 0, without histograms' buckets."""
+    for entry in repository.entries():
+        reason = f": {printable(entry.reason, 300)}" if entry.reason else ""
+        yield f"model {printable(entry.name)} version {entry.version or '-'} is {entry.phase}{reason}"
+    for name, version, why in repository.skipped():
+        yield f"folder {printable(f'{name}/{version}')} is skipped: {printable(why, 300)}"
+    for metric in registry.collect():
+        for sample in metric.samples:
+            if sample.value and not sample.name.endswith(("_bucket", "_created")):
+                labels = ",".join(f"{key}={printable(value)}" for key, value in sample.labels.items() if value)
+                yield f"{sample.name}{{{labels}}} {sample.value:g}"

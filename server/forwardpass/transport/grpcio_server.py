@@ -1,0 +1,199 @@
+"""The grpcio transport: every method, on grpcio's asyncio server, with TLS where it is asked for.
+
+Unary methods are registered as client-streaming ones, which look the same on the wire: grpcio's asyncio server sends no
+status at all to a unary call that ends without a message, and would wait for ever for one that never comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from forwardpass import protocol
+from forwardpass.errors import RequestError, RunFailed
+from forwardpass.observability.log_limit import LogLimit
+from forwardpass.protocol.status import status_of
+from forwardpass.security.certificates import Certificates, ServerCertificate
+from forwardpass.transport import addresses
+from forwardpass.transport.interface import Handler, Handlers, Metadata
+
+logger = logging.getLogger(__name__)
+logger.addFilter(LogLimit())
+
+CODES = {code.value[0]: code for code in grpc.StatusCode}
+LOOK_SECONDS = 1.0  # between two looks whether a server serves
+
+
+class GrpcServer:
+    """Owns the grpcio servers: of all methods, and of health alone. Lives on the event loop.
+
+    A call whose path is not UTF-8 ends the loop of grpcio's server, and with it the port: `lost` is called then.
+    """
+
+    def __init__(
+        self,
+        handlers: Handlers,
+        max_message_bytes: int,
+        max_streams: int,
+        max_metadata_bytes: int,
+        max_connection_age: float = 0.0,
+    ) -> None:
+        self._handlers = handlers
+        # gRPC adds a jitter of a tenth to the age by itself; calls under way have as long as they need.
+        aging = [("grpc.max_connection_age_ms", int(max_connection_age * 1000))] if max_connection_age else []
+        self._options = [
+            *aging,
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_concurrent_streams", max_streams),
+            ("grpc.max_metadata_size", max_metadata_bytes),
+            ("grpc.absolute_max_metadata_size", max_metadata_bytes),
+            ("grpc.so_reuseport", 0),  # two servers on one port would share its traffic silently
+        ]
+        self._server: Any = None
+        self._probed: Any = None  # the server of health alone
+        self._stopping = False
+        self._watches: list[asyncio.Task[None]] = []
+
+    def listen(self, host: str, port: int, certificates: Certificates | None = None) -> int:
+        """Bind before `start`; the port. `certificates` None: plaintext.
+
+        Raises OSError or RuntimeError where it cannot.
+        """
+        self._server = grpc.aio.server(options=self._options)
+        self._server.add_generic_rpc_handlers(_generic_handlers(self._handlers))
+        if certificates is not None:
+            credentials = _credentials(certificates)
+            return _bind(lambda address: self._server.add_secure_port(address, credentials), host, port)
+        return _bind(self._server.add_insecure_port, host, port)
+
+    def listen_health(self, host: str, port: int) -> int:
+        """As `listen`: a port for health alone, in plaintext, for probes, which bring no certificate."""
+        self._probed = grpc.aio.server(options=[("grpc.max_receive_message_length", 4096), ("grpc.so_reuseport", 0)])
+        self._probed.add_generic_rpc_handlers(
+            _generic_handlers({protocol.HEALTH_SERVICE: self._handlers[protocol.HEALTH_SERVICE]})
+        )
+        return _bind(self._probed.add_insecure_port, host, port)
+
+    async def start(self, lost: Callable[[str], None]) -> None:
+        """`lost` is called with the reason when a server ends that nobody has stopped."""
+        for server, port in ((self._server, "the gRPC port"), (self._probed, "the port for health")):
+            if server is not None:
+                await server.start()
+                self._watches.append(asyncio.create_task(self._watch(server, port, lost)))
+
+    async def _watch(self, server: Any, port: str, lost: Callable[[str], None]) -> None:
+        why = "grpcio's server ended"
+        try:
+            while await server.wait_for_termination(LOOK_SECONDS):
+                pass
+        except Exception as error:  # whatever ended its loop
+            why = f"grpcio's server failed: {error}"
+        if not self._stopping:
+            lost(f"{port} serves no more: {why}")
+
+    async def stop(self, seconds: float) -> None:
+        """Take no more calls, give those under way `seconds`."""
+        self._stopping = True
+        if self._probed is not None:
+            await self._probed.stop(0.0)
+        if self._server is not None:
+            await self._server.stop(seconds)
+
+
+def _bind(add: Callable[[str], int], host: str, port: int) -> int:
+    """Listen on every address of the host; the port."""
+    path = addresses.unix_path(host)
+    if path is not None:
+        addresses.clear_unix(path)
+        add(addresses.endpoint(host, port))
+        Path(path).chmod(addresses.UNIX_MODE)
+        return 0
+    for address in addresses.bindable(host):
+        port = int(add(addresses.endpoint(address, port)))
+    return port
+
+
+def _credentials(certificates: Certificates) -> Any:
+    """For `add_secure_port`. Connections that are open keep what they were made with."""
+    given = certificates.current()
+
+    def changed() -> Any:
+        """Called by gRPC, on a thread of its own, at each new connection; None: nothing changed."""
+        nonlocal given
+        current = certificates.current()
+        if current is given:
+            return None
+        given = current
+        return _configuration(given)
+
+    return grpc.dynamic_ssl_server_credentials(_configuration(given), changed, given.authority is not None)
+
+
+def _configuration(certificate: ServerCertificate) -> Any:
+    return grpc.ssl_server_certificate_configuration([(certificate.key, certificate.chain)], certificate.authority)
+
+
+def _generic_handlers(handlers: Handlers) -> tuple[Any, ...]:
+    found = []
+    for service, methods in handlers.items():
+        made = {}
+        for name, handler in methods.items():
+            make = grpc.stream_stream_rpc_method_handler if handler.streams else grpc.stream_unary_rpc_method_handler
+            made[name] = make(_adapted(handler))
+        found.append(grpc.method_handlers_generic_handler(service, made))
+    return tuple(found)
+
+
+def _adapted(handler: Handler) -> Callable[[Any, Any], Any]:
+    """A handler as grpcio calls one."""
+
+    async def call(_iterator: Any, context: Any) -> bytes | None:
+        try:
+            return await handler.function(GrpcioCallContext(context))
+        except RequestError as error:
+            failure = error
+        except grpc.aio.AbortError:
+            raise
+        except Exception:
+            logger.exception("a call failed unexpectedly")
+            failure = RunFailed("internal error; the server's log has the details")
+        code, text, trailers = status_of(failure)
+        await context.abort(CODES[code], text, tuple(trailers or ()))
+        raise AssertionError("abort returned")
+
+    return call
+
+
+class GrpcioCallContext:
+    """A call of grpcio's asyncio server, as its handler sees it (`CallContext`)."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        left = context.time_remaining()
+        self._deadline = None if left is None else time.monotonic() + left
+
+    @property
+    def metadata(self) -> Metadata:
+        metadata: Metadata = self._context.invocation_metadata() or ()
+        return metadata
+
+    @property
+    def seconds_left(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    async def read(self) -> bytes | None:
+        message = await self._context.read()
+        return None if message is grpc.aio.EOF else message
+
+    async def write(self, message: bytes) -> None:
+        await self._context.write(message)
+
+    def set_trailers(self, trailers: Metadata) -> None:
+        self._context.set_trailing_metadata(tuple(trailers))

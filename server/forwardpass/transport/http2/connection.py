@@ -1,0 +1,397 @@
+"""One client's HTTP/2 connection as gRPC uses it, without a socket: bytes in, calls and bytes out.
+
+libnghttp2 (by the library ngh2) does the framing, HPACK, flow control and the limits on resets, settings and
+CONTINUATION. This file does gRPC's part: calls, their messages and how they end. What a client can make grow has a
+bound:
+
+- A message is refused by the length it claims, before it is read; a compressed one is inflated no further than it may.
+- Messages that are incomplete, or not yet read, count in a `ReceiveBudget` over all connections; a call has a window.
+- Calls at once, bytes of metadata and headers that go on have limits; beyond them the call or the connection ends.
+- A response that the client's windows do not let out is given up when nothing of it has left for a while.
+
+`receive`, `expire_stalled` and `lose` belong to one thread and take the lock; `out` is for every thread, with its lock.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Final
+
+from ngh2 import Configuration, Role
+from ngh2 import Connection as Engine
+from ngh2.events import (
+    DataReceived,
+    Event,
+    PingAcknowledged,
+    RequestReceived,
+    SettingsReceived,
+    StreamClosed,
+    TrailersReceived,
+    WindowUpdated,
+)
+from ngh2.exceptions import NGH2Error
+
+from forwardpass.errors import InvalidRequest, RequestError, RunFailed, TooLarge, UnknownMethod
+from forwardpass.protocol.status import status_of
+from forwardpass.transport.http2 import idle_resets
+from forwardpass.transport.http2.grpc_framing import MESSAGE_STRUCT, take
+from forwardpass.transport.http2.idle_resets import IdleResets
+from forwardpass.transport.http2.request_head import Fields, RequestHead
+from forwardpass.transport.http2.send_side import (
+    MESSAGE_OVERHEAD,
+    NO_ERROR,
+    REFUSED_STREAM,
+    STREAM_WINDOW,
+    ReceiveBudget,
+    SendSide,
+    ServerStream,
+    StreamListener,
+    attempt,
+)
+
+WINDOW: Final = 1 << 30  # bytes of all calls of a connection: their own windows and the receive budget bound them
+NARROW: Final = 8  # the part of it, as a divisor, below which a connection is to be replaced
+LARGEST_FRAME: Final = 1 << 16  # that a client may send: fewer of them for a large message
+CONTINUATIONS: Final = 64  # frames that one call's headers may go on for
+# Resets that a client may send: a burst, and so many a second. A deadline that passes is one, so under overload there
+# are thousands; one costs no more here than a call.
+RESETS: Final = (100_000, 20_000)
+HEARD: Final = b"departed"  # of the PING whose answer follows whatever a client sent before it read our GOAWAY
+MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 3, 4, 5, 6  # settings' numbers
+
+
+class ConnectionFailed(Exception):
+    """The client broke HTTP/2's rules, beyond what a GOAWAY could still tell it."""
+
+
+@functools.lru_cache(8)
+def _configuration(max_metadata_bytes: int) -> Configuration:
+    return Configuration(
+        auto_window_update=False,
+        stream_reset_rate_limit=RESETS,
+        max_continuations=CONTINUATIONS,
+        # A call whose metadata is over the limit is refused; one far beyond it ends the connection.
+        max_inbound_header_list_size=max(1 << 16, 4 * max_metadata_bytes),
+    )
+
+
+class Connection:
+    """The protocol of one connection. Its owner empties `arrived`, `refused` and `cancelled` after each `receive`."""
+
+    def __init__(
+        self,
+        max_streams: int,
+        max_metadata_bytes: int,
+        max_message_bytes: int,
+        budget: ReceiveBudget,
+        infer_path: bytes,
+        open_call: Callable[[ServerStream], StreamListener | None],
+        transmit: Callable[[SendSide], None],
+        owner: Any = None,
+    ) -> None:
+        """`open_call`: makes the listener of a call of another path; None: there is no such method. It is called with
+        the lock held. `transmit`: sends what `out.data_to_send` gives."""
+        engine = self._engine = Engine(Role.SERVER, _configuration(max_metadata_bytes))
+        engine.initiate_connection(
+            {
+                MAX_CONCURRENT_STREAMS: max_streams,
+                INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+                MAX_FRAME_SIZE: LARGEST_FRAME,
+                MAX_HEADER_LIST_SIZE: max_metadata_bytes,
+            }
+        )
+        engine.set_local_window_size(WINDOW)
+        self.out = SendSide(engine, transmit, budget, owner)
+        self.streams = self.out.streams
+        self.arrived: list[tuple[ServerStream, bytes]] = []  # calls of ModelInfer and their messages
+        self.refused: list[tuple[ServerStream, RequestError]] = []  # calls of ModelInfer that are malformed
+        self.cancelled: list[ServerStream] = []  # given up by the client
+        self.last_stream = 0  # the number of the call that began last
+        self.greeted = False  # the client speaks HTTP/2
+        self.departing = False  # the client was asked to go, and may have calls on their way
+        self.draining = False  # no more calls are taken
+        self.closed = False  # nothing more will be received, or sent beside what is queued
+        self._max_streams = max_streams
+        self._max_metadata = max_metadata_bytes
+        self._max_message = max_message_bytes
+        self._budget = budget
+        self._infer_path = infer_path
+        self._open_call = open_call
+        self._last_head = RequestHead(())
+        self._idle_resets: IdleResets | None = IdleResets()  # until the client is known not to need it
+        self._sends_no_idle_resets = False
+        self._why = ""
+        self._handlers: dict[type[Event], Callable[[Any], None]] = {
+            TrailersReceived: self._trailers_received,
+            SettingsReceived: self._settings_received,
+            PingAcknowledged: self._ping_acknowledged,
+        }
+
+    def receive(self, data: bytes) -> None:
+        """Take what the socket gave, and transmit what became due.
+
+        What breaks HTTP/2's rules is told to the client, and `closed` is set; where not even that can be done, this
+        raises ConnectionFailed.
+        """
+        if self.closed:
+            return  # while the last of what was sent leaves
+        if self._idle_resets is not None:
+            data = self._idle_resets.filter(data)
+        engine, out = self._engine, self.out
+        with out.lock:
+            try:
+                engine.receive_data(data)
+                self._handle(engine.events())
+                if self._idle_resets is not None and self._sends_no_idle_resets:
+                    rest, self._idle_resets = self._idle_resets.kept, None
+                    engine.receive_data(rest)
+                if engine.want_write or out.waits:
+                    out.flush()
+                    self._handle(engine.events())  # of streams that it has reset
+                    self.closed = not self._wants_to_read()
+                elif not engine.want_read:
+                    self.closed = True
+            except NGH2Error as error:
+                self.closed = True
+                raise ConnectionFailed(str(error)) from None
+
+    def expire_stalled(self, for_message: int, for_response: int) -> None:
+        """Give up on calls that have waited for as many calls of this: of ModelInfer, for more of their message; of all
+        kinds, for the client to take more of their response."""
+        with self.out.lock:
+            for stream in self.out.expire_blocked(for_response):
+                self._cancel(stream)
+            for stream in list(self.streams.values()):
+                if stream.ended or stream.listener is not None or stream.refused or self.out.is_blocked(stream):
+                    continue
+                stream.age += 1
+                if stream.age > for_message:
+                    self._refuse(stream, InvalidRequest(f"nothing more of the message within {for_message} s"))
+            self.out.flush()
+            self._handle(self._engine.events())  # of streams that ended where others sent
+            self.closed = self.closed or not self._wants_to_read()
+
+    @property
+    def narrow(self) -> bool:
+        """Whether little is left of the window of all calls: the client should connect anew before it is stuck.
+
+        libnghttp2 counts the bytes of a DATA frame as they come, and ngh2 does not return those of a frame that it has
+        not delivered: its call was reset when a part had come, or contradicts its content-length.
+        """
+        with self.out.lock:
+            try:
+                return self._engine.local_window_size < WINDOW // NARROW
+            except NGH2Error:  # it has ended
+                return False
+
+    def lose(self) -> None:
+        """The connection is no more: its calls are cancelled, and what arrived goes nowhere."""
+        with self.out.lock:
+            self.closed = True
+            self.arrived.clear()
+            self.refused.clear()
+            for stream in self.out.lose():
+                self._cancel(stream)
+
+    def depart(self, why: str = "") -> None:
+        """Ask the client to go elsewhere, in two steps, so that no call fails (RFC 9113, 6.8).
+
+        First: open no more calls; those on their way are served. Once the client has answered the PING behind it, or
+        this is called again: the number of the last call that is served; later ones are not, and their client knows.
+        """
+        with self.out.lock:
+            self._depart(why)
+            self.out.flush()
+
+    def _depart(self, why: str) -> None:
+        if not self.departing:
+            self.departing, self._why = True, why
+            attempt(self._engine.send_shutdown_notice)
+            self.out.flush()  # else the PING would overtake it
+            attempt(self._engine.ping, HEARD)
+        elif not self.draining:
+            self.draining = True
+            attempt(self._engine.send_goaway, NO_ERROR, debug_data=self._why.encode())
+
+    def _wants_to_read(self) -> bool:
+        try:
+            return self._engine.want_read
+        except NGH2Error:  # it has failed
+            return False
+
+    # -- events, with the lock held -----------------------------------------------------------------------------------
+
+    def _handle(self, events: list[Any]) -> None:
+        streams, acknowledge = self.streams, self._engine.acknowledge_received_data
+        unpack, most = MESSAGE_STRUCT.unpack_from, self._max_message
+        for event in events:
+            kind = type(event)
+            if kind is WindowUpdated:
+                continue  # which the engine has heeded
+            if kind is DataReceived:
+                number, data = event.stream_id, event.data
+                stream = streams.get(number)
+                if stream is not None and stream.plain and event.end_stream and len(data) >= 5:
+                    # One whole message in one frame, as most calls have it.
+                    compressed, size = unpack(data)
+                    if not compressed and size == len(data) - 5 and size <= most:
+                        stream.ended, stream.plain = True, False
+                        self.arrived.append((stream, data[5:]))
+                        acknowledge(len(data), number)
+                        continue
+                self._data_received(number, stream, data, event.end_stream)
+            elif kind is RequestReceived:
+                self._request_received(event.stream_id, event.headers, event.end_stream)
+            elif kind is StreamClosed:
+                number = event.stream_id
+                if number in streams or self.out.waits:
+                    self._stream_closed(number)
+            elif (handler := self._handlers.get(kind)) is not None:
+                handler(event)
+
+    def _request_received(self, number: int, fields: Fields, ended: bool) -> None:
+        """A call begins."""
+        self.last_stream = number
+        head = self._last_head
+        if fields != head.fields:
+            head = self._last_head = RequestHead(fields)
+        stream = self.streams[number] = ServerStream(self.out, number, head)
+        if self._idle_resets is not None:
+            self._sends_no_idle_resets = not idle_resets.needed(head.field(b"user-agent"))
+        if head.nbytes > self._max_metadata:
+            stream.ended = ended
+            self._refuse(stream, TooLarge(f"the metadata has more than {self._max_metadata} bytes"))
+        elif head.path == self._infer_path and not head.problem and not head.http_status:
+            if ended:
+                self._half_closed(stream)
+            else:
+                stream.plain = True
+        else:
+            stream.ended = ended
+            self._other_call(stream)
+
+    def _other_call(self, stream: ServerStream) -> None:
+        """A call that is not a sound one of ModelInfer."""
+        head, out = stream.head, self.out
+        if head.http_status:
+            out.refuse_http(stream, head.http_status)
+        elif head.problem:
+            self._refuse(stream, RunFailed(head.problem))
+        elif out.listeners >= self._max_streams:  # calls that were reset are still being wound up
+            out.reset(stream, REFUSED_STREAM)
+        else:
+            out.listeners += 1  # the listener itself counts down, at its end
+            listener = stream.listener = self._open_call(stream)
+            if listener is None:
+                out.listeners -= 1
+                path = head.path[:200].decode("utf-8", "replace")
+                self._refuse(stream, UnknownMethod(f"there is no method {path} here"))
+            elif stream.ended:
+                listener.half_closed()
+
+    def _data_received(self, number: int, stream: ServerStream | None, data: bytes, end: bool) -> None:
+        """Some of a call's messages: whatever is not one whole message in one frame."""
+        if stream is None or stream.refused:  # answered before it had sent everything
+            if stream is not None:
+                stream.ended = stream.ended or end
+            elif not end:
+                self.out.stop(number)
+            attempt(self._engine.acknowledge_received_data, len(data), number)
+            return
+        stream.plain = False
+        stream.age = 0
+        stream.ended = end
+        try:
+            self._messages(stream, data)
+        except RequestError as error:
+            self._refuse(stream, error)
+            return
+        if end:
+            self._half_closed(stream)
+
+    def _messages(self, stream: ServerStream, payload: bytes) -> None:
+        """Take the messages that are complete now off a call's bytes.
+
+        What belongs to an incomplete one may be sent again at once: its size bounds what is kept of it. What belongs to
+        a complete one counts until its listener has read it. Raises the RequestError to end the call with.
+        """
+        if stream.parts is None:
+            stream.parts = bytearray()
+        parts, held, due = stream.parts, stream.held, 0
+        returned = len(parts)  # of the first message, while it was incomplete
+        held -= returned
+        parts += payload
+        stream.unacknowledged += len(payload)  # which `forget` gives back where this raises
+        while (taken := take(parts, stream.head.encoding, self._max_message)) is not None:
+            if stream.listener is not None:
+                due -= returned
+                held += taken.size + MESSAGE_OVERHEAD
+                stream.listener.message(taken.message, taken.size)
+            elif stream.message is not None:
+                raise RunFailed("a second message on a call that takes one")
+            else:
+                stream.message = taken.message
+                due += taken.size - returned
+                held += len(taken.message)
+            returned = 0
+        self.out.returned(stream, due + len(parts) - returned)
+        self.out.hold(stream, held + len(parts))
+        if self._budget.nbytes > self._budget.limit:
+            have, limit = self._budget.nbytes, self._budget.limit
+            raise TooLarge(f"messages that are incomplete or unread have {have} bytes, the limit is {limit}")
+
+    def _half_closed(self, stream: ServerStream) -> None:
+        stream.ended = True
+        if stream.refused:
+            return
+        listener = stream.listener
+        if stream.parts:
+            self._refuse(stream, InvalidRequest("the call ended within a message"))
+        elif listener is not None:
+            listener.half_closed()
+        elif stream.message is None:
+            self._refuse(stream, InvalidRequest("the call carried no message"))
+        else:
+            self.out.hold(stream, 0)  # from here on it counts as a request
+            self.arrived.append((stream, stream.message))
+            stream.message = None
+
+    def _refuse(self, stream: ServerStream, error: RequestError) -> None:
+        """Answer a call with an error, whatever else comes of it."""
+        stream.refused, stream.plain = True, False
+        listener = stream.listener
+        if stream.parts:
+            stream.parts.clear()
+        stream.message = None
+        self.out.hold(stream, 0)
+        if listener is not None or isinstance(error, UnknownMethod):
+            self.out.fail(stream, *status_of(error))
+        else:
+            self.refused.append((stream, error))
+        if listener is not None:
+            listener.cancelled()
+
+    def _trailers_received(self, event: TrailersReceived) -> None:
+        """A client of gRPC has none, but HTTP/2 lets a call end with some."""
+        stream = self.streams.get(event.stream_id)
+        if stream is not None and not stream.ended:
+            self._half_closed(stream)
+
+    def _settings_received(self, _: SettingsReceived) -> None:
+        self.greeted = True
+
+    def _ping_acknowledged(self, event: PingAcknowledged) -> None:
+        if event.opaque_data == HEARD and self.departing:
+            self._depart(self._why)
+
+    def _stream_closed(self, number: int) -> None:
+        stream = self.out.stream_closed(number)
+        if stream is not None:
+            self._cancel(stream)
+
+    def _cancel(self, stream: ServerStream) -> None:
+        """The client does not wait for this call any more."""
+        self.cancelled.append(stream)
+        if stream.listener is not None:
+            stream.listener.cancelled()

@@ -1,0 +1,354 @@
+"""The direct door: the port, with HTTP/2 in this process (libnghttp2) and no server of gRPC's between.
+
+One thread reads what clients send, decodes and queues their ModelInfer calls, runs short batches itself and writes the
+answers: a small network's request never changes threads. Other methods go to the event loop. Answers that leave
+together are one write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import sched_yield
+from time import monotonic, sleep
+from typing import Any
+
+from forwardpass import protocol
+from forwardpass.errors import RequestError
+from forwardpass.observability.log_limit import LogLimit
+from forwardpass.protocol.status import status_of
+from forwardpass.protocol.timings import BatchTiming
+from forwardpass.transport.http2.call_context import Http2CallContext
+from forwardpass.transport.http2.connection import Connection
+from forwardpass.transport.http2.peer import Client
+from forwardpass.transport.http2.send_side import ReceiveBudget, SendSide, ServerStream, StreamListener
+from forwardpass.transport.http2.sockets import CLOSE_SECONDS, Sockets, Tls
+from forwardpass.transport.http2.thread_priority import schedule_promptly
+from forwardpass.transport.interface import (
+    Answer,
+    Authorize,
+    Handlers,
+    Metadata,
+    PendingRequest,
+    ReplySink,
+    RequestSink,
+)
+from forwardpass.transport.listeners import ListenerGone
+
+logger = logging.getLogger(__name__)
+logger.addFilter(LogLimit())
+
+INFER_PATH = protocol.METHODS["ModelInfer"].path.encode()
+
+GROUP = 256  # calls taken in one go: enough to fill several batches, little enough to keep the first one's wait short
+POLL_SECONDS = 200e-6  # how long a thread that is being kept busy asks for more before it sleeps
+HOLD_SECONDS = 200e-6  # that an answer waits for those of other models' batches, at most
+FEW = 2  # calls in a group up to which it is polled for
+GATHER_SECONDS = 500e-6  # how long arrivals for saturated models gather before they are read, at least
+LONGEST_GATHER = 5e-3  # and at most
+MIXED_SECONDS = 1.0  # for how long nothing gathers once calls came for one model while another was saturated
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a client may take of the server; the names are those of the settings."""
+
+    max_streams: int
+    max_metadata_bytes: int
+    max_message_bytes: int
+    max_bytes: int
+    max_connection_age: float = 0.0
+
+
+class DirectFront:
+    """Owns the port's sockets and the thread that reads them.
+
+    - Every call that was received is answered once, or was cancelled by its client.
+    - `deliver` may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        bounds: Bounds,
+        make_sink: Callable[[ReplySink[ServerStream]], RequestSink[ServerStream]],
+        handlers: Handlers,
+        call_soon: Callable[[Callable[[], None]], Any],
+        authorize: Authorize | None = None,
+        tls: Tls | None = None,
+        lost: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Binds; raises OSError where it cannot. `make_sink`: where calls of ModelInfer go; it answers by `deliver`.
+
+        `handlers`: of the other methods, for the event loop; `call_soon` has that loop call something, from any thread.
+        `authorize` None: every call of ModelInfer is allowed; handlers see to that of their own.
+        `tls` None: plaintext. `lost` is called with the reason, by the thread that reads, when that ends by itself.
+        """
+        self._lost = lost
+        self._bounds = bounds
+        self._budget = ReceiveBudget(bounds.max_bytes)
+        self._sockets = Sockets(host, port, self._connect, bounds.max_connection_age, tls)
+        self.port = self._sockets.port
+        paths = {f"/{service}/{name}".encode(): h for service, of in handlers.items() for name, h in of.items()}
+        self._handlers = {path: handler for path, handler in paths.items() if path != INFER_PATH}
+        self._call_soon = call_soon
+        self._posted: list[tuple[Any, ...]] = []
+        self._posting = threading.Lock()
+        self._authorize = authorize
+        self._sink = make_sink(self)
+        self._sink.before_run = self._before_run
+        self._holding = False
+        self._held: dict[SendSide, object] = {}  # connections with answers that have not left yet
+        self._release_at = 0.0
+        self._brisk = False  # whether the last wait was shorter than POLL_SECONDS
+        self._gathered = 0.0  # seconds for which calls were left unread lately
+        self._mixed_until = 0.0
+        self._hurried = False
+        self._draining = self._departed = False
+        self._closing = False
+        self.settled = threading.Event()  # while it drains: every call that was on its way has come
+        self._thread = threading.Thread(target=self._serve, name="direct-front", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def drain(self) -> None:
+        """Take no more connections and ask clients to go elsewhere; calls on their way are taken until `settled`."""
+        self._draining = True
+        self._sockets.wake()
+
+    def close(self) -> None:
+        """Close every connection and end the thread. Call once everything in flight was answered."""
+        if self._closing:
+            return
+        self._closing = True
+        if self._thread.ident is None:
+            self._sockets.close()
+            return
+        self._sockets.wake()
+        self._thread.join(CLOSE_SECONDS + 5.0)
+
+    # -- answers: any thread ------------------------------------------------------------------------------------------
+
+    def deliver(
+        self, requests: Sequence[PendingRequest[ServerStream]], answers: Sequence[Answer], timing: BatchTiming | None
+    ) -> None:
+        groups: dict[SendSide, list[tuple[ServerStream, bytes, Metadata]]] = {}
+        out: SendSide | None = None
+        group: list[tuple[ServerStream, bytes, Metadata]] = []
+        failed: dict[SendSide, list[tuple[ServerStream, RequestError]]] = {}
+        for request, answer in zip(requests, answers, strict=True):
+            call = request.call
+            call.request = None  # which knows this call
+            if isinstance(answer, RequestError):
+                failed.setdefault(call.out, []).append((call, answer))
+                continue
+            if call.out is not out:
+                out = call.out
+                group = groups.setdefault(out, [])
+            group.append((call, answer, timing.trailers(request.arrival) if request.timings and timing else ()))
+        holds = self._holding and threading.get_ident() == self._thread.ident
+        for out, group in groups.items():
+            with out.lock:
+                out.respond(group, holds)
+        if holds:
+            self._held.update(groups)
+        for out, errors in failed.items():
+            with out.lock:
+                for call, error in errors:
+                    out.fail(call, *status_of(error))
+                out.flush()
+
+    def _before_run(self, seconds: float) -> None:
+        """Batches of several models run one after the other, and their answers go to the same clients: those that are
+        ready within HOLD_SECONDS leave together. A run that takes longer is not waited for."""
+        self._holding = True
+        now = monotonic()
+        if not self._held:
+            self._release_at = now + HOLD_SECONDS
+        elif now + seconds > self._release_at:
+            self._release()
+            self._holding = True
+            self._release_at = monotonic() + HOLD_SECONDS
+
+    def _release(self) -> None:
+        """Send the answers that were held."""
+        self._holding = False
+        if self._held:
+            held, self._held = self._held, {}
+            for out in held:
+                with out.lock:
+                    out.flush()
+
+    # -- the thread ---------------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        why = "its thread ended"
+        try:
+            self._take_turns()
+        except Exception as error:
+            why = str(error)
+        if not self._closing:
+            self._lost(f"the gRPC port serves no more: {why}")
+        for connection in self._sockets.close():
+            self._forget(connection)
+
+    def _take_turns(self) -> None:
+        """Until it is closed. Raises ListenerGone."""
+        sink, sockets = self._sink, self._sockets
+        more = False
+        while not self._closing:
+            try:
+                # While this thread has batches of its own to run it only looks for what has arrived meanwhile.
+                if sockets.poll(wait=False) if more else self._wait():
+                    self._take(sockets.read(GROUP))
+                more = sink.step()
+                self._release()
+                if more and sink.full:
+                    # What arrives meanwhile waits behind these batches anyway.
+                    until = monotonic() + GATHER_SECONDS
+                    while more and sink.full and monotonic() < until:
+                        more = sink.step()
+                        self._release()
+            except ListenerGone:
+                raise
+            except Exception:
+                logger.exception("the direct door failed on a group of calls")
+                self._release()
+            try:
+                self._take(sockets.sweep())
+                if self._draining:
+                    self._drain()
+            except ListenerGone:
+                raise
+            except Exception:
+                logger.exception("the direct door failed on what was overdue")
+
+    def _drain(self) -> None:
+        if not self._departed:
+            self._departed = True
+            self._sockets.drain()
+        if self._sockets.settled:
+            self.settled.set()
+
+    def _wait(self) -> int:
+        """Until something has arrived. Sleeps, unless the last came so soon that asking again is quicker.
+
+        Going to sleep and being woken takes longer than a small network's run, on a virtual machine above all. Every
+        poll in vain yields the core and the interpreter, and is not repeated before calls come fast again: an idle
+        server sleeps.
+        """
+        sockets = self._sockets
+        self._gathered = 0.0
+        if self._hurried and self._sink.saturated and self._sink.now > self._mixed_until:
+            # Nothing that arrives now can run soon, and reading it call by call would take much of the core from the
+            # runs. In groups it takes a fraction of that.
+            slack = self._sink.slack
+            if slack:
+                self._gathered = min(max(slack, GATHER_SECONDS), LONGEST_GATHER)
+                sleep(self._gathered)
+        began = monotonic()
+        found = 0
+        if self._brisk:
+            until = began + POLL_SECONDS
+            while not (found := sockets.poll(wait=False)) and monotonic() < until:
+                sched_yield()
+        found = found or sockets.poll(wait=True)
+        self._brisk = 0 < found <= FEW and monotonic() - began < POLL_SECONDS
+        return found
+
+    def _take(self, news: Sequence[Connection]) -> None:
+        """Queue the calls that arrived, and take those that were given up out."""
+        if not news:
+            return
+        sink, authorize = self._sink, self._authorize
+        sink.begin()
+        take = sink.take
+        # A call's clock begins to run when it is read, and it may have lain there for all of that time: an answer that
+        # comes too late by a millisecond is worth nothing, and was made at the cost of one in time.
+        unread = self._gathered
+        count = 0
+        for connection in news:
+            cancelled, streams = connection.cancelled, connection.streams
+            count += len(connection.arrived)
+            arrived, connection.arrived[:] = connection.arrived[:], ()
+            refused, connection.refused[:] = connection.refused[:], ()
+            try:
+                for call, message in arrived:
+                    if cancelled and streams.get(call.number) is not call:
+                        continue
+                    head = call.head
+                    if authorize is not None and (refusal := authorize(head.metadata)) is not None:
+                        sink.refuse(call, refusal)
+                        continue
+                    timeout = head.timeout
+                    if timeout is not None:
+                        timeout -= unread
+                    call.request = take(call, message, timeout, head.timings)
+                for call, error in refused:
+                    sink.refuse(call, error)
+            except Exception:  # its calls that were not queued would never be answered
+                logger.exception("a connection is closed: its calls could not be queued")
+                self._sockets.lose(connection.out.owner)
+        sink.flush()
+        for connection in news:
+            if connection.cancelled:
+                self._forget(connection)
+        if count > FEW:
+            self._brisk = False  # calls that come in groups are worth waiting for
+        if sink.mixed:
+            self._mixed_until = sink.now + MIXED_SECONDS
+        if sink.saturated and not self._hurried:
+            # From now on whoever receives and answers is not to wait behind a thread that computes.
+            self._hurried = True
+            schedule_promptly(threading.get_native_id())
+
+    @staticmethod
+    def _forget(connection: Connection) -> None:
+        """Take the calls that their client gave up out of the queues."""
+        for call in connection.cancelled:
+            request, call.request = call.request, None
+            if request is not None:
+                request.cancel()
+        connection.cancelled.clear()
+
+    # -- connections and their other calls ----------------------------------------------------------------------------
+
+    def _connect(self, client: Client) -> Connection:
+        bounds = self._bounds
+        return Connection(
+            bounds.max_streams,
+            bounds.max_metadata_bytes,
+            bounds.max_message_bytes,
+            self._budget,
+            INFER_PATH,
+            self._open,
+            self._sockets.transmit,
+            client,
+        )
+
+    def _open(self, call: ServerStream) -> StreamListener | None:
+        handler = self._handlers.get(call.head.path)
+        return None if handler is None else Http2CallContext(call, handler, self._post)
+
+    def _post(self, *what: Any) -> None:
+        """Have the event loop call a function; those of one thread in their order. From any thread."""
+        with self._posting:
+            self._posted.append(what)
+            if len(self._posted) > 1:
+                return
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
+            self._call_soon(self._run_posted)
+
+    def _run_posted(self) -> None:
+        with self._posting:
+            posted, self._posted = self._posted, []
+        for function, *arguments in posted:
+            try:
+                function(*arguments)
+            except Exception:
+                logger.exception("a call's news could not be told")

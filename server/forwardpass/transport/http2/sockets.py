@@ -1,0 +1,356 @@
+"""The direct door's sockets: connections come and go, bytes go in and out. Needs Linux (epoll).
+
+One thread polls and reads. `transmit` is for any thread: what a socket does not take at once is kept and sent when it
+does, and nothing is read meanwhile from a client that leaves too much unread.
+
+- What one socket does ends that socket at most: nothing of it is raised by `transmit`, `read` or `sweep`, no other's
+  news is lost, and nobody's turn is put off.
+- A socket that can do nothing is not ready: none is watched for what it does not wait for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import select
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+
+from forwardpass.observability.log_limit import LogLimit
+from forwardpass.transport.http2.connection import Connection, ConnectionFailed
+from forwardpass.transport.http2.peer import READ, Client
+from forwardpass.transport.http2.send_side import SendSide
+from forwardpass.transport.listeners import ListenerGone, Listeners
+
+logger = logging.getLogger(__name__)
+logger.addFilter(LogLimit())
+
+AVAILABLE = hasattr(select, "epoll")
+
+PULL = 1 << 18  # bytes taken from the protocol at once, for the socket
+READS = 4  # times in a row, before others are looked at
+READ_SECONDS = 5e-3  # after which one is not read from again: what is many small frames takes long
+SWEEP_SECONDS = 1.0  # between two looks for what is overdue
+MESSAGE_AGES = 30  # sweeps for which nothing may come of a call's message
+ANSWER_AGES = 60  # sweeps for which a client may take nothing of what it is sent
+GREETING_AGES = 10  # sweeps that a client may take to say that it speaks HTTP/2, TLS before it included
+CLOSE_SECONDS = 1.0  # for what is unsent when the door closes
+
+Tls = Callable[[], ssl.SSLContext]  # what a new connection is to speak TLS by
+
+
+class Sockets:
+    """Owns the listening port and every connection's socket. Everything but `transmit` and `wake` is for one thread."""
+
+    def __init__(
+        self, host: str, port: int, connect: Callable[[Client], Connection], max_age: float, tls: Tls | None = None
+    ) -> None:
+        """Binds; raises OSError where it cannot. `connect`: the protocol for a new client.
+
+        `max_age`: seconds after which clients are asked to connect anew; 0: never. `tls` None: plaintext.
+        """
+        self._connect = connect
+        self._max_age = max_age
+        self._tls = tls
+        self._clients: dict[int, Client] = {}
+        self._epoll = select.epoll()
+        self._listeners = Listeners(host, port, self._epoll)
+        self.port = self._listeners.port
+        self._bell, self._ring = os.pipe()
+        self._epoll.register(self._bell, select.EPOLLIN)
+        self._ready: deque[tuple[int, int]] = deque()  # events that were not looked at yet
+        self._again: list[int] = []  # descriptors to look at in the next turn, whatever epoll says of them
+        self._sweep_at = monotonic() + SWEEP_SECONDS
+
+    # -- any thread ---------------------------------------------------------------------------------------------------
+
+    def transmit(self, out: SendSide) -> None:
+        """Send what the protocol has to send, as far as the socket takes it. With `out.lock` held."""
+        client: Client = out.owner
+        if client.closed or client.shaking:
+            return
+        while not client.unsent:
+            data = out.data_to_send(PULL)
+            if not data:
+                break
+            if len(data) > client.piece:
+                client.unsent += data
+                client.age = 0
+                client.push()
+                continue
+            try:
+                sent = client.sock.send(data)
+            except Exception as error:
+                if not client.waits(error, len(data)):
+                    return
+                sent = 0
+            if sent < len(data):
+                client.unsent += memoryview(data)[sent:]
+                client.age = 0
+            elif len(data) < PULL:
+                break
+        if client.unsent or client.watched != select.EPOLLIN:
+            self._watch(client)
+
+    def wake(self) -> None:
+        """End a `poll` that waits."""
+        os.write(self._ring, b"\0")
+
+    def _watch(self, client: Client) -> None:
+        """Ask to hear of a socket what there is to be heard of it. With the lock held."""
+        if client.shaking or client.closed:
+            return
+        wanted = client.wanted
+        if wanted != client.watched:
+            client.watched = wanted
+            self._epoll.modify(client.fd, wanted)
+
+    # -- one thread ---------------------------------------------------------------------------------------------------
+
+    def poll(self, wait: bool) -> int:
+        """Ask what has happened, or wait until something has; how much has. Waits no longer than to the next sweep.
+
+        Raises ListenerGone.
+        """
+        if not self._ready:
+            seconds = 0.0
+            if wait and not self._again:
+                seconds = max(1e-3, self._sweep_at - monotonic()) if self._clients or self._listeners.deaf else -1
+            try:
+                self._ready.extend(self._epoll.poll(seconds))
+            except (OSError, ValueError) as error:
+                raise ListenerGone(f"port {self.port} cannot be waited for: {error}") from None
+            if self._again:
+                self._ready.extend((fd, select.EPOLLIN) for fd in self._again)
+                self._again.clear()
+        return len(self._ready)
+
+    def read(self, most: int) -> list[Connection]:
+        """Read from those that have sent something, until `most` calls have arrived: the connections with news."""
+        ready, clients = self._ready, self._clients
+        news: list[Connection] = []
+        count = 0
+        while ready and count < most:
+            fd, event = ready.popleft()
+            client = clients.get(fd)
+            if client is None:
+                if fd in self._listeners:
+                    self._accept(fd)
+                elif fd == self._bell:
+                    os.read(self._bell, 64)
+                continue
+            try:
+                if client.shaking:
+                    self._shake(client)
+                    continue
+                if client.crossed:
+                    event |= select.EPOLLIN | select.EPOLLOUT
+                if event & select.EPOLLOUT:
+                    self._flush(client)
+                if event & ~select.EPOLLOUT:
+                    connection = client.connection
+                    news.append(connection)
+                    self._receive(client)
+                    count += len(connection.arrived)
+            except Exception:
+                logger.exception("a connection is closed: reading or writing it failed")
+                self.lose(client)
+                news.append(client.connection)
+        return news
+
+    def sweep(self) -> list[Connection]:
+        """Once in SWEEP_SECONDS: give up on what is overdue; the connections with news. Raises ListenerGone."""
+        now = monotonic()
+        if now < self._sweep_at:
+            return []
+        self._sweep_at = now + SWEEP_SECONDS
+        self._listeners.look()
+        connections = [client.connection for client in self._clients.values()]
+        for client in list(self._clients.values()):
+            try:
+                self._age(client, now)
+            except Exception:
+                logger.exception("a connection is closed: giving up what is overdue failed")
+                self.lose(client)
+        return [c for c in connections if c.refused or c.cancelled]
+
+    def _age(self, client: Client, now: float) -> None:
+        connection = client.connection
+        client.age += 1
+        connection.expire_stalled(MESSAGE_AGES, ANSWER_AGES)
+        silent = not connection.greeted and client.age > GREETING_AGES
+        with connection.out.lock:  # else another thread's answer may be on its way from one to the other
+            stuck = bool(client.unsent) and client.age > ANSWER_AGES
+            idle = not (connection.streams or connection.out.queued or client.unsent)
+        if silent or stuck or ((connection.draining or connection.closed) and idle):
+            self.lose(client)
+        elif now > client.deadline or (not connection.departing and connection.narrow):
+            # A sweep later it gets the second GOAWAY, whether it answers the PING or not.
+            why = "max_connection_age" if now > client.deadline else "the connection's receive window is used up"
+            client.deadline = float("inf") if connection.departing else 0.0
+            connection.depart(why)
+
+    def drain(self) -> None:
+        """Take no more connections, and ask the clients there are to go elsewhere. Calls on their way are served."""
+        self._close_listeners()
+        self._sweep_at = monotonic() + SWEEP_SECONDS  # that long they have to answer
+        for client in self._clients.values():
+            client.deadline = 0.0
+            if not client.connection.departing:
+                client.connection.depart("the server is stopping")
+
+    @property
+    def settled(self) -> bool:
+        """Whether every call that was on its way has come. One that never spoke HTTP/2 has none."""
+        return all(c.connection.draining or (c.age and not c.connection.greeted) for c in self._clients.values())
+
+    def close(self) -> list[Connection]:
+        """Say goodbye, send what is left, close everything; the connections there were."""
+        until = monotonic() + CLOSE_SECONDS
+        self._close_listeners()
+        connections = [client.connection for client in self._clients.values()]
+        for client in self._clients.values():
+            client.connection.departing = True
+            client.connection.depart()  # calls that come now are not served, and their client knows
+        while monotonic() < until and any(c.unsent or c.connection.out.queued for c in self._clients.values()):
+            if not self.poll(wait=False):
+                self._ready.extend(self._epoll.poll(0.05))
+            self.read(1 << 30)
+        for client in list(self._clients.values()):
+            with contextlib.suppress(OSError):
+                client.sock.shutdown(socket.SHUT_WR)  # else what is unread here would undo what is unread there
+            self.lose(client)
+        self._epoll.close()
+        os.close(self._bell)
+        os.close(self._ring)
+        return connections
+
+    def _receive(self, client: Client) -> None:
+        connection = client.connection
+        if client.closed:
+            self.lose(client)
+            return
+        until = monotonic() + READ_SECONDS
+        for _ in range(READS):
+            data: bytes | None
+            try:
+                data = self._decrypt(client) if client.secure else client.sock.recv(READ)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if data is None:
+                return
+            if not data:
+                self.lose(client)
+                return
+            try:
+                connection.receive(data)
+            except ConnectionFailed as failure:
+                logger.debug("a connection is closed: %s", failure)
+                self.lose(client)
+                return
+            except Exception:  # others' calls, read in the same turn, are not to suffer from it
+                logger.exception("a connection is closed: it could not be read")
+                self.lose(client)
+                return
+            if connection.closed:
+                if not client.unsent:
+                    self.lose(client)
+                return
+            if len(data) < READ and not client.secure:
+                return
+            if monotonic() > until:
+                break
+        if client.undelivered:
+            self._again.append(client.fd)
+
+    def _decrypt(self, client: Client) -> bytes | None:
+        with client.connection.out.lock:  # others write
+            data = client.decrypt()
+            self._watch(client)
+        return data
+
+    def _shake(self, client: Client) -> None:
+        """Go on with TLS' handshake; when it is done, say what was to be said first."""
+        try:
+            assert isinstance(client.sock, ssl.SSLSocket)
+            client.sock.do_handshake()
+        except ssl.SSLWantReadError:
+            wanted = select.EPOLLIN
+        except ssl.SSLWantWriteError:
+            wanted = select.EPOLLOUT
+        except OSError as error:  # as every SSLError is
+            reason = getattr(error, "reason", None) or error.strerror or str(error)
+            logger.warning("a TLS handshake failed: %s", reason.lower().replace("_", " "))
+            self.lose(client)
+            return
+        else:
+            client.shaking = False
+            self._flush(client)
+            self._again.append(client.fd)
+            return
+        if wanted != client.watched:
+            client.watched = wanted
+            self._epoll.modify(client.fd, wanted)
+
+    def _close_listeners(self) -> None:
+        for fd in list(self._listeners):
+            self._accept(fd)  # those that the kernel has accepted already would be reset
+        self._listeners.close()
+
+    def _accept(self, fd: int) -> None:
+        for sock in self._listeners.accept(fd):
+            try:
+                self._begin(sock)
+            except OSError as error:
+                logger.warning("a connection failed as it began: %s", error)
+                sock.close()
+            except Exception:
+                logger.exception("a connection is closed: it could not be begun")
+                sock.close()
+
+    def _begin(self, sock: socket.socket) -> None:
+        """A new connection. Raises OSError where it is gone already."""
+        sock.setblocking(False)
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if self._tls is not None:
+            sock = self._tls().wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        age = self._max_age * random.uniform(0.9, 1.1)  # so that those who came together do not go together
+        client = Client(sock, monotonic() + age if age else float("inf"))
+        connection = client.connection = self._connect(client)
+        try:
+            self._epoll.register(client.fd, client.watched)
+        except OSError:
+            sock.close()  # by now the one that speaks TLS
+            raise
+        self._clients[client.fd] = client
+        with connection.out.lock:
+            self.transmit(connection.out)
+
+    def _flush(self, client: Client) -> None:
+        out = client.connection.out
+        with out.lock:
+            client.push()
+            out.flush()
+
+    def lose(self, client: Client) -> None:
+        """A connection is over: nobody waits for its calls, which become its news."""
+        if self._clients.get(client.fd) is not client:
+            return
+        del self._clients[client.fd]
+        with client.connection.out.lock:
+            client.closed = True
+            client.unsent.clear()
+        with contextlib.suppress(OSError):
+            self._epoll.unregister(client.fd)
+        with contextlib.suppress(OSError):
+            client.sock.close()
+        client.connection.lose()

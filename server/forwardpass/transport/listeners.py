@@ -1,0 +1,96 @@
+"""The direct door's listening sockets: what is accepted from them, and whether they accept at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import select
+import socket
+from collections.abc import Iterator
+
+from forwardpass.observability.log_limit import LogLimit
+from forwardpass.transport import addresses
+
+logger = logging.getLogger(__name__)
+logger.addFilter(LogLimit())
+
+ACCEPTS = 64  # connections taken in one go
+
+# Errors of accept(2) that concern one connection, which is gone: Linux hands its network's errors on. Any other is the
+# listener's or the machine's, and would come again at once.
+ONE_CONNECTION = {
+    errno.ECONNABORTED, errno.ECONNRESET, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.ENETDOWN,
+    errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET, errno.ETIMEDOUT,
+}  # fmt: skip
+
+
+class ListenerGone(Exception):
+    """The port accepts nothing any more, and never will again."""
+
+
+class Listeners:
+    """Every address of a host, on one port. For one thread, which waits for `epoll`."""
+
+    def __init__(self, host: str, port: int, epoll: select.epoll) -> None:
+        """Binds; raises OSError where it cannot."""
+        self._sockets = {listener.fileno(): listener for listener in addresses.listen(host, port)}
+        first = next(iter(self._sockets.values()))
+        self.port: int = 0 if first.family == socket.AF_UNIX else first.getsockname()[1]
+        self.deaf = False  # no connection is accepted: there are no descriptors left
+        self._epoll = epoll
+        for fd in self._sockets:
+            epoll.register(fd, select.EPOLLIN)
+
+    def __contains__(self, fd: int) -> bool:
+        return fd in self._sockets
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._sockets)
+
+    def accept(self, fd: int) -> Iterator[socket.socket]:
+        """New connections, ACCEPTS of them at most."""
+        for _ in range(ACCEPTS):
+            try:
+                sock, _ = self._sockets[fd].accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in ONE_CONNECTION:
+                    continue
+                # It would be ready for ever. The next `look` sees whether it accepts at all, and tries again.
+                logger.warning("no connection can be accepted: %s", error.strerror)
+                self._deafen()
+                return
+            yield sock
+
+    def look(self) -> None:
+        """Accept again after a failure. Raises ListenerGone."""
+        if not all(map(accepts, self._sockets.values())):
+            raise ListenerGone(f"port {self.port} accepts no connection any more")
+        if self.deaf:
+            self.deaf = False
+            for fd in self._sockets:
+                self._epoll.register(fd, select.EPOLLIN)
+
+    def close(self) -> None:
+        self._deafen()
+        self.deaf = False
+        for listener in self._sockets.values():
+            addresses.close(listener)
+        self._sockets.clear()
+
+    def _deafen(self) -> None:
+        if not self.deaf:
+            self.deaf = True
+            for fd in self._sockets:
+                with contextlib.suppress(OSError, ValueError):  # where the listener is gone
+                    self._epoll.unregister(fd)
+
+
+def accepts(listener: socket.socket) -> bool:
+    """Whether it listens still, by the system's word."""
+    try:
+        return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:
+        return False

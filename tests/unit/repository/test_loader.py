@@ -1,0 +1,172 @@
+"""From a folder to a worker: what the options, the settings and the network's own nature come to."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from tests.service import models
+from tests.unit.made import Collector, read, request_for
+
+from forwardpass.batching.admission import Admission
+from forwardpass.batching.request import QueueTimeout
+from forwardpass.errors import ModelError
+from forwardpass.execution.cpu_budget import Cores
+from forwardpass.model.options import ModelConfig
+from forwardpass.repository.batch_invariance import Invariance
+from forwardpass.repository.loader import Loaded, load
+from forwardpass.settings import Settings
+
+
+def loaded(root: Path, model: onnx.ModelProto, settings: Any = None, cores: int = 1, **options: Any) -> Loaded:
+    folder = models.save(root, "m", model)
+    told = Settings(repository=root, **{"max_batch_size": 32, **(settings or {})})
+    return load("m", "1", folder, ModelConfig(**options), told, Cores(cores, "for a test"), Admission(100, 1 << 20))
+
+
+def answer(of: Loaded, x: np.ndarray) -> np.ndarray:
+    """The first output for one request, run by this thread."""
+    door = Collector()
+    request = request_for(of.worker, [x], door=door)
+    of.worker._admission.admit(1, request.nbytes)
+    assert of.worker.alone(request, 0.0)
+    (reply,) = door.wait([request])
+    assert isinstance(reply, bytes)
+    return np.asarray(read(reply)[1][0])
+
+
+def test_options_come_before_the_servers_settings(tmp_path: Path) -> None:
+    found = loaded(
+        tmp_path,
+        models.chain(),
+        {"max_batch_size": 8, "instances": 3},
+        max_queue_rows=7,
+        max_queue_requests=6,
+        max_queue_bytes=5000,
+        max_request_rows=9,
+        priority_levels=4,
+        default_priority=2,
+        default_timeout_us=1500,
+        deadline_scheduling=False,
+        instances=2,
+    )
+    options, limits = found.worker.options, found.worker.options.limits
+    assert limits.max_batch_rows == 8
+    assert (limits.rows, limits.requests, limits.nbytes, limits.deadlines) == (7, 6, 5000, False)
+    assert (options.max_request_rows, options.instances) == (9, 2)
+    assert (options.priority_levels, options.default_priority) == (4, 2)
+    assert options.queue_timeouts == dict.fromkeys(range(1, 5), QueueTimeout(pytest.approx(0.0015)))
+    assert loaded(tmp_path / "b", models.chain(), {"max_batch_size": 8}, max_batch_size=16).worker.run_rows == 16
+    assert loaded(tmp_path / "c", models.chain(), {"instances": 3}).worker.options.instances == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "verdict", "rows"),
+    [
+        (models.chain(), Invariance.EXACT, 32),
+        (models.centred(), Invariance.DEPENDENT, 1),
+        (models.quantised(), Invariance.DEPENDENT, 1),
+        (models.running_sum(), Invariance.DEPENDENT, 1),
+        (models.twice_the_rows(), Invariance.NONE, 1),
+        (models.echo(shape=(4, 2)), Invariance.NONE, 1),
+    ],
+    ids=["chain", "mean", "quantised", "cumulative", "twice the rows", "fixed"],
+)
+def test_only_independent_rows_share_a_run(
+    tmp_path: Path, model: onnx.ModelProto, verdict: Invariance, rows: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        found = loaded(tmp_path, model, max_queue_delay_us=1000)
+    assert found.invariance is verdict
+    limits = found.worker.options.limits
+    assert (limits.max_batch_rows, limits.delay) == (rows, pytest.approx(0.001 if rows > 1 else 0.0))
+    assert ("served one request at a time" in caplog.text) == (verdict is Invariance.DEPENDENT)
+
+
+def test_what_has_no_batch_axis_is_served_as_it_is(tmp_path: Path) -> None:
+    found = loaded(tmp_path, models.twice_the_rows())
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert not found.worker.interface.batchable
+    assert np.array_equal(answer(found, x), np.concatenate([x, x]))
+
+
+def test_zero_asks_for_no_batches_at_all(tmp_path: Path) -> None:
+    found = loaded(tmp_path, models.chain(), max_batch_size=0)
+    assert found.invariance is Invariance.NONE and found.worker.options.limits.max_batch_rows == 1
+    x = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+    assert np.array_equal(answer(found, x), found.worker.session.run([x], (0,))[0])
+
+
+@pytest.mark.parametrize(("told", "verdict"), [(True, Invariance.ASSERTED), (False, Invariance.DEPENDENT)])
+def test_an_assertion_is_not_probed_and_is_printed_as_one(tmp_path: Path, told: bool, verdict: Invariance) -> None:
+    found = loaded(tmp_path, models.centred() if told else models.chain(), batch_invariance=told)
+    assert found.invariance is verdict
+    assert f"batch_invariance = {str(told).lower()} in the model's options, not probed" in found.why
+
+
+@pytest.mark.parametrize(
+    ("contract", "told", "verdict", "reservation"),
+    [
+        (False, None, Invariance.DEPENDENT, "served one request at a time: rows_independent = false in its contract"),
+        (False, False, Invariance.DEPENDENT, "served one request at a time: batch_invariance = false"),
+        (False, True, Invariance.ASSERTED, "answers may depend on the requests that share a run: batch_invariance = "
+         "true in the model's options, not probed, against rows_independent = false in its contract"),
+        (None, None, Invariance.EXACT, ""),  # not measured: the probe decides
+        (True, None, Invariance.EXACT, ""),
+        (True, False, Invariance.DEPENDENT, "served one request at a time: batch_invariance = false"),
+    ],
+)  # fmt: skip
+def test_the_contracts_verdict_binds_unless_the_operator_overrules_it(
+    tmp_path: Path,
+    contract: bool | None,
+    told: bool | None,
+    verdict: Invariance,
+    reservation: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = models.save(tmp_path, "m", models.chain())
+    models.add_contract(folder, {"x": np.ones((2, 4), np.float32)}, contract)
+    options, settings = ModelConfig(batch_invariance=told), Settings(repository=tmp_path, max_batch_size=32)
+    found = load("m", "1", folder, options, settings, Cores(1, "for a test"), Admission(100, 1 << 20))
+    assert found.invariance is verdict
+    assert found.worker.options.limits.max_batch_rows == (32 if verdict.batches else 1)
+    assert found.reservation.startswith(reservation) and bool(found.reservation) == bool(reservation)
+    assert found.reservation in caplog.text
+
+
+def test_a_large_network_gets_an_instance_for_each_core(tmp_path: Path) -> None:
+    assert loaded(tmp_path / "small", models.chain(), cores=3).worker.options.instances == 1
+    wide = models.chain((64, 3000, 3000, 10))
+    found = loaded(tmp_path / "large", wide, {"max_batch_size": 64}, cores=3, batch_invariance=True)
+    assert found.worker.options.instances == 3
+    assert "an instance for each core" in found.placement.why
+
+
+def test_the_run_time_model_has_seen_every_size(tmp_path: Path) -> None:
+    found = loaded(tmp_path, models.chain((64, 512, 512, 10)), {"max_batch_size": 64})
+    run_time = found.worker.queue.run_time
+    assert run_time.b > 0 and run_time.predict(64) > run_time.predict(1) > 0
+
+
+def test_one_pool_for_all_models_admits_no_other(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="expected 4 or nothing, got 2"):
+        loaded(tmp_path, models.chain(), {"intra_op_threads": 4}, intra_op_threads=2)
+
+
+def test_a_folder_without_a_network_is_refused(tmp_path: Path) -> None:
+    folder = models.save(tmp_path, "m", models.chain())
+    (folder / "model.onnx").unlink()
+    with pytest.raises(ModelError, match=r"there is no model\.onnx"):
+        load("m", "1", folder, ModelConfig(), Settings(), Cores(1, ""), Admission(1, 1))
+
+
+def test_made_up_values_that_the_network_rejects_do_not_stop_it(tmp_path: Path) -> None:
+    """Indices into a table of one row: half of what the warm-up makes up is out of range."""
+    found = loaded(tmp_path, models.table(1))
+    assert found.invariance is Invariance.DEPENDENT
+    assert "the probe could not be run" in found.why
+    assert answer(found, np.array([[0]])).tolist() == [[0.0]]
