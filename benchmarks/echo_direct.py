@@ -13,7 +13,7 @@ import signal
 import threading
 
 from forwardpass.transport.http2.connection import Connection
-from forwardpass.transport.http2.peer import Client
+from forwardpass.transport.http2.peer import Peer
 from forwardpass.transport.http2.send_side import ReceiveBudget
 from forwardpass.transport.http2.sockets import Sockets
 from harness import METHOD
@@ -22,7 +22,7 @@ from harness import METHOD
 def main() -> None:
     budget = ReceiveBudget(1 << 30)
 
-    def connect(client: Client) -> Connection:
+    def connect(client: Peer) -> Connection:
         return Connection(1024, 16384, 1 << 24, budget, METHOD.encode(), lambda _: None, sockets.transmit, client)
 
     sockets = Sockets("127.0.0.1", 0, connect, 0.0)

@@ -15,7 +15,7 @@ from typing import Any
 import harness
 import mlp_file
 from forwardpass.loadtest import request_bodies as requests
-from forwardpass.loadtest.target import Client, Target
+from forwardpass.loadtest.target import LoadClient, LoadTarget
 from gpu_cases import NETWORKS
 from harness import BenchmarkError
 
@@ -63,8 +63,8 @@ def measure(scenario: Scenario, seconds: float) -> dict[str, Any]:
         with harness.serve(repository, servers, "--provider", scenario.provider) as server:
             model = requests.info(server.address, "mlp")
             messages = requests.make(model, "", {scenario.rows: 1.0}, None, 0)
-            client = Client(processes=min(PROCESSES, len(loads)), core=loads[0], warm_up=WARM_UP)
-            target = Target(server.address, "mlp", messages, client, metrics_url=server.metrics)
+            client = LoadClient(processes=min(PROCESSES, len(loads)), core=loads[0], warm_up=WARM_UP)
+            target = LoadTarget(server.address, "mlp", messages, client, metrics_url=server.metrics)
             found = target.closed(scenario.in_flight, seconds)
             on = server.scrape().by("forwardpass_model_info", "provider")
     batch_rows = (found.server or {}).get("batch_rows", {}).get("mean")

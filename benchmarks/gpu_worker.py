@@ -231,7 +231,7 @@ def _session(bench: Bench, case: Case, samples: Array) -> Any:
     where = dataclasses.replace(place(f"cuda:{DEVICE}", 1, ""), allow_tf32=case.precision == "tf32")
     session = CudaSession(bench.path(case), where)
     session.prepare(case.batch, True, [samples], case.precision != "fp32")
-    if case.batch not in session.buckets:
+    if case.batch not in session.graph_sizes:
         raise RuntimeError(f"no CUDA graph: {session.how}")
     return session
 
@@ -247,9 +247,9 @@ def _on_its_thread(session: Any, job: Callable[[], T]) -> T:
         except BaseException as error:
             failed.append(error)
 
-    stint = session.stint(guarded)
-    stint.start()
-    stint.join()
+    long_task = session.long_task(guarded)
+    long_task.start()
+    long_task.join()
     if failed:
         raise failed[0]
     return found[0]

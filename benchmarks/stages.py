@@ -28,7 +28,7 @@ from forwardpass.execution.stacking import stack
 from forwardpass.inference.intake import Intake
 from forwardpass.inference.request import InferenceRequest
 from forwardpass.inference.worker import Worker
-from forwardpass.observability.model_metrics import ModelMetrics, Ran
+from forwardpass.observability.model_metrics import BatchRecord, ModelMetrics
 from forwardpass.protocol.timings import BatchTiming
 from forwardpass.repository.repository import Repository
 from forwardpass.settings import Settings
@@ -119,12 +119,12 @@ def measure(repository: Path, model: str, batch: int, rows: int) -> list[tuple[s
     settings = Settings(repository=repository, max_requests=1 << 40, max_bytes=1 << 60)
     admission = Admission(settings.max_requests, settings.max_bytes)
     models = Repository(settings, available(), admission)
-    for entry in models.announce():
+    for entry in models.discover():
         if entry.name == model:
             models.load(entry)
     worker: Worker = models.resolve(model, "")
     intake: Intake[int] = Intake(Nowhere(), models, admission, ModelMetrics("", ""), settings.max_message_bytes)
-    tensor = worker.interface.inputs[0]
+    tensor = worker.signature.inputs[0]
     message = make_message(model, np.random.default_rng(0).standard_normal((rows, tensor.shape[1])).astype("<f4"))
 
     def take() -> list[InferenceRequest[int]]:
@@ -138,7 +138,7 @@ def measure(repository: Path, model: str, batch: int, rows: int) -> list[tuple[s
         for i in range(batch):
             intake.take(i, message, None)
         intake.flush()
-        while intake.step():
+        while intake.run_pending():
             pass
 
     requests = take()
@@ -155,9 +155,9 @@ def measure(repository: Path, model: str, batch: int, rows: int) -> list[tuple[s
     buffers = [r.buffers[0] for r in requests]
     shape = (batch * rows, *tensor.shape[1:])
     array = stack(tensor, buffers, shape)
-    wanted = worker.interface.default_outputs
+    wanted = worker.signature.default_outputs
     outputs = worker.session.run([array], wanted, options)
-    note = Ran(((0.0, batch),), (batch * rows,), 0.0, 1e-5, 1e-4, batch)
+    note = BatchRecord(((0.0, batch),), (batch * rows,), 0.0, 1e-5, 1e-4, batch)
     decoder = intake._decoder
     decode = microseconds(lambda: [decoder.decode(message) for _ in range(batch)])
     received, sent = transport(message, bytes(runner.scatter(requests, outputs, wanted)[0]), batch)  # type: ignore[arg-type]

@@ -51,7 +51,7 @@ def _write(files: Path, name: str, model: str, x: np.ndarray[Any, Any]) -> None:
     response.raw_output_contents.append(x.tobytes())
     (files / f"{name}.request").write_bytes(request.SerializeToString())
     (files / f"{name}.response").write_bytes(response.SerializeToString())
-    (files / f"{name}.streamed").write_bytes(infer_stream.answered(response.SerializeToString()))
+    (files / f"{name}.streamed").write_bytes(infer_stream.stream_response(response.SerializeToString()))
 
 
 def without_large_streams(messages: Path) -> Path:

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from tests.conftest import recipe_repository
 
-from forwardpass.execution.placement import look_at_this_machine
+from forwardpass.execution.placement import detect_cuda
 
 
 @pytest.fixture(scope="session", autouse=True)
 def devices() -> int:
     """How many CUDA devices there are; at least one."""
-    machine = look_at_this_machine()
+    machine = detect_cuda()
     if not machine.devices:
         pytest.skip(f"no CUDA device can be used: {machine.missing}")
     return machine.devices

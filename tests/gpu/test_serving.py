@@ -16,7 +16,7 @@ from tests.service import models
 from forwardpass import Client
 from forwardpass.client import errors as call_errors
 from forwardpass.errors import ForwardpassError
-from forwardpass.execution.ort_session import Session
+from forwardpass.execution.ort_session import OrtSession
 from forwardpass.execution.placement import place
 from forwardpass.model.contract import CONTRACT_FILE, MODEL_FILE, Contract, compare
 from forwardpass.testing.server_process import ServerProcess
@@ -41,7 +41,7 @@ def test_digits_over_grpc_are_the_cpus_answers(digits_repository: Path, transpor
     folder = digits_repository / "digits" / "1"
     contract = Contract.load(folder / CONTRACT_FILE)
     x = np.random.default_rng(0).integers(0, 17, (2000, 64)).astype(np.float32)
-    (expected,) = Session(folder / MODEL_FILE, place("cpu", 1, "for a test")).run([x], (0,))
+    (expected,) = OrtSession(folder / MODEL_FILE, place("cpu", 1, "for a test")).run([x], (0,))
     wrong: list[str] = []
     with ServerProcess(digits_repository, "--provider", "cuda", "--transport", transport, patience=180.0) as server:
 

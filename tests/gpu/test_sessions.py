@@ -16,10 +16,10 @@ from tests.gpu.libcuda import used_memory
 from tests.service import models
 
 from forwardpass.execution.cuda.session import CudaSession
-from forwardpass.execution.ort_session import Session
+from forwardpass.execution.ort_session import OrtSession
 from forwardpass.execution.placement import place
 from forwardpass.model.contract import CONTRACT_FILE, MODEL_FILE, Contract, Tolerance, compare
-from forwardpass.observability.gpu import GpuRan
+from forwardpass.observability.gpu import GpuBatchRecord
 
 pytestmark = pytest.mark.gpu
 
@@ -47,8 +47,8 @@ def cuda() -> Iterator[Callable[[Path], CudaSession]]:
 
 
 def on_cpu(path: Path, x: Array) -> Array:
-    session = Session(path, place("cpu", 1, "for a test"))
-    return np.asarray(session.run([x], tuple(range(len(session.interface.outputs))))[0])
+    session = OrtSession(path, place("cpu", 1, "for a test"))
+    return np.asarray(session.run([x], tuple(range(len(session.signature.outputs))))[0])
 
 
 def held_out(name: str) -> Array:
@@ -72,9 +72,9 @@ def saved(folder: Path, model: onnx.ModelProto) -> Path:
 def inside(session: CudaSession, job: Callable[[], T]) -> T:
     """What `job` gives on the session's own thread, where a server runs its batches."""
     found: list[T] = []
-    stint = session.stint(lambda: found.append(job()))
-    stint.start()
-    stint.join(600.0)
+    long_task = session.long_task(lambda: found.append(job()))
+    long_task.start()
+    long_task.join(600.0)
     assert found, "the job failed; the log says why"
     return found[0]
 
@@ -93,7 +93,7 @@ def test_a_recipe_answers_as_on_the_cpu_in_batches_of_every_size(
     session = cuda(path)
     agree(session.run([x[:9]], (0,))[0], expected[:9], contract.tolerance)  # before any graph
     session.prepare(LARGEST, True, [x[:8]])
-    notes: list[GpuRan] = []
+    notes: list[GpuBatchRecord] = []
     session.ran = notes.append
     for size in (*SIZES, LARGEST + 1, 2 * LARGEST):
         for start in (0, len(x) - size):
@@ -123,7 +123,7 @@ def test_a_recipe_in_half_precision_holds_the_tolerance_that_was_measured_withou
         expected = network.double().eval()(torch.from_numpy(x).double()).numpy()
     session = cuda(exported.path / MODEL_FILE)
     session.prepare(LARGEST, True, [x[:8]], half=True)
-    assert session.buckets, session.how
+    assert session.graph_sizes, session.how
     for size in SIZES:
         rows = min(size, len(x))
         agree(session.run([x[:rows]], (0,))[0], expected[:rows], exported.contract.tolerance)
@@ -137,7 +137,7 @@ def test_there_is_a_graph_for_each_bucket_and_its_answers_are_those_of_a_plain_r
     session = cuda(path)
     plain = {size: session.run([x[:size]], (0,))[0] for size in SIZES}
     session.prepare(100, True, [x[:8]])
-    assert session.buckets == (1, 2, 4, 8, 16, 32, 64, 100)
+    assert session.graph_sizes == (1, 2, 4, 8, 16, 32, 64, 100)
     before = session.graph_replays  # each graph was checked when it was captured
     for size in SIZES:
         agree(session.run([x[:size]], (0,))[0], plain[size], Tolerance(rtol=1e-5, atol=1e-6))
@@ -161,7 +161,7 @@ def test_a_network_that_cannot_be_captured_runs_without_graphs_and_says_so(
     session = cuda(saved(tmp_path, models.hold()))
     x = np.array([[3.0], [1.0], [2.0]], np.float32)
     session.prepare(8, True, [x])
-    assert session.buckets == ()
+    assert session.graph_sizes == ()
     assert "without CUDA graphs" in session.how or "without fixed buffers" in session.how
     np.testing.assert_array_equal(session.run([x], (0,))[0], x)
     assert session.graph_replays == 0

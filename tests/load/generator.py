@@ -29,7 +29,7 @@ import numpy as np
 
 from forwardpass import protocol
 from forwardpass.loadtest import measurement, request_bodies
-from forwardpass.loadtest.target import Client, Target
+from forwardpass.loadtest.target import LoadClient, LoadTarget
 
 ECHO = Path(__file__).parents[2] / "benchmarks" / "echo_direct.py"
 WANTED = 20_000.0
@@ -110,8 +110,8 @@ def main() -> int:
     requests = request_bodies.Requests([message()], [1], [1.0], "one row")
     points = []
     with echo(cores[0]) as address:
-        client = Client(processes=1, core=cores[1], warm_up=0.5)
-        target = Target(address, "digits", requests, client, name="echo", metrics_url="http://127.0.0.1:1/")
+        client = LoadClient(processes=1, core=cores[1], warm_up=0.5)
+        target = LoadTarget(address, "digits", requests, client, name="echo", metrics_url="http://127.0.0.1:1/")
         for rate in map(float, args.rates.split(",")):
             points.append(target.at_rate(rate, args.seconds))
             print(measurement.line(points[-1]), file=sys.stderr)

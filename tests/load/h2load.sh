@@ -22,10 +22,10 @@ trap 'rm -rf "$folder"' EXIT
 "$python" - "$target" "$model" >"$folder/body" <<'PY'
 import sys
 from forwardpass.errors import ForwardpassError
-from forwardpass.loadtest import bodies
+from forwardpass.loadtest import request_bodies
 try:
-    requests = bodies.make(bodies.info(sys.argv[1], sys.argv[2]), "", {1: 1.0}, None, 0)
-    bodies.answers(sys.argv[1], requests, False)
+    requests = request_bodies.make(request_bodies.info(sys.argv[1], sys.argv[2]), "", {1: 1.0}, None, 0)
+    request_bodies.answers(sys.argv[1], requests, False)
 except ForwardpassError as error:
     sys.exit(f"h2load.sh: {error}")
 message = requests.messages[0]
@@ -35,8 +35,8 @@ PY
 counts() { # what the server has answered so far, a line for each status
     [ -z "${METRICS:-}" ] || "$python" - "$METRICS" "$model" <<'PY'
 import sys
-from forwardpass.loadtest import server_window
-for (name, labels), value in sorted((server_window.scrape(sys.argv[1]) or {}).items(), key=str):
+from forwardpass.loadtest import server_metrics
+for (name, labels), value in sorted((server_metrics.scrape(sys.argv[1]) or {}).items(), key=str):
     if name == "forwardpass_requests_total" and ("model", sys.argv[2]) in labels:
         print(dict(labels)["code"], int(value))
 PY

@@ -26,9 +26,9 @@ from typing import Any
 
 from forwardpass.errors import ForwardpassError
 from forwardpass.loadtest import measurement, objective_search, request_bodies
-from forwardpass.loadtest.generator.connection import Body, Connection
+from forwardpass.loadtest.generator.connection import Body, ClientConnection
 from forwardpass.loadtest.generator.headers import request_block
-from forwardpass.loadtest.target import Client, Target
+from forwardpass.loadtest.target import LoadClient, LoadTarget
 
 try:
     import mlperf_loadgen as loadgen
@@ -46,7 +46,7 @@ class Caller:
 
     def __init__(self, address: str, connections: int, in_flight: int) -> None:
         host, _, port = address.rpartition(":")
-        self._connections = [Connection(host, int(port)) for _ in range(connections)]
+        self._connections = [ClientConnection(host, int(port)) for _ in range(connections)]
         self._block = request_block(request_bodies.PATH, address, None)
         self._queue: deque[tuple[Any, Body]] = deque()
         self._limit = in_flight
@@ -183,12 +183,12 @@ def main() -> int:
         qps = args.qps or 1.0
         if args.scenario == "Offline" and not args.qps:
             # LoadGen makes as many rows as this expects to last for the duration, and half as many again.
-            target = Target(args.target, args.model, batches, Client(core=args.core, warm_up=0.5, processes=1))
+            target = LoadTarget(args.target, args.model, batches, LoadClient(core=args.core, warm_up=0.5, processes=1))
             qps = 1.5 * args.rows * target.closed(args.in_flight, args.probe).throughput
         if args.scenario == "Server" and not args.qps:
-            target = Target(args.target, args.model, requests, Client(core=args.core, warm_up=0.5))
+            target = LoadTarget(args.target, args.model, requests, LoadClient(core=args.core, warm_up=0.5))
 
-            def probe(rate: float, seconds: float) -> measurement.Measured:
+            def probe(rate: float, seconds: float) -> measurement.Measurement:
                 point = target.at_rate(rate, seconds)
                 print(measurement.line(point), file=sys.stderr)
                 return point

@@ -15,7 +15,15 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from forwardpass.model.contract import CONTRACT_FILE, MODEL_FILE, Contract, Samples, TensorSpec, Tolerance, file_digest
+from forwardpass.model.contract import (
+    CONTRACT_FILE,
+    MODEL_FILE,
+    Contract,
+    ContractTensor,
+    Samples,
+    Tolerance,
+    file_digest,
+)
 
 OPSET = 17
 IR_VERSION = 9  # what every ONNX Runtime that we support can read
@@ -307,7 +315,7 @@ def add_contract(folder: Path, given: dict[str, Any], rows_independent: bool | N
     ).save(folder / CONTRACT_FILE)  # fmt: skip
 
 
-def _specs(values: Any) -> list[TensorSpec]:
+def _specs(values: Any) -> list[ContractTensor]:
     names = {"tensor(float)": "FP32", "tensor(int64)": "INT64"}
     sizes = [[d if isinstance(d, int) else -1 for d in v.shape] for v in values]
-    return [TensorSpec(name=v.name, datatype=names[v.type], shape=s) for v, s in zip(values, sizes, strict=True)]
+    return [ContractTensor(name=v.name, datatype=names[v.type], shape=s) for v, s in zip(values, sizes, strict=True)]

@@ -14,7 +14,7 @@ from tests.unit.fake_device import ILLEGAL_ADDRESS, FakeDriver, FakeRuntime, cud
 
 from forwardpass.cli.main import main
 from forwardpass.execution.cuda.session import CudaSession
-from forwardpass.execution.placement import Machine, Placement, place
+from forwardpass.execution.placement import CudaDevices, Placement, place
 from forwardpass.repository import repository
 from forwardpass.repository.loader import load
 from forwardpass.server import server
@@ -36,8 +36,8 @@ def serve(folder: Path, arguments: list[str]) -> int:
         return CudaSession(path, where, optimizations, driver=driver, opener=runtime, name=name)
 
     runtime.before = before
-    repository.load = partial(load, opens=opens, look=lambda: Machine(2))
-    server.place = partial(place, look=lambda: Machine(2))
+    repository.load = partial(load, opens=opens, look=lambda: CudaDevices(2))
+    server.place = partial(place, look=lambda: CudaDevices(2))
     return main(["serve", *arguments])
 
 

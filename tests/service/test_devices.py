@@ -21,13 +21,13 @@ from caller import Caller, Refused, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from test_lifecycle import Starting, refused_start, starting
 
-from forwardpass.execution.placement import look_at_this_machine
+from forwardpass.execution.placement import detect_cuda
 from forwardpass.testing.server_process import ServerProcess
 
 ROOT = Path(__file__).parents[2]
 X = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
 without_cuda = pytest.mark.skipif(
-    look_at_this_machine().devices > 0, reason="needs a machine without a CUDA device: tests/gpu is for the others"
+    detect_cuda().devices > 0, reason="needs a machine without a CUDA device: tests/gpu is for the others"
 )
 
 
@@ -36,7 +36,7 @@ without_cuda = pytest.mark.skipif(
 def test_a_server_told_to_use_cuda_does_not_start_without(tmp_path: Path, provider: str) -> None:
     models.save(tmp_path, "m", models.chain())
     said = refused_start(str(tmp_path), "--provider", provider)
-    assert said == f"forwardpass serve: provider: {provider} cannot be had: {look_at_this_machine().missing}"
+    assert said == f"forwardpass serve: provider: {provider} cannot be had: {detect_cuda().missing}"
 
 
 @without_cuda

@@ -13,7 +13,7 @@ import torch
 
 from forwardpass.batching.admission import Admission
 from forwardpass.cli.main import main
-from forwardpass.execution.cpu_budget import Cores
+from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.model.contract import CONTRACT_FILE, MODEL_FILE, Contract
 from forwardpass.model.options import ModelConfig
 from forwardpass.repository.loader import load
@@ -160,7 +160,7 @@ def test_half_precision_is_reported_and_recorded(project: Path, capsys: pytest.C
     assert contract.precision == "fp16"
     assert f"allowed: {contract.tolerance.atol:g} + {contract.tolerance.rtol:g}" in said
     # It serves like any other; on a CPU, too.
-    loaded = load("net", "1", place, ModelConfig(), Settings(), Cores(1, "for a test"), Admission(1, 1))
+    loaded = load("net", "1", place, ModelConfig(), Settings(), CpuBudget(1, "for a test"), Admission(1, 1))
     assert loaded.batches
     assert "contract of 8 rows holds" in loaded.why
 

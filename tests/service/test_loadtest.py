@@ -29,7 +29,7 @@ from forwardpass.errors import LoadTestError, Status
 from forwardpass.loadtest import request_bodies
 from forwardpass.loadtest.generator import connection
 from forwardpass.loadtest.generator.headers import request_block
-from forwardpass.loadtest.target import Client, Target
+from forwardpass.loadtest.target import LoadClient, LoadTarget
 from forwardpass.testing.server_process import ServerProcess
 
 STALLING = Path(__file__).parents[1] / "load" / "stalling_server.py"
@@ -37,10 +37,10 @@ STALLING = Path(__file__).parents[1] / "load" / "stalling_server.py"
 
 def _target(
     server: ServerProcess, mix: request_bodies.Mix | None = None, *, verify: bool = True, **client: Any
-) -> Target:
+) -> LoadTarget:
     requests = request_bodies.make(request_bodies.info(server.address, "digits"), "", mix or {1: 1.0}, None, 0)
-    told = Client(**{"warm_up": 0.2, "processes": 1, "connections": 2} | client)
-    return Target(server.address, "digits", requests, told, metrics_url=server.metrics_url, verify=verify)
+    told = LoadClient(**{"warm_up": 0.2, "processes": 1, "connections": 2} | client)
+    return LoadTarget(server.address, "digits", requests, told, metrics_url=server.metrics_url, verify=verify)
 
 
 def test_every_request_is_answered_and_counted_like_the_server_does(server: ServerProcess) -> None:
@@ -67,7 +67,7 @@ def test_answers_may_go_on_beyond_the_window_that_was_granted_first(
     monkeypatch.setattr(connection, "_MAX_WINDOW", 70_000)
     requests = request_bodies.make(request_bodies.info(server.address, "digits"), "", {100: 1.0}, None, 0)
     host, _, port = server.address.rpartition(":")
-    with contextlib.closing(connection.Connection(host, int(port))) as one:
+    with contextlib.closing(connection.ClientConnection(host, int(port))) as one:
         body, block = connection.Body(requests.messages[0]), request_block(request_bodies.PATH, server.address, None)
         ended: list[connection.Ended] = []
         for token in range(60):  # each is answered with 4,000 bytes of tensor

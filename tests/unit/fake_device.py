@@ -56,7 +56,7 @@ class FakeDriver:
         self.blocks: dict[int, tuple[str, NDArray[np.uint8], int]] = {}  # address -> host or device, memory, device
         self.streams: dict[int, list[Callable[[], object]]] = {}  # what is enqueued
         self.capturing: set[int] = set()
-        self.marks: dict[int, float] = {}
+        self.timing_events: dict[int, float] = {}
         self._clock = 0.0
         self._next = 1000
         self._chosen = threading.local()
@@ -169,13 +169,13 @@ class FakeDriver:
 
         def marked() -> None:
             self._clock += 1e-6
-            self.marks[event] = self._clock
+            self.timing_events[event] = self._clock
 
         self.streams[stream].append(marked)
 
     def between(self, first: int, second: int) -> float:
         self._called("between")
-        return self.marks[second] - self.marks[first]
+        return self.timing_events[second] - self.timing_events[first]
 
     def broken(self, stream: int) -> str:
         self.calls["broken"] += 1

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from forwardpass import protocol
 from forwardpass.batching.request import Request
-from forwardpass.batching.run_time_model import RunTime
+from forwardpass.batching.run_time_model import RunTimeModel
 from forwardpass.errors import RequestError
-from forwardpass.execution.ort_session import Session
+from forwardpass.execution.ort_session import OrtSession
 from forwardpass.execution.placement import place
 from forwardpass.inference.request import AnyRequest, InferenceRequest, TimedInferenceRequest
 from forwardpass.inference.request_template import RequestTemplate
-from forwardpass.model.signature import Interface, Tensor
+from forwardpass.model.signature import ModelSignature, TensorSpec
 from forwardpass.protocol.bytes_tensors import pack
 from forwardpass.protocol.timings import BatchTiming
 from forwardpass.transport.interface import Answer
@@ -30,16 +30,16 @@ FP32 = protocol.DATATYPES["FP32"]
 ids = itertools.count()
 
 
-def tensor(name: str, datatype: str, *shape: int) -> Tensor:
-    return Tensor(name, protocol.DATATYPES[datatype], shape)
+def tensor(name: str, datatype: str, *shape: int) -> TensorSpec:
+    return TensorSpec(name, protocol.DATATYPES[datatype], shape)
 
 
-def interface(
-    inputs: Sequence[Tensor] = (tensor("x", "FP32", -1, 2),),
-    outputs: Sequence[Tensor] = (tensor("y", "FP32", -1, 2),),
+def signature(
+    inputs: Sequence[TensorSpec] = (tensor("x", "FP32", -1, 2),),
+    outputs: Sequence[TensorSpec] = (tensor("y", "FP32", -1, 2),),
     batchable: bool = True,
-) -> Interface:
-    return Interface(tuple(inputs), tuple(outputs), batchable)
+) -> ModelSignature:
+    return ModelSignature(tuple(inputs), tuple(outputs), batchable)
 
 
 class Numbered(Request):
@@ -53,40 +53,40 @@ def queued(
     arrival: float = 0.0,
     deadline: float = math.inf,
     priority: int = 1,
-    signature: Any = "a",
+    stack_key: Any = "a",
     nbytes: int = 100,
     start_by: float = math.inf,
 ) -> Numbered:
     """A request as the queue sees it."""
-    request = Numbered(signature, (), rows, nbytes, arrival, deadline, priority)
+    request = Numbered(stack_key, (), rows, nbytes, arrival, deadline, priority)
     request.call = next(ids)
     if start_by != math.inf:
         request.start_by = start_by
     return request
 
 
-def exact_run_time(a: float, b: float) -> RunTime:
+def exact_run_time(a: float, b: float) -> RunTimeModel:
     """A run-time model that has seen enough to know a + b·rows exactly."""
-    run_time = RunTime()
+    run_time = RunTimeModel()
     for rows in (1, 2, 4, 8, 16, 32) * 20:
         run_time.observe(rows, a + b * rows)
     return run_time
 
 
-def session(model: onnx.ModelProto, folder: Path) -> Session:
+def session(model: onnx.ModelProto, folder: Path) -> OrtSession:
     """A network, opened on the CPU with one thread."""
     path = folder / f"{next(ids)}.onnx"
     onnx.save(model, str(path))
-    return Session(path, place("cpu", 1, "for a test"))
+    return OrtSession(path, place("cpu", 1, "for a test"))
 
 
 class Target:
     """A model version as the decoder sees it."""
 
     def __init__(
-        self, found: Interface, name: str = "m", version: str = "1", rows: int = 1000, priorities: int = 1
+        self, found: ModelSignature, name: str = "m", version: str = "1", rows: int = 1000, priorities: int = 1
     ) -> None:
-        self.interface = found
+        self.signature = found
         self.name = name
         self.version = version
         self.max_request_rows = rows
@@ -131,7 +131,7 @@ def request_for(
     target: Any, arrays: Sequence[NDArray[Any]], outputs: tuple[int, ...] | None = None, door: Any = None, **more: Any
 ) -> AnyRequest:
     """A decoded request, as an intake makes it, with the arrays in the model's order."""
-    found = target.interface
+    found = target.signature
     rows = len(arrays[0]) if found.batchable else 1
     chosen = found.default_outputs if outputs is None else outputs
     template = RequestTemplate(target, rows, tuple(a.shape for a in arrays), chosen, 0, math.inf)

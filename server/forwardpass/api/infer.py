@@ -68,7 +68,7 @@ class AsyncInference:
 
     def _step(self) -> None:
         self._stepping = False
-        if self._intake.step() and not self._stepping:
+        if self._intake.run_pending() and not self._stepping:
             self._stepping = True
             self._loop.call_soon(self._step)  # after whatever has arrived meanwhile
 

@@ -45,7 +45,7 @@ class Infer(Protocol):
         """Nobody waits for this any more, or it was answered."""
 
 
-class Stream:
+class InferStream:
     """One call. `serve` is all of its life; every request that was read is answered or abandoned by its end."""
 
     def __init__(self, infer: Infer, context: CallContext) -> None:
@@ -103,9 +103,9 @@ class Stream:
             if isinstance(answer, RequestError):
                 if self._strict:
                     raise answer
-                await self._context.write(failed(message, answer))
+                await self._context.write(stream_error(message, answer))
             else:
-                await self._context.write(answered(answer))
+                await self._context.write(stream_response(answer))
 
     async def _next(self) -> tuple[bytes, asyncio.Future[Reply]] | None:
         """The oldest request that was not answered yet; None: there will be no more."""
@@ -121,12 +121,12 @@ def _seen(reading: asyncio.Task[None]) -> None:
         logger.debug("a stream could not be read to its end: %s", reading.exception())
 
 
-def answered(answer: bytes) -> bytes:
+def stream_response(answer: bytes) -> bytes:
     """A ModelInferResponse as a ModelStreamInferResponse, marked as its request's last."""
     return INFER_RESPONSE + varint(len(answer) + len(FINAL)) + answer + FINAL
 
 
-def failed(message: bytes, error: RequestError) -> bytes:
+def stream_error(message: bytes, error: RequestError) -> bytes:
     """An error as a ModelStreamInferResponse that names the request by what can be read of it."""
     response = protocol.ModelStreamInferResponse(error_message=text_of(error))
     request = protocol.ModelInferRequest()

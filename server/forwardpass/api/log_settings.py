@@ -26,7 +26,7 @@ SWITCHES = {"log_info": logging.INFO, "log_warning": logging.WARNING, "log_error
 SILENT = logging.CRITICAL + 1
 
 
-class RuntimeSettings:
+class LogSettings:
     """The RPCs TraceSetting and LogSettings, as functions from request message to response message."""
 
     def __init__(self, resolve: Callable[[str, str], object], logger: logging.Logger | None = None) -> None:

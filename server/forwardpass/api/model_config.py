@@ -10,15 +10,15 @@ from typing import Any
 
 from forwardpass import protocol
 from forwardpass.model.options import ModelConfig
-from forwardpass.model.signature import Tensor
+from forwardpass.model.signature import TensorSpec
 from forwardpass.model.triton_config import BACKEND, PLATFORM
-from forwardpass.repository.loader import Loaded
+from forwardpass.repository.loader import LoadedModel
 
 _LEVELS = {"basic": -1, "all": 0, "extended": 1}
 _INPUT, _OUTPUT = protocol.message("inference.ModelInput"), protocol.message("inference.ModelOutput")
 
 
-def describe(loaded: Loaded) -> Any:
+def describe(loaded: LoadedModel) -> Any:
     """An inference.ModelConfig with every choice made."""
     config, worker = loaded.config, loaded.worker
     message = protocol.ModelConfig()
@@ -48,9 +48,9 @@ def describe(loaded: Loaded) -> Any:
     return message
 
 
-def _largest(loaded: Loaded) -> int:
+def _largest(loaded: LoadedModel) -> int:
     """Rows of the largest run; 0 where axis 0 is no batch. Rows that depend on each other are run as they come."""
-    if not loaded.worker.interface.batchable:
+    if not loaded.worker.signature.batchable:
         return 0
     return loaded.max_batch_size or loaded.config.max_batch_size or 1
 
@@ -64,13 +64,13 @@ def _versions(policy: Any, config: ModelConfig) -> None:
         policy.specific.versions[:] = config.versions
 
 
-def _tensors(message: Any, loaded: Loaded, in_rows: bool) -> None:
+def _tensors(message: Any, loaded: LoadedModel, in_rows: bool) -> None:
     """Inputs and outputs as they are served, with what else was given of them. Hidden outputs are the metadata's."""
-    interface, config = loaded.worker.interface, loaded.config
-    answered = [interface.outputs[place] for place in interface.default_outputs]
+    signature, config = loaded.worker.signature, loaded.config
+    answered = [signature.outputs[place] for place in signature.default_outputs]
     labels = {o.name: o.labels or "" for o in config.outputs}
     for field, kind, tensors in (
-        (message.input, _INPUT, interface.inputs),
+        (message.input, _INPUT, signature.inputs),
         (message.output, _OUTPUT, answered),
     ):
         given = {entry.name: entry for entry in field}
@@ -82,7 +82,7 @@ def _tensors(message: Any, loaded: Loaded, in_rows: bool) -> None:
             entry.label_filename = labels.get(tensor.name) or config.labels or ""
 
 
-def _tensor(tensor: Tensor, given: Any, in_rows: bool, kind: Any) -> Any:
+def _tensor(tensor: TensorSpec, given: Any, in_rows: bool, kind: Any) -> Any:
     entry = kind()
     if given is not None:
         entry.CopyFrom(given)
@@ -98,7 +98,7 @@ def _number_of(data_type: str) -> int:
     return int(protocol.POOL.FindEnumTypeByName("inference.DataType").values_by_name[data_type].number)
 
 
-def _batching(batching: Any, loaded: Loaded) -> None:
+def _batching(batching: Any, loaded: LoadedModel) -> None:
     options, config = loaded.worker.options, loaded.config
     batching.SetInParent()
     batching.preferred_batch_size[:] = config.preferred_batch_sizes

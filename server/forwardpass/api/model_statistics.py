@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from forwardpass import protocol
-from forwardpass.observability.model_metrics import Counts, ModelMetrics
+from forwardpass.observability.model_metrics import ModelCounts, ModelMetrics
 
 NANOSECONDS = 1e9
 
@@ -15,7 +15,7 @@ def statistics(metrics: ModelMetrics) -> Any:
 
     compute_input is reading requests, out of what they wait; stacking them belongs to compute_infer.
     """
-    counts: Counts = metrics.counts()
+    counts: ModelCounts = metrics.counts()
     name, version = metrics.labels
     message = protocol.ModelStatistics(
         name=name,

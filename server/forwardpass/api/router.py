@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from forwardpass import protocol
 from forwardpass.api.health import Health
 from forwardpass.api.infer import AsyncInference
-from forwardpass.api.infer_stream import Stream
+from forwardpass.api.infer_stream import InferStream
 from forwardpass.api.reflection import METHOD, Reflection
 from forwardpass.api.reflection import SERVICES as REFLECTION_SERVICES
 from forwardpass.errors import InvalidRequest, RequestError
@@ -49,7 +49,7 @@ class Router:
         self._metrics = metrics
         self._inference = inference
         self._tokens = tokens
-        self._streams: set[Stream] = set()
+        self._streams: set[InferStream] = set()
         of_inference = {
             "ModelInfer": self._unary(self._infer, Role.INFER),
             "ModelStreamInfer": Handler(self._stream, True),
@@ -133,7 +133,7 @@ class Router:
 
     async def _stream(self, context: CallContext) -> None:
         self._allow(context, Role.INFER)
-        stream = Stream(self._inference, context)
+        stream = InferStream(self._inference, context)
         self._streams.add(stream)
         try:
             await stream.serve()

@@ -13,10 +13,10 @@ from forwardpass import __version__, protocol
 from forwardpass.api.model_config import describe
 from forwardpass.api.model_statistics import statistics
 from forwardpass.errors import InvalidRequest, Reason, RequestError, printable
-from forwardpass.model.signature import Tensor
+from forwardpass.model.signature import TensorSpec
 from forwardpass.model.triton_config import PLATFORM
-from forwardpass.repository.control import Control
-from forwardpass.repository.model_version import State
+from forwardpass.repository.control import ModelControl
+from forwardpass.repository.model_version import ModelState
 from forwardpass.repository.repository import Repository
 
 # What works on every server, by the names that Triton gives it.
@@ -33,14 +33,14 @@ EXTENSIONS = (
 )
 
 
-class Service:
+class ControlService:
     """The control side of GRPCInferenceService. What changes models is a coroutine; the rest only reads."""
 
     def __init__(
         self,
         repository: Repository,
         ready: Callable[[], bool],
-        control: Control,
+        control: ModelControl,
         extensions: Sequence[str] = (),
     ) -> None:
         """`extensions`: those that work on this server beside EXTENSIONS."""
@@ -86,8 +86,8 @@ class Service:
         worker = loaded.worker
         versions = [e.version for e in self._repository.entries() if e.name == worker.name and e.loaded]
         response = protocol.ModelMetadataResponse(name=worker.name, versions=versions, platform=PLATFORM)
-        response.inputs.extend(_tensor(t) for t in worker.interface.inputs)
-        response.outputs.extend(_tensor(t) for t in worker.interface.outputs)
+        response.inputs.extend(_tensor(t) for t in worker.signature.inputs)
+        response.outputs.extend(_tensor(t) for t in worker.signature.outputs)
         said = response.parameters
         for key, text in loaded.config.parameters.items():
             said[key].string_param = text
@@ -121,11 +121,13 @@ class Service:
         await self._control.refresh()
         response = protocol.RepositoryIndexResponse()
         for entry in self._repository.entries():
-            if entry.state is State.READY or not request.ready:
+            if entry.state is ModelState.READY or not request.ready:
                 reason = entry.reason or (entry.loaded.reservation if entry.loaded is not None else "")
                 response.models.add(name=entry.name, version=entry.version, state=entry.state.value, reason=reason)
         for name, version, why in [] if request.ready else self._repository.skipped():
-            response.models.add(name=name, version=version, state=State.UNAVAILABLE.value, reason=f"skipped: {why}")
+            response.models.add(
+                name=name, version=version, state=ModelState.UNAVAILABLE.value, reason=f"skipped: {why}"
+            )
         return response
 
     async def repository_model_load(self, request: Any) -> Any:
@@ -151,7 +153,7 @@ def _no_repository(request: Any) -> None:
         )
 
 
-def _tensor(tensor: Tensor) -> Any:
+def _tensor(tensor: TensorSpec) -> Any:
     message = protocol.message("inference.ModelMetadataResponse.TensorMetadata")(
         name=tensor.name, datatype=tensor.datatype.name, shape=tensor.shape
     )

@@ -21,9 +21,9 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Generic
 
 from forwardpass.batching.deadline_planner import all_in_time, best_batch, fill_batch
-from forwardpass.batching.rejections import full, late, timed_out
-from forwardpass.batching.request import NEVER, QUEUED, RUNNING, SETTLED, Batch, Limits, RequestT, Settled
-from forwardpass.batching.run_time_model import RunTime
+from forwardpass.batching.rejections import deadline_missed, queue_full, queue_timed_out
+from forwardpass.batching.request import NEVER, QUEUED, RUNNING, SETTLED, Batch, QueueLimits, RequestT, Settled
+from forwardpass.batching.run_time_model import RunTimeModel
 from forwardpass.errors import Reason
 
 # Where a request without a deadline stands among those that have one: as if it had this many seconds. Without it,
@@ -39,7 +39,7 @@ class BatchQueue(Generic[RequestT]):
     """Requests of one model version that wait for an instance.
 
     - Every offered request is settled exactly once: by offer, take, expire, cancel or finish.
-    - A batch holds one signature, at most `max_batch_rows` rows (a single larger request stands alone); one of the
+    - A batch holds one stack key, at most `max_batch_rows` rows (a single larger request stands alone); one of the
       preferred sizes, where the front of the queue makes one and no deadline is about.
     - Within a priority the earliest deadline goes first; equal ones in the order of arrival.
     - Nothing that is expired or cancelled is ever in a batch.
@@ -52,7 +52,7 @@ class BatchQueue(Generic[RequestT]):
       leaves time for, and an overloaded server answers nobody.
     """
 
-    def __init__(self, limits: Limits, run_time: RunTime) -> None:
+    def __init__(self, limits: QueueLimits, run_time: RunTimeModel) -> None:
         self.limits = limits
         self.run_time = run_time
         self.rows = self.requests = self.nbytes = 0
@@ -90,15 +90,17 @@ class BatchQueue(Generic[RequestT]):
             ):
                 request.state = SETTLED
                 waiting = self.requests, self.rows, self.nbytes, self._at.get(request.priority, 0)
-                refused.append(Settled(request, full(request, limits, self.run_time, waiting)))
+                refused.append(Settled(request, queue_full(request, limits, self.run_time, waiting)))
                 continue
             if request.deadline != NEVER:
                 if dated:
                     request.order = (request.priority, request.deadline)
                     start = self.busy_until if self.busy_until > now else now
-                    if request.deadline < start + self.run_time.optimistic(rows):
+                    if request.deadline < start + self.run_time.lower_bound(rows):
                         request.state = SETTLED
-                        refused.append(Settled(request, late(request, self.run_time, now, Reason.DEADLINE_REFUSED)))
+                        refused.append(
+                            Settled(request, deadline_missed(request, self.run_time, now, Reason.DEADLINE_REFUSED))
+                        )
                         continue
                 self._dated += 1
             elif dated:
@@ -113,9 +115,9 @@ class BatchQueue(Generic[RequestT]):
             self.nbytes += request.nbytes
             if request.priority in self._at:
                 self._at[request.priority] += 1
-            group = groups.get(request.signature)
+            group = groups.get(request.stack_key)
             if group is None:
-                groups[request.signature] = [request]
+                groups[request.stack_key] = [request]
             elif not group or group[-1].order <= request.order:
                 group.append(request)
             else:
@@ -143,7 +145,7 @@ class BatchQueue(Generic[RequestT]):
             for request in group:
                 if request.state == QUEUED and request.start_by < self._soonest:
                     if request.start_by < before:
-                        expired.append(Settled(request, timed_out(request, before)))
+                        expired.append(Settled(request, queue_timed_out(request, before)))
                     else:
                         self._soonest = request.start_by
         for request, _ in expired:
@@ -178,7 +180,7 @@ class BatchQueue(Generic[RequestT]):
         close = oldest + limits.delay
         if self._dated:
             urgent = min(r.deadline for group in self._groups.values() for r in group if r.state == QUEUED)
-            close = min(close, urgent - self.run_time.cautious(self.rows))
+            close = min(close, urgent - self.run_time.upper_bound(self.rows))
         if self._soonest < close:
             close = min(close, *(r.start_by for group in self._groups.values() for r in group if r.state == QUEUED))
         return close
@@ -224,8 +226,8 @@ class BatchQueue(Generic[RequestT]):
             (group,) = groups.values()
             return group or None
         best: list[RequestT] | None = None
-        for signature in list(groups):
-            group = groups[signature]
+        for stack_key in list(groups):
+            group = groups[stack_key]
             dead = 0
             while dead < len(group) and group[dead].state == SETTLED:
                 dead += 1
@@ -233,7 +235,7 @@ class BatchQueue(Generic[RequestT]):
                 del group[:dead]
                 self._dead -= dead
             if not group:
-                del groups[signature]
+                del groups[stack_key]
             elif best is None or group[0].order < best[0].order:
                 best = group
         return best
@@ -250,7 +252,7 @@ class BatchQueue(Generic[RequestT]):
             count, rows, room = fill_batch(live, limit, self.run_time, now)
             chosen = live[:count]
             # A full batch that is in time, or all there is: the order stands. Else look further ahead.
-            safe = live[0].deadline >= now + self.run_time.cautious(rows)
+            safe = live[0].deadline >= now + self.run_time.upper_bound(rows)
             if not (safe and (room <= 0 or (count == len(live) and seen == len(group)))):
                 seen = self._survey(group, seen, LOOKAHEAD * limit, live, dropped, now)
                 if not all_in_time(live[count:], limit, self.run_time, now + self.run_time.predict(rows)):
@@ -284,7 +286,7 @@ class BatchQueue(Generic[RequestT]):
         """Sort group[seen:] into those that live and those dropped, until `limit` rows live; how many were seen."""
         run_time = self.run_time
         trust = 1.0 - run_time.margin if self.limits.deadlines else 0.0
-        soonest, each = now + run_time.a * trust, run_time.b * trust  # as RunTime.optimistic, without the calls
+        soonest, each = now + run_time.a * trust, run_time.b * trust  # as RunTime.lower_bound, without the calls
         rows = sum([r.rows for r in live])
         for request in group[seen:] if seen else group:
             if rows >= limit:
@@ -322,7 +324,7 @@ class BatchQueue(Generic[RequestT]):
     def _drop(self, request: RequestT, now: float, why: Reason, dropped: list[Settled[RequestT]]) -> None:
         self._forget(request)
         request.state = SETTLED
-        dropped.append(Settled(request, late(request, self.run_time, now, why)))
+        dropped.append(Settled(request, deadline_missed(request, self.run_time, now, why)))
 
     def _forget(self, request: RequestT) -> None:
         """A queued request leaves without running."""
@@ -343,12 +345,12 @@ class BatchQueue(Generic[RequestT]):
             self._sweep()
 
     def _sweep(self) -> None:
-        for signature in list(self._groups):
-            kept = [r for r in self._groups[signature] if r.state == QUEUED]
+        for stack_key in list(self._groups):
+            kept = [r for r in self._groups[stack_key] if r.state == QUEUED]
             if kept:
-                self._groups[signature] = kept
+                self._groups[stack_key] = kept
             else:
-                del self._groups[signature]
+                del self._groups[stack_key]
         self._dead = 0
 
 

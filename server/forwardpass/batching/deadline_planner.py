@@ -1,6 +1,6 @@
 """Which of the requests that wait make a batch when they have deadlines. Pure: no queue, no clock, nothing is changed.
 
-`live` are requests of one signature in the queue's order, `limit` the rows of a full batch.
+`live` are requests of one stack key in the queue's order, `limit` the rows of a full batch.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from operator import attrgetter
 
 from forwardpass.batching.request import NEVER, Request, RequestT
-from forwardpass.batching.run_time_model import RunTime
+from forwardpass.batching.run_time_model import RunTimeModel
 
 
-def fill_batch(live: Sequence[Request], limit: int, run_time: RunTime, now: float) -> tuple[int, int, int]:
+def fill_batch(live: Sequence[Request], limit: int, run_time: RunTimeModel, now: float) -> tuple[int, int, int]:
     """Greedily from the first: how many requests, their rows, and the rows of room left in the matrix.
 
     A request joins while the batch, with it, is still expected to make the earliest deadline in it. Room 0 means
@@ -37,7 +37,7 @@ def fill_batch(live: Sequence[Request], limit: int, run_time: RunTime, now: floa
     return count, rows, max(0, limit - rows)
 
 
-def all_in_time(live: Sequence[Request], limit: int, run_time: RunTime, free_at: float) -> bool:
+def all_in_time(live: Sequence[Request], limit: int, run_time: RunTimeModel, free_at: float) -> bool:
     """Whether `live`, run in order in full batches from `free_at` on, would all be in time."""
     predict = run_time.predict
     rows, earliest = 0, NEVER
@@ -53,7 +53,7 @@ def all_in_time(live: Sequence[Request], limit: int, run_time: RunTime, free_at:
     return free_at + predict(rows) <= earliest
 
 
-def best_batch(live: Sequence[RequestT], limit: int, run_time: RunTime, now: float) -> list[RequestT]:
+def best_batch(live: Sequence[RequestT], limit: int, run_time: RunTimeModel, now: float) -> list[RequestT]:
     """Overload: the batch with the most rows per second that is in time, in the queue's order.
 
     It leaves out whoever has less time than the batch takes: within the first one's priority, the deadline

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from forwardpass.batching.request import Limits, Request
-from forwardpass.batching.run_time_model import RunTime
+from forwardpass.batching.request import QueueLimits, Request
+from forwardpass.batching.run_time_model import RunTimeModel
 from forwardpass.errors import DeadlineExceeded, ModelLoading, Overloaded, Reason, RequestError
 
 
-def full(request: Request, limits: Limits, run_time: RunTime, waiting: tuple[int, int, int, int]) -> Overloaded:
+def queue_full(
+    request: Request, limits: QueueLimits, run_time: RunTimeModel, waiting: tuple[int, int, int, int]
+) -> Overloaded:
     """The bound that is reached, and when the queue should be half empty.
 
     `waiting`: requests, rows and bytes in the queue, and requests of this priority.
@@ -34,7 +36,7 @@ def full(request: Request, limits: Limits, run_time: RunTime, waiting: tuple[int
     )
 
 
-def late(request: Request, run_time: RunTime, now: float, why: Reason) -> DeadlineExceeded:
+def deadline_missed(request: Request, run_time: RunTimeModel, now: float, why: Reason) -> DeadlineExceeded:
     """`why`: DEADLINE_EXPIRED for one that has passed; otherwise one that cannot be met any more."""
     left = (request.deadline - now) * 1e3
     if why is Reason.DEADLINE_EXPIRED:
@@ -45,7 +47,7 @@ def late(request: Request, run_time: RunTime, now: float, why: Reason) -> Deadli
     return DeadlineExceeded(text, reason=why)
 
 
-def timed_out(request: Request, now: float) -> DeadlineExceeded:
+def queue_timed_out(request: Request, now: float) -> DeadlineExceeded:
     """Of a request that had to start by a time at which every instance was busy."""
     allowed, waited = (request.start_by - request.arrival) * 1e3, (now - request.arrival) * 1e3
     return DeadlineExceeded(
@@ -54,7 +56,7 @@ def timed_out(request: Request, now: float) -> DeadlineExceeded:
     )
 
 
-def too_late(requests: Sequence[Request], answers: list[bytes | RequestError], ended: float) -> bool:
+def reject_late(requests: Sequence[Request], answers: list[bytes | RequestError], ended: float) -> bool:
     """Tell those whose deadline passed while they ran: nobody takes their answer now. Whether there were any."""
     if min([request.deadline for request in requests]) >= ended:
         return False
@@ -65,6 +67,6 @@ def too_late(requests: Sequence[Request], answers: list[bytes | RequestError], e
     return True
 
 
-def replaced(name: str, version: str) -> ModelLoading:
+def being_replaced(name: str, version: str) -> ModelLoading:
     """For those who come when a version takes no more."""
     return ModelLoading(f"version {version} of model '{name}' is being replaced; try again", reason=Reason.UNLOADING)

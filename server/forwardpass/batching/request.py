@@ -13,7 +13,7 @@ from forwardpass.errors import RequestError
 NEVER = math.inf  # a deadline that is none
 
 
-class State(enum.IntEnum):
+class RequestState(enum.IntEnum):
     NEW = 0
     QUEUED = 1
     RUNNING = 2
@@ -21,17 +21,17 @@ class State(enum.IntEnum):
 
 
 # Plain integers on the hot path; the enum is for those who read them.
-NEW, QUEUED, RUNNING, SETTLED = (int(s) for s in State)
+NEW, QUEUED, RUNNING, SETTLED = (int(s) for s in RequestState)
 
 
 class Request:
     """What the queue knows of a request: how much it brings, and by when it must be run."""
 
-    __slots__ = ("arrival", "buffers", "deadline", "nbytes", "order", "priority", "rows", "signature", "state")
+    __slots__ = ("arrival", "buffers", "deadline", "nbytes", "order", "priority", "rows", "stack_key", "state")
 
     def __init__(
         self,
-        signature: Hashable,
+        stack_key: Hashable,
         buffers: Sequence[bytes | memoryview],
         rows: int,
         nbytes: int,
@@ -39,7 +39,7 @@ class Request:
         deadline: float,
         priority: int,
     ) -> None:
-        self.signature = signature  # only requests of equal signature share a matrix
+        self.stack_key = stack_key  # only requests of equal stack_key share a matrix
         self.buffers = buffers  # one buffer per input of the model, in the model's order; dropped when it is cancelled
         self.rows = rows  # what it counts for in every bound: at least 1
         self.nbytes = nbytes  # of its message
@@ -58,7 +58,7 @@ RequestT = TypeVar("RequestT", bound=Request)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class QueueLimits:
     """Bounds of one queue. `rows`, `requests` and `nbytes` are what may wait, all together."""
 
     max_batch_rows: int = 64
@@ -83,10 +83,10 @@ class QueueTimeout(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class WorkerOptions:
     """What a worker was told, with every choice made."""
 
-    limits: Limits
+    limits: QueueLimits
     run_rows: int = 0  # rows of one run where requests do not share runs; 0: limits.max_batch_rows
     instances: int = 1
     row_independent: bool = True  # a request of more rows than a matrix may be run in slices
@@ -106,7 +106,7 @@ class Settled(NamedTuple, Generic[RequestT]):
 
 @dataclass(slots=True)
 class Batch(Generic[RequestT]):
-    """Requests of one signature that run as one matrix, in the order of their rows."""
+    """Requests of one stack key that run as one matrix, in the order of their rows."""
 
     requests: list[RequestT]
     rows: int

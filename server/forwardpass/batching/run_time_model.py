@@ -1,8 +1,8 @@
 """How long a batch takes: a + b·rows, fitted to what was measured. Pure: times come in, nothing is read from a clock.
 
 The queue asks it two things: whether a deadline can still be met, and how many rows fit before one. Both need to
-know how far to trust the fit, so its relative error is tracked as well: `optimistic` is what may be promised to
-nobody but used to refuse (a refusal that would have made it is a bug), `cautious` is what to plan a batch with.
+know how far to trust the fit, so its relative error is tracked as well: `lower_bound` decides rejections (rejecting a
+feasible request is a bug), `upper_bound` plans batches.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MIN_MARGIN = 0.1
 MAX_MARGIN = 0.9
 
 
-class RunTime:
+class RunTimeModel:
     """Run time in seconds of a batch of B rows, as a + b·B with a, b >= 0, by exponentially weighted least squares.
 
     - Without an observation every answer is 0 s: nothing is refused on a guess.
@@ -58,16 +58,16 @@ class RunTime:
         """Expected seconds for a batch of `rows` rows."""
         return self.a + self.b * rows
 
-    def optimistic(self, rows: int) -> float:
-        """Seconds that a batch of `rows` rows will hardly stay under: what a refusal may rest on."""
+    def lower_bound(self, rows: int) -> float:
+        """Seconds that a batch of `rows` rows takes at least: what rejections rest on."""
         return (self.a + self.b * rows) * (1.0 - self.margin)
 
-    def cautious(self, rows: int) -> float:
-        """Seconds that a batch of `rows` rows will hardly exceed: what a batch is planned with."""
+    def upper_bound(self, rows: int) -> float:
+        """Seconds that a batch of `rows` rows takes at most: what batches are planned with."""
         return (self.a + self.b * rows) * (1.0 + self.margin)
 
     def rows_within(self, seconds: float) -> float:
-        """The most rows whose cautious run time is at most `seconds`; 0 where none fit, inf where any number does."""
+        """The most rows whose `upper_bound` is at most `seconds`; 0 where none fit, inf where any number does."""
         room = seconds / (1.0 + self.margin) - self.a
         if room < 0.0:
             return 0.0

@@ -12,7 +12,7 @@ import grpc.aio
 
 from forwardpass.client.errors import CallError, Cancelled
 from forwardpass.client.operations import Inputs, Operations, Steps
-from forwardpass.client.pending import STREAM_CLOSED, PendingRequest, PendingRequests
+from forwardpass.client.pending import STREAM_CLOSED, PendingRequests, StreamedRequest
 from forwardpass.client.results import Answer, Parameter
 
 
@@ -70,7 +70,7 @@ class AsyncStream:
             if self._closed:
                 raise ValueError(STREAM_CLOSED)
             future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-            self._pending.add(wire_id, PendingRequest(future, info, model, version, id))
+            self._pending.add(wire_id, StreamedRequest(future, info, model, version, id))
         except BaseException:
             self._room.release()
             raise

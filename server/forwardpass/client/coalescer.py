@@ -132,7 +132,7 @@ class Group:
         self.shares = True  # False once the model turned out not to let rows share a request
 
 
-class Batch(NamedTuple):
+class CoalescedBatch(NamedTuple):
     """What goes into one request. `more`: another sender is to be started for what is left."""
 
     rows: list[Rows]
@@ -212,7 +212,7 @@ class Coalescer:
             group.gathering = True
             return True
 
-    def take(self, group: Group) -> Batch | None:
+    def take(self, group: Group) -> CoalescedBatch | None:
         """For a sender: rows to send now. None: nothing is left, and there is no sender any more."""
         batches = group.batches
         with self._lock:
@@ -232,7 +232,7 @@ class Coalescer:
             group.crowd = (group.crowd + len(taken)) / 2
             self.rows += sum([rows.count for rows in taken])
             self.requests += 1
-            return Batch(taken, more)
+            return CoalescedBatch(taken, more)
 
     def ended(self, group: Group) -> bool:
         """A request of the group has ended. True: its sender is to `take` what waits by now."""

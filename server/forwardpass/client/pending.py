@@ -22,7 +22,7 @@ STREAM_PATH: Final = protocol.METHODS["ModelStreamInfer"].path
 STREAM_CLOSED: Final = "the stream is closed"
 
 
-class PendingRequest(NamedTuple):
+class StreamedRequest(NamedTuple):
     """A request that has no answer yet. `future` is a concurrent or an asyncio one."""
 
     future: Any
@@ -41,14 +41,14 @@ class PendingRequests:
     def __init__(self, operations: Operations, address: str) -> None:
         self._operations = operations
         self._address = address
-        self._requests: dict[str, PendingRequest] = {}
+        self._requests: dict[str, StreamedRequest] = {}
         self._ids = itertools.count()
         self.ended: CallError | None = None  # why there will be no more answers
 
     def new_id(self) -> str:
         return str(next(self._ids))
 
-    def add(self, wire_id: str, request: PendingRequest) -> None:
+    def add(self, wire_id: str, request: StreamedRequest) -> None:
         """Raises what ended the stream, if something did."""
         if self.ended is not None:
             raise copy.copy(self.ended)  # of its own: a raised error carries the trace of who raised it

@@ -17,7 +17,7 @@ import grpc
 
 from forwardpass.client.errors import CallError, Internal
 from forwardpass.client.operations import Inputs, Operations, Steps
-from forwardpass.client.pending import STREAM_CLOSED, PendingRequest, PendingRequests
+from forwardpass.client.pending import STREAM_CLOSED, PendingRequests, StreamedRequest
 from forwardpass.client.results import Answer, Parameter
 
 
@@ -84,7 +84,7 @@ class Stream:
             with self._lock:
                 if self._closed:
                     raise ValueError(STREAM_CLOSED)
-                self._pending.add(wire_id, PendingRequest(future, info, model, version, id))
+                self._pending.add(wire_id, StreamedRequest(future, info, model, version, id))
                 self._outgoing.put(request)
         except BaseException:
             self._room.release()

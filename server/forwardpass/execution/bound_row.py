@@ -12,19 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass.errors import RequestError
-from forwardpass.execution.ort_session import Session, translate
+from forwardpass.execution.ort_session import OrtSession, translate
 from forwardpass.execution.stacking import Buffer
 from forwardpass.model.example_inputs import example
-from forwardpass.model.signature import Interface, Tensor
+from forwardpass.model.signature import ModelSignature, TensorSpec
 
 
-class Lone:
+class SingleRowRunner:
     """One row of the only input to the row of one output. Not thread-safe: it has one set of buffers.
 
     `place` is the output's, `trailing` its shape without the batch axis. The answers are those of `Session.run`.
     """
 
-    def __init__(self, session: Session, place: int, given: NDArray[Any], found: NDArray[Any]) -> None:
+    def __init__(self, session: OrtSession, place: int, given: NDArray[Any], found: NDArray[Any]) -> None:
         """`given`: an array like the input, one row; `found`: what the network answered to it."""
         self.place = place
         self.trailing = found.shape[1:]
@@ -45,25 +45,25 @@ class Lone:
         return bytes(self._bytes_out)
 
 
-def bind(interface: Interface, session: Session) -> Lone | None:
+def bind(signature: ModelSignature, session: OrtSession) -> SingleRowRunner | None:
     """None where it can't be had: sizes that vary, several inputs or answers, types that numpy lacks."""
-    places = interface.default_outputs
-    if not interface.one_row_bytes or len(places) != 1:
+    places = signature.default_outputs
+    if not signature.one_row_bytes or len(places) != 1:
         return None
-    tensors = (*interface.inputs, interface.outputs[places[0]])
+    tensors = (*signature.inputs, signature.outputs[places[0]])
     if not all(_plain(tensor) for tensor in tensors):
         return None
-    given = example(interface.inputs[0], 1, np.random.default_rng(0))
+    given = example(signature.inputs[0], 1, np.random.default_rng(0))
     try:
         (found,) = session.run([given], places)
         if found.shape != (1, *tensors[-1].shape[1:]):
             return None
-        lone = Lone(session, places[0], given, found)
-        same = lone.answer(given.tobytes(), None) == found.tobytes()
+        single = SingleRowRunner(session, places[0], given, found)
+        same = single.answer(given.tobytes(), None) == found.tobytes()
     except RequestError:
         return None  # a network that made-up values do not suit
-    return lone if same else None
+    return single if same else None
 
 
-def _plain(tensor: Tensor) -> bool:
+def _plain(tensor: TensorSpec) -> bool:
     return tensor.datatype.numpy is not None and tensor.datatype.name != "BF16" and min(tensor.shape[1:], default=1) > 0

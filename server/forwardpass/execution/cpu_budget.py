@@ -13,14 +13,14 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
-class Cores:
+class CpuBudget:
     """Cores this process may use at once, at least 1, and the reason in words."""
 
     count: int
     why: str
 
 
-def available(root: Path = Path("/")) -> Cores:
+def available(root: Path = Path("/")) -> CpuBudget:
     """The smaller of the affinity mask and the cgroup's quota, rounded up to whole cores."""
     try:
         allowed = len(os.sched_getaffinity(0))
@@ -29,10 +29,10 @@ def available(root: Path = Path("/")) -> Cores:
     host = os.cpu_count() or allowed
     quota = cgroup_quota(root)
     if quota is not None and quota < allowed:
-        return Cores(max(1, math.ceil(quota)), f"cgroup quota of {quota:g} cores")
+        return CpuBudget(max(1, math.ceil(quota)), f"cgroup quota of {quota:g} cores")
     if allowed < host:
-        return Cores(max(1, allowed), f"affinity to {allowed} of {host} cores")
-    return Cores(max(1, allowed), f"{allowed} cores, no quota")
+        return CpuBudget(max(1, allowed), f"affinity to {allowed} of {host} cores")
+    return CpuBudget(max(1, allowed), f"{allowed} cores, no quota")
 
 
 def cgroup_quota(root: Path = Path("/")) -> float | None:

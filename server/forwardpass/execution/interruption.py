@@ -13,8 +13,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from forwardpass.errors import RequestError, Stopping
-from forwardpass.execution.ort_session import Network, new_run_options
-from forwardpass.model.signature import Interface
+from forwardpass.execution.ort_session import Session, new_run_options
+from forwardpass.model.signature import ModelSignature
 
 
 class Interruption:
@@ -64,7 +64,7 @@ class Interruption:
         if cancel is not None:
             cancel(True)
 
-    def network(self, network: Network) -> Network:
+    def network(self, network: Session) -> Session:
         """The same network, with runs that end at `stop`."""
         return _Interruptible(network, self, self._run_options)
 
@@ -72,14 +72,14 @@ class Interruption:
 class _Interruptible:
     """A network whose runs raise Stopping once the server stops, whatever else they would have raised."""
 
-    def __init__(self, network: Network, interruption: Interruption, options: Any) -> None:
+    def __init__(self, network: Session, interruption: Interruption, options: Any) -> None:
         self._network = network
         self._interruption = interruption
         self._options = options
 
     @property
-    def interface(self) -> Interface:
-        return self._network.interface
+    def signature(self) -> ModelSignature:
+        return self._network.signature
 
     def run(self, arrays: Sequence[NDArray[Any]], outputs: tuple[int, ...], options: Any = None) -> list[NDArray[Any]]:
         self._interruption.check()

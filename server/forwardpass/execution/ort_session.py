@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from forwardpass.errors import InvalidRequest, ModelError, Reason, RequestError, RunFailed, TooLarge
 from forwardpass.execution.onnx_runtime import ort
 from forwardpass.execution.placement import Placement
-from forwardpass.model.signature import Interface, Tensor
+from forwardpass.model.signature import ModelSignature, TensorSpec
 from forwardpass.protocol import BY_ORT_TYPE
 
 BF16_ONNX = 16  # TensorProto.BFLOAT16
@@ -35,11 +35,11 @@ OUT_OF_MEMORY = (
 )  # fmt: skip
 
 
-class Network(Protocol):
+class Session(Protocol):
     """An open network, wherever it runs."""
 
     @property
-    def interface(self) -> Interface:
+    def signature(self) -> ModelSignature:
         """What it takes and gives."""
 
     def run(self, arrays: Sequence[NDArray[Any]], outputs: tuple[int, ...], options: Any = None) -> list[NDArray[Any]]:
@@ -54,8 +54,8 @@ def share_threads(threads: int) -> None:
     ort.set_global_thread_pool_sizes(threads, 1)
 
 
-class Session:
-    """An open network. `interface` says what it takes and gives."""
+class OrtSession:
+    """An open network. `signature` says what it takes and gives."""
 
     def __init__(
         self,
@@ -84,14 +84,14 @@ class Session:
             raise ModelError(f"asked for {placement.provider}, but ONNX Runtime can only offer {got}")
         self._session = opened
         self.placement = placement
-        self.interface = read_interface(self._session)
-        self._names = [t.name for t in self.interface.outputs]
+        self.signature = read_signature(self._session)
+        self._names = [t.name for t in self.signature.outputs]
         self._chosen: dict[tuple[int, ...], list[str]] = {}  # places -> names, made once
-        self._inputs = [t.name for t in self.interface.inputs]
+        self._inputs = [t.name for t in self.signature.inputs]
         # InferenceSession.run checks its arguments anew at every call, which for a small network takes a fifth of the
         # run. Ours were checked at the door, so the call it makes underneath is made directly where it is to be had.
         self._call = getattr(getattr(self._session, "_sess", None), "run", self._session.run)
-        names = {t.datatype.name for t in (*self.interface.inputs, *self.interface.outputs)}
+        names = {t.datatype.name for t in (*self.signature.inputs, *self.signature.outputs)}
         self._bf16 = "BF16" in names
         if names >= {"BF16", "BYTES"}:
             raise ModelError("it has BF16 and BYTES tensors, which ONNX Runtime cannot be given in one call")
@@ -131,7 +131,7 @@ class Session:
     def _run_values(self, arrays: Sequence[NDArray[Any]], names: list[str], options: Any) -> list[NDArray[Any]]:
         """As `run` where bfloat16 is about: numpy has no such type, so its bits go in and out as uint16."""
         feeds = {}
-        for tensor, array in zip(self.interface.inputs, arrays, strict=True):
+        for tensor, array in zip(self.signature.inputs, arrays, strict=True):
             if tensor.datatype.name == "BF16":
                 value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array), BF16_ONNX)
             else:
@@ -170,24 +170,24 @@ def new_run_options() -> Any:
     return ort.RunOptions()
 
 
-def read_interface(session: Any) -> Interface:
+def read_signature(session: Any) -> ModelSignature:
     """A network's inputs and outputs as its file declares them. Raises ModelError for types that can't be served."""
 
-    def tensors(nodes: Any, what: str) -> tuple[Tensor, ...]:
+    def tensors(nodes: Any, what: str) -> tuple[TensorSpec, ...]:
         found = []
         for node in nodes:
             datatype = BY_ORT_TYPE.get(node.type)
             if datatype is None:
                 raise ModelError(f"{what} '{node.name}' is of type {node.type}, which the protocol cannot carry")
             shape = tuple(s if isinstance(s, int) and s >= 0 else -1 for s in node.shape)
-            found.append(Tensor(node.name, datatype, shape))
+            found.append(TensorSpec(node.name, datatype, shape))
         return tuple(found)
 
     inputs, outputs = tensors(session.get_inputs(), "input"), tensors(session.get_outputs(), "output")
     if not outputs:
         raise ModelError("the network has no outputs")
     batchable = bool(inputs) and all(t.shape and t.shape[0] == -1 for t in (*inputs, *outputs))
-    return Interface(inputs, outputs, batchable)
+    return ModelSignature(inputs, outputs, batchable)
 
 
 def reason(error: BaseException) -> str:

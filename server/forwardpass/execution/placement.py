@@ -49,7 +49,7 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class CudaDevices:
     """The CUDA devices there are; where there are none, `missing` says what is not there."""
 
     devices: int
@@ -57,7 +57,7 @@ class Machine:
 
 
 def place(
-    wanted: str, threads: int, why: str, shared: bool = False, look: Callable[[], Machine] | None = None
+    wanted: str, threads: int, why: str, shared: bool = False, look: Callable[[], CudaDevices] | None = None
 ) -> Placement:
     """The placement for `wanted`: EXPECTED. Raises SettingsError for what is not to be had, naming what is missing.
 
@@ -69,7 +69,7 @@ def place(
     if name not in ("auto", "cuda") or (colon and name == "auto"):
         raise SettingsError(f"provider: expected {EXPECTED}, got {wanted!r}")
     devices = _numbers(numbers, wanted) if colon else (0,)
-    machine = (look or look_at_this_machine)()
+    machine = (look or detect_cuda)()
     if name == "auto":
         if not machine.devices:
             return Placement(CPU, 0, threads, f"auto: cpu, because {machine.missing}; {why}", shared)
@@ -98,10 +98,10 @@ def _count(devices: int) -> str:
     return "1 CUDA device is" if devices == 1 else f"{devices} CUDA devices are"
 
 
-def look_at_this_machine() -> Machine:
+def detect_cuda() -> CudaDevices:
     """Load what CUDA needs and count its devices. The first time takes up to seconds where there is CUDA."""
     if CUDA not in ort.get_available_providers():
-        return Machine(
+        return CudaDevices(
             0,
             f"this onnxruntime ({ort.__version__}) was built without CUDA: install forwardpass[gpu] in place of "
             "forwardpass[cpu]",
@@ -109,10 +109,10 @@ def look_at_this_machine() -> Machine:
     try:
         devices = driver().devices()
     except OSError as error:
-        return Machine(0, _missing(str(error)))
+        return CudaDevices(0, _missing(str(error)))
     except CudaError as error:
-        return Machine(0, f"CUDA says: {error}")
-    return Machine(devices, "" if devices else "CUDA counts no devices")
+        return CudaDevices(0, f"CUDA says: {error}")
+    return CudaDevices(devices, "" if devices else "CUDA counts no devices")
 
 
 def _missing(text: str) -> str:

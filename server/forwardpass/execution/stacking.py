@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass.errors import InvalidRequest
-from forwardpass.model.signature import Tensor
+from forwardpass.model.signature import TensorSpec
 from forwardpass.protocol.bytes_tensors import pack, unpack
 
 Buffer = bytes | memoryview
 _JOINED = 8192  # bytes of a buffer, below which it is quicker to copy it twice than to look at it once more
 
 
-def stack(tensor: Tensor, buffers: Sequence[Buffer], shape: tuple[int, ...]) -> NDArray[Any]:
+def stack(tensor: TensorSpec, buffers: Sequence[Buffer], shape: tuple[int, ...]) -> NDArray[Any]:
     """The array of `shape` ([B, ...]) whose rows are those of `buffers` (C order, little-endian), one after the other.
 
     A single buffer is not copied. The array may be read-only.

@@ -22,10 +22,18 @@ from forwardpass.export import fp16_tolerance, parity
 from forwardpass.export.fp16_conversion import halve
 from forwardpass.export.hidden_outputs import expose
 from forwardpass.export.input_spec import InputSpec, batch_symbol, draw, fit_samples, parse_inputs, symbols
-from forwardpass.export.staged_version import Staging
-from forwardpass.export.torch_network import Network
+from forwardpass.export.staged_version import StagedVersion
+from forwardpass.export.torch_network import TorchNetwork
 from forwardpass.export.translate import translate
-from forwardpass.model.contract import CONTRACT_FILE, MODEL_FILE, Contract, Samples, TensorSpec, Tolerance, file_digest
+from forwardpass.model.contract import (
+    CONTRACT_FILE,
+    MODEL_FILE,
+    Contract,
+    ContractTensor,
+    Samples,
+    Tolerance,
+    file_digest,
+)
 
 # What an answer may be off, by the narrowest float in the network: a few hundred roundings of its last place.
 TOLERANCES = {
@@ -43,7 +51,7 @@ _INTEGER_BOUNDS = (128, 16, 4, 2, 1)
 
 Labels = Sequence[str] | Mapping[str, Sequence[str]]
 Values = dict[str, NDArray[Any]]
-Part = TypeVar("Part", TensorSpec, Contract)
+Part = TypeVar("Part", ContractTensor, Contract)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +103,8 @@ def export(
     by how much. Not for several threads at once; several processes may export the same model.
     """
     tell = progress or (lambda _stage: None)
-    staging = Staging(Path(repository), name, version)
-    network = Network(module, parse_inputs(inputs))
+    staging = StagedVersion(Path(repository), name, version)
+    network = TorchNetwork(module, parse_inputs(inputs))
     batch = batch_symbol(network.specs)
     tell("running the network")
     rows, sizes = _rows(network, samples, batch, outputs)
@@ -116,7 +124,7 @@ def export(
     tolerance = tolerance or TOLERANCES[coarsest]
     with staging:
         path = staging.write(MODEL_FILE, model)
-        runner = parity.Runner(path)
+        runner = parity.OnnxRunner(path)
         runner.check_inputs(network.specs)
         tell("checking it against the reference")
         independence = None
@@ -164,7 +172,7 @@ def export(
 
 
 def _rows(
-    network: Network, samples: Mapping[str, Any] | None, batch: str | None, outputs: Sequence[str] | None
+    network: TorchNetwork, samples: Mapping[str, Any] | None, batch: str | None, outputs: Sequence[str] | None
 ) -> tuple[Values, dict[str, int]]:
     """The values to try, at least `_DRAWN_ROWS` rows where there is a batch, and the sizes of all symbols in them."""
     if samples is not None:
@@ -187,14 +195,14 @@ def _rows(
     return rows, sizes
 
 
-def _sizes(network: Network, batch: str | None, first: int, step: int) -> dict[str, int]:
+def _sizes(network: TorchNetwork, batch: str | None, first: int, step: int) -> dict[str, int]:
     """A size for every symbol, all different where `step` is not 0."""
     others = [symbol for symbol in symbols(network.specs) if symbol != batch]
     sizes = {symbol: first + step * i for i, symbol in enumerate(others)}
     return sizes if batch is None else {**sizes, batch: _DRAWN_ROWS}
 
 
-def _example(network: Network, sizes: Mapping[str, int], batch: str | None) -> Values:
+def _example(network: TorchNetwork, sizes: Mapping[str, int], batch: str | None) -> Values:
     """What torch traces with: shapes matter, values do not; a size of 1 it would take for a constant."""
     if any(size == 1 for size in sizes.values()):
         sizes = _sizes(network, batch, first=5, step=2)
@@ -203,7 +211,7 @@ def _example(network: Network, sizes: Mapping[str, int], batch: str | None) -> V
     return draw(network.specs, sizes, 1, np.random.default_rng(0))
 
 
-def _trials(network: Network, rows: Values, sizes: Mapping[str, int], batch: str | None) -> Iterator[Values]:
+def _trials(network: TorchNetwork, rows: Values, sizes: Mapping[str, int], batch: str | None) -> Iterator[Values]:
     """All batches parity is held on: every size, all rows, and other sizes of the other symbols."""
     if batch is None:
         yield rows
@@ -229,7 +237,7 @@ def _sample_count(rows: Values) -> int:
     return max(1, min(_SAMPLE_ROWS, _SAMPLE_NUMBERS // max(numbers, 1)))
 
 
-def _label(outputs: list[TensorSpec], labels: Labels | None) -> list[TensorSpec]:
+def _label(outputs: list[ContractTensor], labels: Labels | None) -> list[ContractTensor]:
     names = [tensor.name for tensor in outputs]
     if labels is None:
         return outputs
@@ -241,7 +249,7 @@ def _label(outputs: list[TensorSpec], labels: Labels | None) -> list[TensorSpec]
     if unknown:
         raise ExportError(f"labels: are for {', '.join(unknown)}; the outputs are {', '.join(names)}")
     return [
-        _checked(TensorSpec, **{**tensor.model_dump(), "labels": list(labels[tensor.name])})
+        _checked(ContractTensor, **{**tensor.model_dump(), "labels": list(labels[tensor.name])})
         if tensor.name in labels
         else tensor
         for tensor in outputs

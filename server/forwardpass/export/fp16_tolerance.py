@@ -19,7 +19,7 @@ from onnx.reference.op_run import OpRun
 
 from forwardpass.errors import ExportError
 from forwardpass.export.fp16_conversion import LARGEST
-from forwardpass.export.torch_network import Network, Values
+from forwardpass.export.torch_network import TorchNetwork, Values
 from forwardpass.model.contract import Tolerance, compare
 
 # Devices sum in another order, and serve other rows than were tried: so many times the largest error seen is allowed.
@@ -80,7 +80,9 @@ class Rounded:
         return ""
 
 
-def hold(model: bytes, network: Network, trials: Iterable[Values], wanted: Tolerance | None) -> tuple[Tolerance, float]:
+def hold(
+    model: bytes, network: TorchNetwork, trials: Iterable[Values], wanted: Tolerance | None
+) -> tuple[Tolerance, float]:
     """The tolerance for a model in half precision, and the largest difference from the reference over all trials.
 
     `wanted`: the caller's tolerance, which is then held. Where None it is `MARGIN` times the largest difference.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass.errors import ExportError
-from forwardpass.model.contract import DTYPES, TensorSpec
+from forwardpass.model.contract import DTYPES, ContractTensor
 
 # The numeric dtypes of the protocol, by numpy's names: a PyTorch network takes no text.
 _DTYPES = {dtype.name: dtype for dtype in DTYPES.values() if dtype.kind != "O"}
@@ -56,10 +56,10 @@ class InputSpec:
     def __str__(self) -> str:
         return f"{self.name}:{self.dtype.name}[{','.join(str(dim) for dim in self.dims)}]"
 
-    def tensor(self) -> TensorSpec:
+    def tensor(self) -> ContractTensor:
         """The same as the contract says it: -1 for every symbol."""
         shape = [dim if isinstance(dim, int) else -1 for dim in self.dims]
-        return TensorSpec(name=self.name, datatype=_DATATYPES[self.dtype], shape=shape)
+        return ContractTensor(name=self.name, datatype=_DATATYPES[self.dtype], shape=shape)
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape with every symbol replaced by its size."""

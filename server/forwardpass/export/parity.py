@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from forwardpass.errors import ExportError
 from forwardpass.execution.onnx_runtime import ort
 from forwardpass.export.input_spec import InputSpec
-from forwardpass.export.torch_network import Network, Values
-from forwardpass.model.contract import DTYPES, TensorSpec, Tolerance, compare
+from forwardpass.export.torch_network import TorchNetwork, Values
+from forwardpass.model.contract import DTYPES, ContractTensor, Tolerance, compare
 
 PROVIDER = "CPUExecutionProvider"
 # One row, a pair, an odd number, and sizes around what kernels work in.
@@ -38,7 +38,7 @@ class RowIndependence:
     largest: float  # the largest difference between a row alone and in a batch
 
 
-class Runner:
+class OnnxRunner:
     """An ONNX file on ONNX Runtime's CPU provider."""
 
     def __init__(self, path: Path) -> None:
@@ -77,7 +77,7 @@ class Runner:
         return {tensor.name: np.asarray(answer) for tensor, answer in zip(self.outputs, answers, strict=True)}
 
 
-def check_parity(runner: Runner, network: Network, trials: Iterable[Values], tolerance: Tolerance) -> float:
+def check_parity(runner: OnnxRunner, network: TorchNetwork, trials: Iterable[Values], tolerance: Tolerance) -> float:
     """Run every trial in both; the largest difference. Raises ExportError at the first that is off."""
     largest = 0.0
     for values in trials:
@@ -98,7 +98,7 @@ def check_parity(runner: Runner, network: Network, trials: Iterable[Values], tol
     return largest
 
 
-def check_outputs_follow(runner: Runner, rows: Values, symbol: str) -> None:
+def check_outputs_follow(runner: OnnxRunner, rows: Values, symbol: str) -> None:
     """Every output has a row for every row that went in. Raises ExportError naming the one that has not."""
     for count in (2, 3):
         for name, answer in runner.run(take(rows, slice(count))).items():
@@ -109,7 +109,7 @@ def check_outputs_follow(runner: Runner, rows: Values, symbol: str) -> None:
                 )
 
 
-def row_independence(runner: Runner, rows: Values, count: int, tolerance: Tolerance) -> RowIndependence:
+def row_independence(runner: OnnxRunner, rows: Values, count: int, tolerance: Tolerance) -> RowIndependence:
     """Each of the rows alone against itself in batches of every size, at every place. `count` is how many there are."""
     alone = [runner.run(take(rows, slice(i, i + 1))) for i in range(count)]
     identical = within = True
@@ -131,11 +131,13 @@ def take(rows: Values, which: slice | NDArray[np.intp]) -> dict[str, NDArray[Any
     return {name: value[which] for name, value in rows.items()}
 
 
-def _tensor(value: Any) -> TensorSpec:
+def _tensor(value: Any) -> ContractTensor:
     datatype = _DATATYPES.get(value.type)
     if datatype is None:
         raise ExportError(f"{value.name!r} is a {value.type}, which has no name in the protocol")
-    return TensorSpec(name=value.name, datatype=datatype, shape=[d if isinstance(d, int) else -1 for d in value.shape])
+    return ContractTensor(
+        name=value.name, datatype=datatype, shape=[d if isinstance(d, int) else -1 for d in value.shape]
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -32,7 +32,7 @@ def versions(folder: Path) -> list[int]:
     return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal() and entry.name[0] != "0")
 
 
-class Staging:
+class StagedVersion:
     """A hidden folder in `<repository>/<name>/` that becomes `<name>/<version>` or goes away. A context manager.
 
     - While its process lives, a lock file beside it is held by flock(2), which the kernel lets go with the process:

@@ -22,7 +22,7 @@ from forwardpass.model.contract import Tolerance, compare
 Values = Mapping[str, NDArray[Any]]
 
 
-class Network:
+class TorchNetwork:
     """A module whose forward takes the inputs of `specs` and gives tensors, alone or in tuples, lists and dicts.
 
     `specs` are kept in the order of forward's parameters. `output_names` is set by `try_on`.

@@ -17,7 +17,7 @@ import torch
 
 from forwardpass.errors import ExportError
 from forwardpass.export.input_spec import InputSpec
-from forwardpass.export.torch_network import Network, Values
+from forwardpass.export.torch_network import TorchNetwork, Values
 
 # protobuf's own bound on one message; a larger model would need its weights in files beside it.
 MAX_BYTES = 2**31 - 1
@@ -29,7 +29,7 @@ _FIXED = re.compile(
 _USER_CODE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\w+)\n\s*(?P<code>[^\n]+)')
 
 
-def translate(network: Network, example: Values, opset: int) -> bytes:
+def translate(network: TorchNetwork, example: Values, opset: int) -> bytes:
     """The network as a serialized ONNX model in one piece, its symbolic dimensions dynamic.
 
     The bytes depend on the network alone: no path, no trace and no time of this machine is in them.

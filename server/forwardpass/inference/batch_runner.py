@@ -10,44 +10,49 @@ from numpy.typing import NDArray
 
 from forwardpass.errors import DeadlineExceeded, Reason, RequestError, RunFailed
 from forwardpass.execution.bound_row import bind
-from forwardpass.execution.ort_session import Network, Session
+from forwardpass.execution.ort_session import OrtSession, Session
 from forwardpass.execution.stacking import stack, stack_into
-from forwardpass.inference.encoder import plain, row_parts, wished
+from forwardpass.inference.encoder import encode_plain, encode_with_options, row_parts
 from forwardpass.inference.request import AnyRequest
 from forwardpass.inference.request_template import RequestTemplate
-from forwardpass.model.signature import Interface
+from forwardpass.model.signature import ModelSignature
 
 Arrays = Sequence[NDArray[Any]]
 
 
-class Runner:
-    """Runs requests of one signature as one matrix, or in slices of `max_rows` where rows are independent."""
+class BatchRunner:
+    """Runs requests of one stack key as one matrix, or in slices of `max_rows` where rows are independent."""
 
     def __init__(
-        self, session: Network, interface: Interface, max_rows: int, row_independent: bool, shared: bool = True
+        self, session: Session, signature: ModelSignature, max_rows: int, row_independent: bool, shared: bool = True
     ) -> None:
         """`shared`: several runs may be made at once, so that none can have buffers of its own in the session."""
         self.session = session
         # On a device, batches are stacked where it copies them from; on the processor they may lie anywhere.
         self._room: Callable[[int], Sequence[NDArray[Any]] | None] | None = getattr(session, "room", None)
-        self.interface = interface
+        self.signature = signature
         self.max_rows = max_rows
         self.row_independent = row_independent
-        self._lone = None if shared or not isinstance(session, Session) else bind(interface, session)
+        self._single_row = None if shared or not isinstance(session, OrtSession) else bind(signature, session)
 
-    def alone(self, request: AnyRequest, options: Any, matrices: list[int]) -> bytes | None:
+    def run_single_row(self, request: AnyRequest, options: Any, matrices: list[int]) -> bytes | None:
         """The response to a single row, the quick way; None: this one has to go the usual way. Raises as `run`."""
-        lone, template = self._lone, request.template
-        if lone is None or template.rows != 1 or template.wishes is not None or template.outputs != (lone.place,):
+        single, template = self._single_row, request.template
+        if (
+            single is None
+            or template.rows != 1
+            or template.response_options is not None
+            or template.outputs != (single.place,)
+        ):
             return None
         matrices.append(1)
         try:
-            blob = lone.answer(request.buffers[0], options)
+            blob = single.answer(request.buffers[0], options)
         except RequestError:
             if options.terminate:
                 raise _too_long() from None
             raise
-        parts = template.replies.get(lone.trailing) or row_parts(template, lone.trailing, len(blob))
+        parts = template.replies.get(single.trailing) or row_parts(template, single.trailing, len(blob))
         return parts[0] + blob if not request.id_field else b"".join((parts[1], request.id_field, parts[2], blob))
 
     def run(self, requests: Sequence[AnyRequest], options: Any, matrices: list[int]) -> tuple[list[NDArray[Any]], Any]:
@@ -64,8 +69,8 @@ class Runner:
             rows += template.rows
             if template.outputs is not wanted and template.outputs != wanted:
                 wanted = tuple(sorted({*wanted, *template.outputs}))
-        interface = self.interface
-        batchable = interface.batchable
+        signature = self.signature
+        batchable = signature.batchable
         arrays: Arrays
         if self._room is not None and (room := self._room(rows)) is not None:
             for i, array in enumerate(room):
@@ -73,7 +78,7 @@ class Runner:
             arrays = room
         else:
             arrays = stacked = []
-            for i, tensor in enumerate(interface.inputs):
+            for i, tensor in enumerate(signature.inputs):
                 shape = (rows, *first.batch_shapes[i][1:]) if batchable else first.batch_shapes[i]
                 stacked.append(stack(tensor, [r.buffers[i] for r in requests], shape))
         if not batchable or rows <= self.max_rows or not self.row_independent:
@@ -118,9 +123,9 @@ class Runner:
         """Each request's rows of the answer, as the bytes of its response.
 
         An error stands in the place of an answer that cannot be sent the way its request wants it (only those with
-        `template.wishes`), and is appended to `failures`.
+        `template.response_options`), and is appended to `failures`.
         """
-        if not self.interface.batchable or len(wanted) != 1 or outputs[0].dtype == object:
+        if not self.signature.batchable or len(wanted) != 1 or outputs[0].dtype == object:
             return self._each(requests, outputs, wanted, failures)
         # One output of fixed-size elements: the common case, kept short.
         (output,) = outputs
@@ -134,7 +139,7 @@ class Runner:
         for request in requests:
             template = request.template
             if template is not last:
-                if template.wishes is not None:
+                if template.response_options is not None:
                     return self._each(requests, outputs, wanted, failures)
                 last = template
                 size = template.rows * stride
@@ -159,7 +164,7 @@ class Runner:
         start = 0
         for request in requests:
             end = start + request.template.rows
-            own = [o[start:end] for o in outputs] if self.interface.batchable else outputs
+            own = [o[start:end] for o in outputs] if self.signature.batchable else outputs
             try:
                 answers.append(_reply(request, own, wanted))
             except RequestError as error:
@@ -178,6 +183,6 @@ def _reply(request: AnyRequest, outputs: Arrays, wanted: tuple[int, ...]) -> byt
     """One request's response from its own part of the outputs at the places `wanted`."""
     template: RequestTemplate = request.template
     chosen = [outputs[wanted.index(place)] for place in template.outputs]
-    if template.wishes is not None:
-        return wished(template, request.id_field, template.wishes, chosen)
-    return plain(template, request.id_field, chosen)
+    if template.response_options is not None:
+        return encode_with_options(template, request.id_field, template.response_options, chosen)
+    return encode_plain(template, request.id_field, chosen)

@@ -16,24 +16,24 @@ from forwardpass.errors import InvalidRequest, TooLarge, printable
 from forwardpass.execution.stacking import Buffer
 from forwardpass.inference import tensor_contents
 from forwardpass.inference.parameters import (
-    SAID_NOTHING,
-    OutputWish,
-    Place,
-    Window,
-    Wishes,
+    NO_PARAMETERS,
+    OutputOptions,
+    RegionRange,
+    RegionView,
+    ResponseOptions,
     all_typed,
-    asked,
-    general,
-    source,
+    parse_output_parameters,
+    parse_request_parameters,
+    parse_shared_memory,
 )
-from forwardpass.inference.request_template import NAME_LIMIT, RequestTemplate, Target, TemplateMemory
-from forwardpass.model.signature import Interface, Tensor
+from forwardpass.inference.request_template import NAME_LIMIT, RequestTemplate, ServingModel, TemplateMemory
+from forwardpass.model.signature import ModelSignature, TensorSpec
 from forwardpass.protocol.wire import ID_TAG, varint
 
 KNOWN_REPLIES = 1024  # memories of replies, one for each model, outputs and number of rows
 
 
-class Models(Protocol):
+class ModelLookup(Protocol):
     """Where decoding finds the models.
 
     `resolve(name, version)` gives the model version that serves, or raises UnknownModel, ModelLoading, ModelUnusable.
@@ -42,22 +42,22 @@ class Models(Protocol):
 
     generation: int
 
-    def resolve(self, name: str, version: str) -> Target: ...
+    def resolve(self, name: str, version: str) -> ServingModel: ...
 
 
-class Regions(Protocol):
+class SharedMemory(Protocol):
     """Where decoding finds shared memory. `window` raises UnknownRegion, or InvalidRequest beyond a region's end."""
 
     @property
     def most(self) -> int: ...  # bytes that one input may have
 
-    def window(self, place: Place) -> Window: ...
+    def window(self, place: RegionRange) -> RegionView: ...
 
 
 class Decoder:
     """Decodes for one thread: every transport has its own."""
 
-    def __init__(self, models: Models, max_message_bytes: int, regions: Regions | None = None) -> None:
+    def __init__(self, models: ModelLookup, max_message_bytes: int, regions: SharedMemory | None = None) -> None:
         """`regions` None: shared memory is turned off."""
         self._models = models
         self._max = max_message_bytes
@@ -90,30 +90,36 @@ class Decoder:
             raise InvalidRequest("the message is not a ModelInferRequest") from None
         _names(request)
         target = self._models.resolve(request.model_name, request.model_version)
-        interface = target.interface
-        said = general(request.parameters, target.priority_levels) if request.parameters else SAID_NOTHING
-        buffers, shapes, windows, order = self._inputs(request, interface)
-        rows = _rows(shapes, interface)
+        signature = target.signature
+        said = (
+            parse_request_parameters(request.parameters, target.priority_levels)
+            if request.parameters
+            else NO_PARAMETERS
+        )
+        buffers, shapes, windows, order = self._inputs(request, signature)
+        rows = _rows(shapes, signature)
         if rows > target.max_request_rows:
             raise InvalidRequest(
                 f"{rows} rows in one request; model '{target.name}' takes at most {target.max_request_rows}"
             )
-        outputs = _outputs(request, interface)
-        wishes = self._wishes(request, interface, outputs, said.typed)
+        outputs = _outputs(request, signature)
+        response_options = self._wishes(request, signature, outputs, said.typed)
         shared = 0
         # Last, once nothing else can be wrong with the request: these are copies.
         for place, window in windows.items():
             buffers[place] = window.read()
-            tensor_contents.check(buffers[place], interface.inputs[place], shapes[place])
+            tensor_contents.check(buffers[place], signature.inputs[place], shapes[place])
             shared += len(buffers[place])
         replies = self._replies_of(target, rows, outputs)
-        template = RequestTemplate(target, rows, shapes, outputs, said.priority, said.timeout, wishes, shared, replies)
+        template = RequestTemplate(
+            target, rows, shapes, outputs, said.priority, said.timeout, response_options, shared, replies
+        )
         # A region may be unregistered, so those are looked up anew every time.
-        if not windows and (wishes is None or not any(w.window for w in wishes.outputs)):
+        if not windows and (response_options is None or not any(w.window for w in response_options.outputs)):
             self._memory.remember(message, template, order, buffers, bool(request.raw_input_contents))
         return template, buffers, _id_field(request.id)
 
-    def _replies_of(self, target: Target, rows: int, outputs: tuple[int, ...]) -> dict[Any, tuple[bytes, ...]]:
+    def _replies_of(self, target: ServingModel, rows: int, outputs: tuple[int, ...]) -> dict[Any, tuple[bytes, ...]]:
         key = (target, rows, outputs)
         found = self._replies.get(key)
         if found is None:
@@ -123,33 +129,33 @@ class Decoder:
         return found
 
     def _inputs(
-        self, request: Any, interface: Interface
-    ) -> tuple[list[Buffer], tuple[tuple[int, ...], ...], dict[int, Window], list[int]]:
+        self, request: Any, signature: ModelSignature
+    ) -> tuple[list[Buffer], tuple[tuple[int, ...], ...], dict[int, RegionView], list[int]]:
         """Raw bytes and shape of every input, in the model's order; by place those still to be read; and which of the
         request's inputs each is."""
         given = request.inputs[:]  # slices of protobuf's containers are lists, made in one call
         raws = request.raw_input_contents[:]
         places: dict[int, int] = {}
-        sources: dict[int, Place] = {}
+        sources: dict[int, RegionRange] = {}
         for i, tensor in enumerate(given):
             name = tensor.name
-            place = interface.input_place.get(name)
+            place = signature.input_place.get(name)
             if place is None:
-                expected = ", ".join(t.name for t in interface.inputs)
+                expected = ", ".join(t.name for t in signature.inputs)
                 raise InvalidRequest(f"unexpected input '{printable(name)}'; expected {expected}")
             if place in places:
                 raise InvalidRequest(f"input '{printable(name)}' is given twice")
             places[place] = i
-            if tensor.parameters and (where := source(tensor.parameters, f"input '{name}'")) is not None:
+            if tensor.parameters and (where := parse_shared_memory(tensor.parameters, f"input '{name}'")) is not None:
                 sources[i] = where
         sent = len(given) - len(sources)
         if raws and len(raws) != sent:
             raise InvalidRequest(f"{len(raws)} raw_input_contents for {sent} inputs; expected one for each")
         buffers: list[Buffer] = []
         shapes: list[tuple[int, ...]] = []
-        windows: dict[int, Window] = {}
+        windows: dict[int, RegionView] = {}
         order: list[int] = []
-        for place, expected_tensor in enumerate(interface.inputs):
+        for place, expected_tensor in enumerate(signature.inputs):
             if place not in places:
                 raise InvalidRequest(f"missing input '{expected_tensor.name}'")
             i = places[place]
@@ -171,7 +177,7 @@ class Decoder:
             order.append(i)
         return buffers, tuple(shapes), windows, order
 
-    def _window(self, place: Place, tensor: Tensor, shape: tuple[int, ...]) -> Window:
+    def _window(self, place: RegionRange, tensor: TensorSpec, shape: tuple[int, ...]) -> RegionView:
         """Where an input is to be read, checked before anything of it is."""
         regions = self._shared_memory()
         window = regions.window(place)
@@ -181,20 +187,24 @@ class Decoder:
             raise TooLarge(f"input '{tensor.name}': {place.nbytes} bytes, the limit is {regions.most}")
         return window
 
-    def _wishes(self, request: Any, interface: Interface, outputs: tuple[int, ...], typed: bool) -> Wishes | None:
+    def _wishes(
+        self, request: Any, signature: ModelSignature, outputs: tuple[int, ...], typed: bool
+    ) -> ResponseOptions | None:
         """How the answer is to be sent; None: the plain way."""
         if not typed and not (request.outputs and any(o.parameters for o in request.outputs)):
             return None
-        tensors = [interface.outputs[place] for place in outputs]
+        tensors = [signature.outputs[place] for place in outputs]
         named: Sequence[Any] = [o.parameters for o in request.outputs] or [{}] * len(outputs)
-        wanted = [asked(parameters, tensor) for parameters, tensor in zip(named, tensors, strict=True)]
+        wanted = [
+            parse_output_parameters(parameters, tensor) for parameters, tensor in zip(named, tensors, strict=True)
+        ]
         typed = all_typed(wanted, tensors, typed)
         found = tuple(
-            OutputWish(w.classes, None if w.place is None else self._shared_memory().window(w.place)) for w in wanted
+            OutputOptions(w.classes, None if w.place is None else self._shared_memory().window(w.place)) for w in wanted
         )
-        return Wishes(found, typed) if typed or any(w != OutputWish() for w in found) else None
+        return ResponseOptions(found, typed) if typed or any(w != OutputOptions() for w in found) else None
 
-    def _shared_memory(self) -> Regions:
+    def _shared_memory(self) -> SharedMemory:
         if self._regions is None:
             raise InvalidRequest("shared memory is turned off on this server")
         return self._regions
@@ -215,24 +225,24 @@ def _names(request: Any) -> None:
                 raise InvalidRequest(f"the {what} has {len(value)} characters, the limit is {NAME_LIMIT}")
 
 
-def _rows(shapes: tuple[tuple[int, ...], ...], interface: Interface) -> int:
-    if not interface.batchable:
+def _rows(shapes: tuple[tuple[int, ...], ...], signature: ModelSignature) -> int:
+    if not signature.batchable:
         return 1
     counts = [s[0] for s in shapes]
     if len(set(counts)) > 1:
-        named = ", ".join(f"'{t.name}' {c}" for t, c in zip(interface.inputs, counts, strict=True))
+        named = ", ".join(f"'{t.name}' {c}" for t, c in zip(signature.inputs, counts, strict=True))
         raise InvalidRequest(f"inputs differ in their number of rows: {named}")
     return counts[0]
 
 
-def _outputs(request: Any, interface: Interface) -> tuple[int, ...]:
+def _outputs(request: Any, signature: ModelSignature) -> tuple[int, ...]:
     if not request.outputs:
-        return interface.default_outputs
+        return signature.default_outputs
     places: list[int] = []
     for output in request.outputs:
-        place = interface.output_place.get(output.name)
+        place = signature.output_place.get(output.name)
         if place is None:
-            known = ", ".join(t.name for t in interface.outputs)
+            known = ", ".join(t.name for t in signature.outputs)
             raise InvalidRequest(f"unknown output '{printable(output.name)}'; the outputs are {known}")
         if place in places:
             raise InvalidRequest(f"output '{printable(output.name)}' is requested twice")

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from forwardpass import protocol
 from forwardpass.errors import InvalidRequest
 from forwardpass.execution.stacking import raw
-from forwardpass.inference.parameters import OutputWish, Wishes
+from forwardpass.inference.parameters import OutputOptions, ResponseOptions
 from forwardpass.inference.request_template import RequestTemplate
-from forwardpass.model.signature import Tensor
+from forwardpass.model.signature import TensorSpec
 from forwardpass.protocol.wire import RAW_OUT, varint
 
 REMEMBERED_SHAPES = 16  # of answers, per template: more only where shapes depend on the data
@@ -35,7 +35,7 @@ def reply_parts(template: RequestTemplate, shapes: Shapes, sizes: tuple[int, ...
     names = protocol.ModelInferResponse(model_name=target.name, model_version=target.version)
     response = protocol.ModelInferResponse()
     for place, shape in zip(template.outputs, shapes, strict=True):
-        tensor = target.interface.outputs[place]
+        tensor = target.signature.outputs[place]
         response.outputs.add(name=tensor.name, datatype=tensor.datatype.name, shape=shape)
     parts = [RAW_OUT + varint(size) for size in sizes]
     parts[0] = response.SerializeToString() + parts[0]
@@ -49,7 +49,7 @@ def row_parts(template: RequestTemplate, trailing: tuple[int, ...], size: int) -
     return _remember(template, trailing, (before + after, before, after))
 
 
-def plain(template: RequestTemplate, id_field: bytes, arrays: Sequence[NDArray[Any]]) -> bytes:
+def encode_plain(template: RequestTemplate, id_field: bytes, arrays: Sequence[NDArray[Any]]) -> bytes:
     """The ModelInferResponse for one request, raw; `arrays` are its own rows of the outputs that it wants."""
     blobs = [raw(a) for a in arrays]
     shapes, sizes = tuple([a.shape for a in arrays]), tuple([len(b) for b in blobs])
@@ -69,7 +69,9 @@ def _remember(template: RequestTemplate, key: Any, parts: tuple[bytes, ...]) -> 
     return parts
 
 
-def wished(template: RequestTemplate, id_field: bytes, wishes: Wishes, arrays: Sequence[NDArray[Any]]) -> bytes:
+def encode_with_options(
+    template: RequestTemplate, id_field: bytes, response_options: ResponseOptions, arrays: Sequence[NDArray[Any]]
+) -> bytes:
     """The ModelInferResponse for one request; `arrays` are its own rows of the outputs that it wants, in its order.
 
     Each output has its place among the raw contents, an empty one where its elements went to shared memory: clients
@@ -78,9 +80,9 @@ def wished(template: RequestTemplate, id_field: bytes, wishes: Wishes, arrays: S
     target = template.target
     response = protocol.ModelInferResponse(model_name=target.name, model_version=target.version)
     response.MergeFromString(id_field)
-    batchable: bool = target.interface.batchable
-    for place, wish, array in zip(template.outputs, wishes.outputs, arrays, strict=True):
-        tensor: Tensor = target.interface.outputs[place]
+    batchable: bool = target.signature.batchable
+    for place, wish, array in zip(template.outputs, response_options.outputs, arrays, strict=True):
+        tensor: TensorSpec = target.signature.outputs[place]
         datatype = tensor.datatype
         if wish.classes:
             array = classify(array, tensor, wish.classes, batchable)
@@ -88,9 +90,9 @@ def wished(template: RequestTemplate, id_field: bytes, wishes: Wishes, arrays: S
         entry = response.outputs.add(name=tensor.name, datatype=datatype.name, shape=array.shape)
         if wish.window is not None:
             _write(entry, wish, tensor, raw(array))
-            if not wishes.typed:
+            if not response_options.typed:
                 response.raw_output_contents.append(b"")
-        elif wishes.typed:
+        elif response_options.typed:
             assert datatype.contents is not None  # checked when the wish was read
             values = array.ravel().tolist()
             if datatype.numpy is None:
@@ -102,7 +104,7 @@ def wished(template: RequestTemplate, id_field: bytes, wishes: Wishes, arrays: S
     return answer
 
 
-def _write(entry: Any, wish: OutputWish, tensor: Tensor, data: bytes) -> None:
+def _write(entry: Any, wish: OutputOptions, tensor: TensorSpec, data: bytes) -> None:
     assert wish.window is not None
     place = wish.window.place
     if len(data) > place.nbytes:
@@ -116,7 +118,7 @@ def _write(entry: Any, wish: OutputWish, tensor: Tensor, data: bytes) -> None:
         entry.parameters["shared_memory_offset"].int64_param = place.offset
 
 
-def classify(array: NDArray[Any], tensor: Tensor, classes: int, batchable: bool) -> NDArray[Any]:
+def classify(array: NDArray[Any], tensor: TensorSpec, classes: int, batchable: bool) -> NDArray[Any]:
     """The `classes` largest elements of each row, the largest first, each as b"value:index" or b"value:index:label".
 
     [B, ...] becomes [B, k], where k is at most the number of elements of a row; an array that is no batch becomes [k].

@@ -15,7 +15,7 @@ from forwardpass.batching.admission import Admission
 from forwardpass.errors import RequestError, RunFailed
 from forwardpass.execution.stacking import Buffer
 from forwardpass.inference import decoder
-from forwardpass.inference.decoder import Decoder, Regions
+from forwardpass.inference.decoder import Decoder, SharedMemory
 from forwardpass.inference.request import InferenceRequest, RejectedRequest, TimedInferenceRequest
 from forwardpass.inference.request_template import RequestTemplate
 from forwardpass.inference.worker import Worker
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 logger.addFilter(LogLimit())
 
 
-class Models(decoder.Models, Protocol):
+class WorkerLookup(decoder.ModelLookup, Protocol):
     """Where the workers are found: the repository."""
 
     def resolve(self, name: str, version: str) -> Worker: ...
@@ -41,12 +41,12 @@ class Intake(Generic[CallT]):
     def __init__(
         self,
         reply_sink: ReplySink[CallT],
-        models: Models,
+        models: WorkerLookup,
         admission: Admission,
         metrics: ModelMetrics,
         max_message_bytes: int,
         clock: Callable[[], float] = time.monotonic,
-        regions: Regions | None = None,
+        regions: SharedMemory | None = None,
     ) -> None:
         """`regions` None: shared memory is turned off."""
         self._reply_sink = reply_sink
@@ -138,7 +138,7 @@ class Intake(Generic[CallT]):
             settled = False
             if error is not None:
                 self._one_by_one(worker, requests)
-            elif count == 1 and self._alone(worker, requests[0], len(groups) > 1):
+            elif count == 1 and self._try_run_now(worker, requests[0], len(groups) > 1):
                 settled = not worker.queue.requests  # unless something came in by another transport meanwhile
             else:
                 worker.submit(requests, self.now)
@@ -151,23 +151,23 @@ class Intake(Generic[CallT]):
         elif self._crowded:
             self._crowded = [worker for worker in self._crowded if worker.slack]
 
-    def step(self) -> bool:
+    def run_pending(self) -> bool:
         """Run what is this thread's to run, one batch per model. True: call again, after a look for new arrivals."""
         if len(self._pending) > 1 and self.before_run is not None:
             left = []
             for worker in self._pending:
                 self.before_run(worker.next_run_seconds)
-                if worker.step():
+                if worker.run_pending():
                     left.append(worker)
             self._pending = left
         elif self._pending:
-            self._pending = [worker for worker in self._pending if worker.step()]
+            self._pending = [worker for worker in self._pending if worker.run_pending()]
         return bool(self._pending)
 
-    def _alone(self, worker: Worker, request: InferenceRequest[CallT], one_of_several: bool) -> bool:
+    def _try_run_now(self, worker: Worker, request: InferenceRequest[CallT], one_of_several: bool) -> bool:
         if one_of_several and self.before_run is not None:
             self.before_run(worker.next_run_seconds)
-        return worker.alone(request, self.now)
+        return worker.try_run_now(request, self.now)
 
     @property
     def slack(self) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from forwardpass.errors import InvalidRequest, printable
-from forwardpass.model.signature import Tensor
+from forwardpass.model.signature import TensorSpec
 
 NO_PRIORITY = 0
 SHARED = "shared_memory_"
@@ -20,7 +20,7 @@ REFUSED = ("sequence_", SHARED, "classification")
 INTEGERS = ("int64_param", "uint64_param")
 
 
-class Place(NamedTuple):
+class RegionRange(NamedTuple):
     """Where a tensor's bytes lie, or are to be written."""
 
     region: str
@@ -28,32 +28,32 @@ class Place(NamedTuple):
     nbytes: int
 
 
-class Window(Protocol):
+class RegionView(Protocol):
     """Some bytes of a shared-memory region. `read` and `write` raise InvalidRequest once they are not there."""
 
-    place: Place
+    place: RegionRange
 
     def read(self) -> bytes: ...
     def write(self, data: bytes) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class OutputWish:
+class OutputOptions:
     """How one output is to be sent. `classes`: the so many largest elements of each row instead of the tensor."""
 
     classes: int = 0
-    window: Window | None = None  # write the elements there and send none
+    window: RegionView | None = None  # write the elements there and send none
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class ResponseOptions:
     """How a request wants its answer, where that is not the plain way. `outputs` are in the order of its template's."""
 
-    outputs: tuple[OutputWish, ...]
+    outputs: tuple[OutputOptions, ...]
     typed: bool = False  # typed contents instead of raw bytes
 
 
-class General(NamedTuple):
+class RequestParameters(NamedTuple):
     """What the parameters of a request as a whole say."""
 
     priority: int  # NO_PRIORITY: the model's default
@@ -61,10 +61,10 @@ class General(NamedTuple):
     typed: bool
 
 
-SAID_NOTHING = General(NO_PRIORITY, math.inf, False)
+NO_PARAMETERS = RequestParameters(NO_PRIORITY, math.inf, False)
 
 
-def general(parameters: Any, priority_levels: int) -> General:
+def parse_request_parameters(parameters: Any, priority_levels: int) -> RequestParameters:
     """The schedule_policy parameters and `binary_data_output`. Raises InvalidRequest naming what was expected."""
     priority, timeout, typed = NO_PRIORITY, math.inf, False
     for key in parameters:
@@ -84,10 +84,10 @@ def general(parameters: Any, priority_levels: int) -> General:
             typed = not _boolean(key, parameter)
         elif key.startswith(REFUSED) and not _idle(parameter):
             raise InvalidRequest(f"parameter '{printable(key)}' is not supported here")
-    return General(priority, timeout, typed)
+    return RequestParameters(priority, timeout, typed)
 
 
-def source(parameters: Any, what: str) -> Place | None:
+def parse_shared_memory(parameters: Any, what: str) -> RegionRange | None:
     """Where the elements of an input lie; None: in the message. `what` names it in errors."""
     for key, parameter in parameters.items():
         if key.startswith(REFUSED) and not key.startswith(SHARED) and not _idle(parameter):
@@ -95,15 +95,15 @@ def source(parameters: Any, what: str) -> Place | None:
     return _place(parameters, what)
 
 
-class Asked(NamedTuple):
+class OutputParameters(NamedTuple):
     """What the parameters of one requested output say."""
 
     classes: int
-    place: Place | None
+    place: RegionRange | None
     typed: bool | None  # None: as the request as a whole
 
 
-def asked(parameters: Any, tensor: Tensor) -> Asked:
+def parse_output_parameters(parameters: Any, tensor: TensorSpec) -> OutputParameters:
     """Read and check the parameters of a requested output."""
     what = f"output '{tensor.name}'"
     classes, typed = 0, None
@@ -121,10 +121,10 @@ def asked(parameters: Any, tensor: Tensor) -> Asked:
         raise InvalidRequest(f"{what}: expected classification or shared memory, got both")
     if classes and tensor.datatype.name in ("BYTES", "BOOL"):
         raise InvalidRequest(f"{what}: classification needs numbers, and it is of {tensor.datatype.name}")
-    return Asked(classes, place, typed)
+    return OutputParameters(classes, place, typed)
 
 
-def all_typed(wanted: list[Asked], tensors: list[Tensor], default: bool) -> bool:
+def all_typed(wanted: list[OutputParameters], tensors: list[TensorSpec], default: bool) -> bool:
     """Whether the answer goes as typed contents. A response has either those or raw bytes, so outputs must agree.
 
     An output in shared memory has neither, so it has no say.
@@ -140,7 +140,7 @@ def all_typed(wanted: list[Asked], tensors: list[Tensor], default: bool) -> bool
     return typed
 
 
-def _place(parameters: Any, what: str) -> Place | None:
+def _place(parameters: Any, what: str) -> RegionRange | None:
     found: dict[str, Any] = {}
     for key, parameter in parameters.items():
         if not key.startswith(SHARED):
@@ -161,7 +161,7 @@ def _place(parameters: Any, what: str) -> Place | None:
     if region is None or nbytes is None:
         missing = "shared_memory_region" if region is None else "shared_memory_byte_size"
         raise InvalidRequest(f"{what}: expected shared_memory_region and shared_memory_byte_size, {missing} is missing")
-    return Place(region, found.get("shared_memory_offset", 0), nbytes)
+    return RegionRange(region, found.get("shared_memory_offset", 0), nbytes)
 
 
 def _integer(key: str, parameter: Any, what: str = "") -> int:

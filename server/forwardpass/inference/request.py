@@ -5,13 +5,17 @@ It carries its own reply slot and timestamps, so that there is no table of reque
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 from forwardpass.batching.request import NEW, Request
 from forwardpass.execution.stacking import Buffer
 from forwardpass.inference.request_template import RequestTemplate
-from forwardpass.transport.interface import ReplySink
+from forwardpass.protocol.timings import BatchTiming
+from forwardpass.transport.interface import Answer, ReplySink
+
+logger = logging.getLogger(__name__)
 
 CallT = TypeVar("CallT")
 
@@ -36,7 +40,7 @@ class InferenceRequest(Request, Generic[CallT]):
         id_field: bytes = b"",
     ) -> None:
         # Request.__init__, without the call: this is made for every request.
-        self.signature = template.signature
+        self.stack_key = template.stack_key
         self.buffers = buffers
         self.rows = rows
         self.nbytes = nbytes
@@ -78,3 +82,17 @@ class RejectedRequest(Generic[CallT]):
 
     def cancel(self) -> None:
         """Nothing is under way for it."""
+
+
+def deliver(model: str, requests: Sequence[AnyRequest], answers: Sequence[Answer], timing: BatchTiming | None) -> None:
+    """Send the answers, each by its own transport. One that fails must not take the model with it."""
+    sinks = {r.reply_sink for r in requests} if len(requests) != 1 else (requests[0].reply_sink,)
+    for sink in sinks:
+        mine, its = requests, answers
+        if len(sinks) > 1:
+            places = [i for i, r in enumerate(requests) if r.reply_sink is sink]
+            mine, its = [requests[i] for i in places], [answers[i] for i in places]
+        try:
+            sink.deliver(mine, its, timing)
+        except Exception:
+            logger.exception("model %s: %d answers could not be sent", model, len(mine))

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from forwardpass.execution.stacking import Buffer
-from forwardpass.inference.parameters import Wishes
-from forwardpass.model.signature import Interface
+from forwardpass.inference.parameters import ResponseOptions
+from forwardpass.model.signature import ModelSignature
 from forwardpass.protocol.wire import ID_TAG, NAME_TAG, VERSION_TAG, Span, tensor_spans
 
 NAME_LIMIT = 1024  # characters of a model's name or version, or of a request's id
@@ -27,7 +27,7 @@ COPY_BELOW = 4096  # bytes: below this a copy of a tensor is cheaper than a view
 AS_RAW = {"FP32": None, "FP64": None, "BOOL": b"\0\1", "UINT8": bytes(range(128)), "INT8": bytes(range(128))}
 
 
-class Target(Protocol):
+class ServingModel(Protocol):
     """A model version that serves, as its requests see it."""
 
     @property
@@ -35,7 +35,7 @@ class Target(Protocol):
     @property
     def version(self) -> str: ...
     @property
-    def interface(self) -> Interface: ...
+    def signature(self) -> ModelSignature: ...
     @property
     def max_request_rows(self) -> int: ...
     @property
@@ -48,32 +48,41 @@ class RequestTemplate:
     """What a request's message says beside its tensors and its id, validated; shared by all requests that say it."""
 
     __slots__ = (
-        "batch_shapes", "outputs", "priority", "replies", "rows", "shared", "signature", "target", "timeout", "wishes",
+        "batch_shapes",
+        "outputs",
+        "priority",
+        "replies",
+        "response_options",
+        "rows",
+        "shared",
+        "stack_key",
+        "target",
+        "timeout",
     )  # fmt: skip
 
     def __init__(
         self,
-        target: Target,
+        target: ServingModel,
         rows: int,
         shapes: tuple[tuple[int, ...], ...],
         outputs: tuple[int, ...],
         priority: int,
         timeout: float,
-        wishes: Wishes | None = None,
+        response_options: ResponseOptions | None = None,
         shared: int = 0,
         replies: dict[Any, tuple[bytes, ...]] | None = None,
     ) -> None:
         self.target = target
         self.rows = rows  # rows it brings; 1 where the model is not batchable
         self.batch_shapes = shapes  # of each input, in the model's order
-        batchable = target.interface.batchable
-        # Equal signatures may share a matrix: the same sizes beyond the batch axis. What cannot be stacked is told
+        batchable = target.signature.batchable
+        # Equal stack keys may share a matrix: the same sizes beyond the batch axis. What cannot be stacked is told
         # apart by the model's batch limit of one, not here.
-        self.signature = tuple([s[1:] for s in shapes]) if batchable else shapes
+        self.stack_key = tuple([s[1:] for s in shapes]) if batchable else shapes
         self.outputs = outputs  # places of the outputs to send, in the order asked for
         self.priority = priority
         self.timeout = timeout  # seconds from arrival; inf: none
-        self.wishes = wishes  # how its answer is to be sent; None: the plain way
+        self.response_options = response_options  # how its answer is to be sent; None: the plain way
         self.shared = shared  # bytes of its inputs that came from shared memory, not in its message
         # By an answer's shapes, the bytes around its id and its tensors. Shared by templates of the same target, rows
         # and outputs, which is all that they depend on.
@@ -196,7 +205,7 @@ class TemplateMemory:
         self._new[names] = new + 1
         if new > KNOWN_AT_ONCE and new % RARELY:
             return
-        datatypes = [t.datatype for t in template.target.interface.inputs]
+        datatypes = [t.datatype for t in template.target.signature.inputs]
         if not datatypes or not all(d.itemsize and (raw or d.name in AS_RAW) for d in datatypes):
             return
         checks = () if raw else [AS_RAW[d.name] for d in datatypes]

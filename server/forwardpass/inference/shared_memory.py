@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from forwardpass import protocol
 from forwardpass.errors import AlreadyExists, InvalidRequest, UnknownMethod, UnknownRegion, printable
-from forwardpass.inference.parameters import Place
+from forwardpass.inference.parameters import RegionRange
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ NAME_LIMIT = 1024  # characters of a region's name
 MOST_REGIONS = 4096  # each holds a file descriptor
 
 
-class Region:
+class SharedMemoryRegion:
     """An open region. Its file is closed when the last request that names it is done."""
 
     def __init__(self, name: str, key: str, offset: int, nbytes: int) -> None:
@@ -59,7 +59,7 @@ class Region:
         if self._file >= 0:
             os.close(self._file)
 
-    def read(self, place: Place) -> bytes:
+    def read(self, place: RegionRange) -> bytes:
         start = self.offset + place.offset
         parts: list[bytes] = []
         left = place.nbytes
@@ -72,7 +72,7 @@ class Region:
             left -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def write(self, place: Place, data: bytes) -> None:
+    def write(self, place: RegionRange, data: bytes) -> None:
         start = self.offset + place.offset
         # Writing beyond the end would make the object larger, behind its owner's back.
         if os.fstat(self._file).st_size < start + len(data):
@@ -88,7 +88,7 @@ class Region:
             start += written
             view = view[written:]
 
-    def _gone(self, place: Place) -> InvalidRequest:
+    def _gone(self, place: RegionRange) -> InvalidRequest:
         return InvalidRequest(
             f"shared-memory region '{printable(self.name)}': the {place.nbytes} bytes at {place.offset} are gone; "
             f"'{printable(self.key)}' was made smaller after it was registered"
@@ -100,7 +100,7 @@ class RegionWindow:
 
     __slots__ = ("_region", "place")
 
-    def __init__(self, region: Region, place: Place) -> None:
+    def __init__(self, region: SharedMemoryRegion, place: RegionRange) -> None:
         self._region = region
         self.place = place
 
@@ -112,20 +112,20 @@ class RegionWindow:
         self._region.write(self.place, data)
 
 
-class Regions:
+class SharedMemoryRegions:
     """The registered regions by name. Thread-safe; opening and closing files is all that may block."""
 
     def __init__(self, most: int) -> None:
         """`most`: bytes that one input may have, since it is copied."""
         self.most = most
         self._lock = threading.Lock()
-        self._regions: dict[str, Region] = {}
+        self._regions: dict[str, SharedMemoryRegion] = {}
 
     def register(self, name: str, key: str, offset: int, nbytes: int) -> None:
         """Raises InvalidRequest for what can't be opened, AlreadyExists for a name that is taken."""
         if not name or len(name) > NAME_LIMIT:
             raise InvalidRequest(f"expected a region's name of 1 to {NAME_LIMIT} characters, got {len(name)}")
-        region = Region(name, key, offset, nbytes)
+        region = SharedMemoryRegion(name, key, offset, nbytes)
         with self._lock:
             if name in self._regions:
                 raise AlreadyExists(f"shared-memory region '{printable(name)}' is registered already; unregister it")
@@ -141,12 +141,12 @@ class Regions:
             else:
                 self._regions.clear()
 
-    def status(self, name: str) -> list[Region]:
+    def status(self, name: str) -> list[SharedMemoryRegion]:
         """One region, or all where `name` is empty. Raises UnknownRegion."""
         with self._lock:
             return [self._find(name)] if name else list(self._regions.values())
 
-    def window(self, place: Place) -> RegionWindow:
+    def window(self, place: RegionRange) -> RegionWindow:
         """A part of a region. Raises UnknownRegion, or InvalidRequest where it reaches beyond the region."""
         with self._lock:
             region = self._find(place.region)
@@ -157,7 +157,7 @@ class Regions:
             )
         return RegionWindow(region, place)
 
-    def _find(self, name: str) -> Region:
+    def _find(self, name: str) -> SharedMemoryRegion:
         region = self._regions.get(name)
         if region is None:
             raise UnknownRegion(f"there is no shared-memory region '{printable(name)}'")
@@ -167,7 +167,7 @@ class Regions:
 class SharedMemoryService:
     """The shared-memory RPCs, as functions from request message to response message."""
 
-    def __init__(self, regions: Regions | None) -> None:
+    def __init__(self, regions: SharedMemoryRegions | None) -> None:
         """`regions` None: shared memory is turned off."""
         self._regions = regions
         self.methods: Mapping[str, Callable[[Any], Any]] = {
@@ -206,7 +206,7 @@ class SharedMemoryService:
         """Forgetting all regions is what clients do last, of both kinds, whatever they used. There are none."""
         return self._cuda(request) if request.name else protocol.CudaSharedMemoryUnregisterResponse()
 
-    def _on(self) -> Regions:
+    def _on(self) -> SharedMemoryRegions:
         if self._regions is None:
             raise UnknownMethod("shared memory is turned off on this server (--shared-memory)")
         return self._regions

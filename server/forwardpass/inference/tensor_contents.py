@@ -14,7 +14,7 @@ import numpy as np
 from forwardpass import protocol
 from forwardpass.errors import InvalidRequest, printable
 from forwardpass.execution.stacking import Buffer, elements
-from forwardpass.model.signature import Tensor
+from forwardpass.model.signature import TensorSpec
 from forwardpass.protocol.bytes_tensors import pack
 from forwardpass.protocol.wire import LENGTH, varint
 
@@ -29,7 +29,7 @@ _FEW = 64  # elements, below which it is quicker to take them one by one than to
 ELEMENT_LIMIT = 1 << 40  # product of a tensor's sizes other than 0: what is larger can't be sent anyhow
 
 
-def shape_of(given: Any, expected: Tensor) -> tuple[int, ...]:
+def shape_of(given: Any, expected: TensorSpec) -> tuple[int, ...]:
     """The shape of an InferInputTensor, once its datatype and every size are what the model's tensor asks for."""
     name = expected.name
     if given.datatype != expected.datatype.name:
@@ -56,7 +56,7 @@ def _show(shape: Sequence[int]) -> str:
     return "[" + ",".join(str(s) for s in shape[:16]) + (",…" if len(shape) > 16 else "") + "]"
 
 
-def check(buffer: Buffer, tensor: Tensor, shape: tuple[int, ...]) -> None:
+def check(buffer: Buffer, tensor: TensorSpec, shape: tuple[int, ...]) -> None:
     """That raw contents are the elements of `shape`."""
     if tensor.datatype.numpy is None:
         elements(buffer, tensor.name, math.prod(shape))
@@ -64,7 +64,7 @@ def check(buffer: Buffer, tensor: Tensor, shape: tuple[int, ...]) -> None:
         check_size(len(buffer), tensor, shape)
 
 
-def check_size(nbytes: int, tensor: Tensor, shape: tuple[int, ...]) -> None:
+def check_size(nbytes: int, tensor: TensorSpec, shape: tuple[int, ...]) -> None:
     expected = math.prod(shape) * tensor.datatype.itemsize
     if nbytes != expected:
         raise InvalidRequest(
@@ -73,7 +73,7 @@ def check_size(nbytes: int, tensor: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
-def typed(given: Any, tensor: Tensor, shape: tuple[int, ...]) -> bytes:
+def typed(given: Any, tensor: TensorSpec, shape: tuple[int, ...]) -> bytes:
     """Typed contents as raw bytes. Values must be in the one field that belongs to the datatype, and in its range."""
     datatype = tensor.datatype
     count = math.prod(shape)

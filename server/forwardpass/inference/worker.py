@@ -1,7 +1,7 @@
 """Runs one model version: takes batches from its queue, stacks, runs, scatters, and settles every reply exactly once.
 
 A model has `instances` slots, each one run at a time. A slot is used by one of the model's own threads, or, when the
-run is predicted to be shorter than a hand-over is worth, by the thread that received the request (`step`).
+run is predicted to be shorter than a hand-over is worth, by the thread that received the request (`run_pending`).
 Whoever holds a slot comes back for what has gathered meanwhile, so a queue that isn't empty always has somebody coming.
 On devices every instance is a session with a thread of its own, and all of them take from the one queue.
 """
@@ -19,17 +19,17 @@ from typing import Any
 
 from forwardpass.batching.admission import Admission
 from forwardpass.batching.batch_queue import BatchQueue
-from forwardpass.batching.rejections import replaced, too_late
-from forwardpass.batching.request import RUNNING, SETTLED, Batch, Options, Settled
-from forwardpass.batching.run_time_model import RunTime
+from forwardpass.batching.rejections import being_replaced, reject_late
+from forwardpass.batching.request import RUNNING, SETTLED, Batch, Settled, WorkerOptions
+from forwardpass.batching.run_time_model import RunTimeModel
 from forwardpass.errors import DeadlineExceeded, DeviceLost, Reason, RequestError, RunFailed
-from forwardpass.execution.cuda.device_thread import Stint
+from forwardpass.execution.cuda.device_thread import LongTask
 from forwardpass.execution.cuda.session import CudaSession
-from forwardpass.execution.ort_session import Network, new_run_options
-from forwardpass.inference.batch_runner import Runner
-from forwardpass.inference.request import AnyRequest
-from forwardpass.model.signature import Interface
-from forwardpass.observability.model_metrics import ModelMetrics, Ran
+from forwardpass.execution.ort_session import Session, new_run_options
+from forwardpass.inference.batch_runner import BatchRunner
+from forwardpass.inference.request import AnyRequest, deliver
+from forwardpass.model.signature import ModelSignature
+from forwardpass.observability.model_metrics import BatchRecord, ModelMetrics
 from forwardpass.protocol.timings import BatchTiming
 from forwardpass.transport.interface import Answer
 
@@ -50,10 +50,10 @@ class Worker:
         self,
         name: str,
         version: str,
-        session: Network | Sequence[CudaSession],
-        interface: Interface,
-        options: Options,
-        run_time: RunTime,
+        session: Session | Sequence[CudaSession],
+        signature: ModelSignature,
+        options: WorkerOptions,
+        run_time: RunTimeModel,
         metrics: ModelMetrics,
         admission: Admission,
         clock: Callable[[], float] = time.monotonic,
@@ -66,8 +66,8 @@ class Worker:
         self.name = name
         self.version = version
         sessions = session if isinstance(session, Sequence) else [session]
-        self.session: Network = sessions[0]
-        self.interface = interface
+        self.session: Session = sessions[0]
+        self.signature = signature
         self.options = options
         self.metrics = metrics
         self.queue: BatchQueue[AnyRequest] = BatchQueue(options.limits, run_time)
@@ -75,7 +75,7 @@ class Worker:
         self.priority_levels = options.priority_levels
         self.run_rows = options.run_rows or options.limits.max_batch_rows
         shared = options.instances > len(sessions)
-        runners = [Runner(s, interface, self.run_rows, options.row_independent, shared) for s in sessions]
+        runners = [BatchRunner(s, signature, self.run_rows, options.row_independent, shared) for s in sessions]
         self._runner = runners[0]
         self._admission = admission
         self._clock = clock
@@ -91,10 +91,10 @@ class Worker:
         self._serving = 0  # threads that look at the queue
         self._threads = [self._thread(runners[i % len(runners)], i) for i in range(options.instances)]
 
-    def _thread(self, runner: Runner, place: int) -> threading.Thread | Stint:
+    def _thread(self, runner: BatchRunner, place: int) -> threading.Thread | LongTask:
         serve = partial(self._serve, runner)
         if isinstance(runner.session, CudaSession):
-            return runner.session.stint(serve)
+            return runner.session.long_task(serve)
         return threading.Thread(target=serve, name=f"{self.name}/{self.version}#{place}", daemon=True)
 
     def start(self) -> None:
@@ -105,10 +105,10 @@ class Worker:
     # -- called by transports -----------------------------------------------------------------------------------------
 
     def submit(self, requests: Sequence[AnyRequest], now: float) -> None:
-        """Queue admitted requests. Never blocks; what is refused is answered here. Follow with `step`."""
+        """Queue admitted requests. Never blocks; what is refused is answered here. Follow with `run_pending`."""
         with self._lock:
             if self._closed:
-                refused = [Settled(r, replaced(self.name, self.version)) for r in requests]
+                refused = [Settled(r, being_replaced(self.name, self.version)) for r in requests]
             else:
                 refused = self.queue.offer(requests, now)
         if refused:
@@ -132,7 +132,7 @@ class Worker:
         queue = self.queue
         return queue.run_time.predict(min(queue.rows or 1, queue.limits.max_batch_rows))
 
-    def step(self) -> bool:
+    def run_pending(self) -> bool:
         """See to it that what waits is run: by this thread, if that is quicker than waking another.
 
         True: something is left and nobody else is coming for it; call again once newly arrived requests are in.
@@ -151,10 +151,10 @@ class Worker:
             self._run(batch, self._runner)
         return bool(self.queue.requests)
 
-    def alone(self, request: AnyRequest, now: float) -> bool:
+    def try_run_now(self, request: AnyRequest, now: float) -> bool:
         """Run an admitted request here and now if nothing waits and a slot is free; False: `submit` it instead.
 
-        What `submit` and `step` come to for a lone request, without the queue: half the time on top of its run.
+        What `submit` and `run_pending` come to for a lone request, without the queue: half the time on top of its run.
         """
         with self._lock:
             run_time = self.queue.run_time
@@ -163,7 +163,7 @@ class Worker:
                 or self._idle != 1
                 or self.queue.requests
                 or self._ending
-                or request.deadline < now + run_time.optimistic(request.rows)
+                or request.deadline < now + run_time.lower_bound(request.rows)
                 or run_time.predict(request.rows) > self.options.inline_run_limit
             ):
                 return False
@@ -174,9 +174,9 @@ class Worker:
         answers, run, failed = self._guarded([request], self._runner, matrices)
         ended = self._clock()
         request.state = SETTLED
-        late = request.deadline < ended and too_late([request], answers, ended)
+        late = request.deadline < ended and reject_late([request], answers, ended)
         timing = BatchTiming(taken, run, ended, sum(matrices)) if request.timings else None
-        self._deliver([request], answers, timing)
+        deliver(self.name, [request], answers, timing)
         # From here on nobody waits for us.
         with self._lock:
             self._free_slot(ended)
@@ -184,7 +184,9 @@ class Worker:
                 run_time.observe(request.rows, ended - taken)
         if failed or late:
             self._count(answers)
-        self.metrics.ran(Ran(((request.arrival, 1),), matrices, taken, run, self._clock(), 0 if failed or late else 1))
+        self.metrics.ran(
+            BatchRecord(((request.arrival, 1),), matrices, taken, run, self._clock(), 0 if failed or late else 1)
+        )
         self._admission.release(1, request.nbytes)
         return True
 
@@ -198,7 +200,7 @@ class Worker:
 
     # -- the threads --------------------------------------------------------------------------------------------------
 
-    def _serve(self, runner: Runner) -> None:
+    def _serve(self, runner: BatchRunner) -> None:
         while True:
             with self._lock:
                 batch = self._next()
@@ -233,12 +235,12 @@ class Worker:
             return None
         self._idle -= 1
         if batch.rows and self.options.instances == 1:
-            queue.busy_until = now + queue.run_time.optimistic(batch.rows)
+            queue.busy_until = now + queue.run_time.lower_bound(batch.rows)
         if self._idle and queue.requests:
             self._wake.notify()
         return batch
 
-    def _run(self, batch: Batch[AnyRequest], runner: Runner) -> None:
+    def _run(self, batch: Batch[AnyRequest], runner: BatchRunner) -> None:
         """Run a batch that was taken, answer its requests, give the slot back."""
         requests = batch.requests
         if batch.dropped:
@@ -251,12 +253,12 @@ class Worker:
         ended = self._clock()
         owed = self._give_back(batch, ended)
         timing = BatchTiming(batch.taken, run, ended, sum(matrices))
-        late = too_late(requests, answers, ended)
+        late = reject_late(requests, answers, ended)
         told: Sequence[AnyRequest] = requests
         if not all(owed):
             kept = [i for i, is_owed in enumerate(owed) if is_owed]
             told, answers = [requests[i] for i in kept], [answers[i] for i in kept]
-        self._deliver(told, answers, timing)
+        deliver(self.name, told, answers, timing)
         errors = self._count(answers) if failed or late else 0
         self._record(requests, owed, matrices, timing, errors)
         if not failed:
@@ -277,7 +279,7 @@ class Worker:
         if self._ending or (self.queue.requests and self.options.instances > 1):
             self._wake.notify_all()
 
-    def _guarded(self, requests: Sequence[AnyRequest], runner: Runner, matrices: list[int]) -> Outcome:
+    def _guarded(self, requests: Sequence[AnyRequest], runner: BatchRunner, matrices: list[int]) -> Outcome:
         """As `_answers`; what nobody foresaw becomes an error for each request, and a trace in the log."""
         try:
             return self._answers(requests, runner, matrices)
@@ -286,12 +288,12 @@ class Worker:
             unexpected = RunFailed("internal error; the server's log has the details")
             return [unexpected] * len(requests), 0.0, True
 
-    def _answers(self, requests: Sequence[AnyRequest], runner: Runner, matrices: list[int]) -> Outcome:
+    def _answers(self, requests: Sequence[AnyRequest], runner: BatchRunner, matrices: list[int]) -> Outcome:
         options = new_run_options()
         began = self._clock()
         self._running[id(options)] = (began, options)
         try:
-            if len(requests) == 1 and (answer := runner.alone(requests[0], options, matrices)) is not None:
+            if len(requests) == 1 and (answer := runner.run_single_row(requests[0], options, matrices)) is not None:
                 return [answer], self._clock() - began, False
             outputs, wanted = runner.run(requests, options, matrices)
             run = self._clock() - began
@@ -313,19 +315,6 @@ class Worker:
 
     # -- settling -----------------------------------------------------------------------------------------------------
 
-    def _deliver(self, requests: Sequence[AnyRequest], answers: Sequence[Answer], timing: BatchTiming | None) -> None:
-        """Send the answers, each by its own transport. One that fails must not take the model with it."""
-        sinks = {r.reply_sink for r in requests} if len(requests) != 1 else (requests[0].reply_sink,)
-        for sink in sinks:
-            mine, its = requests, answers
-            if len(sinks) > 1:
-                places = [i for i, r in enumerate(requests) if r.reply_sink is sink]
-                mine, its = [requests[i] for i in places], [answers[i] for i in places]
-            try:
-                sink.deliver(mine, its, timing)
-            except Exception:
-                logger.exception("model %s: %d answers could not be handed out", self.name, len(mine))
-
     def _record(
         self,
         requests: Sequence[AnyRequest],
@@ -339,7 +328,9 @@ class Worker:
         nbytes = sum(
             [r.nbytes for r in requests] if answered == len(owed) else [r.nbytes for r in compress(requests, owed)]
         )
-        self.metrics.ran(Ran(waits, matrices, timing.taken, timing.run, self._clock(), max(0, answered - errors)))
+        self.metrics.ran(
+            BatchRecord(waits, matrices, timing.taken, timing.run, self._clock(), max(0, answered - errors))
+        )
         self._admission.release(answered, nbytes)
 
     def _count(self, answers: Sequence[Answer], seconds: float = 0.0) -> int:
@@ -353,7 +344,7 @@ class Worker:
         requests, errors = [r for r, _ in refused], [e for _, e in refused]
         now = self._clock()
         self._count(errors, sum([now - r.arrival for r in requests]))
-        self._deliver(requests, errors, None)
+        deliver(self.name, requests, errors, None)
         self._admission.release(len(requests), sum([r.nbytes for r in requests]))
 
     # -- its end ------------------------------------------------------------------------------------------------------
@@ -386,7 +377,7 @@ class Worker:
             left = self.queue.clear()
             self._wake.notify_all()
         if left:
-            self._refuse([Settled(r, replaced(self.name, self.version)) for r in left])
+            self._refuse([Settled(r, being_replaced(self.name, self.version)) for r in left])
         return ended
 
     def retire(self, seconds: float) -> bool:

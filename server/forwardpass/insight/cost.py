@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from forwardpass.model.onnx_graph import Graph, Node
+from forwardpass.model.onnx_graph import Graph, GraphNode
 
 _MOVES = {
     *("Cast", "Concat", "Constant", "Dropout", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Shape"),
@@ -34,7 +34,7 @@ class Cost:
         return None if self.activation_bytes is None else self.weight_bytes + self.activation_bytes
 
 
-def of_node(graph: Graph, node: Node) -> Cost:
+def of_node(graph: Graph, node: GraphNode) -> Cost:
     """The cost of one run of a batch of `graph.rows` rows. What is computed from stored numbers alone costs nothing."""
     stored = [name for name in dict.fromkeys(node.inputs) if name in graph.constants]
     parameters = sum(graph.constants[name].size for name in stored)
@@ -86,7 +86,7 @@ def total(costs: Iterable[Cost]) -> Cost:
     )
 
 
-def _flops(graph: Graph, node: Node) -> int | None:
+def _flops(graph: Graph, node: GraphNode) -> int | None:
     given = graph.elements(node.outputs[0])
     if node.domain not in ("", "ai.onnx") or given is None:
         return None

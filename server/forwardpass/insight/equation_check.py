@@ -16,7 +16,7 @@ from forwardpass.client.arrays import TensorInfo, fit
 from forwardpass.console import array_files
 from forwardpass.console.tables import shape
 from forwardpass.errors import InsightError
-from forwardpass.execution.ort_session import Session
+from forwardpass.execution.ort_session import OrtSession
 from forwardpass.execution.placement import CPU, Placement
 from forwardpass.insight import equations, ort_profile
 from forwardpass.insight.model_argument import Source
@@ -83,9 +83,9 @@ def against_equations(
         difference = compare({label: given[name]}, {label: wanted[name]}, found.tolerance)
         checks.append(Check(label, _equation(graph, name, taken), difference.largest, difference.failure))
     # As the server runs it: the file as it is, on a session of the server's own.
-    session = Session(found.path, Placement(CPU, 0, 1, "as served"))
-    names = [tensor.name for tensor in session.interface.outputs]
-    rows = [feeds[tensor.name] for tensor in session.interface.inputs]
+    session = OrtSession(found.path, Placement(CPU, 0, 1, "as served"))
+    names = [tensor.name for tensor in session.signature.outputs]
+    rows = [feeds[tensor.name] for tensor in session.signature.inputs]
     answers = dict(zip(names, session.run(rows, tuple(range(len(names)))), strict=True))
     ways = {"served": answers}
     if server is not None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass.errors import InsightError
-from forwardpass.model.onnx_graph import Graph, Node
+from forwardpass.model.onnx_graph import Graph, GraphNode
 
 Array = NDArray[Any]
 Equation = Callable[..., Array]  # (attributes, *inputs); an input that is left out is None
@@ -51,7 +51,7 @@ def evaluate(
     return values, taken
 
 
-def has_equation(node: Node) -> bool:
+def has_equation(node: GraphNode) -> bool:
     return node.op in EQUATIONS and node.domain in ("", "ai.onnx")
 
 

@@ -198,7 +198,9 @@ def _fusions(report: Mapping[str, Any]) -> list[str]:
 def _drawn(graph: Graph, found: Source, executed: ort_profile.Execution) -> str:
     nodes_time = executed.node_microseconds or 1.0
     ran = [
-        graph_svg.Ran(step.op, step.covers, f"{step.microseconds:.1f} µs, {step.microseconds / nodes_time:.0%}")
+        graph_svg.ExecutedStep(
+            step.op, step.covers, f"{step.microseconds:.1f} µs, {step.microseconds / nodes_time:.0%}"
+        )
         for step in executed.steps
     ]
     stored = {node.name: cost.of_node(graph, node).parameters for node in graph.nodes}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 from forwardpass.console import tables
-from forwardpass.model.onnx_graph import AFFINE, Graph, Node
+from forwardpass.model.onnx_graph import AFFINE, Graph, GraphNode
 
 WIDTH = 800
 _MARGIN = 52
@@ -38,7 +38,7 @@ _STYLE = """
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class ExecutedStep:
     """One node as it is executed, over the file's nodes that it stands for."""
 
     op: str
@@ -60,7 +60,7 @@ class _Column:
         return tuple(y for place, y in enumerate(self.ys) if place != self.gap)
 
 
-def svg(graph: Graph, title: str, ran: Sequence[Ran], stored: dict[str, int]) -> str:
+def svg(graph: Graph, title: str, ran: Sequence[ExecutedStep], stored: dict[str, int]) -> str:
     """The picture. `ran`: how it is executed; `stored`: numbers stored for a node, by its name."""
     nodes = [node for node in graph.nodes if not graph.is_fixed(node)]
     rank = dict.fromkeys(graph.inputs, 0)
@@ -111,7 +111,7 @@ def _columns(
     return columns
 
 
-def _edges(graph: Graph, nodes: Sequence[Node], columns: dict[str, _Column]) -> list[str]:
+def _edges(graph: Graph, nodes: Sequence[GraphNode], columns: dict[str, _Column]) -> list[str]:
     lines = []
     for node in nodes:
         end = columns[node.outputs[0]]
@@ -149,11 +149,11 @@ def _tensors(graph: Graph, columns: dict[str, _Column], top: float, gap: float) 
 
 
 def _operators(
-    nodes: Sequence[Node], columns: dict[str, _Column], stored: dict[str, int], top: float, gap: float
+    nodes: Sequence[GraphNode], columns: dict[str, _Column], stored: dict[str, int], top: float, gap: float
 ) -> list[str]:
     """The file's operators, below the gap that each one bridges; branches side by side share a gap."""
     parts = []
-    beside: dict[float, list[Node]] = {}
+    beside: dict[float, list[GraphNode]] = {}
     for node in nodes:
         beside.setdefault(columns[node.outputs[0]].x - gap / 2, []).append(node)
     for x, together in beside.items():
@@ -167,11 +167,11 @@ def _operators(
 
 
 def _executed(
-    nodes: Sequence[Node], columns: dict[str, _Column], ran: Sequence[Ran], top: float, gap: float
+    nodes: Sequence[GraphNode], columns: dict[str, _Column], ran: Sequence[ExecutedStep], top: float, gap: float
 ) -> list[str]:
     """What is executed: a bracket over the operators that it stands for, with its time."""
     parts = []
-    spans: dict[tuple[float, float], list[Ran]] = {}
+    spans: dict[tuple[float, float], list[ExecutedStep]] = {}
     for step in ran:
         ends = [columns[node.outputs[0]].x for node in nodes if node.name in step.covers]
         if ends:

@@ -43,7 +43,7 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class MemoryPoint:
     """One pass. Bytes are those over what was there before it."""
 
     mode: str
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def measure(path: Path, sizes: Sequence[int]) -> Iterator[Point]:
+def measure(path: Path, sizes: Sequence[int]) -> Iterator[MemoryPoint]:
     """Every mode at every batch size. Raises InsightError with the reason where a pass cannot be run."""
     command = [sys.executable, "-m", "forwardpass.insight.memory_probe"]
     with subprocess.Popen(
@@ -118,7 +118,7 @@ def measure(path: Path, sizes: Sequence[int]) -> Iterator[Point]:
                 answer: dict[str, Any] = json.loads(line) if line else {"error": "the measuring process ended"}
                 if "error" in answer:
                     raise InsightError(f"{MODES[mode]}, {rows} rows: {answer['error']}")
-                yield Point(mode, rows, answer["peak"], answer["held"], answer["seconds"], answer["saved"])
+                yield MemoryPoint(mode, rows, answer["peak"], answer["held"], answer["seconds"], answer["saved"])
         process.stdin.close()
 
 
@@ -152,7 +152,7 @@ def _resident(pid: int) -> int:
     raise InsightError(f"process {pid} shows no resident memory")
 
 
-def said(points: Sequence[Point], served: Served | None) -> list[str]:
+def said(points: Sequence[MemoryPoint], served: Served | None) -> list[str]:
     """What the numbers come down to."""
     largest = max(point.rows for point in points)
     at = {point.mode: point for point in points if point.rows == largest}
@@ -178,7 +178,7 @@ def said(points: Sequence[Point], served: Served | None) -> list[str]:
     return lines
 
 
-def _table(points: Sequence[Point]) -> str:
+def _table(points: Sequence[MemoryPoint]) -> str:
     rows = [
         [
             f"{point.rows:,}",
@@ -193,7 +193,7 @@ def _table(points: Sequence[Point]) -> str:
     return table(["rows", "in", "peak", "held after", "ms", "µs/row"], rows, left=(1,))
 
 
-def _report(found: Source, points: Sequence[Point], served: Served | None) -> Mapping[str, Any]:
+def _report(found: Source, points: Sequence[MemoryPoint], served: Served | None) -> Mapping[str, Any]:
     return {
         "model": found.title,
         "points": [
@@ -214,7 +214,7 @@ def _report(found: Source, points: Sequence[Point], served: Served | None) -> Ma
     }
 
 
-def _figure(title: str, points: Sequence[Point], served: Served | None) -> Any:
+def _figure(title: str, points: Sequence[MemoryPoint], served: Served | None) -> Any:
     drawn, axes = figures.figure(3 if served is not None else 2, 1, 4.3)
     sizes = sorted({point.rows for point in points})
     for place, (mode, words) in enumerate(MODES.items()):

@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from forwardpass.errors import ForwardpassError
-from forwardpass.execution.ort_session import Session
+from forwardpass.execution.ort_session import OrtSession
 from forwardpass.execution.placement import CPU, Placement
 from forwardpass.insight.ort_profile import example_rows
 from forwardpass.insight.torch_forward import TorchForward, saved_bytes
@@ -95,9 +95,9 @@ def _torch_pass(network: TorchForward, tensors: dict[str, torch.Tensor], mode: s
 
 def _session_pass(path: Path, feeds: dict[str, NDArray[Any]]) -> Pass:
     """The server's own session, already warm with one row."""
-    session = Session(path, Placement(CPU, 0, 1, "one thread"))
-    arrays = [feeds[tensor.name] for tensor in session.interface.inputs]
-    outputs = tuple(range(len(session.interface.outputs)))
+    session = OrtSession(path, Placement(CPU, 0, 1, "one thread"))
+    arrays = [feeds[tensor.name] for tensor in session.signature.inputs]
+    outputs = tuple(range(len(session.signature.outputs)))
     session.run([np.ascontiguousarray(array[:1]) for array in arrays], outputs)
     return lambda: session.run(arrays, outputs)
 

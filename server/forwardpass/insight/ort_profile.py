@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from forwardpass.errors import InsightError
 from forwardpass.execution.onnx_runtime import ort
-from forwardpass.execution.ort_session import read_interface, reason
+from forwardpass.execution.ort_session import read_signature, reason
 from forwardpass.model.contract import Contract
 from forwardpass.model.example_inputs import example
 from forwardpass.model.onnx_graph import Graph
@@ -60,15 +60,15 @@ class Execution:
 def example_rows(graph: Graph, contract: Contract | None) -> dict[str, NDArray[Any]]:
     """`graph.rows` rows to run: the contract's samples, repeated, else random ones. [rows, ...] by input."""
     session = _session(graph.model.SerializeToString(), _options())
-    interface = read_interface(session)
+    signature = read_signature(session)
     rng = np.random.default_rng(0)
     if contract is not None:
         return {k: np.resize(v, (graph.rows, *v.shape[1:])) for k, v in contract.input_arrays().items()}
-    rows = {tensor.name: example(tensor, graph.rows, rng) for tensor in interface.inputs}
+    rows = {tensor.name: example(tensor, graph.rows, rng) for tensor in signature.inputs}
     # A fixed first axis is no batch.
     return {
         t.name: rows[t.name] if not t.shape or t.shape[0] < 0 else np.resize(rows[t.name], (t.shape[0], *t.shape[1:]))
-        for t in interface.inputs
+        for t in signature.inputs
     }
 
 

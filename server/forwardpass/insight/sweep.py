@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from forwardpass.console.tables import si, table
 from forwardpass.errors import ForwardpassError, InsightError
 from forwardpass.execution.cuda.session import CudaSession, open_network
-from forwardpass.execution.ort_session import Network
-from forwardpass.execution.placement import look_at_this_machine, place
+from forwardpass.execution.ort_session import Session
+from forwardpass.execution.placement import detect_cuda, place
 from forwardpass.insight import batch_sizes, cost, figures, model_argument, ort_profile, roofline
 from forwardpass.insight.model_argument import Source
 from forwardpass.model.onnx_graph import open_graph
@@ -34,7 +34,7 @@ _LOOP_SECONDS = 1.0  # a loop expected to take longer is not made
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class SweepPoint:
     """One batch size. Seconds are medians of a whole batch."""
 
     rows: int
@@ -51,7 +51,7 @@ class Sweep:
     provider: str
     threads: int
     roofs: roofline.Roofs
-    points: tuple[Point, ...]
+    points: tuple[SweepPoint, ...]
     knee: int  # rows
 
 
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure every provider, print, draw. Raises InsightError where none can be measured."""
     found = model_argument.find(args.model, args.repository)
-    available = ["cpu", *(f"cuda:{device}" for device in range(look_at_this_machine().devices))]
+    available = ["cpu", *(f"cuda:{device}" for device in range(detect_cuda().devices))]
     sweeps = []
     for provider in args.provider or available:
         try:
@@ -96,31 +96,31 @@ def sweep(found: Source, provider: str, threads: int, sizes: Sequence[int], seco
     """One provider, at these batch sizes. Raises ForwardpassError where it cannot be used or the network not be run."""
     placement = place(provider, threads, "as asked")
     session = open_network(found.path, placement)
-    if not session.interface.batchable:
+    if not session.signature.batchable:
         raise InsightError(f"{found.title}: axis 0 is not a batch of any size")
     if isinstance(session, CudaSession):
         feeds = ort_profile.example_rows(open_graph(found.path, 1), found.contract)
         half = found.contract is not None and found.contract.precision == "fp16"
-        session.prepare(max(sizes), True, [feeds[tensor.name] for tensor in session.interface.inputs], half)
+        session.prepare(max(sizes), True, [feeds[tensor.name] for tensor in session.signature.inputs], half)
     limits = roofline.measure(placement)
     graph = open_graph(found.path, 1)
     feeds = ort_profile.example_rows(graph, found.contract)
     # What is fused stays out of memory: bytes are counted between the nodes that are really run.
     groups = [step.covers for step in ort_profile.execute(graph, found.path, feeds, 0.01).steps]
     weights = cost.total(cost.of_node(graph, node) for node in graph.nodes)
-    outputs = session.interface.default_outputs
+    outputs = session.signature.default_outputs
     points = []
     for rows in sizes:
         graph = open_graph(found.path, rows)
         feeds = ort_profile.example_rows(graph, found.contract)
-        arrays = [feeds[tensor.name] for tensor in session.interface.inputs]
+        arrays = [feeds[tensor.name] for tensor in session.signature.inputs]
         singles = [[np.ascontiguousarray(a[i : i + 1]) for a in arrays] for i in range(rows)]
         one = _seconds(partial(session.run, singles[0], outputs), 0.0)
 
         flops = cost.total(cost.of_node(graph, node) for node in graph.nodes).flops
         moved = cost.moved_bytes(graph, groups)
         points.append(
-            Point(
+            SweepPoint(
                 rows,
                 _seconds(partial(session.run, arrays, outputs), seconds),
                 _seconds(partial(_loop, session, singles, outputs), seconds) if one * rows < _LOOP_SECONDS else None,
@@ -134,7 +134,7 @@ def sweep(found: Source, provider: str, threads: int, sizes: Sequence[int], seco
     return Sweep(placement.label, threads, limits, tuple(points), knee(tried))
 
 
-def _loop(session: Network, rows: Sequence[Sequence[NDArray[Any]]], outputs: tuple[int, ...]) -> None:
+def _loop(session: Session, rows: Sequence[Sequence[NDArray[Any]]], outputs: tuple[int, ...]) -> None:
     for row in rows:
         session.run(row, outputs)
 
@@ -196,7 +196,7 @@ def _text(found: Source, one: Sweep) -> str:
     )
 
 
-def _roof(point: Point) -> float | None:
+def _roof(point: SweepPoint) -> float | None:
     """The least seconds by both roofs."""
     known = [seconds for seconds in (point.compute_roof, point.memory_roof) if seconds is not None]
     return max(known) if known else None

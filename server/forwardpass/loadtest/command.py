@@ -14,9 +14,9 @@ from forwardpass.console import arguments
 from forwardpass.errors import LoadTestError
 from forwardpass.loadtest import measurement, objective_search, request_bodies
 from forwardpass.loadtest.generator.schedule import Phase
-from forwardpass.loadtest.measurement import Measured
+from forwardpass.loadtest.measurement import Measurement
 from forwardpass.loadtest.objective_search import Knee
-from forwardpass.loadtest.target import Client, Target
+from forwardpass.loadtest.target import LoadClient, LoadTarget
 
 SATURATED = 3  # exit status
 
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print, write the reports. Raises LoadTestError or CallError where that cannot be done."""
     targets = _targets(args)
     knees: list[Knee] = []
-    points: list[Measured] = []
+    points: list[Measurement] = []
     if args.slo is not None:
         seconds = min(args.duration, 3.0) if args.duration == 10.0 else args.duration
         for target in targets:
@@ -104,11 +104,11 @@ def run(args: argparse.Namespace) -> int:
     return SATURATED if any(point.saturation for point in decisive) or any(k.client_limited for k in knees) else 0
 
 
-def _targets(args: argparse.Namespace) -> list[Target]:
+def _targets(args: argparse.Namespace) -> list[LoadTarget]:
     if args.rows and args.mix:
         raise LoadTestError("--rows and --mix both say how many rows a request has: give one")
     mix = request_bodies.read_mix(args.mix) if args.mix else args.rows or {1: 1.0}
-    client = Client(
+    client = LoadClient(
         args.arrivals,
         args.connections,
         args.processes,
@@ -127,12 +127,12 @@ def _targets(args: argparse.Namespace) -> list[Target]:
     requests = request_bodies.make(model, args.model_version, mix, args.input, args.seed)
     urls = [args.metrics, args.compare_metrics]
     return [
-        Target(address, args.model, requests, client, name=name, metrics_url=url, verify=args.verify)
+        LoadTarget(address, args.model, requests, client, name=name, metrics_url=url, verify=args.verify)
         for address, name, url in zip(addresses, names, urls, strict=False)
     ]
 
 
-def _loads(args: argparse.Namespace, targets: Sequence[Target]) -> list[Measured]:
+def _loads(args: argparse.Namespace, targets: Sequence[LoadTarget]) -> list[Measurement]:
     """Every load on every target, in turns."""
     points = []
     for rate in args.steps or [args.rate or 0.0]:
@@ -148,10 +148,10 @@ def _loads(args: argparse.Namespace, targets: Sequence[Target]) -> list[Measured
     return points
 
 
-def _said(target: Target) -> objective_search.Measure:
+def _said(target: LoadTarget) -> objective_search.Measure:
     """Its open loop, each probe told on stderr."""
 
-    def measure(rate: float, seconds: float) -> Measured:
+    def measure(rate: float, seconds: float) -> Measurement:
         point = target.at_rate(rate, seconds)
         print(f"{target.name}: {measurement.line(point)}", file=sys.stderr)
         return point
@@ -172,7 +172,7 @@ def describe(knee: Knee) -> str:
     return text
 
 
-def _warn(points: Sequence[Measured]) -> None:
+def _warn(points: Sequence[Measurement]) -> None:
     for point in points:
         for why in point.saturation:
             print(f"client saturated at {measurement.line(point)}\n  {why}", file=sys.stderr)
@@ -180,7 +180,7 @@ def _warn(points: Sequence[Measured]) -> None:
             print(f"{point.offer.target}: {outcome}, for example: {text}", file=sys.stderr)
 
 
-def _write(args: argparse.Namespace, points: Sequence[Measured], knees: Sequence[Knee]) -> None:
+def _write(args: argparse.Namespace, points: Sequence[Measurement], knees: Sequence[Knee]) -> None:
     from forwardpass.loadtest.report import load_report
 
     try:

@@ -22,7 +22,7 @@ BUSY_ENOUGH: Final = 0.8  # a client that sends late and was less busy than this
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class OfferedLoad:
     """What was asked for. Exactly one of `rate` (requests/s, the mean over the time) and `in_flight` is not 0."""
 
     target: str
@@ -40,10 +40,10 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Measurement:
     """What came of an offer. Latencies in seconds, of the answers with status OK, from when a request was due."""
 
-    offer: Offer
+    offer: OfferedLoad
     recording: Recording
     busy: float  # the busiest client process: share of its time with something to do
     cpu: float  # CPU seconds a second, all client processes
@@ -150,9 +150,9 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def of(offer: Offer, finished: Finished, server: Mapping[str, Any] | None = None) -> Measured:
+def of(offer: OfferedLoad, finished: Finished, server: Mapping[str, Any] | None = None) -> Measurement:
     told = finished.told
-    return Measured(
+    return Measurement(
         offer,
         finished.recording,
         busy=max((t.busy for t in told), default=0.0),
@@ -163,7 +163,7 @@ def of(offer: Offer, finished: Finished, server: Mapping[str, Any] | None = None
     )
 
 
-def line(measured: Measured) -> str:
+def line(measured: Measurement) -> str:
     """One measurement in one line."""
     offer = measured.offer
     asked = f"{offer.rate:,.0f}/s offered" if offer.open_loop else f"{offer.in_flight} in flight"
@@ -182,7 +182,7 @@ def ms(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
-def table(points: Sequence[Measured]) -> str:
+def table(points: Sequence[Measurement]) -> str:
     """Measurements as aligned text."""
     header = ["offered", "OK/s", "failed", "p50", "p99", "p99.9", "max", "lag p99", "busy", ""]
     lines = [header]

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from forwardpass.errors import LoadTestError
-from forwardpass.loadtest.measurement import Measured
+from forwardpass.loadtest.measurement import Measurement
 
-Measure = Callable[[float, float], Measured]  # requests/s, seconds
+Measure = Callable[[float, float], Measurement]  # requests/s, seconds
 
 START = 250.0  # requests/s, where the search begins
 LEAST = 1.0  # requests/s, where it gives up
@@ -34,7 +34,7 @@ class Objective:
     q: float
     seconds: float
 
-    def is_met(self, measured: Measured) -> bool:
+    def is_met(self, measured: Measurement) -> bool:
         return measured.quantile(self.q, of_all=True) <= self.seconds
 
     def __str__(self) -> str:
@@ -64,8 +64,8 @@ class Knee:
     rate: float
     low: float
     high: float
-    confirmed: Measured
-    points: Sequence[Measured]
+    confirmed: Measurement
+    points: Sequence[Measurement]
     client_limited: bool
 
 
@@ -73,7 +73,7 @@ def search(measure: Measure, objective: Objective, seconds: float, repeats: int,
     """Find it: double (or halve) the rate until the objective changes sides, then halve that bracket, `repeats` times
     over, then confirm. `seconds`: of one probe. Raises LoadTestError where no rate meets it.
     """
-    points: list[Measured] = []
+    points: list[Measurement] = []
     limited = False
 
     def met(rate: float, length: float) -> bool:
@@ -130,7 +130,7 @@ def interval(estimates: Sequence[float]) -> tuple[float, float, float]:
     return math.exp(centre), math.exp(centre - half), math.exp(centre + half)
 
 
-def _why(measured: Measured, objective: Objective) -> str:
+def _why(measured: Measurement, objective: Objective) -> str:
     if measured.recording.failed:
         return f"{measured.errors:.1%} of the requests failed ({measured.recording.by_outcome()})"
     return f"p{100 * objective.q:g} was {measured.quantile(objective.q) * 1e3:.3g} ms"

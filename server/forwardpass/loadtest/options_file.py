@@ -12,7 +12,7 @@ from pathlib import Path
 from forwardpass.errors import ConfigError, LoadTestError
 from forwardpass.model import options, triton_config
 from forwardpass.model.options import ModelConfig
-from forwardpass.model.pbtxt_lines import Node, read_lines
+from forwardpass.model.pbtxt_lines import TextNode, read_lines
 
 MARK = "# Tuned "  # how the comment that is replaced the next time begins
 _THREADS = "intra_op_thread_count"
@@ -81,13 +81,13 @@ def _pbtxt(text: str, options: Mapping[str, int]) -> str:
 _Change = tuple[list[tuple[int, int, str]], str]  # places and what to put there; a line to add at the end
 
 
-def _size(root: Node, value: int) -> _Change:
+def _size(root: TextNode, value: int) -> _Change:
     said = f"max_batch_size: {value}"
     node = root.child("max_batch_size")
     return ([(node.start, node.end, said)], "") if node else ([], said)
 
 
-def _instances(root: Node, value: int) -> _Change:
+def _instances(root: TextNode, value: int) -> _Change:
     groups = root.children.get("instance_group", [])
     if not groups:
         return [], f"instance_group [ {{ count: {value} }} ]"
@@ -95,7 +95,7 @@ def _instances(root: Node, value: int) -> _Change:
     return [_within(groups[0], "count", value)] if len(groups) == 1 else [], ""
 
 
-def _threads(root: Node, value: int) -> _Change:
+def _threads(root: TextNode, value: int) -> _Change:
     node = root.child("parameters", _THREADS)
     inner = node.child("value") if node else None
     said = inner.child("string_value") if inner else None
@@ -104,14 +104,14 @@ def _threads(root: Node, value: int) -> _Change:
     return [(said.start, said.end, f'string_value: "{value}"')], ""
 
 
-def _delay(root: Node, value: int) -> _Change:
+def _delay(root: TextNode, value: int) -> _Change:
     node = root.child("dynamic_batching")
     if node is None:
         return [], f"dynamic_batching {{ max_queue_delay_microseconds: {value} }}"
     return [_within(node, "max_queue_delay_microseconds", value)], ""
 
 
-def _within(node: Node, name: str, value: int) -> tuple[int, int, str]:
+def _within(node: TextNode, name: str, value: int) -> tuple[int, int, str]:
     """A scalar field of a message: changed, or put first in it."""
     there = node.child(name)
     if there is not None:

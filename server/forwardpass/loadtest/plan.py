@@ -21,10 +21,10 @@ from forwardpass.errors import LoadTestError
 from forwardpass.loadtest import capacity_model, measurement, objective_search, request_bodies
 from forwardpass.loadtest.capacity_model import LATENCY_QUANTILES, Alone, Curve, Full, Observed
 from forwardpass.loadtest.command import objective
-from forwardpass.loadtest.measurement import Measured, ms
+from forwardpass.loadtest.measurement import Measurement, ms
 from forwardpass.loadtest.report import charts, page
 from forwardpass.loadtest.report.charts import Series
-from forwardpass.loadtest.target import Client, Target
+from forwardpass.loadtest.target import LoadClient, LoadTarget
 
 IN_FLIGHT = 256  # of the closed loop that shows what a full batch costs
 OVERLOAD = 1.25  # of what was answered, offered to see whether more can be
@@ -78,11 +78,11 @@ def run(args: argparse.Namespace) -> int:
         requests = request_bodies.make(
             request_bodies.info(args.target, args.model), "", {args.rows: 1.0}, None, args.seed
         )
-        client = Client(core=args.core, processes=1, warm_up=0.5, seed=args.seed)
-        target = Target(args.target, args.model, requests, client)
+        client = LoadClient(core=args.core, processes=1, warm_up=0.5, seed=args.seed)
+        target = LoadTarget(args.target, args.model, requests, client)
     if args.check and target is None:
         raise LoadTestError("--check needs --target and --model")
-    windows: dict[float, list[Measured]] = {}
+    windows: dict[float, list[Measurement]] = {}
     if args.curve is not None:
         curve = _read(args.curve)
         if args.check:
@@ -114,8 +114,8 @@ def _read(path: Path) -> Curve:
 
 
 def measure(
-    target: Target, max_batch: int, seconds: float, rounds: int, also: Sequence[float] = ()
-) -> tuple[Curve, dict[float, list[Measured]]]:
+    target: LoadTarget, max_batch: int, seconds: float, rounds: int, also: Sequence[float] = ()
+) -> tuple[Curve, dict[float, list[Measurement]]]:
     """The curve of a server that has one core to itself; and what was measured, by rate, at the parts `also` of its
     capacity, in turns with what the curve is made of and twice as often, but no part of that.
 
@@ -123,7 +123,7 @@ def measure(
     """
     full = _sound(_told(target.closed(IN_FLIGHT, seconds)))
     sustained, limited = sustained_rate(target, full.throughput, seconds)
-    lone: list[Measured] = []
+    lone: list[Measurement] = []
     fitted = [share * sustained for share in FITTED_AT]
     checked = [share * sustained for share in also]
     windows = in_turns(target, sorted([*fitted, *checked, *checked]), seconds, rounds, lone)
@@ -138,7 +138,7 @@ def measure(
     return curve, {rate: windows[rate] for rate in checked}
 
 
-def sustained_rate(target: Target, start: float, seconds: float) -> tuple[float, bool]:
+def sustained_rate(target: LoadTarget, start: float, seconds: float) -> tuple[float, bool]:
     """Requests/s that are answered while more are offered, which is what drains a queue once something has filled it;
     and whether it was the client that could do no more.
 
@@ -160,10 +160,10 @@ def sustained_rate(target: Target, start: float, seconds: float) -> tuple[float,
 
 
 def in_turns(
-    target: Target, rates: Sequence[float], seconds: float, rounds: int, lone: list[Measured] | None = None
-) -> dict[float, list[Measured]]:
+    target: LoadTarget, rates: Sequence[float], seconds: float, rounds: int, lone: list[Measurement] | None = None
+) -> dict[float, list[Measurement]]:
     """In each round all rates as they come, and before that a lone call in a closed loop, which goes into `lone`."""
-    found: dict[float, list[Measured]] = {rate: [] for rate in rates}
+    found: dict[float, list[Measurement]] = {rate: [] for rate in rates}
     for _ in range(rounds):
         if lone is not None:
             lone.append(_sound(_told(target.closed(1, seconds))))
@@ -172,18 +172,18 @@ def in_turns(
     return found
 
 
-def _told(point: Measured) -> Measured:
+def _told(point: Measurement) -> Measurement:
     print(measurement.line(point), file=sys.stderr)
     return point
 
 
-def _sound(point: Measured) -> Measured:
+def _sound(point: Measurement) -> Measurement:
     if not point.recording.ok or point.errors > MOST_FAILED:
         raise LoadTestError(f"nothing to plan with: {measurement.line(point)}; {point.recording.by_outcome()}")
     return point
 
 
-def typical(points: Sequence[Measured], q: float) -> float:
+def typical(points: Sequence[Measurement], q: float) -> float:
     """The median of a quantile in seconds; without those where the client was late or requests failed, unless that was
     nearly always so. Raises LoadTestError where nothing was answered."""
     points = [point for point in points if point.recording.ok]
@@ -219,7 +219,7 @@ def plan(
     }
 
 
-def compare(curve: Curve, rate: float, points: Sequence[Measured], q: float, seed: int) -> dict[str, float]:
+def compare(curve: Curve, rate: float, points: Sequence[Measurement], q: float, seed: int) -> dict[str, float]:
     """Prediction and measurements at a rate; error: predicted / measured - 1."""
     each = [point.quantile(q) for point in points if point.recording.ok]
     predicted, actual = capacity_model.quantile(curve, rate, q, seed), typical(points, q)

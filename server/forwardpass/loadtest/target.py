@@ -14,9 +14,9 @@ import numpy as np
 from forwardpass.errors import LoadTestError
 from forwardpass.loadtest import measurement, request_bodies, server_metrics
 from forwardpass.loadtest.generator import fleet, histogram, schedule
-from forwardpass.loadtest.generator.client_process import Order
+from forwardpass.loadtest.generator.client_process import ProcessPlan
 from forwardpass.loadtest.generator.recording import Recording
-from forwardpass.loadtest.measurement import Measured, Offer, ms
+from forwardpass.loadtest.measurement import Measurement, OfferedLoad, ms
 
 PER_PROCESS = 15_000.0  # requests/s of single rows that one client process is given: half of what it can do
 DEFAULT_METRICS_PORT = 8002  # of Forwardpass and of Triton
@@ -24,7 +24,7 @@ _SLICES = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Client:
+class LoadClient:
     """How the load is made, whatever its height. Times in seconds."""
 
     arrivals: schedule.Arrivals = "poisson"
@@ -38,7 +38,7 @@ class Client:
     progress: bool = False
 
 
-class Target:
+class LoadTarget:
     """A server and the requests that it gets. Raises CallError where it does not answer them."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Target:
         address: str,
         model: str,
         requests: request_bodies.Requests,
-        client: Client,
+        client: LoadClient,
         *,
         name: str = "",
         metrics_url: str | None = None,
@@ -65,26 +65,26 @@ class Target:
         self.metrics_url = f"http://{host}:{DEFAULT_METRICS_PORT}/metrics" if metrics_url is None else metrics_url
         self._runs = 0
 
-    def at_rate(self, rate: float, seconds: float) -> Measured:
+    def at_rate(self, rate: float, seconds: float) -> Measurement:
         """An open loop at a steady rate."""
         return self.phases([schedule.Phase(seconds, rate, rate)])
 
-    def phases(self, phases: Sequence[schedule.Phase]) -> Measured:
+    def phases(self, phases: Sequence[schedule.Phase]) -> Measurement:
         """An open loop whose rate changes as the phases say."""
         seconds = sum(phase.seconds for phase in phases)
         rate = sum(phase.requests for phase in phases) / seconds
         highest = max(max(phase.begin, phase.end) for phase in phases)
         return self._measure(rate, 0, seconds, phases, highest)
 
-    def closed(self, in_flight: int, seconds: float) -> Measured:
+    def closed(self, in_flight: int, seconds: float) -> Measurement:
         """A closed loop: as many calls in flight, each begun when one ends."""
         return self._measure(0.0, in_flight, seconds, (), 0.0)
 
     def _measure(
         self, rate: float, in_flight: int, seconds: float, phases: Sequence[schedule.Phase], highest: float
-    ) -> Measured:
+    ) -> Measurement:
         client = self.client
-        offer = Offer(
+        offer = OfferedLoad(
             self.name,
             self.model,
             rate,
@@ -95,7 +95,7 @@ class Target:
             client.deadline,
         )
         self._runs += 1
-        order = Order(
+        order = ProcessPlan(
             self.host,
             self.port,
             request_bodies.PATH,
@@ -140,7 +140,7 @@ class _Progress:
     Looks only at that second's counts: the processes that generate the load may need the core.
     """
 
-    def __init__(self, offer: Offer) -> None:
+    def __init__(self, offer: OfferedLoad) -> None:
         self._offer = offer
 
     def __enter__(self) -> _Progress:

@@ -31,10 +31,10 @@ from forwardpass.loadtest.measurement import ms
 from forwardpass.loadtest.report import charts, page
 from forwardpass.loadtest.report.charts import Series
 from forwardpass.loadtest.successive_halving import RUNGS, Rung, Sample, Score, Setting
-from forwardpass.loadtest.target import Client, Target
+from forwardpass.loadtest.target import LoadClient, LoadTarget
 from forwardpass.model import triton_config
 from forwardpass.model.options import ModelConfig
-from forwardpass.repository.model_folder import Home
+from forwardpass.repository.model_folder import ModelFolder
 from forwardpass.testing.server_process import ServerProcess
 
 GRID = {
@@ -113,16 +113,16 @@ class _State:
 
 def run(args: argparse.Namespace) -> int:
     """Measure what is left to measure, write options that gain anything, and the report. Raises LoadTestError."""
-    home = Home(args.model, args.repository / args.model)
+    model_folder = ModelFolder(args.model, args.repository / args.model)
     try:
-        config = home.config()
-        versions = home.chosen(config)
+        config = model_folder.config()
+        versions = model_folder.chosen(config)
     except ModelError as error:
-        raise LoadTestError(f"{home.folder}: {error}") from None
+        raise LoadTestError(f"{model_folder.folder}: {error}") from None
     options = {name: getattr(args, name) for name in GRID}
     settings = successive_halving.grid(options)
     with fleet.unwinding(), tempfile.TemporaryDirectory(prefix="forwardpass-tune-") as made:
-        names = _repository(Path(made), home, versions, settings)
+        names = _repository(Path(made), model_folder, versions, settings)
         with _on(args.server_core):
             started = ServerProcess(Path(made), "--log-level", "warning", patience=600.0)
         with started as server:
@@ -142,7 +142,9 @@ def run(args: argparse.Namespace) -> int:
     if winner == first:
         print("nothing is written: no setting is better than the present one by more than the noise")
     else:
-        print(f"wrote {_write(home.folder, args.output, winner, comment(winner, rungs, key, state.rate, spent))}")
+        print(
+            f"wrote {_write(model_folder.folder, args.output, winner, comment(winner, rungs, key, state.rate, spent))}"
+        )
     if args.report:
         args.report.write_text(_html(args, winner, first, rungs, key, state.rate), "utf-8")
     return 0
@@ -158,19 +160,24 @@ def _as_it_runs(address: str, config: ModelConfig) -> Setting:
 
 
 def _repository(
-    made: Path, home: Home, versions: Mapping[int, Path], settings: Sequence[Setting]
+    made: Path, model_folder: ModelFolder, versions: Mapping[int, Path], settings: Sequence[Setting]
 ) -> dict[Setting, str]:
     """A repository with the model as it is, called PRESENT, and one for each setting; the names of these."""
-    others = {folder.name for folder in home.folder.iterdir() if folder.name.isdecimal()}
+    others = {folder.name for folder in model_folder.folder.iterdir() if folder.name.isdecimal()}
     others -= {folder.name for folder in versions.values()}
-    path = options_file.path_of(home.folder)
+    path = options_file.path_of(model_folder.folder)
     text = _text(path)
     if path.name == triton_config.FILE_NAME:
         text = options_file.nameless(text)
     names = {setting: f"candidate-{number:03d}" for number, setting in enumerate(settings)}
     for setting, name in [((), PRESENT), *names.items()]:
         # Links to the same files: the weights are there once.
-        shutil.copytree(home.folder, made / name, copy_function=_link, ignore=lambda at, _: _ignored(home, at, others))
+        shutil.copytree(
+            model_folder.folder,
+            made / name,
+            copy_function=_link,
+            ignore=lambda at, _: _ignored(model_folder, at, others),
+        )
         if path.exists() or setting:
             written = options_file.edited(text, path.name, dict(setting)) if setting else text
             (made / name / path.name).write_text(written, "utf-8")
@@ -178,9 +185,9 @@ def _repository(
     return names
 
 
-def _ignored(home: Home, at: str, others: set[str]) -> set[str]:
+def _ignored(model_folder: ModelFolder, at: str, others: set[str]) -> set[str]:
     """Versions that are not served, and the options, which each candidate has of its own."""
-    return {*others, options_file.path_of(home.folder).name} if Path(at) == home.folder else set()
+    return {*others, options_file.path_of(model_folder.folder).name} if Path(at) == model_folder.folder else set()
 
 
 def _link(source: str, target: str) -> str:
@@ -235,12 +242,12 @@ class _Bench:
         if not state.rate:
             raise LoadTestError("the server answered nothing in a closed loop")
 
-    def _target(self, setting: Setting, deadline: float | None) -> Target:
+    def _target(self, setting: Setting, deadline: float | None) -> LoadTarget:
         address, name, args = self._server.address, self._names[setting], self._args
         requests = request_bodies.make(request_bodies.info(address, name), "", {args.rows: 1.0}, None, 0)
         # What comes later than the deadline and a while is too late whatever it is.
-        client = Client(core=args.core, deadline=deadline, warm_up=_WARM_UP, patience=0.25)
-        return Target(address, name, requests, client, metrics_url="")
+        client = LoadClient(core=args.core, deadline=deadline, warm_up=_WARM_UP, patience=0.25)
+        return LoadTarget(address, name, requests, client, metrics_url="")
 
     def measure(self, setting: Setting, rung: Rung, turn: int) -> Sample:
         """Looks first whether it is known."""

@@ -38,11 +38,11 @@ _NOT_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float
 Arrays = Mapping[str, NDArray[Any]]
 
 
-class _Part(BaseModel):
+class _ContractPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
 
-class TensorSpec(_Part):
+class ContractTensor(_ContractPart):
     """One input or output. `shape` has -1 where any size goes; axis 0 is the batch where the model is batchable.
 
     `labels`, if any, name the places of the last axis, in order.
@@ -79,14 +79,14 @@ class TensorSpec(_Part):
         return DTYPES[self.datatype]
 
 
-class Tolerance(_Part):
+class Tolerance(_ContractPart):
     """An answer is right where |got - expected| <= atol + rtol * |expected|."""
 
     rtol: float = Field(ge=0, allow_inf_nan=False)
     atol: float = Field(ge=0, allow_inf_nan=False)
 
 
-class Samples(_Part):
+class Samples(_ContractPart):
     """Sample rows and what must come back for them, as nested lists by tensor name. `Contract` gives them as arrays."""
 
     rows: int = Field(ge=1)  # of the batch they make; 1 where the model is not batchable
@@ -111,7 +111,7 @@ class Difference:
     failure: str | None  # None: all within tolerance. Otherwise which output, which element, by how much
 
 
-class Contract(_Part):
+class Contract(_ContractPart):
     """What an exported model is and what it must answer. Fields are as in the JSON file, in this order.
 
     - `files` names every file of the version's folder but the contract itself.
@@ -123,9 +123,9 @@ class Contract(_Part):
     model: str = Field(min_length=1)
     version: int = Field(ge=1)
     files: dict[str, str]  # relative path in the folder, with "/" -> sha256 in hex
-    inputs: list[TensorSpec]
-    outputs: list[TensorSpec] = Field(min_length=1)
-    hidden: list[TensorSpec] = []  # outputs that are computed only when they are asked for
+    inputs: list[ContractTensor]
+    outputs: list[ContractTensor] = Field(min_length=1)
+    hidden: list[ContractTensor] = []  # outputs that are computed only when they are asked for
     batchable: bool  # axis 0 of every input and output is the batch
     batch_invariant: bool | None  # a row's answer is the same, bit for bit, alone and in a batch; None: not measured
     rows_independent: bool | None = None  # the same within the tolerance: rows do not mix; None: not measured
@@ -331,7 +331,7 @@ def _plain(value: Any) -> str:
     return f"{plain:.9g}" if isinstance(plain, float) else repr(plain)
 
 
-def _check_shape(shape: tuple[int, ...], tensor: TensorSpec, rows: int | None, kind: str) -> None:
+def _check_shape(shape: tuple[int, ...], tensor: ContractTensor, rows: int | None, kind: str) -> None:
     wanted = list(tensor.shape)
     if rows is not None:
         if not wanted or wanted[0] not in (-1, rows):

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forwardpass.model.signature import Tensor
+from forwardpass.model.signature import TensorSpec
 
 ANY_SIZE = 4  # taken where a dimension beyond the batch may be of any size
 
 
-def example(tensor: Tensor, rows: int, rng: np.random.Generator, scale: float = 1.0) -> NDArray[Any]:
+def example(tensor: TensorSpec, rows: int, rng: np.random.Generator, scale: float = 1.0) -> NDArray[Any]:
     """Random values that a network will most likely take: [rows, ...]; small integers, since they may be indices."""
     shape = (rows, *(ANY_SIZE if s < 0 else s for s in tensor.shape[1:]))
     dtype = tensor.datatype.numpy

@@ -29,12 +29,12 @@ _KEY, _VALUE = 1, 2  # of a StringStringEntryProto
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-def check(path: Path, home: Path) -> None:
+def check(path: Path, model_folder: Path) -> None:
     """Raise ModelError where the ONNX file `path` names weights that are not files in the folder `home`.
 
     Links may lead about within `home`, as they do in a mounted Kubernetes volume, but not out of it.
     """
-    inside = home.resolve()
+    inside = model_folder.resolve()
     for location in sorted(locations(path)):
         shown = printable(location, 200)
         parts = PurePosixPath(location.replace("\\", "/"))

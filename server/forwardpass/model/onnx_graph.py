@@ -29,7 +29,7 @@ ANY_SIZE = 4  # taken for a symbolic dimension other than the batch
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class GraphNode:
     """One operator. `inputs` are in the operator's order, "" where an optional one is left out."""
 
     name: str
@@ -42,7 +42,7 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class GraphLayer:
     """z = W a + b of the layer before, a = g(z). `z` and `a` are tensor names, the same where there is no g."""
 
     number: int  # from 1
@@ -57,7 +57,7 @@ class Graph:
 
     model: onnx.ModelProto
     rows: int
-    nodes: tuple[Node, ...]
+    nodes: tuple[GraphNode, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     constants: Mapping[str, NDArray[Any]]  # weights, biases and what else is stored in the file
@@ -65,7 +65,7 @@ class Graph:
     dtypes: Mapping[str, np.dtype[Any]]
 
     @cached_property
-    def producers(self) -> dict[str, Node]:
+    def producers(self) -> dict[str, GraphNode]:
         return {name: node for node in self.nodes for name in node.outputs}
 
     @cached_property
@@ -78,7 +78,7 @@ class Graph:
         return frozenset(found)
 
     @cached_property
-    def layers(self) -> tuple[Layer, ...]:
+    def layers(self) -> tuple[GraphLayer, ...]:
         found = []
         for number in range(1, max((node.layer for node in self.nodes), default=0) + 1):
             nodes = [node for node in self.nodes if node.layer == number and not self.is_fixed(node)]
@@ -92,7 +92,7 @@ class Graph:
             floats = [n.outputs[0] for n in nodes if self.dtypes.get(n.outputs[0], _FLOAT).kind == "f"]
             a = floats[-1] if floats else z
             shape = self.shapes.get(a)
-            found.append(Layer(number, z, a, shape[-1] if shape else 0))
+            found.append(GraphLayer(number, z, a, shape[-1] if shape else 0))
         return tuple(found)
 
     @cached_property
@@ -113,7 +113,7 @@ class Graph:
         steps = dict.fromkeys(tensor for layer in self.layers for tensor in (layer.z, layer.a))
         return (*self.inputs, *steps)
 
-    def is_fixed(self, node: Node) -> bool:
+    def is_fixed(self, node: GraphNode) -> bool:
         return all(name in self.fixed for name in node.outputs)
 
     def itemsize(self, tensor: str) -> int:
@@ -169,7 +169,9 @@ def build(model: onnx.ModelProto, rows: int) -> Graph:
         if data:
             layer_of.update(dict.fromkeys(node.output, layer))
         name = node.name or f"{node.op_type}_{place}"
-        nodes.append(Node(name, node.op_type, node.domain, tuple(node.input), tuple(node.output), attributes, layer))
+        nodes.append(
+            GraphNode(name, node.op_type, node.domain, tuple(node.input), tuple(node.output), attributes, layer)
+        )
     shapes, dtypes = _infer(model, rows, inputs)
     dtypes.update({name: array.dtype for name, array in constants.items()})
     outputs = tuple(value.name for value in model.graph.output)

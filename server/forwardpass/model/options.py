@@ -31,7 +31,7 @@ def plain_name(name: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Origin:
+class OptionsOrigin:
     """Where options were read, with the line of each and what it is called there, by its name here.
 
     `given` is a config.pbtxt itself.
@@ -43,11 +43,11 @@ class Origin:
     given: Any = None  # inference.ModelConfig
 
 
-class _Part(BaseModel):
+class _OptionsPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class TensorOptions(_Part):
+class TensorOptions(_OptionsPart):
     """What the options say of one input or output; it is held against the network."""
 
     name: str = Field(min_length=1)
@@ -56,7 +56,7 @@ class TensorOptions(_Part):
     labels: str | None = None  # a file in the model's folder with one label a line; outputs only
 
 
-class QueuePolicy(_Part):
+class QueuePolicy(_OptionsPart):
     """What waits in the queue at one priority. 0: no limit."""
 
     timeout_us: int = Field(0, ge=0)  # how long a request may wait for an instance
@@ -64,7 +64,7 @@ class QueuePolicy(_Part):
     max_requests: int = Field(0, ge=0)
 
 
-class WarmUpInput(_Part):
+class WarmUpInput(_OptionsPart):
     """One input of a made-up request: zeros, random values, or one row (or all rows) of raw elements from a file."""
 
     datatype: str
@@ -84,7 +84,7 @@ class WarmUpInput(_Part):
         return self
 
 
-class WarmUp(_Part):
+class WarmUp(_OptionsPart):
     """A request that is run `count` times before the model is ready."""
 
     name: str = ""
@@ -196,7 +196,7 @@ class ModelConfig(BaseModel):
         'dims (of one row) and data: "zero", "random" or "file", with the file\'s name in the folder `warmup`.',
     )
     parameters: dict[str, str] = Field(default_factory=dict, description="Free text, shown in the model's metadata.")
-    _origin: Origin = PrivateAttr(default_factory=Origin)
+    _origin: OptionsOrigin = PrivateAttr(default_factory=OptionsOrigin)
 
     @field_validator("versions", mode="before")
     @classmethod
@@ -233,11 +233,11 @@ class ModelConfig(BaseModel):
         return self
 
     @property
-    def origin(self) -> Origin:
+    def origin(self) -> OptionsOrigin:
         """Where these options were read."""
         return self._origin
 
-    def read_from(self, origin: Origin) -> Self:
+    def read_from(self, origin: OptionsOrigin) -> Self:
         """Say where these options were read; itself."""
         self._origin = origin
         return self

@@ -20,7 +20,7 @@ _MARKS = frozenset("{}<>[]:,;")
 
 
 @dataclass(slots=True)
-class Node:
+class TextNode:
     """One field: the line of its name (counted from 1), its value if it is a scalar, and the fields in it.
 
     Its text is from `start` to before `end`; of an entry of a list, the entry's alone. `inner`: where the text in its
@@ -29,12 +29,12 @@ class Node:
 
     line: int
     value: str = ""
-    children: dict[str, list[Node]] = field(default_factory=dict)
+    children: dict[str, list[TextNode]] = field(default_factory=dict)
     start: int = 0
     end: int = 0
     inner: int = 0
 
-    def child(self, name: str, place: int | str = 0) -> Node | None:
+    def child(self, name: str, place: int | str = 0) -> TextNode | None:
         """The `place`-th field of a name, or the entry of a map whose key is `place`; None where there is none."""
         found = self.children.get(name, [])
         if isinstance(place, str):
@@ -51,9 +51,9 @@ class _Token(NamedTuple):
     end: int
 
 
-def read_lines(text: str) -> Node:
+def read_lines(text: str) -> TextNode:
     """Every field of a text-format message, by name, in the order of the file."""
-    root = Node(1)
+    root = TextNode(1)
     _fields(list(_tokens(text)), 0, root, "")
     return root
 
@@ -68,7 +68,7 @@ def _tokens(text: str) -> Iterator[_Token]:
         line += match.group().count("\n")
 
 
-def _fields(tokens: list[_Token], at: int, into: Node, end: str) -> int:
+def _fields(tokens: list[_Token], at: int, into: TextNode, end: str) -> int:
     """Read fields until `end`; the place after it."""
 
     def here(mark: str) -> bool:
@@ -85,7 +85,7 @@ def _fields(tokens: list[_Token], at: int, into: Node, end: str) -> int:
             at += 1
         found = into.children.setdefault(name.text, [])
         if not here("["):
-            found.append(Node(name.line, start=name.start, end=name.end))
+            found.append(TextNode(name.line, start=name.start, end=name.end))
             at = _value(tokens, at, found[-1])
             continue
         at += 1
@@ -93,13 +93,13 @@ def _fields(tokens: list[_Token], at: int, into: Node, end: str) -> int:
             if here(","):
                 at += 1
                 continue
-            found.append(Node(tokens[at].line, start=tokens[at].start))
+            found.append(TextNode(tokens[at].line, start=tokens[at].start))
             at = _value(tokens, at, found[-1])
         at += 1
     return at
 
 
-def _value(tokens: list[_Token], at: int, node: Node) -> int:
+def _value(tokens: list[_Token], at: int, node: TextNode) -> int:
     if at >= len(tokens):
         return at
     token = tokens[at]

@@ -9,7 +9,7 @@ from forwardpass.protocol import Datatype
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class TensorSpec:
     """One input or output. `shape` has -1 where any size goes, and includes the batch axis."""
 
     name: str
@@ -19,7 +19,7 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Interface:
+class ModelSignature:
     """Inputs and outputs in the model's own order.
 
     `batchable`: axis 0 of every input and output is of any size, so that requests could be rows of one matrix. Whether
@@ -27,8 +27,8 @@ class Interface:
     `hidden`: names of outputs that are computed only for those who ask for them.
     """
 
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
     batchable: bool
     hidden: frozenset[str] = frozenset()
 

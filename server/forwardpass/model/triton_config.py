@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 from forwardpass import protocol
 from forwardpass.errors import ConfigError, printable
-from forwardpass.model.options import ModelConfig, Origin
-from forwardpass.model.pbtxt_lines import Node, read_lines
+from forwardpass.model.options import ModelConfig, OptionsOrigin
+from forwardpass.model.pbtxt_lines import TextNode, read_lines
 
 FILE_NAME = "config.pbtxt"
 PLATFORM = "onnxruntime_onnx"  # what Triton calls a model of this kind; clients compare it
@@ -128,7 +128,7 @@ def model_name(path: Path) -> str:
 class _Reader:
     """One ModelConfig on its way to ours; knows the line of everything in it."""
 
-    def __init__(self, file: str, root: Node | None) -> None:
+    def __init__(self, file: str, root: TextNode | None) -> None:
         self._file = file
         self._root = root
         self._lines: dict[str, int] = {}
@@ -159,7 +159,7 @@ class _Reader:
             else:
                 text = f"{path}: {text}" + ("" if first["type"] == "value_error" else f", got {first['input']!r}")
             self._fail(self._at(path), text)
-        return config.read_from(Origin(self._file, self._lines, self._paths, message))
+        return config.read_from(OptionsOrigin(self._file, self._lines, self._paths, message))
 
     # -- part by part -----------------------------------------------------------------------------------------------
 
@@ -345,11 +345,11 @@ class _Reader:
         self._paths[option] = path or option
         self._remember(option, self._at(path or option))
 
-    def _remember(self, option: str, node: Node | None) -> None:
+    def _remember(self, option: str, node: TextNode | None) -> None:
         if node is not None:
             self._lines[option] = node.line
 
-    def _at(self, path: str, place: int | str = 0) -> Node | None:
+    def _at(self, path: str, place: int | str = 0) -> TextNode | None:
         """Where a path is in the file; the `place`-th, or the one of that key, of its entries."""
         node = self._root
         *above, last = path.split(".")
@@ -357,15 +357,15 @@ class _Reader:
             node = _child(node, name)
         return _child(node, last, place)
 
-    def _fail(self, node: Node | None, text: str) -> NoReturn:
+    def _fail(self, node: TextNode | None, text: str) -> NoReturn:
         raise ConfigError(f"{self._file}:{node.line}: {text}" if node is not None else f"{self._file}: {text}")
 
 
-def _child(node: Node | None, name: str, place: int | str = 0) -> Node | None:
+def _child(node: TextNode | None, name: str, place: int | str = 0) -> TextNode | None:
     return None if node is None else node.child(name, place)
 
 
-def _unsupported(message: Any, node: Node | None, prefix: str) -> Iterator[tuple[str, Node | None]]:
+def _unsupported(message: Any, node: TextNode | None, prefix: str) -> Iterator[tuple[str, TextNode | None]]:
     """Path and place of every option that is set and not acted on."""
     for field, value in message.ListFields():
         path = prefix + field.name

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 STAGES = ("copy_in", "run", "copy_out")
 # How a batch was run: by a captured graph; in fixed buffers, kernel by kernel; or with copies of the runtime's.
-Way = Literal["graph", "bound", "plain"]
+RunKind = Literal["graph", "bound", "plain"]
 # Seconds. A copy of a few rows takes some microseconds, a replay of a small graph ten.
 BOUNDS = (
     2e-6, 5e-6, 10e-6, 15e-6, 20e-6, 30e-6, 50e-6, 75e-6, 100e-6, 150e-6, 200e-6, 300e-6, 500e-6, 1e-3, 2e-3, 5e-3,
@@ -27,26 +27,26 @@ BOUNDS = (
 FOLD_AT = 100  # batches noted before they are folded into the histograms
 
 
-class GpuRan(NamedTuple):
+class GpuBatchRecord(NamedTuple):
     """One batch was run on a device. Times in seconds; None where it was not timed, or its copies not apart."""
 
     device: int  # CUDA's number, as in cuda:N
-    way: Way
+    way: RunKind
     copy_in: float | None = None
     run: float | None = None
     copy_out: float | None = None
 
 
-class GpuRuns:
+class GpuMetrics:
     """What one model version's batches took on its devices. Thread-safe; `ran` is called once per batch."""
 
     def __init__(self) -> None:
-        self._notes: deque[GpuRan] = deque()
+        self._notes: deque[GpuBatchRecord] = deque()
         self._stages: dict[tuple[int, str], Histogram] = {}
-        self._batches: Counter[tuple[int, Way]] = Counter()
+        self._batches: Counter[tuple[int, RunKind]] = Counter()
         self._lock = threading.Lock()
 
-    def ran(self, note: GpuRan) -> None:
+    def ran(self, note: GpuBatchRecord) -> None:
         """A batch was run. From any thread; costs an append, and every hundredth time a millisecond at most."""
         self._notes.append(note)
         if len(self._notes) >= FOLD_AT:

@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from forwardpass.errors import Reason
-from forwardpass.observability.gpu import GpuRuns
+from forwardpass.observability.gpu import GpuMetrics
 from forwardpass.observability.histogram import Histogram
 
 # Seconds. From 50 µs, under which nothing crosses a network, to 10 s.
@@ -122,14 +122,14 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
 }
 
 
-class Decoded(NamedTuple):
+class DecodeRecord(NamedTuple):
     """A group of requests was decoded."""
 
     requests: int
     seconds: float
 
 
-class Ran(NamedTuple):
+class BatchRecord(NamedTuple):
     """A batch was run. Times are on the server's clock."""
 
     waits: Sequence[tuple[float, int]]  # when its requests arrived, and how many did then
@@ -140,7 +140,7 @@ class Ran(NamedTuple):
     answered: int  # requests answered with success
 
 
-class Counts(NamedTuple):
+class ModelCounts(NamedTuple):
     """What a model version did since it was first loaded. Times are sums over requests, in seconds."""
 
     answered: int  # requests
@@ -175,18 +175,18 @@ class ModelMetrics:
         self._lock = threading.Lock()
         # Noted as they happen, folded in a hundred at a time or at a scrape: a note costs a request that runs alone
         # a tenth of what five histograms do.
-        self.gpu = GpuRuns()
-        self._notes: deque[Ran] = deque()
-        self._decodes: deque[Decoded] = deque()
+        self.gpu = GpuMetrics()
+        self._notes: deque[BatchRecord] = deque()
+        self._decodes: deque[DecodeRecord] = deque()
 
     def decoded(self, requests: int, seconds: float) -> None:
         """A group of `requests` was decoded in `seconds`, all together."""
-        self._decodes.append(Decoded(requests, seconds))
+        self._decodes.append(DecodeRecord(requests, seconds))
         if len(self._decodes) >= 10 * FOLD_AT:  # nothing has run for long: all are refused
             with self._lock:
                 self._fold()
 
-    def ran(self, note: Ran) -> None:
+    def ran(self, note: BatchRecord) -> None:
         """A batch was run and its requests were told."""
         self._notes.append(note)
         if len(self._notes) >= FOLD_AT:
@@ -225,7 +225,7 @@ class ModelMetrics:
             self._fold_unevenly(notes, requests)
         self._last_ms = round((time.time() - time.monotonic() + notes[-1].waits[-1][0]) * 1e3)
 
-    def _fold_unevenly(self, notes: Sequence[Ran], requests: Sequence[int]) -> None:
+    def _fold_unevenly(self, notes: Sequence[BatchRecord], requests: Sequence[int]) -> None:
         """The part of `_fold` that is about runs, where some batch took several or some request was not answered."""
         for note, count in zip(notes, requests, strict=True):
             total = sum(note.matrices)
@@ -262,7 +262,7 @@ class ModelMetrics:
         with self._lock:
             self.isolated += 1
 
-    def counts(self) -> Counts:
+    def counts(self) -> ModelCounts:
         """All that was counted, up to now. No number is ever smaller than the last time."""
         with self._lock:
             self._fold()
@@ -270,7 +270,7 @@ class ModelMetrics:
             # Requests are decoded while they wait; what was decoded and has not run yet must not make this fall.
             self._queue_told = max(self._queue_told, total["queue"] - total["decode"])
             answered = self.codes.get("OK", 0)
-            return Counts(
+            return ModelCounts(
                 answered,
                 max(0.0, total["total"] - self._lost_seconds),
                 self._answered_rows,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from forwardpass.errors import RequestError
 from forwardpass.model.example_inputs import example
-from forwardpass.model.signature import Interface, Tensor
+from forwardpass.model.signature import ModelSignature, TensorSpec
 
 ROWS = 8  # rows that are compared at once; each is run alone and in every batch
 SEEDS = 3  # of rows, neighbours and places; the first is tried in batches of every size, the others in the largest
@@ -44,20 +44,20 @@ class Invariance(enum.Enum):
 
 
 def probe(
-    interface: Interface, run: Run, largest: int, samples: Sequence[NDArray[Any]] | None, half: bool = False
+    signature: ModelSignature, run: Run, largest: int, samples: Sequence[NDArray[Any]] | None, half: bool = False
 ) -> tuple[Invariance, str]:
     """Find out, and say why. `largest`: rows of the largest batch that will be served; `samples`: real rows per input,
     if known. Values that are made up need not be ones that the network takes where there are real ones.
 
     `half`: the network computes in half precision, whatever type its outputs have: that is how they may be rounded.
     """
-    if not interface.batchable:
+    if not signature.batchable:
         return Invariance.NONE, "axis 0 is not a batch of any size"
     if samples is not None:  # what is made up is as wide as they are
         shaped = [
-            dataclasses.replace(t, shape=(-1, *s.shape[1:])) for t, s in zip(interface.inputs, samples, strict=True)
+            dataclasses.replace(t, shape=(-1, *s.shape[1:])) for t, s in zip(signature.inputs, samples, strict=True)
         ]
-        interface = dataclasses.replace(interface, inputs=tuple(shaped))
+        signature = dataclasses.replace(signature, inputs=tuple(shaped))
     sizes = sorted({ROWS, *(size for size in (2 * ROWS + 1, largest) if 1 < size <= largest)})
     exact = True
     compared = 0
@@ -65,7 +65,7 @@ def probe(
         # Real rows may all be alike in what matters, so that made-up ones are compared as well.
         real = samples if seed == 0 else None
         try:
-            trial = _Trial(interface, run, half, samples, real, np.random.default_rng((20_240_229, seed)))
+            trial = _Trial(signature, run, half, samples, real, np.random.default_rng((20_240_229, seed)))
             for size in sizes if seed == 0 else sizes[-1:]:
                 verdict, why = trial.compare(size, thorough=seed == 0)
                 if not verdict.batches:
@@ -87,7 +87,7 @@ class _Trial:
 
     def __init__(
         self,
-        interface: Interface,
+        signature: ModelSignature,
         run: Run,
         half: bool,
         samples: Sequence[NDArray[Any]] | None,
@@ -95,8 +95,8 @@ class _Trial:
         rng: np.random.Generator,
     ) -> None:
         """Run each row alone. `real`: rows to compare; None makes them up. Raises RequestError."""
-        self._interface, self._run, self._half, self._samples, self._rng = interface, run, half, samples, rng
-        self._rows = [_rows(t, ROWS, rng, real[i] if real else None) for i, t in enumerate(interface.inputs)]
+        self._interface, self._run, self._half, self._samples, self._rng = signature, run, half, samples, rng
+        self._rows = [_rows(t, ROWS, rng, real[i] if real else None) for i, t in enumerate(signature.inputs)]
         self._alone = [run([r[i : i + 1] for r in self._rows]) for i in range(ROWS)]
 
     def compare(self, size: int, thorough: bool) -> tuple[Invariance, str]:
@@ -151,11 +151,11 @@ def _equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
 
 
 def _compare(
-    got: Sequence[NDArray[Any]], alone: Sequence[NDArray[Any]], interface: Interface, size: int, half: bool
+    got: Sequence[NDArray[Any]], alone: Sequence[NDArray[Any]], signature: ModelSignature, size: int, half: bool
 ) -> tuple[Invariance, str]:
     """One row's answers in a batch of `size` against those alone."""
     verdict = Invariance.EXACT
-    for g, a, tensor in zip(got, alone, interface.outputs, strict=True):
+    for g, a, tensor in zip(got, alone, signature.outputs, strict=True):
         if _equal(np.asarray(g), np.asarray(a)):
             continue
         kind = np.asarray(a).dtype.str[1:]
@@ -173,7 +173,7 @@ def _compare(
     return verdict, ""
 
 
-def _rows(tensor: Tensor, count: int, rng: np.random.Generator, sample: NDArray[Any] | None) -> NDArray[Any]:
+def _rows(tensor: TensorSpec, count: int, rng: np.random.Generator, sample: NDArray[Any] | None) -> NDArray[Any]:
     if sample is None or not len(sample):
         return example(tensor, count, rng)
     return np.resize(sample, (count, *sample.shape[1:]))

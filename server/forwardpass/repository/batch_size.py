@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass.errors import RequestError
-from forwardpass.execution.ort_session import Network
+from forwardpass.execution.ort_session import Session
 from forwardpass.execution.placement import Placement
 from forwardpass.model.example_inputs import example
-from forwardpass.model.signature import Interface
+from forwardpass.model.signature import ModelSignature
 from forwardpass.repository.knee import SIZES, describe, knee, next_size, undecided
 
 UNMEASURED = 64  # rows where the network can't be run on made-up values
@@ -37,8 +37,8 @@ def clock_of(placement: Placement) -> Clock:
 
 
 def choose(
-    interface: Interface,
-    session: Network,
+    signature: ModelSignature,
+    session: Session,
     told: int | None,
     samples: Sequence[NDArray[Any]] | None,
     clock: Clock = time.perf_counter,
@@ -49,16 +49,16 @@ def choose(
     """
     if told is not None:
         return told, ""
-    if not interface.batchable:
+    if not signature.batchable:
         return UNMEASURED, ""
     rng = np.random.default_rng(0)
-    one = [example(t, 1, rng) if samples is None else samples[i][:1] for i, t in enumerate(interface.inputs)]
+    one = [example(t, 1, rng) if samples is None else samples[i][:1] for i, t in enumerate(signature.inputs)]
     made: dict[int, list[NDArray[Any]]] = {}
 
     def run(rows: int) -> None:
         if rows not in made:
             made[rows] = [np.repeat(array, rows, axis=0) for array in one]
-        session.run(made[rows], interface.default_outputs)
+        session.run(made[rows], signature.default_outputs)
 
     most = min(SIZES[-1], max(1, MOST_BYTES // max(1, sum(array.nbytes for array in one))))
     try:

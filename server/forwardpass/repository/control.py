@@ -32,8 +32,8 @@ from forwardpass.errors import (
 )
 from forwardpass.model import triton_config
 from forwardpass.model.options import ModelConfig, plain_name
-from forwardpass.repository.model_folder import Fingerprint, Home
-from forwardpass.repository.model_version import Entry
+from forwardpass.repository.model_folder import Fingerprint, ModelFolder
+from forwardpass.repository.model_version import ModelVersion
 from forwardpass.repository.repository import Repository
 from forwardpass.settings import Settings
 
@@ -50,7 +50,7 @@ FILE = "file:"  # what the names of the parameters begin with that carry files
 T = TypeVar("T")
 
 
-class Control:
+class ModelControl:
     """Changes which models a repository serves. Its coroutines belong to one event loop; `close` ends its threads."""
 
     def __init__(self, repository: Repository, settings: Settings) -> None:
@@ -77,7 +77,7 @@ class Control:
             thread.shutdown(wait=False, cancel_futures=True)
         return not futures.wait(self._unfinished, seconds).not_done
 
-    async def start(self, entry: Entry) -> Entry:
+    async def start(self, entry: ModelVersion) -> ModelVersion:
         """Load an announced version; see Repository.load."""
         return await self._change(lambda: self._repository.load(entry))
 
@@ -109,9 +109,11 @@ class Control:
     def _again_now(self) -> str:
         before = {id(e.loaded.worker) for e in self._repository.entries() if e.loaded is not None}
         if self._settings.model_control == "explicit":
-            homes = self._repository.homes()
-            for name in {e.name for e in self._repository.entries() if e.asked_for} & homes.keys() - self._sent.keys():
-                self._repository.reload(homes[name])
+            model_folders = self._repository.model_folders()
+            for name in {
+                e.name for e in self._repository.entries() if e.asked_for
+            } & model_folders.keys() - self._sent.keys():
+                self._repository.reload(model_folders[name])
         else:
             self._seen.clear()
             self.look()
@@ -127,7 +129,9 @@ class Control:
         if self._settings.model_control != "explicit" or self._repository.interruption.stopping:
             return
         if self._listing is None or self._listing.done():  # else one look serves all who ask meanwhile
-            listing = self._submit(self._looking, lambda: self._repository.note(self._repository.homes().values()))
+            listing = self._submit(
+                self._looking, lambda: self._repository.note(self._repository.model_folders().values())
+            )
             self._listing = asyncio.wrap_future(listing)
         with contextlib.suppress(RepositoryUnreadable):  # logged and counted there
             await asyncio.shield(self._listing)
@@ -163,7 +167,7 @@ class Control:
             raise Draining("the server is stopping; models are not changed any more")
 
     def _load(self, name: str, config: str | None, files: Mapping[str, bytes]) -> None:
-        home = self._home(name, files)
+        model_folder = self._home(name, files)
         options: ModelConfig | None = None
         try:
             if config is not None:
@@ -173,10 +177,10 @@ class Control:
         sent = tempfile.TemporaryDirectory(prefix="forwardpass-") if files else None
         try:
             if sent is not None:
-                home = Home(name, Path(sent.name), named=False)
-                _write(home.folder, files)
-            assert home is not None
-            wrong = [e for e in self._repository.reload(home, options) if e.reason]
+                model_folder = ModelFolder(name, Path(sent.name), named=False)
+                _write(model_folder.folder, files)
+            assert model_folder is not None
+            wrong = [e for e in self._repository.reload(model_folder, options) if e.reason]
             if wrong:
                 self._check()
                 raise ModelUnusable("; ".join(f"model '{name}' {_version(e.version)}{e.reason}" for e in wrong))
@@ -188,7 +192,7 @@ class Control:
             if sent is not None:
                 sent.cleanup()
 
-    def _home(self, name: str, files: Mapping[str, bytes]) -> Home | None:
+    def _home(self, name: str, files: Mapping[str, bytes]) -> ModelFolder | None:
         """The model's folder; None where its files came along. No path is made from the name."""
         if not name:
             raise InvalidRequest("the request names no model")
@@ -196,15 +200,19 @@ class Control:
             if len(name) > NAME_LIMIT or not name.isprintable() or name.strip(" .") != name or "/" in name:
                 raise InvalidRequest(f"model name '{printable(name)}': expected one that a folder could have")
             return None
-        homes = self._repository.homes()
+        model_folders = self._repository.model_folders()
         # One that serves and is gone from the disk is looked for where it was, so that the index tells of it.
-        served = {e.name: e.home for e in self._repository.entries() if e.loaded is not None and e.home is not None}
-        if name in served and name not in homes and name not in self._sent:
+        served = {
+            e.name: e.model_folder
+            for e in self._repository.entries()
+            if e.loaded is not None and e.model_folder is not None
+        }
+        if name in served and name not in model_folders and name not in self._sent:
             return served[name]
-        if name not in homes:
-            have = ", ".join(list(homes)[:10])
+        if name not in model_folders:
+            have = ", ".join(list(model_folders)[:10])
             raise UnknownModel(f"there is no model '{printable(name)}' in the repository; it has {have or 'none'}")
-        return homes[name]
+        return model_folders[name]
 
     def _unload(self, name: str) -> None:
         if not self._repository.unload(name):
@@ -232,21 +240,21 @@ class Control:
 
         Blocks for as long as that takes. Raises RepositoryUnreadable, and has changed nothing then.
         """
-        homes = self._repository.homes()
-        for name in {e.name for e in self._repository.entries()} - homes.keys():
+        model_folders = self._repository.model_folders()
+        for name in {e.name for e in self._repository.entries()} - model_folders.keys():
             logger.info("model %s is not on disk any more", name)
             self._repository.forget(name)
             self._seen.pop(name, None)
             self._again.pop(name, None)
-        states = {name: home.state() for name, home in homes.items()}
+        states = {name: model_folder.state() for name, model_folder in model_folders.items()}
         changed = [n for n, state in states.items() if self._seen.get(n) != state or self._is_due(n)]
         if any(name in self._seen for name in changed):
             self._repository.interruption.wait(SETTLE_SECONDS)
         for name in changed:
-            if name in self._seen and homes[name].state() != states[name]:
+            if name in self._seen and model_folders[name].state() != states[name]:
                 continue  # still being written: the next look will tell
             self._seen[name] = states[name]
-            failed = any(entry.reason for entry in self._repository.reload(homes[name]))
+            failed = any(entry.reason for entry in self._repository.reload(model_folders[name]))
             wait = min(MOST_LOOKS, 2 * self._again[name][0]) if name in self._again else 1
             if failed:
                 self._again[name] = (wait, wait)

@@ -11,12 +11,12 @@ import threading
 from pathlib import Path
 
 from forwardpass.errors import ModelError, RepositoryUnreadable, SettingsError
-from forwardpass.repository.model_folder import Home, find, identity
+from forwardpass.repository.model_folder import ModelFolder, find, identity
 
 logger = logging.getLogger(__name__)
 
 
-class Listing:
+class RepositoryListing:
     """Thread-safe. What it knows is that of the last look that worked.
 
     - A folder that had models, and is empty and another folder than it was, is taken for a volume that is not mounted.
@@ -33,7 +33,7 @@ class Listing:
         self.failures = 0
         self.skipped: dict[tuple[str, str], str] = {}  # (folder, what in it or "") -> why
 
-    def homes(self) -> dict[str, Home]:
+    def model_folders(self) -> dict[str, ModelFolder]:
         """The models on disk, by name. Raises RepositoryUnreadable."""
         with self._lock:
             try:
@@ -55,26 +55,28 @@ class Listing:
             self.skipped = skipped
             return found
 
-    def _look(self) -> tuple[dict[str, Home], dict[tuple[str, str], str]]:
-        homes: dict[str, Home] = {}
+    def _look(self) -> tuple[dict[str, ModelFolder], dict[tuple[str, str], str]]:
+        model_folders: dict[str, ModelFolder] = {}
         skipped: dict[tuple[str, str], str] = {}
-        for home in find(self._root, self._name):
-            here = identity(home.folder)
-            if home.present():
-                homes[home.name] = home
-                self._had[home.folder] = here
-            elif here is not None and self._had.get(home.folder, here) != here:
-                homes[home.name] = home  # loading it fails, with the reason, and what serves stays
+        for model_folder in find(self._root, self._name):
+            here = identity(model_folder.folder)
+            if model_folder.present():
+                model_folders[model_folder.name] = model_folder
+                self._had[model_folder.folder] = here
+            elif here is not None and self._had.get(model_folder.folder, here) != here:
+                model_folders[model_folder.name] = (
+                    model_folder  # loading it fails, with the reason, and what serves stays
+                )
             else:
-                self._had.pop(home.folder, None)
-                skipped[home.name, ""] = "there is no version in it: expected NAME/VERSION/model.onnx"
+                self._had.pop(model_folder.folder, None)
+                skipped[model_folder.name, ""] = "there is no version in it: expected NAME/VERSION/model.onnx"
             try:
-                skipped |= {(home.name, name): reason for name, reason in home.skipped().items()}
+                skipped |= {(model_folder.name, name): reason for name, reason in model_folder.skipped().items()}
             except ModelError:
                 continue  # said when it is loaded
         here = identity(self._root)
-        if homes:
+        if model_folders:
             self._had[self._root] = here
         elif self._had.get(self._root, here) != here:
             raise SettingsError("it is empty, and not the folder that had models before: is its volume mounted?")
-        return homes, skipped
+        return model_folders, skipped

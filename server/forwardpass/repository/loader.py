@@ -17,32 +17,32 @@ from typing import Any
 from numpy.typing import NDArray
 
 from forwardpass.batching.admission import Admission
-from forwardpass.batching.request import Limits, Options, QueueTimeout
-from forwardpass.batching.run_time_model import RunTime
+from forwardpass.batching.request import QueueLimits, QueueTimeout, WorkerOptions
+from forwardpass.batching.run_time_model import RunTimeModel
 from forwardpass.errors import ConfigError, ContractError, ModelError, RequestError, SettingsError
-from forwardpass.execution.cpu_budget import Cores
+from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.execution.cuda.session import open_network
 from forwardpass.execution.interruption import Interruption
-from forwardpass.execution.ort_session import Network
-from forwardpass.execution.placement import Machine, Placement, look_at_this_machine, place
+from forwardpass.execution.ort_session import Session
+from forwardpass.execution.placement import CudaDevices, Placement, detect_cuda, place
 from forwardpass.inference.tensor_contents import ELEMENT_LIMIT
 from forwardpass.inference.worker import Worker
 from forwardpass.model import external_data
 from forwardpass.model.contract import CONTRACT_FILE, Contract
 from forwardpass.model.options import ModelConfig
-from forwardpass.model.signature import Interface
+from forwardpass.model.signature import ModelSignature
 from forwardpass.observability.model_metrics import ModelMetrics
 from forwardpass.repository import batch_size, warm_up
 from forwardpass.repository.batch_invariance import Invariance, probe
-from forwardpass.repository.reconcile import declare
-from forwardpass.repository.session_pool import Open, Sessions, count, inline_run_limit
+from forwardpass.repository.reconcile import reconcile
+from forwardpass.repository.session_pool import Open, SessionPool, count, inline_run_limit
 from forwardpass.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedModel:
     """A worker, not yet started, and what is known of it: for the start-up report and the model's metadata."""
 
     worker: Worker
@@ -71,15 +71,15 @@ def load(
     folder: Path,
     config: ModelConfig,
     settings: Settings,
-    cores: Cores,
+    cores: CpuBudget,
     admission: Admission,
-    home: Path | None = None,
+    model_folder: Path | None = None,
     metrics: ModelMetrics | None = None,
     lost: Callable[[str], None] = lambda _: None,
     interruption: Interruption | None = None,
     opens: Open | None = None,
-    look: Callable[[], Machine] = look_at_this_machine,
-) -> Loaded:
+    look: Callable[[], CudaDevices] = detect_cuda,
+) -> LoadedModel:
     """Load the version in `folder` of the model `name`. Raises ModelError; may take seconds.
 
     `home`: the model's folder, where labels and the like are; by default that above the version. `metrics`: where
@@ -89,42 +89,42 @@ def load(
     began = time.monotonic()
     interruption = interruption or Interruption()
     opens = opens or partial(open_network, opening=interruption.opening)
-    home = folder.parent if home is None else home
+    model_folder = folder.parent if model_folder is None else model_folder
     contract = _contract(folder, config.model_file)
-    external_data.check(folder / config.model_file, home)
+    external_data.check(folder / config.model_file, model_folder)
     placement = _placement(config, settings, cores, look)
-    with Sessions(folder / config.model_file, placement, config, f"{name}/{version}", opens) as sessions:
+    with SessionPool(folder / config.model_file, placement, config, f"{name}/{version}", opens) as sessions:
         session = interruption.network(sessions.first)
-        interface = declare(session.interface, config, contract, home)
-        _check_sizes(interface)
+        signature = reconcile(session.signature, config, contract, model_folder)
+        _check_sizes(signature)
         replayed = _replay(session, contract) if contract is not None else ""
-        samples = _samples(interface, contract)
+        samples = _samples(signature, contract)
         told = config.max_batch_size if config.max_batch_size is not None else settings.max_batch_size or None
         clock = batch_size.clock_of(placement)
-        settled = _settled(interface, config, contract)
+        settled = _settled(signature, config, contract)
         if settled is not None and not settled[0].batches:
             wanted, sized = told if told is not None else 1, ""
         else:
-            wanted, sized = batch_size.choose(interface, session, told, samples, clock)
+            wanted, sized = batch_size.choose(signature, session, told, samples, clock)
         # Then a row may differ from batch to batch by more than the type of the outputs says.
         half = placement.allow_tf32 or (contract is not None and contract.precision == "fp16")
-        invariance, why = settled or _probed(interface, session, samples, wanted, half)
+        invariance, why = settled or _probed(signature, session, samples, wanted, half)
         batches = invariance.batches and wanted > 0
         if invariance is Invariance.NONE:
-            interface = dataclasses.replace(interface, batchable=False)  # axis 0 is like any other from here on
-        run_time = RunTime()
+            signature = dataclasses.replace(signature, batchable=False)  # axis 0 is like any other from here on
+        run_time = RunTimeModel()
         run_rows = wanted if batches else 1
         how = ""
         if placement.devices:
             each, _ = count(config, settings, cores, placement, 0.0)
-            how = sessions.prepare(each, interface, run_rows, batches, samples, half, interruption.check)
+            how = sessions.prepare(each, signature, run_rows, batches, samples, half, interruption.check)
             if contract is not None:
                 replayed = _replay(session, contract)  # once more, in the way in which it will be run
-        full = warm_up.every_size(interface, session, run_rows, run_time, samples, clock)
-        warm_up.as_told(interface, session, config, home)
+        full = warm_up.every_size(signature, session, run_rows, run_time, samples, clock)
+        warm_up.as_told(signature, session, config, model_folder)
     instances, reason = count(config, settings, cores, placement, full)
     placement = dataclasses.replace(placement, why="; ".join(filter(None, (placement.why, reason, how))))
-    options = Options(
+    options = WorkerOptions(
         limits=_limits(config, wanted if batches and config.batching else 1),
         instances=instances * max(1, len(placement.devices)),
         run_rows=run_rows,
@@ -139,17 +139,17 @@ def load(
     serving = sessions.serving
     for on_device in serving if isinstance(serving, Sequence) else ():
         on_device.ran = counted.gpu.ran
-    worker = Worker(name, version, serving, interface, options, run_time, counted, admission, lost=lost)
+    worker = Worker(name, version, serving, signature, options, run_time, counted, admission, lost=lost)
     reservation = _reservation(invariance, why, contract)
     if reservation:
         logger.warning("model %s version %s: %s", name, version, reservation)
     known = "; ".join(filter(None, (why, replayed, sized if batches else "")))
-    return Loaded(worker, placement, invariance, known, contract, config, time.monotonic() - began, reservation)
+    return LoadedModel(worker, placement, invariance, known, contract, config, time.monotonic() - began, reservation)
 
 
-def _limits(config: ModelConfig, rows: int) -> Limits:
+def _limits(config: ModelConfig, rows: int) -> QueueLimits:
     """Of the queue. `rows`: of a batch that requests share; 1 where they share none."""
-    return Limits(
+    return QueueLimits(
         max_batch_rows=rows,
         rows=config.max_queue_rows,
         requests=config.max_queue_requests,
@@ -187,7 +187,7 @@ def _contract(folder: Path, model_file: str) -> Contract | None:
     return contract
 
 
-def _placement(config: ModelConfig, settings: Settings, cores: Cores, look: Callable[[], Machine]) -> Placement:
+def _placement(config: ModelConfig, settings: Settings, cores: CpuBudget, look: Callable[[], CudaDevices]) -> Placement:
     """Small networks run on one thread: several runs at once make better use of cores than one that is split."""
     shared = settings.intra_op_threads
     if shared > 1:
@@ -213,30 +213,32 @@ def _placement(config: ModelConfig, settings: Settings, cores: Cores, look: Call
     return dataclasses.replace(placement, allow_tf32=tf32, memory_limit=settings.gpu_mem_limit)
 
 
-def _replay(session: Network, contract: Contract) -> str:
+def _replay(session: Session, contract: Contract) -> str:
     """Run the contract's samples on the provider that will serve. Raises ContractError when an answer is off."""
     outputs = _run_named(session, contract)
     difference = contract.check(outputs)
     return f"contract of {contract.samples.rows} rows holds, largest difference {difference.largest:.2g}"
 
 
-def _run_named(session: Network, contract: Contract) -> dict[str, NDArray[Any]]:
+def _run_named(session: Session, contract: Contract) -> dict[str, NDArray[Any]]:
     given = contract.input_arrays()
-    places = tuple(range(len(session.interface.outputs)))
+    places = tuple(range(len(session.signature.outputs)))
     try:
-        found = session.run([given[t.name] for t in session.interface.inputs], places)
+        found = session.run([given[t.name] for t in session.signature.inputs], places)
     except RequestError as error:
         raise ContractError(f"the contract's samples cannot be run: {error}") from None
-    return {t.name: a for t, a in zip(session.interface.outputs, found, strict=True)}
+    return {t.name: a for t, a in zip(session.signature.outputs, found, strict=True)}
 
 
-def _settled(interface: Interface, config: ModelConfig, contract: Contract | None) -> tuple[Invariance, str] | None:
+def _settled(
+    signature: ModelSignature, config: ModelConfig, contract: Contract | None
+) -> tuple[Invariance, str] | None:
     """The verdict and why, where it needs no probe: the operator's word comes first, then the contract's.
 
     A contract that found rows to depend on each other binds, since it has seen what a probe need not meet. One that
     found them independent is no proof on another provider: it is probed like a network without a contract.
     """
-    if not interface.batchable:
+    if not signature.batchable:
         return Invariance.NONE, "axis 0 is not a batch of any size"
     mixes = _rows_mix(contract)
     if config.batch_invariance is not None:
@@ -252,12 +254,12 @@ def _settled(interface: Interface, config: ModelConfig, contract: Contract | Non
 
 
 def _probed(
-    interface: Interface, session: Network, samples: Sequence[NDArray[Any]] | None, wanted: int, half: bool
+    signature: ModelSignature, session: Session, samples: Sequence[NDArray[Any]] | None, wanted: int, half: bool
 ) -> tuple[Invariance, str]:
     if wanted == 0:
         return Invariance.NONE, "max_batch_size = 0 in the model's options"
-    places = tuple(range(len(interface.outputs)))
-    return probe(interface, lambda arrays: session.run(arrays, places), wanted, samples, half)
+    places = tuple(range(len(signature.outputs)))
+    return probe(signature, lambda arrays: session.run(arrays, places), wanted, samples, half)
 
 
 def _rows_mix(contract: Contract | None) -> bool:
@@ -273,15 +275,15 @@ def _reservation(invariance: Invariance, why: str, contract: Contract | None) ->
     return ""
 
 
-def _samples(interface: Interface, contract: Contract | None) -> Sequence[NDArray[Any]] | None:
+def _samples(signature: ModelSignature, contract: Contract | None) -> Sequence[NDArray[Any]] | None:
     if contract is None:
         return None
     given = contract.input_arrays()
-    return [given[t.name] for t in interface.inputs]
+    return [given[t.name] for t in signature.inputs]
 
 
-def _check_sizes(interface: Interface) -> None:
+def _check_sizes(signature: ModelSignature) -> None:
     """That no tensor is too large to be sent, whatever its other axes. Raises ConfigError."""
-    for tensor in (*interface.inputs, *interface.outputs):
+    for tensor in (*signature.inputs, *signature.outputs):
         if math.prod(max(size, 1) for size in tensor.shape) > ELEMENT_LIMIT:
             raise ConfigError(f"'{tensor.name}': the sizes of {list(tensor.shape)} are out of range")

@@ -30,7 +30,7 @@ Fingerprint = tuple[Any, ...]  # equal as long as nothing was changed
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Home:
+class ModelFolder:
     """One model's folder. `named`: the folder's name is the model's, as in a repository of many."""
 
     name: str
@@ -136,7 +136,7 @@ class Home:
             return str(error), tuple(_stats([self.folder]))
 
 
-def find(root: Path, name: str = "") -> list[Home]:
+def find(root: Path, name: str = "") -> list[ModelFolder]:
     """The models below `root`, by name; or the one that `root` is, called `name`, or as its options say, or as it is.
 
     With `name`, `root` is one model. Raises SettingsError where it is no folder, OSError where it can't be read.
@@ -146,14 +146,14 @@ def find(root: Path, name: str = "") -> list[Home]:
         raise SettingsError(f"the repository {root} is not a folder")
     if name or is_model(root):
         return [
-            Home(
+            ModelFolder(
                 name or triton_config.model_name(root / triton_config.FILE_NAME) or root.resolve().name,
                 root,
                 named=False,
             )
         ]
     children = [p for p in sorted(root.iterdir()) if not p.name.startswith((".", "_")) and p.name not in NOT_OURS]
-    return [Home(p.name, p) for p in children if _is_folder(p)]
+    return [ModelFolder(p.name, p) for p in children if _is_folder(p)]
 
 
 def is_model(folder: Path) -> bool:

@@ -7,11 +7,11 @@ import enum
 from pathlib import Path
 
 from forwardpass.errors import ModelLoading, ModelUnusable, Reason, RequestError, UnknownModel
-from forwardpass.repository.loader import Loaded
-from forwardpass.repository.model_folder import Fingerprint, Home
+from forwardpass.repository.loader import LoadedModel
+from forwardpass.repository.model_folder import Fingerprint, ModelFolder
 
 
-class State(enum.Enum):
+class ModelState(enum.Enum):
     """Of one model version. `value` is its name in the protocol's RepositoryIndex."""
 
     LOADING = "LOADING"
@@ -21,7 +21,7 @@ class State(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Entry:
+class ModelVersion:
     """One version as the index shows it. `loaded` while it is READY.
 
     `reason` says why it could not be loaded; of a READY one, why it could not be loaded again and serves as it was.
@@ -30,17 +30,17 @@ class Entry:
     name: str
     version: str  # empty for a model of which no version can be named
     folder: Path
-    state: State
+    state: ModelState
     reason: str = ""
-    loaded: Loaded | None = None
-    home: Home | None = None
+    loaded: LoadedModel | None = None
+    model_folder: ModelFolder | None = None
     fingerprint: Fingerprint = ()
     asked_for: bool = True  # False: it was unloaded, or nobody wanted it yet
 
     @property
     def phase(self) -> str:
         """Its state as the metrics have it, where what failed and what nobody wants differ."""
-        if self.state is State.UNAVAILABLE:
+        if self.state is ModelState.UNAVAILABLE:
             return "failed" if self.asked_for else "not_loaded"
         return "stale" if self.loaded is not None and self.reason else self.state.value.lower()
 
@@ -54,16 +54,24 @@ def number(version: str) -> int:
     return int(version) if version else 0
 
 
-def idle(home: Home) -> Entry:
+def idle(model_folder: ModelFolder) -> ModelVersion:
     """A model that is there and not served."""
-    return Entry(home.name, "", home.folder, State.UNAVAILABLE, "not loaded", home=home, asked_for=False)
+    return ModelVersion(
+        model_folder.name,
+        "",
+        model_folder.folder,
+        ModelState.UNAVAILABLE,
+        "not loaded",
+        model_folder=model_folder,
+        asked_for=False,
+    )
 
 
-def refusal(entry: Entry) -> RequestError:
+def refusal(entry: ModelVersion) -> RequestError:
     """What a request for a version that does not serve gets."""
     what = f"version {entry.version} of model '{entry.name}'" if entry.version else f"model '{entry.name}'"
     if not entry.asked_for:
         return UnknownModel(f"{what} is not loaded", reason=Reason.NOT_LOADED)
-    if entry.state is State.LOADING:
+    if entry.state is ModelState.LOADING:
         return ModelLoading(f"{what} is still loading", retry_after=0.5)
     return ModelUnusable(f"{what} could not be loaded: {entry.reason}")

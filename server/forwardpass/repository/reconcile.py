@@ -13,10 +13,12 @@ from pathlib import Path
 from forwardpass.errors import ConfigError, ContractError
 from forwardpass.model.contract import Contract
 from forwardpass.model.options import ModelConfig, TensorOptions
-from forwardpass.model.signature import Interface, Tensor
+from forwardpass.model.signature import ModelSignature, TensorSpec
 
 
-def declare(found: Interface, config: ModelConfig, contract: Contract | None, home: Path) -> Interface:
+def reconcile(
+    found: ModelSignature, config: ModelConfig, contract: Contract | None, model_folder: Path
+) -> ModelSignature:
     """`found`, as the network's file has it, with all that is known beside. `home` is the model's folder.
 
     Raises ConfigError or ContractError naming the tensor, what was expected and what is there.
@@ -30,11 +32,11 @@ def declare(found: Interface, config: ModelConfig, contract: Contract | None, ho
         hidden = frozenset(t.name for t in contract.hidden)
         batchable = batchable and contract.batchable
     if config.labels is not None:
-        named = _labels(home / config.labels, "labels")
+        named = _labels(model_folder / config.labels, "labels")
         labels.update({t.name: named for t in found.outputs if t.shape and t.shape[-1] in (-1, len(named))})
     for options in config.outputs:
         if options.labels is not None:
-            labels[options.name] = _labels(home / options.labels, config.where(f"output '{options.name}'"))
+            labels[options.name] = _labels(model_folder / options.labels, config.where(f"output '{options.name}'"))
     if config.origin.given is not None and config.max_batch_size and not batchable:
         fixed = next((t for t in (*found.inputs, *found.outputs) if not t.shape or t.shape[0] >= 0), None)
         why = f"'{fixed.name}' has shape {list(fixed.shape)}" if fixed is not None else "its contract says so"
@@ -51,12 +53,12 @@ def declare(found: Interface, config: ModelConfig, contract: Contract | None, ho
     if config.outputs:
         hidden |= {t.name for t in found.outputs} - {o.name for o in config.outputs}
     outputs = tuple(dataclasses.replace(t, labels=labels.get(t.name, ())) for t in outputs)
-    return Interface(inputs, outputs, batchable, hidden)
+    return ModelSignature(inputs, outputs, batchable, hidden)
 
 
 def _narrowed(
-    tensors: Sequence[Tensor], options: Sequence[TensorOptions], what: str, config: ModelConfig, in_rows: bool
-) -> tuple[Tensor, ...]:
+    tensors: Sequence[TensorSpec], options: Sequence[TensorOptions], what: str, config: ModelConfig, in_rows: bool
+) -> tuple[TensorSpec, ...]:
     """The network's tensors with the shapes that the options give them."""
     by_name = {o.name: o for o in options}
     unknown = sorted(by_name.keys() - {t.name for t in tensors})
@@ -84,7 +86,7 @@ def _narrowed(
     return tuple(found)
 
 
-def _agree(found: Interface, contract: Contract) -> None:
+def _agree(found: ModelSignature, contract: Contract) -> None:
     """The contract speaks of the tensors that the file has."""
     for what, have, want in (
         ("inputs", found.inputs, contract.inputs),

@@ -25,15 +25,15 @@ from forwardpass.errors import (
     UnknownModel,
     printable,
 )
-from forwardpass.execution.cpu_budget import Cores
+from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.execution.interruption import Interruption
 from forwardpass.inference.worker import Worker
 from forwardpass.model.contract import MODEL_FILE
 from forwardpass.model.options import ModelConfig
-from forwardpass.repository.listing import Listing
-from forwardpass.repository.loader import Loaded, load
-from forwardpass.repository.model_folder import Home
-from forwardpass.repository.model_version import Entry, State, idle, number, refusal
+from forwardpass.repository.listing import RepositoryListing
+from forwardpass.repository.loader import LoadedModel, load
+from forwardpass.repository.model_folder import ModelFolder
+from forwardpass.repository.model_version import ModelState, ModelVersion, idle, number, refusal
 from forwardpass.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -48,18 +48,18 @@ class Repository:
     - A worker that was replaced answers everything that was decoded for it before it ends.
     """
 
-    def __init__(self, settings: Settings, cores: Cores, admission: Admission) -> None:
+    def __init__(self, settings: Settings, cores: CpuBudget, admission: Admission) -> None:
         self._settings = settings
         self._cores = cores
         self._admission = admission
         self.interruption = Interruption()  # of loads, where the server stops
         self.load_failures: Counter[str] = Counter()  # by model
-        self.listing = Listing(settings.repository, settings.model_name)
+        self.listing = RepositoryListing(settings.repository, settings.model_name)
         self._lock = threading.Lock()
         self._changing = threading.Lock()  # held for the length of a load, so that there is one at a time
-        self._entries: dict[tuple[str, str], Entry] = {}
+        self._entries: dict[tuple[str, str], ModelVersion] = {}
         self._retiring: list[Worker] = []
-        self._table: dict[tuple[str, str], Worker | Entry] = {}
+        self._table: dict[tuple[str, str], Worker | ModelVersion] = {}
         self.generation = 0
         self.changed: Callable[[], None] = lambda: None  # called after every change of state, from any thread
         self.lost: Callable[[str], None] = lambda _: None  # called with the reason a device failed for, from any thread
@@ -89,7 +89,7 @@ class Repository:
 
     # -- the state of things ----------------------------------------------------------------------------------------
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[ModelVersion]:
         """Every version known, by name and number."""
         with self._lock:
             return sorted(self._entries.values(), key=lambda e: (e.name, number(e.version)))
@@ -107,7 +107,7 @@ class Repository:
                 if (name, version) not in known
             ]
 
-    def missing(self) -> list[Entry]:
+    def missing(self) -> list[ModelVersion]:
         """Every version that should serve and does not."""
         return [entry for entry in self.entries() if entry.missing]
 
@@ -118,7 +118,7 @@ class Repository:
         yield from (e.loaded.worker for e in self.entries() if e.loaded is not None)
         yield from retiring
 
-    def loaded(self, name: str, version: str) -> Loaded:
+    def loaded(self, name: str, version: str) -> LoadedModel:
         """As `resolve`, with all that is known of the version."""
         worker = self.resolve(name, version)
         with self._lock:
@@ -127,63 +127,71 @@ class Repository:
             raise ModelLoading(f"version {worker.version} of model '{worker.name}' is being replaced; try again")
         return entry.loaded
 
-    def homes(self) -> dict[str, Home]:
+    def model_folders(self) -> dict[str, ModelFolder]:
         """The models on disk by name, whether they are served or not. Raises RepositoryUnreadable."""
-        return self.listing.homes()
+        return self.listing.model_folders()
 
     # -- changes ----------------------------------------------------------------------------------------------------
 
-    def announce(self) -> list[Entry]:
+    def discover(self) -> list[ModelVersion]:
         """Find what is to be loaded and enter it as LOADING.
 
         Raises SettingsError when there is nothing at all, unless models may come later.
         """
         settings = self._settings
         try:
-            homes = self.homes()
+            model_folders = self.model_folders()
         except RepositoryUnreadable as error:
             raise SettingsError(str(error)) from None
-        if not homes and settings.model_control == "none":
+        if not model_folders and settings.model_control == "none":
             raise SettingsError(
                 f"no models in {settings.repository}: expected NAME/VERSION/{MODEL_FILE}, or VERSION/{MODEL_FILE}"
             )
         wanted = set(settings.load_model if settings.model_control == "explicit" else "*")
-        missing = sorted(wanted - homes.keys() - {"*"})
+        missing = sorted(wanted - model_folders.keys() - {"*"})
         if missing:
             raise SettingsError(f"load_model: there is no model {missing[0]!r} in {settings.repository}")
         found = []
-        for home in homes.values():
-            if home.name not in wanted and "*" not in wanted:
-                self._enter(idle(home))
+        for model_folder in model_folders.values():
+            if model_folder.name not in wanted and "*" not in wanted:
+                self._enter(idle(model_folder))
                 continue
             try:
-                versions = home.chosen(home.config())
+                versions = model_folder.chosen(model_folder.config())
             except ModelError:  # said again, and reported, when it is loaded
-                versions = home.latest()
-            for version, folder in versions.items() or [("", home.folder)]:
-                found.append(self._enter(Entry(home.name, str(version), folder, State.LOADING, home=home)))
+                versions = model_folder.latest()
+            for version, folder in versions.items() or [("", model_folder.folder)]:
+                found.append(
+                    self._enter(
+                        ModelVersion(
+                            model_folder.name, str(version), folder, ModelState.LOADING, model_folder=model_folder
+                        )
+                    )
+                )
         return found
 
-    def load(self, entry: Entry) -> Entry:
+    def load(self, entry: ModelVersion) -> ModelVersion:
         """Load an announced version and serve it, or enter why it can't be. Blocks for as long as that takes.
 
         A version that was changed by somebody else since it was announced is left as it is.
         """
-        home = entry.home or Home(entry.name, entry.folder.parent)
+        model_folder = entry.model_folder or ModelFolder(entry.name, entry.folder.parent)
         with self._changing:
             now = self._entries.get((entry.name, entry.version), entry)
             if now is not entry:
                 return now
             try:
-                config = home.config()
+                config = model_folder.config()
                 if not entry.version:
-                    home.chosen(config)
-                return self._enter(self._load(home, config, entry.version, entry.folder, None))
+                    model_folder.chosen(config)
+                return self._enter(self._load(model_folder, config, entry.version, entry.folder, None))
             except Exception as error:
                 reason = self._failed(entry.name, entry.version, error)
-            return self._enter(dataclasses.replace(entry, state=State.UNAVAILABLE, reason=reason, home=home))
+            return self._enter(
+                dataclasses.replace(entry, state=ModelState.UNAVAILABLE, reason=reason, model_folder=model_folder)
+            )
 
-    def reload(self, home: Home, config: ModelConfig | None = None) -> list[Entry]:
+    def reload(self, model_folder: ModelFolder, config: ModelConfig | None = None) -> list[ModelVersion]:
         """Bring what is served of a model in line with its folder; with `config` in place of the options there.
 
         What was not changed is left alone. New versions are loaded first; then all of them take over at once, and
@@ -191,30 +199,34 @@ class Repository:
         The entries of what was asked for; those with a `reason` are not as they should be.
         """
         with self._changing:
-            before = {e.version: e for e in self.entries() if e.name == home.name}
+            before = {e.version: e for e in self.entries() if e.name == model_folder.name}
             try:
-                config = config or home.config()
-                chosen = home.chosen(config)
+                config = config or model_folder.config()
+                chosen = model_folder.chosen(config)
             except ModelError as error:
-                return self._keep(home, before, str(error))
+                return self._keep(model_folder, before, str(error))
             for version, folder in chosen.items():
-                if before.get(str(version), idle(home)).loaded is None:
-                    self._enter(Entry(home.name, str(version), folder, State.LOADING, home=home))
-            wanted = [self._renew(home, config, str(n), f, before.get(str(n))) for n, f in chosen.items()]
-            kept: list[Entry] = []
+                if before.get(str(version), idle(model_folder)).loaded is None:
+                    self._enter(
+                        ModelVersion(
+                            model_folder.name, str(version), folder, ModelState.LOADING, model_folder=model_folder
+                        )
+                    )
+            wanted = [self._renew(model_folder, config, str(n), f, before.get(str(n))) for n, f in chosen.items()]
+            kept: list[ModelVersion] = []
             if any(e.reason for e in wanted):
                 versions = {e.version for e in wanted}
                 kept = [e for e in before.values() if e.loaded is not None and e.version not in versions]
-            self._replace(home.name, [*wanted, *kept])
+            self._replace(model_folder.name, [*wanted, *kept])
             return wanted
 
     def unload(self, name: str) -> bool:
         """Stop serving a model; what was accepted is answered first. Blocks. Whether there was such a model."""
         with self._changing:
             entries = [e for e in self.entries() if e.name == name]
-            going = [dataclasses.replace(e, state=State.UNLOADING, loaded=None, asked_for=False) for e in entries]
+            going = [dataclasses.replace(e, state=ModelState.UNLOADING, loaded=None, asked_for=False) for e in entries]
             self._replace(name, going)
-            gone = [dataclasses.replace(e, state=State.UNAVAILABLE, reason="unloaded") for e in going]
+            gone = [dataclasses.replace(e, state=ModelState.UNAVAILABLE, reason="unloaded") for e in going]
             self._replace(name, gone)
         if entries:
             logger.info("model %s was unloaded", name)
@@ -226,15 +238,15 @@ class Repository:
         with self._changing:
             self._replace(name, [])
 
-    def note(self, homes: Iterable[Home]) -> None:
+    def note(self, model_folders: Iterable[ModelFolder]) -> None:
         """Enter models that were found on disk and that nobody asked for; drop such that are there no longer.
 
         Does not wait for a load.
         """
-        found = {h.name: h for h in homes}
+        found = {h.name: h for h in model_folders}
         with self._lock:
             names = {name for name, _ in self._entries}
-            new = [idle(home) for name, home in found.items() if name not in names]
+            new = [idle(model_folder) for name, model_folder in found.items() if name not in names]
             gone = [(e.name, "") for e in self._entries.values() if not (e.asked_for or e.version or e.name in found)]
             for key in gone:
                 del self._entries[key]
@@ -256,9 +268,11 @@ class Repository:
 
     # -- how --------------------------------------------------------------------------------------------------------
 
-    def _load(self, home: Home, config: ModelConfig, version: str, folder: Path, before: Loaded | None) -> Entry:
+    def _load(
+        self, model_folder: ModelFolder, config: ModelConfig, version: str, folder: Path, before: LoadedModel | None
+    ) -> ModelVersion:
         """A worker that has started, as an entry. Raises ModelError."""
-        fingerprint = home.fingerprint(folder, config)  # first: what changes from here on counts as changed
+        fingerprint = model_folder.fingerprint(folder, config)  # first: what changes from here on counts as changed
         # Counters go on over a reload, so that none ever falls.
         metrics = before.worker.metrics if before is not None else None
         settings, cores, admission, stop = self._settings, self._cores, self._admission, self.interruption
@@ -268,29 +282,43 @@ class Repository:
 
         try:
             loaded = load(
-                home.name, version, folder, config, settings, cores, admission, home.folder, metrics, lost, stop
+                model_folder.name,
+                version,
+                folder,
+                config,
+                settings,
+                cores,
+                admission,
+                model_folder.folder,
+                metrics,
+                lost,
+                stop,
             )
         except DeviceLost as error:
             lost(str(error))
             raise
         loaded.worker.start()
-        return Entry(home.name, version, folder, State.READY, "", loaded, home, fingerprint)
+        return ModelVersion(model_folder.name, version, folder, ModelState.READY, "", loaded, model_folder, fingerprint)
 
-    def _renew(self, home: Home, config: ModelConfig, version: str, folder: Path, before: Entry | None) -> Entry:
+    def _renew(
+        self, model_folder: ModelFolder, config: ModelConfig, version: str, folder: Path, before: ModelVersion | None
+    ) -> ModelVersion:
         """One version as it should be now, or as it was with the reason for that."""
         serving = before is not None and before.loaded is not None
-        if before is not None and serving and before.fingerprint == home.fingerprint(folder, config):
+        if before is not None and serving and before.fingerprint == model_folder.fingerprint(folder, config):
             return dataclasses.replace(before, reason="")
         try:
-            entry = self._load(home, config, version, folder, before.loaded if before else None)
+            entry = self._load(model_folder, config, version, folder, before.loaded if before else None)
         except Exception as error:
-            reason = self._failed(home.name, version, error)
+            reason = self._failed(model_folder.name, version, error)
         else:
-            logger.info("model %s version %s was %s", home.name, version, "reloaded" if serving else "loaded")
+            logger.info("model %s version %s was %s", model_folder.name, version, "reloaded" if serving else "loaded")
             return entry
         if before is not None and serving:
             return dataclasses.replace(before, reason=f"serves as it was; it could not be loaded again: {reason}")
-        return Entry(home.name, version, folder, State.UNAVAILABLE, reason, home=home)
+        return ModelVersion(
+            model_folder.name, version, folder, ModelState.UNAVAILABLE, reason, model_folder=model_folder
+        )
 
     def _failed(self, name: str, version: str, error: Exception) -> str:
         """Log and count a load that failed, or that was given up because the server stops; the reason in words."""
@@ -304,19 +332,28 @@ class Repository:
         logger.error("model %s version %s could not be loaded", name, version, exc_info=error)
         return _unexpected(error)
 
-    def _keep(self, home: Home, before: dict[str, Entry], reason: str) -> list[Entry]:
+    def _keep(self, model_folder: ModelFolder, before: dict[str, ModelVersion], reason: str) -> list[ModelVersion]:
         """Nothing of a model can be loaded: what serves stays, and says why."""
-        self.load_failures[home.name] += 1
-        logger.error("model %s cannot be loaded: %s", home.name, reason)
+        self.load_failures[model_folder.name] += 1
+        logger.error("model %s cannot be loaded: %s", model_folder.name, reason)
         said = f"serves as it was; it could not be loaded again: {reason}"
         kept = [dataclasses.replace(e, reason=said) for e in before.values() if e.loaded is not None]
         if not kept:
             latest = max(before, key=number, default="")
-            kept = [Entry(home.name, latest, home.folder, State.UNAVAILABLE, reason, home=home)]
-        self._replace(home.name, kept)
+            kept = [
+                ModelVersion(
+                    model_folder.name,
+                    latest,
+                    model_folder.folder,
+                    ModelState.UNAVAILABLE,
+                    reason,
+                    model_folder=model_folder,
+                )
+            ]
+        self._replace(model_folder.name, kept)
         return kept
 
-    def _replace(self, name: str, entries: list[Entry]) -> None:
+    def _replace(self, name: str, entries: list[ModelVersion]) -> None:
         """Let `entries` be all there is of a model, at once; then let the workers that are left out finish."""
         with self._lock:
             serving = {id(e.loaded.worker) for e in entries if e.loaded is not None}
@@ -334,7 +371,7 @@ class Repository:
         with self._lock:
             self._retiring = [w for w in self._retiring if w not in leaving]
 
-    def _enter(self, entry: Entry) -> Entry:
+    def _enter(self, entry: ModelVersion) -> ModelVersion:
         with self._lock:
             self._entries[entry.name, entry.version] = entry
             self._publish()
@@ -343,7 +380,7 @@ class Repository:
 
     def _publish(self) -> None:
         """Make the look-up table anew. Lock held."""
-        table: dict[tuple[str, str], Worker | Entry] = {}
+        table: dict[tuple[str, str], Worker | ModelVersion] = {}
         ready: set[str] = set()
         for e in sorted(self._entries.values(), key=lambda e: number(e.version)):
             table[e.name, e.version] = found = e if e.loaded is None else e.loaded.worker

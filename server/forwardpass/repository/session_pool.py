@@ -14,24 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass.errors import ConfigError
-from forwardpass.execution.cpu_budget import Cores
+from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.execution.cuda.session import CudaSession, open_network
-from forwardpass.execution.ort_session import Network, Session
+from forwardpass.execution.ort_session import OrtSession, Session
 from forwardpass.execution.placement import Placement
 from forwardpass.model.example_inputs import example
 from forwardpass.model.options import ModelConfig
-from forwardpass.model.signature import Interface
+from forwardpass.model.signature import ModelSignature
 from forwardpass.repository.batch_invariance import ROWS
 from forwardpass.settings import Settings
 
 LARGE_RUN = 4e-3  # seconds of a full batch, from which on a model gets an instance for each core
 INLINE, INLINE_ON_ONE_CORE = 0.5e-3, 2e-3  # seconds of a run that whoever received its requests makes
 
-Opened = Session | CudaSession
+Opened = OrtSession | CudaSession
 Open = Callable[[Path, Placement, str, str], Opened]  # as open_network
 
 
-class Sessions:
+class SessionPool:
     """Entered while a model is loaded: if that fails, what was opened on devices is closed."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Sessions:
         self._all: list[Opened] = []
         self._open(placement.on(placement.device) if placement.devices else placement)
 
-    def __enter__(self) -> Sessions:
+    def __enter__(self) -> SessionPool:
         return self
 
     def __exit__(self, kind: Any, *_: object) -> None:
@@ -62,18 +62,18 @@ class Sessions:
         return [session for session in self._all if isinstance(session, CudaSession)]
 
     @property
-    def first(self) -> Network:
+    def first(self) -> Session:
         return self._all[0]
 
     @property
-    def serving(self) -> Network | Sequence[CudaSession]:
+    def serving(self) -> Session | Sequence[CudaSession]:
         """What a worker takes."""
         return self._on_devices() or self._all[0]
 
     def prepare(
         self,
         each: int,
-        interface: Interface,
+        signature: ModelSignature,
         rows: int,
         pads: bool,
         samples: Sequence[NDArray[Any]] | None,
@@ -90,17 +90,17 @@ class Sessions:
             check_stop()
             self._open(self._placement.on(devices[place % len(devices)]))
         rng = np.random.default_rng(0)
-        rows_of = samples or [example(tensor, ROWS, rng) for tensor in interface.inputs if interface.batchable]
+        rows_of = samples or [example(tensor, ROWS, rng) for tensor in signature.inputs if signature.batchable]
         said: dict[str, None] = {}
         for session in self._on_devices():
-            if interface.batchable:
+            if signature.batchable:
                 check_stop()
                 session.prepare(rows, pads, rows_of, half)
             said[session.how or "plain runs, without fixed buffers or CUDA graphs, since axis 0 is no batch"] = None
         return "; ".join(said)
 
 
-def inline_run_limit(settings: Settings, cores: Cores) -> float:
+def inline_run_limit(settings: Settings, cores: CpuBudget) -> float:
     """Seconds of a run up to which whoever received its requests makes it.
 
     With several cores another thread computes beside the one that reads, for the price of a hand-over; on one the two
@@ -111,7 +111,9 @@ def inline_run_limit(settings: Settings, cores: Cores) -> float:
     return INLINE_ON_ONE_CORE if cores.count == 1 else INLINE
 
 
-def count(config: ModelConfig, settings: Settings, cores: Cores, placement: Placement, run: float) -> tuple[int, str]:
+def count(
+    config: ModelConfig, settings: Settings, cores: CpuBudget, placement: Placement, run: float
+) -> tuple[int, str]:
     """How many runs of a model at once, on devices on each of them, and why. `run`: seconds of a full batch.
 
     A small network is outrun by the transport: one instance, run where its requests are received, is the quickest. A

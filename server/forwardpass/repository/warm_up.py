@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forwardpass.batching.run_time_model import RunTime
+from forwardpass.batching.run_time_model import RunTimeModel
 from forwardpass.errors import ConfigError, ModelError, RequestError
-from forwardpass.execution.ort_session import Network
+from forwardpass.execution.ort_session import Session
 from forwardpass.execution.stacking import stack
 from forwardpass.inference.tensor_contents import ELEMENT_LIMIT
 from forwardpass.model.example_inputs import example
 from forwardpass.model.options import ModelConfig, WarmUp, WarmUpInput
-from forwardpass.model.signature import Interface, Tensor
+from forwardpass.model.signature import ModelSignature, TensorSpec
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +33,10 @@ FOLDER = "warmup"  # in the model's folder: where input files are
 
 
 def every_size(
-    interface: Interface,
-    session: Network,
+    signature: ModelSignature,
+    session: Session,
     largest: int,
-    run_time: RunTime,
+    run_time: RunTimeModel,
     samples: Sequence[NDArray[Any]] | None,
     clock: Callable[[], float] = time.monotonic,
 ) -> float:
@@ -52,13 +52,13 @@ def every_size(
     least = math.inf
     for size in sizes:
         if samples is not None:
-            arrays = [np.resize(s, (size, *s.shape[1:])) if interface.batchable else s for s in samples]
+            arrays = [np.resize(s, (size, *s.shape[1:])) if signature.batchable else s for s in samples]
         else:
-            arrays = [example(t, size if interface.batchable else _first(t.shape), rng) for t in interface.inputs]
+            arrays = [example(t, size if signature.batchable else _first(t.shape), rng) for t in signature.inputs]
         for i in range(RUNS):
             start, since = time.monotonic(), clock()
             try:
-                session.run(arrays, interface.default_outputs)
+                session.run(arrays, signature.default_outputs)
             except RequestError as error:
                 logger.info("warm-up with made-up values of %d rows failed: %s", size, error)
                 break
@@ -72,44 +72,48 @@ def every_size(
     return least if least < math.inf else 0.0
 
 
-def as_told(interface: Interface, session: Network, config: ModelConfig, home: Path) -> None:
+def as_told(signature: ModelSignature, session: Session, config: ModelConfig, model_folder: Path) -> None:
     """The requests that the model's options ask for. Raises ConfigError, or ModelError where one of them fails."""
     for request in config.warm_up:
         what = f"{config.where('warm_up')}: request '{request.name}'"
-        arrays = _made(request, interface, home, what)
+        arrays = _made(request, signature, model_folder, what)
         for _ in range(request.count):
             try:
-                session.run(arrays, interface.default_outputs)
+                session.run(arrays, signature.default_outputs)
             except RequestError as error:
                 raise ModelError(f"{what} failed: {error}") from None
 
 
-def _made(request: WarmUp, interface: Interface, home: Path, what: str) -> list[NDArray[Any]]:
-    names, expected = sorted(request.inputs), sorted(t.name for t in interface.inputs)
+def _made(request: WarmUp, signature: ModelSignature, model_folder: Path, what: str) -> list[NDArray[Any]]:
+    names, expected = sorted(request.inputs), sorted(t.name for t in signature.inputs)
     if names != expected:
         raise ConfigError(f"{what}: expected the inputs {', '.join(expected)}, got {', '.join(names)}")
-    if request.rows > 1 and not interface.batchable:
+    if request.rows > 1 and not signature.batchable:
         raise ConfigError(f"{what}: expected one row, since axis 0 of the network is not a batch, got {request.rows}")
     rng = np.random.default_rng(0)
     arrays = []
-    for tensor in interface.inputs:
+    for tensor in signature.inputs:
         given = request.inputs[tensor.name]
         if given.datatype != tensor.datatype.name:
             raise ConfigError(
                 f"{what}: input '{tensor.name}': expected {tensor.datatype.name}, as the network, got {given.datatype}"
             )
-        shape = (request.rows, *given.dims) if interface.batchable else tuple(given.dims)
+        shape = (request.rows, *given.dims) if signature.batchable else tuple(given.dims)
         if len(shape) != len(tensor.shape) or any(t not in (-1, s) for t, s in zip(tensor.shape, shape, strict=True)):
-            row = list(tensor.shape[1:] if interface.batchable else tensor.shape)
+            row = list(tensor.shape[1:] if signature.batchable else tensor.shape)
             raise ConfigError(f"{what}: input '{tensor.name}': expected dims {row}, got {given.dims}")
         if math.prod(s or 1 for s in shape) > ELEMENT_LIMIT:
             raise ConfigError(f"{what}: input '{tensor.name}': the sizes of {list(shape)} are out of range")
-        arrays.append(_values(given, Tensor(tensor.name, tensor.datatype, shape), rng, interface.batchable, home, what))
+        arrays.append(
+            _values(
+                given, TensorSpec(tensor.name, tensor.datatype, shape), rng, signature.batchable, model_folder, what
+            )
+        )
     return arrays
 
 
 def _values(
-    given: WarmUpInput, tensor: Tensor, rng: np.random.Generator, in_rows: bool, home: Path, what: str
+    given: WarmUpInput, tensor: TensorSpec, rng: np.random.Generator, in_rows: bool, model_folder: Path, what: str
 ) -> NDArray[Any]:
     """Elements of the tensor's shape, which is of fixed sizes."""
     shape, dtype = tensor.shape, tensor.datatype.numpy
@@ -117,7 +121,7 @@ def _values(
         return np.full(shape, "", dtype=object) if dtype is None else np.zeros(shape, dtype)
     if given.data == "random":
         return example(tensor, shape[0], rng) if shape else np.asarray(example(tensor, 1, rng)[0])
-    path = home / FOLDER / str(given.file)
+    path = model_folder / FOLDER / str(given.file)
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -21,7 +21,7 @@ PATH = "/metrics"
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]  # of WSGI
 
 
-class Scrape:
+class MetricsSource:
     """Reads the counters of everything that there is."""
 
     def __init__(
@@ -77,7 +77,7 @@ class Scrape:
         into["forwardpass_ready"].add_metric((), int(self._ready()))
 
 
-class Listener:
+class MetricsPort:
     """Answers /metrics on threads of its own, at every address on one port."""
 
     def __init__(self, registry: CollectorRegistry, hosts: Sequence[str], port: int) -> None:

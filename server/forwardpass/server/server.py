@@ -25,32 +25,32 @@ from typing import Any, NamedTuple, TypeVar
 
 from forwardpass.api.health import Health
 from forwardpass.api.infer import AsyncInference
-from forwardpass.api.log_settings import RuntimeSettings
+from forwardpass.api.log_settings import LogSettings
 from forwardpass.api.router import Router
-from forwardpass.api.service import Service
+from forwardpass.api.service import ControlService
 from forwardpass.batching.admission import Admission
 from forwardpass.errors import RequestError, SettingsError
-from forwardpass.execution.cpu_budget import Cores
+from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.execution.ort_session import share_threads
 from forwardpass.execution.placement import place
 from forwardpass.inference.intake import Intake
-from forwardpass.inference.shared_memory import Regions, SharedMemoryService
+from forwardpass.inference.shared_memory import SharedMemoryRegions, SharedMemoryService
 from forwardpass.observability.model_metrics import ModelMetrics
-from forwardpass.repository.control import Control
-from forwardpass.repository.model_version import Entry, State
+from forwardpass.repository.control import ModelControl
+from forwardpass.repository.model_version import ModelState, ModelVersion
 from forwardpass.repository.repository import Repository
 from forwardpass.security.policy import SecurityConfig
 from forwardpass.security.tokens import Role
 from forwardpass.server import metrics_port
-from forwardpass.server.metrics_port import Scrape
+from forwardpass.server.metrics_port import MetricsSource
 from forwardpass.server.state_dump import dump
 from forwardpass.server.stop import Stop, signals
 from forwardpass.settings import Settings
 from forwardpass.transport import addresses
 from forwardpass.transport.addresses import endpoint
-from forwardpass.transport.grpcio_server import GrpcServer
+from forwardpass.transport.grpcio_server import GrpcioServer
 from forwardpass.transport.http2 import sockets
-from forwardpass.transport.http2.server import Bounds, DirectFront
+from forwardpass.transport.http2.server import Http2Limits, Http2Server
 from forwardpass.transport.interface import ReplySink
 
 CallT = TypeVar("CallT")
@@ -82,14 +82,14 @@ class Endpoints(NamedTuple):
     """What clients reach the server by."""
 
     router: Router
-    server: GrpcServer
-    front: DirectFront | None  # listens in the server's place
+    server: GrpcioServer
+    front: Http2Server | None  # listens in the server's place
 
 
 class Server:
     """One server: every object, wired. `run` is all of its life."""
 
-    def __init__(self, settings: Settings, cores: Cores, say: Callable[[str], None] = print) -> None:
+    def __init__(self, settings: Settings, cores: CpuBudget, say: Callable[[str], None] = print) -> None:
         self.settings = settings
         self._cores = cores
         self._say = say
@@ -102,12 +102,12 @@ class Server:
         self._admission = Admission(settings.max_requests, settings.max_bytes)
         self._metrics = ModelMetrics("", "")  # of what belongs to no model
         self._security = SecurityConfig(settings, addresses.is_loopback(settings.host))
-        self._regions = Regions(settings.max_bytes) if self._security.shared_memory else None
+        self._regions = SharedMemoryRegions(settings.max_bytes) if self._security.shared_memory else None
         self.repository = Repository(settings, cores, self._admission)
-        self._scrape = Scrape(
+        self._scrape = MetricsSource(
             self.repository, self._admission, self._metrics, self._security, self._is_ready, ACCOUNTS_SECONDS
         )
-        self._control = Control(self.repository, settings)
+        self._control = ModelControl(self.repository, settings)
         self._background: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
@@ -136,7 +136,7 @@ class Server:
                     stop, lambda: self._begin(self._read_again()), lambda: self._begin(asyncio.to_thread(self._dump))
                 )
             )
-            entries = self.repository.announce()
+            entries = self.repository.discover()
             endpoints = await self._open(health, stack, lost)
             stop_metrics = self._serve_metrics()
             over = threading.Event()
@@ -171,7 +171,7 @@ class Server:
         """What clients come in by, listening. `stack` closes it at the latest; `lost`: what it calls if it ends."""
         settings, security, regions = self.settings, self._security, self._regions
         extensions = ("system_shared_memory",) if regions is not None else ()
-        service = Service(self.repository, self._is_ready, self._control, extensions)
+        service = ControlService(self.repository, self._is_ready, self._control, extensions)
 
         def intake(reply_sink: ReplySink[CallT]) -> Intake[CallT]:
             return Intake(
@@ -193,11 +193,11 @@ class Server:
         unary = {
             **service.methods,
             **SharedMemoryService(regions).methods,
-            **RuntimeSettings(self.repository.resolve).methods,
+            **LogSettings(self.repository.resolve).methods,
             "ModelStatistics": counted,
         }
         router = Router(unary, health, self._metrics, AsyncInference(intake), security.tokens, settings.reflection)
-        server = GrpcServer(
+        server = GrpcioServer(
             router.handlers,
             settings.max_message_bytes,
             settings.max_streams,
@@ -212,7 +212,7 @@ class Server:
         address = endpoint(settings.host, settings.grpc_port)
         front = None
         if self._direct():
-            bounds = Bounds(
+            bounds = Http2Limits(
                 settings.max_streams,
                 settings.max_metadata_bytes,
                 settings.max_message_bytes,
@@ -223,7 +223,7 @@ class Server:
             tls = None if security.certificates is None else security.certificates.context
             authorize = None if security.tokens is None else partial(security.tokens.refusal, needed=Role.INFER)
             front = _bind(
-                lambda: DirectFront(
+                lambda: Http2Server(
                     settings.host, settings.grpc_port, bounds, intake, router.handlers, soon, authorize, tls, lost
                 ),
                 address,
@@ -251,7 +251,7 @@ class Server:
         if port < 0:
             return lambda: None
         where = _bind(lambda: addresses.bindable(addresses.beside(host)), endpoint(host, port))
-        listener = _bind(lambda: metrics_port.Listener(self._scrape.registry, where, port), endpoint(host, port))
+        listener = _bind(lambda: metrics_port.MetricsPort(self._scrape.registry, where, port), endpoint(host, port))
         self._metrics_listen = listener.accepts
         self._say(f"metrics http://{endpoint(addresses.beside(host), listener.port)}{metrics_port.PATH}")
         stop: Callable[[], None] = listener.stop
@@ -289,7 +289,7 @@ class Server:
             self._say("ready")
         health.changed()
 
-    async def _load(self, entries: list[Entry], stop: Stop) -> bool:
+    async def _load(self, entries: list[ModelVersion], stop: Stop) -> bool:
         """Load every model, saying what became of it. Whether any is or may come to be served, and nobody said stop."""
         usable = self.settings.model_control != "none"
         stopped = asyncio.ensure_future(stop.first.wait())
@@ -300,7 +300,7 @@ class Server:
                 return False
             loaded = loading.result()
             self._say(_report(loaded))
-            usable = usable or loaded.state is State.READY
+            usable = usable or loaded.state is ModelState.READY
         stopped.cancel()
         return usable
 
@@ -382,7 +382,7 @@ def _bind(listen: Callable[[], Any], address: str) -> Any:
         raise SettingsError(f"cannot listen on {address}: {error}") from None
 
 
-def _report(entry: Entry) -> str:
+def _report(entry: ModelVersion) -> str:
     """What became of one model, on one line."""
     if entry.loaded is None:
         return f"model {entry.name} version {entry.version}: NOT served: {entry.reason}"

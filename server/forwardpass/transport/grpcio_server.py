@@ -30,7 +30,7 @@ CODES = {code.value[0]: code for code in grpc.StatusCode}
 LOOK_SECONDS = 1.0  # between two looks whether a server serves
 
 
-class GrpcServer:
+class GrpcioServer:
     """Owns the grpcio servers: of all methods, and of health alone. Lives on the event loop.
 
     A call whose path is not UTF-8 ends the loop of grpcio's server, and with it the port: `lost` is called then.

@@ -75,7 +75,7 @@ class PendingRequest(Protocol[CallT_co]):
 class RequestSink(Protocol[CallT]):
     """Where calls of ModelInfer go. For one thread.
 
-    Collect what has arrived between `begin` and `flush`, then `step` until it returns False.
+    Collect what has arrived between `begin` and `flush`, then `run_pending` until it returns False.
     """
 
     now: float  # when the group of calls that was begun last arrived, on the monotonic clock
@@ -108,7 +108,7 @@ class RequestSink(Protocol[CallT]):
     def flush(self) -> None:
         """Queue what was taken since `begin`."""
 
-    def step(self) -> bool:
+    def run_pending(self) -> bool:
         """Run what is this thread's to run. Returns whether to call again, after a look for new arrivals."""
 
 

@@ -37,7 +37,7 @@ class Listeners:
         self._sockets = {listener.fileno(): listener for listener in addresses.listen(host, port)}
         first = next(iter(self._sockets.values()))
         self.port: int = 0 if first.family == socket.AF_UNIX else first.getsockname()[1]
-        self.deaf = False  # no connection is accepted: there are no descriptors left
+        self.accept_paused = False  # no connection is accepted: there are no descriptors left
         self._epoll = epoll
         for fd in self._sockets:
             epoll.register(fd, select.EPOLLIN)
@@ -68,21 +68,21 @@ class Listeners:
         """Accept again after a failure. Raises ListenerGone."""
         if not all(map(accepts, self._sockets.values())):
             raise ListenerGone(f"port {self.port} accepts no connection any more")
-        if self.deaf:
-            self.deaf = False
+        if self.accept_paused:
+            self.accept_paused = False
             for fd in self._sockets:
                 self._epoll.register(fd, select.EPOLLIN)
 
     def close(self) -> None:
         self._deafen()
-        self.deaf = False
+        self.accept_paused = False
         for listener in self._sockets.values():
             addresses.close(listener)
         self._sockets.clear()
 
     def _deafen(self) -> None:
-        if not self.deaf:
-            self.deaf = True
+        if not self.accept_paused:
+            self.accept_paused = True
             for fd in self._sockets:
                 with contextlib.suppress(OSError, ValueError):  # where the listener is gone
                     self._epoll.unregister(fd)

@@ -13,7 +13,7 @@ from forwardpass import protocol
 from forwardpass.api.health import NOT_SERVING, SERVICE_UNKNOWN, SERVING, Health
 from forwardpass.batching.admission import Admission
 from forwardpass.errors import UnknownModel
-from forwardpass.execution.cpu_budget import Cores
+from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.repository.repository import Repository
 from forwardpass.settings import Settings
 
@@ -25,8 +25,8 @@ class Server:
         models.save(root, "good", models.chain())
         (models.save(root, "bad", models.chain()) / "model.onnx").write_bytes(b"junk")
         settings = Settings(repository=root, max_batch_size=8)
-        self.repository = Repository(settings, Cores(1, ""), Admission(10, 1000))
-        self.entries = self.repository.announce()
+        self.repository = Repository(settings, CpuBudget(1, ""), Admission(10, 1000))
+        self.entries = self.repository.discover()
         self.ready = False
         self.health = Health(self.repository, lambda: self.ready, lambda: self.ready)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from forwardpass import protocol
-from forwardpass.api.log_settings import SILENT, TRACE, RuntimeSettings
+from forwardpass.api.log_settings import SILENT, TRACE, LogSettings
 from forwardpass.errors import InvalidRequest, UnknownMethod, UnknownModel
 
 
@@ -28,8 +28,8 @@ def logger() -> Iterator[logging.Logger]:
 
 
 @pytest.fixture
-def service(logger: logging.Logger) -> RuntimeSettings:
-    return RuntimeSettings(resolve, logger)
+def service(logger: logging.Logger) -> LogSettings:
+    return LogSettings(resolve, logger)
 
 
 def trace(**settings: list[str]) -> Any:
@@ -45,7 +45,7 @@ def said(response: Any) -> dict[str, Any]:
     return {name: getattr(v, v.WhichOneof("parameter_choice")) for name, v in response.settings.items()}
 
 
-def test_nothing_is_traced(service: RuntimeSettings) -> None:
+def test_nothing_is_traced(service: LogSettings) -> None:
     request = protocol.TraceSettingRequest(model_name="here")
     for asked in (request, trace(trace_level=["OFF"], trace_rate=[])):
         assert {name: list(v.value) for name, v in service.trace_setting(asked).settings.items()} == TRACE
@@ -54,19 +54,19 @@ def test_nothing_is_traced(service: RuntimeSettings) -> None:
 @pytest.mark.parametrize(
     "settings", [{"trace_level": ["TIMESTAMPS"]}, {"trace_file": ["/tmp/x"]}, {"trace_rate": ["1"]}]
 )
-def test_tracing_is_not_pretended(service: RuntimeSettings, settings: dict[str, list[str]]) -> None:
+def test_tracing_is_not_pretended(service: LogSettings, settings: dict[str, list[str]]) -> None:
     with pytest.raises(UnknownMethod, match="tracing is not offered"):
         service.trace_setting(trace(**settings))
 
 
-def test_settings_and_models_that_are_not_there_are_named(service: RuntimeSettings) -> None:
+def test_settings_and_models_that_are_not_there_are_named(service: LogSettings) -> None:
     with pytest.raises(InvalidRequest, match="'nonsense'"):
         service.trace_setting(trace(nonsense=["1"]))
     with pytest.raises(UnknownModel):
         service.trace_setting(protocol.TraceSettingRequest(model_name="elsewhere"))
 
 
-def test_the_log_says_what_it_does(service: RuntimeSettings) -> None:
+def test_the_log_says_what_it_does(service: LogSettings) -> None:
     assert said(service.log_settings(log())) == {
         "log_file": "",
         "log_info": True,
@@ -89,7 +89,7 @@ def test_the_log_says_what_it_does(service: RuntimeSettings) -> None:
     ],
 )
 def test_the_level_is_changed_and_told(
-    service: RuntimeSettings, logger: logging.Logger, settings: dict[str, Any], level: int
+    service: LogSettings, logger: logging.Logger, settings: dict[str, Any], level: int
 ) -> None:
     told = said(service.log_settings(log(**settings)))
     assert logger.level == level
@@ -113,7 +113,7 @@ def test_the_level_is_changed_and_told(
     ],
 )
 def test_what_cannot_be_is_refused_and_changes_nothing(
-    service: RuntimeSettings, logger: logging.Logger, settings: dict[str, Any], error: type[Exception]
+    service: LogSettings, logger: logging.Logger, settings: dict[str, Any], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
         service.log_settings(log(**settings))

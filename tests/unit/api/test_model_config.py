@@ -11,13 +11,13 @@ from tests.service import models
 
 from forwardpass.api.model_config import describe
 from forwardpass.batching.admission import Admission
-from forwardpass.execution.cpu_budget import Cores
+from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.model import triton_config
 from forwardpass.model.options import ModelConfig
-from forwardpass.repository.loader import Loaded, load
+from forwardpass.repository.loader import LoadedModel, load
 from forwardpass.settings import Settings
 
-CORES = Cores(2, "for a test")
+CORES = CpuBudget(2, "for a test")
 OPTIONS: dict[str, tuple[Any, ModelConfig]] = {
     "nothing said": (models.chain(), ModelConfig()),
     "batching": (
@@ -62,7 +62,7 @@ OPTIONS: dict[str, tuple[Any, ModelConfig]] = {
 }
 
 
-def loaded(folder: Path, network: Any, config: ModelConfig) -> Loaded:
+def loaded(folder: Path, network: Any, config: ModelConfig) -> LoadedModel:
     version = folder / "m" / "1"
     if not version.exists():
         models.save(folder, "m", network)
@@ -83,7 +83,7 @@ def test_what_is_told_may_be_given_back(tmp_path: Path, which: str) -> None:
         again = loaded(tmp_path, None, config)
         assert describe(again) == told
         assert again.batches == first.batches
-        assert again.worker.interface == first.worker.interface
+        assert again.worker.signature == first.worker.signature
         assert again.worker.run_rows == first.worker.run_rows
         mine, its = again.worker.options, first.worker.options
         assert (mine.instances, mine.priority_levels, mine.default_priority, mine.limits.preferred) == (

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from forwardpass.api.model_statistics import statistics
-from forwardpass.observability.model_metrics import FOLD_AT, KNOWN_SIZES, ModelMetrics, Ran
+from forwardpass.observability.model_metrics import FOLD_AT, KNOWN_SIZES, BatchRecord, ModelMetrics
 
 
 def stats(metrics: ModelMetrics) -> Any:
@@ -33,7 +33,7 @@ def test_a_batch_counts_its_time_for_each_of_its_requests() -> None:
     metrics = ModelMetrics("m", "1")
     metrics.decoded(3, 0.003)
     # Three requests of two rows each: two came at 10 s and one at 11 s; taken at 12 s, run for 2 s, told at 15 s.
-    metrics.ran(Ran(((10.0, 2), (11.0, 1)), [6], 12.0, 2.0, 15.0, 3))
+    metrics.ran(BatchRecord(((10.0, 2), (11.0, 1)), [6], 12.0, 2.0, 15.0, 3))
     message = stats(metrics)
     assert (message.inference_count, message.execution_count) == (6, 1)
     second = 10**9
@@ -54,7 +54,7 @@ def test_a_batch_counts_its_time_for_each_of_its_requests() -> None:
 
 def test_a_request_in_slices_is_one_request_and_several_runs() -> None:
     metrics = ModelMetrics("m", "1")
-    metrics.ran(Ran(((0.0, 1),), [4, 4, 2], 0.0, 1.0, 1.0, 1))
+    metrics.ran(BatchRecord(((0.0, 1),), [4, 4, 2], 0.0, 1.0, 1.0, 1))
     message = stats(metrics)
     assert (message.inference_count, message.execution_count) == (10, 3)
     assert [(b.batch_size, b.compute_infer.count, b.compute_infer.ns) for b in message.batch_stats] == [
@@ -68,7 +68,7 @@ def test_those_that_fail_are_told_from_those_that_are_answered() -> None:
     metrics = ModelMetrics("m", "1")
     # A batch of four is run again in halves; one of its requests fails in the end.
     metrics.refused("INVALID_ARGUMENT", "invalid")
-    metrics.ran(Ran(((0.0, 4),), [4, 2, 2, 1, 1], 0.0, 1.0, 2.0, 3))
+    metrics.ran(BatchRecord(((0.0, 4),), [4, 2, 2, 1, 1], 0.0, 1.0, 2.0, 3))
     metrics.refused("RESOURCE_EXHAUSTED", "queue_requests", 5, seconds=0.5)
     message = stats(metrics)
     assert (message.inference_count, message.execution_count) == (3, 5)
@@ -80,7 +80,7 @@ def test_the_last_request_is_told_by_the_calendar() -> None:
     metrics = ModelMetrics("m", "1")
     before = time.time() * 1e3
     now = time.monotonic()
-    metrics.ran(Ran(((now, 1),), [1], now, 0.0, now, 1))
+    metrics.ran(BatchRecord(((now, 1),), [1], now, 0.0, now, 1))
     first = stats(metrics).last_inference
     assert before - 2 <= first <= time.time() * 1e3 + 2
     assert stats(metrics).last_inference == first  # nothing came since
@@ -98,7 +98,7 @@ def test_no_number_ever_falls_and_the_sums_add_up(seed: int) -> None:
         count = rng.randint(1, 4)
         won = count if rng.random() < 0.9 else rng.randint(0, count)
         size = rng.randint(1, 3) * count
-        metrics.ran(Ran(((i - 0.5 - rng.random(), count),), [size], i - 0.5, rng.random() / 4, float(i), won))
+        metrics.ran(BatchRecord(((i - 0.5 - rng.random(), count),), [size], i - 0.5, rng.random() / 4, float(i), won))
         answered += won
         rows += size * won // count if won == count else round(size * won / count)
         if won < count:
@@ -119,6 +119,6 @@ def test_no_number_ever_falls_and_the_sums_add_up(seed: int) -> None:
 def test_sizes_beyond_a_bound_are_counted_but_not_each_for_itself() -> None:
     metrics = ModelMetrics("m", "1")
     for rows in range(1, KNOWN_SIZES + 51):
-        metrics.ran(Ran(((0.0, 1),), [rows], 0.0, 0.0, 0.0, 1))
+        metrics.ran(BatchRecord(((0.0, 1),), [rows], 0.0, 0.0, 0.0, 1))
     message = stats(metrics)
     assert (len(message.batch_stats), message.execution_count) == (KNOWN_SIZES, KNOWN_SIZES + 50)

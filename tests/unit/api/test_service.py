@@ -11,30 +11,30 @@ import pytest
 from tests.service import models
 
 from forwardpass import __version__, protocol
-from forwardpass.api.service import Service
+from forwardpass.api.service import ControlService
 from forwardpass.batching.admission import Admission
 from forwardpass.errors import InvalidRequest, ModelUnusable, UnknownModel
-from forwardpass.execution.cpu_budget import Cores
-from forwardpass.repository.control import Control
+from forwardpass.execution.cpu_budget import CpuBudget
+from forwardpass.repository.control import ModelControl
 from forwardpass.repository.repository import Repository
 from forwardpass.settings import Settings
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
+def service(tmp_path: Path) -> Iterator[ControlService]:
     models.save(tmp_path, "good", models.chain(), 'labels = "labels.txt"\nmax_batch_size = 8\n')
     (tmp_path / "good" / "labels.txt").write_text("red\ngrün\nblue\n")
     models.save(tmp_path, "mean", models.centred())
     (models.save(tmp_path, "bad", models.chain()) / "model.onnx").write_bytes(b"junk")
     settings = Settings(repository=tmp_path, max_batch_size=16)
-    repository = Repository(settings, Cores(1, ""), Admission(10, 1000))
-    for entry in repository.announce():
+    repository = Repository(settings, CpuBudget(1, ""), Admission(10, 1000))
+    for entry in repository.discover():
         repository.load(entry)
-    yield Service(repository, lambda: False, Control(repository, settings), ("more",))
+    yield ControlService(repository, lambda: False, ModelControl(repository, settings), ("more",))
     assert repository.close(5.0)
 
 
-def test_every_method_takes_its_request_and_gives_its_response(service: Service) -> None:
+def test_every_method_takes_its_request_and_gives_its_response(service: ControlService) -> None:
     for name, method in service.methods.items():
         if name in ("RepositoryModelLoad", "RepositoryModelUnload"):  # those change things
             continue
@@ -47,14 +47,14 @@ def test_every_method_takes_its_request_and_gives_its_response(service: Service)
         assert isinstance(response, protocol.METHODS[name].response)
 
 
-def test_the_server_tells_of_itself(service: Service) -> None:
+def test_the_server_tells_of_itself(service: ControlService) -> None:
     assert service.server_live(None).live and not service.server_ready(None).ready
     said = service.server_metadata(None)
     assert (said.name, said.version) == ("forwardpass", __version__)
     assert "more" in said.extensions and list(said.extensions) == sorted(said.extensions)
 
 
-def test_a_models_metadata(service: Service) -> None:
+def test_a_models_metadata(service: ControlService) -> None:
     said = service.model_metadata(protocol.ModelMetadataRequest(name="good"))
     assert (said.name, list(said.versions), said.platform) == ("good", ["1"], "onnxruntime_onnx")
     ((x,), (y,)) = said.inputs, said.outputs
@@ -68,7 +68,7 @@ def test_a_models_metadata(service: Service) -> None:
     assert (alone["batch_invariance"].string_param, alone["max_batch_size"].int64_param) == ("dependent", 0)
 
 
-def test_ready_not_ready_and_not_there(service: Service) -> None:
+def test_ready_not_ready_and_not_there(service: ControlService) -> None:
     def ready(name: str, version: str = "") -> bool:
         return bool(service.model_ready(protocol.ModelReadyRequest(name=name, version=version)).ready)
 
@@ -83,7 +83,7 @@ def test_ready_not_ready_and_not_there(service: Service) -> None:
 
 
 @pytest.mark.parametrize(("only", "names"), [(False, ["bad", "good", "mean"]), (True, ["good", "mean"])])
-def test_the_index(service: Service, only: bool, names: list[str]) -> None:
+def test_the_index(service: ControlService, only: bool, names: list[str]) -> None:
     index = asyncio.run(service.repository_index(protocol.RepositoryIndexRequest(ready=only)))
     assert [m.name for m in index.models] == names
     states = {m.name: m.state for m in index.models}

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from tests.unit.made import Collector, Target, request_for, session
 
 from forwardpass.batching.admission import Admission
-from forwardpass.batching.request import Limits, Options
-from forwardpass.batching.run_time_model import RunTime
+from forwardpass.batching.request import QueueLimits, WorkerOptions
+from forwardpass.batching.run_time_model import RunTimeModel
 from forwardpass.errors import RequestError
 from forwardpass.inference.request import AnyRequest
 from forwardpass.inference.worker import Worker
@@ -37,13 +37,13 @@ class Bench:
             "m",
             "1",
             self.session,
-            self.session.interface,
-            Options(Limits(**limits), inline_run_limit=inline, **options),
-            RunTime(),
+            self.session.signature,
+            WorkerOptions(QueueLimits(**limits), inline_run_limit=inline, **options),
+            RunTimeModel(),
             self.metrics,
             self.admission,
         )
-        self.target = Target(self.session.interface)
+        self.target = Target(self.session.signature)
         self.worker.start()
 
     def request(
@@ -62,7 +62,7 @@ class Bench:
         """As a door's intake does: admit, submit, and step until nothing is left for this thread."""
         assert self.admission.admit(len(requests), sum(r.nbytes for r in requests)) is None
         self.worker.submit(requests, time.monotonic())
-        while self.worker.step():
+        while self.worker.run_pending():
             pass
         return requests
 

@@ -7,7 +7,7 @@ from collections import Counter
 from tests.unit.made import exact_run_time
 
 from forwardpass.batching.batch_queue import PATIENCE, BatchQueue
-from forwardpass.batching.request import NEVER, QUEUED, RUNNING, SETTLED, Batch, Limits, Request, Settled
+from forwardpass.batching.request import NEVER, QUEUED, RUNNING, SETTLED, Batch, QueueLimits, Request, Settled
 from forwardpass.errors import DeadlineExceeded, Overloaded
 
 LITTLE = 1e-9  # seconds: what sums of floats may be off by
@@ -16,7 +16,7 @@ LITTLE = 1e-9  # seconds: what sums of floats may be off by
 class Machine:
     """A queue, a server whose batches take exactly a + b·rows, and what should be true of them after every step."""
 
-    def __init__(self, limits: Limits, a: float, b: float, instances: int = 1) -> None:
+    def __init__(self, limits: QueueLimits, a: float, b: float, instances: int = 1) -> None:
         self.limits = limits
         self.a, self.b = a, b
         self.queue = BatchQueue(limits, exact_run_time(a, b))
@@ -85,25 +85,25 @@ class Machine:
         taken = batch.requests
         assert batch.rows == sum(r.rows for r in taken)
         assert batch.rows <= self.limits.max_batch_rows or len(taken) == 1
-        assert len({r.signature for r in taken}) <= 1
+        assert len({r.stack_key for r in taken}) <= 1
         assert all(r.deadline > self.now and r.call not in self.cancelled for r in taken)
         waited = [r for r in (*taken, *self.requests) if r in taken or r.state == QUEUED]
         assert all(r.start_by >= self.queue.free_since for r in waited), "an instance became free too late for it"
         order = [r for r in order if r.start_by >= self.queue.free_since]
         if order:
-            (signature,) = {r.signature for r in (*taken, *(s.request for s in dropped))}
-            front = {r.signature for r in order if self.place(r)[:2] == self.place(order[0])[:2]}
-            assert signature in front, "another signature's requests were before these"
+            (stack_key,) = {r.stack_key for r in (*taken, *(s.request for s in dropped))}
+            front = {r.stack_key for r in order if self.place(r)[:2] == self.place(order[0])[:2]}
+            assert stack_key in front, "another stack key's requests were before these"
         if self.limits.deadlines and len(taken) > 1:
             done = self.now + self.takes(batch.rows)
             assert all(done <= r.deadline for r in taken), "neighbours made somebody late"
         if taken:
-            self.check_order([r for r in order if r.signature == taken[0].signature], batch)
+            self.check_order([r for r in order if r.stack_key == taken[0].stack_key], batch)
             self.ran += taken
             self.batches.append(batch)
             self.ends.append(self.now + self.takes(batch.rows))
             if self.instances == 1:
-                self.queue.busy_until = self.now + self.queue.run_time.optimistic(batch.rows)
+                self.queue.busy_until = self.now + self.queue.run_time.lower_bound(batch.rows)
         else:
             self.queue.finish(batch)
         self.check()
@@ -186,7 +186,7 @@ class Machine:
         return (request.priority, min(urgency, request.start_by), request.call)
 
     def check_order(self, order: list[Request], batch: Batch) -> None:
-        """The batch is the front of its signature's queue, unless that would make somebody late."""
+        """The batch is the front of its stack key's queue, unless that would make somebody late."""
         dropped = {s.request.call for s in batch.dropped}
         front = [r for r in order if r.call not in dropped]
         if self.limits.deadlines and not self.all_in_time(front):

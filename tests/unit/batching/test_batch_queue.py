@@ -14,8 +14,8 @@ from tests.unit.batching.queue_machine import Machine
 from tests.unit.made import queued
 
 from forwardpass.batching.batch_queue import PATIENCE, BatchQueue
-from forwardpass.batching.request import NEVER, QUEUED, SETTLED, Limits, Request
-from forwardpass.batching.run_time_model import RunTime
+from forwardpass.batching.request import NEVER, QUEUED, SETTLED, QueueLimits, Request
+from forwardpass.batching.run_time_model import RunTimeModel
 from forwardpass.errors import Overloaded
 
 STEPS = ("offer", "offer", "offer", "cancel", "take", "finish", "wait", "expire")
@@ -46,12 +46,12 @@ def _random(machine: Machine, rng: random.Random, dated: float) -> Request:
         deadline = machine.now + rng.choice((-0.001, 0.0, 1e-4, 0.005, 0.01, 0.05, 0.2)) * rng.uniform(0.5, 1.5)
     start_by = machine.now + rng.choice((0.0, 1e-3, 0.01)) if rng.random() < 0.2 else NEVER
     rows = rng.choice((1, 1, 1, 2, 3, 8, machine.limits.max_batch_rows + 3))
-    priority, signature, nbytes = rng.choice((1, 1, 2, 3)), rng.choice("aab"), rng.choice((1, 100, 5000))
-    return queued(rows, machine.now, deadline, priority, signature, nbytes, start_by)
+    priority, stack_key, nbytes = rng.choice((1, 1, 2, 3)), rng.choice("aab"), rng.choice((1, 100, 5000))
+    return queued(rows, machine.now, deadline, priority, stack_key, nbytes, start_by)
 
 
-def limits_for(rng: random.Random) -> Limits:
-    return Limits(
+def limits_for(rng: random.Random) -> QueueLimits:
+    return QueueLimits(
         max_batch_rows=rng.choice((1, 4, 16, 64)),
         rows=rng.choice((8, 64, 8192)),
         requests=rng.choice((4, 30, 4096)),
@@ -72,8 +72,8 @@ def test_invariants_hold_over_thousands_of_schedules(start: int) -> None:
 
 
 @st.composite
-def schedules(draw: st.DrawFn) -> tuple[Limits, list[tuple[str, int, float, int, str]]]:
-    limits = Limits(max_batch_rows=draw(st.sampled_from((1, 4, 16))), rows=draw(st.sampled_from((8, 1000))))
+def schedules(draw: st.DrawFn) -> tuple[QueueLimits, list[tuple[str, int, float, int, str]]]:
+    limits = QueueLimits(max_batch_rows=draw(st.sampled_from((1, 4, 16))), rows=draw(st.sampled_from((8, 1000))))
     step = st.tuples(
         st.sampled_from(STEPS),
         st.integers(1, 20),
@@ -87,14 +87,14 @@ def schedules(draw: st.DrawFn) -> tuple[Limits, list[tuple[str, int, float, int,
 @settings(max_examples=300)
 @given(schedules(), st.sampled_from((0.0, 1e-3)), st.sampled_from((0.0, 1e-3)))
 def test_invariants_hold_over_whatever_hypothesis_thinks_of(
-    schedule: tuple[Limits, list[tuple[str, int, float, int, str]]], a: float, b: float
+    schedule: tuple[QueueLimits, list[tuple[str, int, float, int, str]]], a: float, b: float
 ) -> None:
     limits, steps = schedule
     machine = Machine(limits, a, b)
-    for step, number, seconds, priority, signature in steps:
+    for step, number, seconds, priority, stack_key in steps:
         match step:
             case "offer":
-                machine.offer(queued(number, machine.now, machine.now + seconds, priority, signature))
+                machine.offer(queued(number, machine.now, machine.now + seconds, priority, stack_key))
             case "cancel" if machine.requests:
                 machine.cancel(machine.requests[number % len(machine.requests)])
             case "take" if not machine.batches:
@@ -109,7 +109,7 @@ def test_invariants_hold_over_whatever_hypothesis_thinks_of(
 @pytest.mark.parametrize("seed", range(200))
 def test_without_deadlines_it_is_first_come_first_served(seed: int) -> None:
     rng = random.Random(seed)
-    machine = Machine(Limits(max_batch_rows=rng.choice((1, 7, 64)), deadlines=rng.random() < 0.5), 1e-3, 1e-4)
+    machine = Machine(QueueLimits(max_batch_rows=rng.choice((1, 7, 64)), deadlines=rng.random() < 0.5), 1e-3, 1e-4)
     arrivals: Iterator[int] = iter(range(200))
     for _ in range(60):
         if rng.random() < 0.6:
@@ -124,7 +124,7 @@ def test_without_deadlines_it_is_first_come_first_served(seed: int) -> None:
 
 
 def machine(a: float = 0.01, b: float = 0.0, **limits: object) -> Machine:
-    return Machine(Limits(**{"max_batch_rows": 4, **limits}), a, b)  # type: ignore[arg-type]
+    return Machine(QueueLimits(**{"max_batch_rows": 4, **limits}), a, b)  # type: ignore[arg-type]
 
 
 def test_everything_there_is_taken_up_to_the_limit() -> None:
@@ -180,7 +180,7 @@ def test_what_expired_while_it_waited_is_dropped_and_says_so() -> None:
 
 
 def test_nothing_is_refused_on_a_guess() -> None:
-    queue = BatchQueue(Limits(), RunTime())  # has never seen a batch
+    queue = BatchQueue(QueueLimits(), RunTimeModel())  # has never seen a batch
     assert not queue.offer([queued(rows=10_000, deadline=1e-6)], 0.0)
     assert queue.offer([queued(deadline=-1e-6)], 0.0)
 
@@ -268,7 +268,7 @@ def test_cancelled_requests_do_not_pile_up() -> None:
     held = queued()
     m.queue.offer([held], 0.0)
     for _ in range(5000):
-        gone = queued(signature=object())
+        gone = queued(stack_key=object())
         m.queue.offer([gone], 0.0)
         m.queue.cancel(gone)
     del gone
@@ -289,11 +289,11 @@ def test_cancelled_requests_that_are_swept_up_never_run(count: int) -> None:
 
 def test_clear_settles_all_that_waits_and_nothing_that_runs() -> None:
     m = machine()
-    m.offer(*(queued(signature=s) for s in "aaaab"))
+    m.offer(*(queued(stack_key=s) for s in "aaaab"))
     running = m.take()
     assert running is not None and len(running.requests) == 4
     (left,) = m.queue.clear()
-    assert left.state == SETTLED and left.signature == "b"
+    assert left.state == SETTLED and left.stack_key == "b"
     assert (m.queue.requests, m.queue.rows, m.queue.nbytes) == (0, 0, 0)
     assert m.queue.finish(running) == [True] * 4
 

@@ -19,11 +19,11 @@ from tests.unit.batching.queue_machine import Machine
 from tests.unit.inference.test_intake import Door, sent
 from tests.unit.made import queued
 
-from forwardpass.batching.request import NEVER, QUEUED, Limits
+from forwardpass.batching.request import NEVER, QUEUED, QueueLimits
 
 
 def machine(a: float = 0.3, **limits: object) -> Machine:
-    return Machine(Limits(**{"max_batch_rows": 4, **limits}), a, 0.0)  # type: ignore[arg-type]
+    return Machine(QueueLimits(**{"max_batch_rows": 4, **limits}), a, 0.0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("deadlines", [True, False])
@@ -56,7 +56,7 @@ def test_where_nothing_else_waits_the_rejected_make_an_empty_batch() -> None:
     m = machine()
     m.offer(queued())
     m.take()
-    m.offer(queued(start_by=0.1), queued(start_by=0.2, signature="b"))
+    m.offer(queued(start_by=0.1), queued(start_by=0.2, stack_key="b"))
     m.finish()
     batch = m.take()
     assert batch is not None and (batch.requests, len(batch.dropped)) == ([], 2)
@@ -162,6 +162,6 @@ def test_a_lone_request_frees_its_instance_as_a_batch_does(bench: Callable[..., 
     b.worker.submit([late, last], time.monotonic())
     b.let_go()
     runs.join()
-    b.worker.step()
+    b.worker.run_pending()
     assert [reason(a) for a in b.door.wait([late, last])] == ["queue_timeout", "answered"]
     b.settled()

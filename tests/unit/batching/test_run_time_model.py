@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.made import exact_run_time
 
-from forwardpass.batching.run_time_model import MAX_MARGIN, MIN_MARGIN, RunTime
+from forwardpass.batching.run_time_model import MAX_MARGIN, MIN_MARGIN, RunTimeModel
 
 times = st.floats(0, 10, allow_nan=False)
 
 
 def test_without_an_observation_nothing_takes_any_time() -> None:
-    run_time = RunTime()
-    assert (run_time.predict(64), run_time.optimistic(64), run_time.cautious(64)) == (0.0, 0.0, 0.0)
+    run_time = RunTimeModel()
+    assert (run_time.predict(64), run_time.lower_bound(64), run_time.upper_bound(64)) == (0.0, 0.0, 0.0)
     assert run_time.rows_within(0.0) == math.inf
     assert run_time.rows_within(-1e-6) == 0.0
 
@@ -31,7 +31,7 @@ def test_an_exact_line_is_found_exactly(a: float, b: float) -> None:
 
 
 def test_one_size_alone_says_nothing_of_the_slope() -> None:
-    run_time = RunTime()
+    run_time = RunTimeModel()
     for _ in range(5):
         run_time.observe(8, 4e-3)
     assert (run_time.a, run_time.b) == (pytest.approx(4e-3), 0.0)
@@ -57,7 +57,7 @@ def test_a_change_is_followed() -> None:
 
 def test_the_margin_follows_the_noise() -> None:
     rng = random.Random(0)
-    quiet, noisy = RunTime(), RunTime()
+    quiet, noisy = RunTimeModel(), RunTimeModel()
     for _ in range(300):
         rows = rng.choice((1, 8, 32))
         quiet.observe(rows, (1e-3 + 1e-5 * rows) * rng.uniform(0.98, 1.02))
@@ -68,15 +68,15 @@ def test_the_margin_follows_the_noise() -> None:
 @settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(1, 4096), times), max_size=60), st.integers(1, 4096), times)
 def test_whatever_was_seen_the_answers_are_sane(seen: list[tuple[int, float]], rows: int, seconds: float) -> None:
-    run_time = RunTime()
+    run_time = RunTimeModel()
     for one, took in seen:
         run_time.observe(one, took)
     assert run_time.a >= 0.0 and run_time.b >= 0.0
-    assert 0.0 <= run_time.optimistic(rows) <= run_time.predict(rows) <= run_time.cautious(rows) < math.inf
+    assert 0.0 <= run_time.lower_bound(rows) <= run_time.predict(rows) <= run_time.upper_bound(rows) < math.inf
     assert run_time.predict(rows) <= run_time.predict(rows + 1)
     fit = run_time.rows_within(seconds)
     assert fit >= 0.0
     if 0 < fit < 1e9:
-        assert run_time.cautious(math.floor(fit)) <= seconds * (1 + 1e-9) + 1e-12
+        assert run_time.upper_bound(math.floor(fit)) <= seconds * (1 + 1e-9) + 1e-12
     if fit < 1e9:
-        assert run_time.cautious(math.floor(fit) + 1) > seconds * (1 - 1e-9) - 1e-12
+        assert run_time.upper_bound(math.floor(fit) + 1) > seconds * (1 - 1e-9) - 1e-12

@@ -15,15 +15,15 @@ from forwardpass.client.errors import CallError, Internal, InvalidArgument
 from forwardpass.client.operations import Call, Reply, Steps
 from forwardpass.errors import RequestError
 from forwardpass.inference.decoder import Decoder
-from forwardpass.inference.encoder import plain
-from forwardpass.model.signature import Interface, Tensor
+from forwardpass.inference.encoder import encode_plain
+from forwardpass.model.signature import ModelSignature, TensorSpec
 
 FP32, INT64, BYTES = (protocol.DATATYPES[name] for name in ("FP32", "INT64", "BYTES"))
-ROWS = Tensor("x", FP32, (-1, 4))
-SUMS = Tensor("y", FP32, (-1, 2), labels=("low", "high"))
-ONE = Interface((ROWS,), (SUMS,), batchable=True)
+ROWS = TensorSpec("x", FP32, (-1, 4))
+SUMS = TensorSpec("y", FP32, (-1, 2), labels=("low", "high"))
+ONE = ModelSignature((ROWS,), (SUMS,), batchable=True)
 POISON = -777.0
-TWO = Interface((ROWS, Tensor("ids", INT64, (-1,))), (SUMS, Tensor("names", BYTES, (-1,))), batchable=True)
+TWO = ModelSignature((ROWS, TensorSpec("ids", INT64, (-1,))), (SUMS, TensorSpec("names", BYTES, (-1,))), batchable=True)
 
 
 class Far:
@@ -33,8 +33,8 @@ class Far:
     max_request_rows = 100
     priority_levels = 5
 
-    def __init__(self, interface: Interface, version: str = "1") -> None:
-        self.name, self.version, self.interface = "m", version, interface
+    def __init__(self, signature: ModelSignature, version: str = "1") -> None:
+        self.name, self.version, self.signature = "m", version, signature
         self.asked: list[str] = []
         self.requests: list[Any] = []
         self.rows: list[int] = []  # of each request that was run
@@ -58,7 +58,7 @@ class Far:
             template, buffers, id_field = decoder.decode(call.request)
         except RequestError as error:
             raise InvalidArgument(str(error)) from None
-        dtype = self.interface.inputs[0].datatype.numpy
+        dtype = self.signature.inputs[0].datatype.numpy
         x = np.frombuffer(b"".join(map(bytes, buffers[:1])), dtype).reshape(template.batch_shapes[0])
         self.rows.append(len(x))
         if (x == POISON).any():
@@ -68,13 +68,13 @@ class Far:
             np.array(["a"] * len(x), object),
         ]
         results = [results[place] for place in template.outputs]
-        return Reply(plain(template, id_field, results), self.trailing)
+        return Reply(encode_plain(template, id_field, results), self.trailing)
 
     def metadata(self) -> bytes:
         response = protocol.ModelMetadataResponse(name="m", versions=[self.version], platform="onnxruntime_onnx")
         for tensor, said in [
-            *((t, response.inputs.add()) for t in self.interface.inputs),
-            *((t, response.outputs.add()) for t in self.interface.outputs),
+            *((t, response.inputs.add()) for t in self.signature.inputs),
+            *((t, response.outputs.add()) for t in self.signature.outputs),
         ]:
             said.name, said.datatype = tensor.name, tensor.datatype.name
             said.shape.extend(tensor.shape)

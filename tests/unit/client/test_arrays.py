@@ -15,7 +15,7 @@ from forwardpass import protocol
 from forwardpass.client import Internal, InvalidArgument, TensorInfo
 from forwardpass.client.arrays import fit, from_raw, from_typed, to_raw
 from forwardpass.execution import stacking
-from forwardpass.model.signature import Tensor
+from forwardpass.model.signature import TensorSpec
 
 FIXED = {name: datatype.numpy for name, datatype in protocol.DATATYPES.items() if datatype.numpy is not None}
 
@@ -40,7 +40,7 @@ def test_an_array_of_the_models_dtype_comes_through_bit_for_bit(data: st.DataObj
 @given(hnp.arrays(object, hnp.array_shapes(min_side=0), elements=st.text() | st.just("\x00é")))
 def test_texts_come_through_and_are_what_the_server_reads(array: np.ndarray) -> None:
     raw = to_raw(fit(array, tensor("BYTES")), "x")
-    server_side = Tensor("x", protocol.DATATYPES["BYTES"], (-1,) * array.ndim)
+    server_side = TensorSpec("x", protocol.DATATYPES["BYTES"], (-1,) * array.ndim)
     assert stacking.stack(server_side, [raw], array.shape).tolist() == array.tolist()
     assert raw == stacking.raw(array)
     got = from_raw(raw, "BYTES", array.shape, "x")

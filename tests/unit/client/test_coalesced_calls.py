@@ -25,7 +25,7 @@ from forwardpass.client.errors import (
 )
 from forwardpass.client.operations import Call, Operations, Reply
 from forwardpass.errors import Status
-from forwardpass.model.signature import Interface, Tensor
+from forwardpass.model.signature import ModelSignature, TensorSpec
 
 FP64, BYTES = protocol.DATATYPES["FP64"], protocol.DATATYPES["BYTES"]
 
@@ -127,7 +127,7 @@ def test_dtypes_are_converted_as_for_one_and_do_not_mix() -> None:
 
 
 def test_texts_share_a_request_too() -> None:
-    crowd = Crowd(Far(Interface((Tensor("x", BYTES, (-1, 2)),), (SUMS,), batchable=True)))
+    crowd = Crowd(Far(ModelSignature((TensorSpec("x", BYTES, (-1, 2)),), (SUMS,), batchable=True)))
     crowd.far.hear = _echo_count  # type: ignore[method-assign]
     callers = crowd.come([np.array(["a", "ß"], object), np.array(["𝛼", ""], object)])
     crowd.send(callers[0][0].group)
@@ -136,7 +136,7 @@ def test_texts_share_a_request_too() -> None:
 
 def _echo_count(call: Call) -> Reply:
     if call.path.endswith("ModelMetadata"):
-        return Reply(Far(Interface((Tensor("x", BYTES, (-1, 2)),), (SUMS,), batchable=True)).metadata(), ())
+        return Reply(Far(ModelSignature((TensorSpec("x", BYTES, (-1, 2)),), (SUMS,), batchable=True)).metadata(), ())
     request = protocol.ModelInferRequest.FromString(call.request)
     assert request.raw_input_contents[0] == b"\1\0\0\0a\2\0\0\0\xc3\x9f\4\0\0\0\xf0\x9d\x9b\xbc\0\0\0\0"
     response = protocol.ModelInferResponse(model_name="m", model_version="1")
@@ -346,7 +346,7 @@ def test_a_model_that_changed_is_asked_about_again_for_all() -> None:
     crowd = Crowd(Far(ONE))
     callers = crowd.come(some(3))
     crowd.send(callers[0][0].group)
-    wide = Far(Interface((Tensor("rows", FP64, (-1, 4)),), (SUMS,), batchable=True), version="2")
+    wide = Far(ModelSignature((TensorSpec("rows", FP64, (-1, 4)),), (SUMS,), batchable=True), version="2")
     crowd.far = wide
     callers = crowd.come(some(3))
     crowd.send(callers[0][0].group)

@@ -18,8 +18,8 @@ from forwardpass.client.coalescer import (
     SEND,
     WAIT,
     WATCH,
-    Batch,
     Coalesce,
+    CoalescedBatch,
     Coalescer,
     Group,
     GroupKey,
@@ -67,7 +67,7 @@ def crowded(policy: Coalescer) -> Group:
     return group
 
 
-def values(batch: Batch | None) -> list[float]:
+def values(batch: CoalescedBatch | None) -> list[float]:
     assert batch is not None
     return [float(np.frombuffer(each.data, np.float32)[0]) for each in batch.rows]
 

@@ -11,7 +11,7 @@ from tests.unit.client.far_end import ONE, ROWS, SUMS, TWO, Far, drive
 from forwardpass import protocol
 from forwardpass.client import Answer, Internal, InvalidArgument, ModelInfo, NotFound, Unavailable
 from forwardpass.client.operations import Call, Operations, Reply
-from forwardpass.model.signature import Interface, Tensor
+from forwardpass.model.signature import ModelSignature, TensorSpec
 
 
 def infer(operations: Operations, far: Far, inputs: Any, **options: Any) -> Answer:
@@ -110,7 +110,7 @@ def test_what_cannot_be_right_is_not_sent(inputs: Any, text: str) -> None:
 
 
 def test_predict_asks_for_one_output_of_several() -> None:
-    operations, far = Operations(None), Far(Interface((ROWS,), TWO.outputs, batchable=True))
+    operations, far = Operations(None), Far(ModelSignature((ROWS,), TWO.outputs, batchable=True))
     with pytest.raises(InvalidArgument, match="model 'm' gives y, names: ask for one of them"):
         predict(operations, far, X)
     assert predict(operations, far, X[0], output="names").tolist() == "a"
@@ -119,7 +119,7 @@ def test_predict_asks_for_one_output_of_several() -> None:
 def test_a_model_that_changed_is_asked_about_again() -> None:
     operations = Operations(None)
     predict(operations, Far(ONE), X)
-    renamed = Interface((Tensor("rows", protocol.DATATYPES["FP64"], (-1, 4)),), (SUMS,), batchable=True)
+    renamed = ModelSignature((TensorSpec("rows", protocol.DATATYPES["FP64"], (-1, 4)),), (SUMS,), batchable=True)
     far = Far(renamed, version="2")
     # Refused as it was built for the old one; asked about, built again, answered: the caller sees none of it.
     np.testing.assert_array_equal(predict(operations, far, X), Y)

@@ -11,7 +11,7 @@ import pytest
 from tests.unit.client.far_end import ONE, TWO, Far, drive
 
 from forwardpass import protocol
-from forwardpass.api.infer_stream import answered, failed
+from forwardpass.api.infer_stream import stream_error, stream_response
 from forwardpass.client.errors import (
     CallError,
     Cancelled,
@@ -22,7 +22,7 @@ from forwardpass.client.errors import (
     Unavailable,
 )
 from forwardpass.client.operations import Operations
-from forwardpass.client.pending import PendingRequest, PendingRequests
+from forwardpass.client.pending import PendingRequests, StreamedRequest
 from forwardpass.client.results import Answer, read_info
 from forwardpass.errors import Overloaded, Status, UnknownModel
 
@@ -32,7 +32,7 @@ INFO = read_info(protocol.ModelMetadataResponse.FromString(Far(ONE).metadata()))
 def asked(pending: PendingRequests, id: str = "") -> tuple[str, Future[Answer]]:
     future: Future[Answer] = Future()
     wire_id = pending.new_id()
-    pending.add(wire_id, PendingRequest(future, INFO, "m", "", id))
+    pending.add(wire_id, StreamedRequest(future, INFO, "m", "", id))
     return wire_id, future
 
 
@@ -41,11 +41,11 @@ def answer(wire_id: str, value: float = 0.0) -> bytes:
     response = protocol.ModelInferResponse(model_name="m", model_version="1", id=wire_id)
     response.outputs.add(name="y", datatype="FP32", shape=[1, 1])
     response.raw_output_contents.append(np.float32(value).tobytes())
-    return answered(response.SerializeToString())
+    return stream_response(response.SerializeToString())
 
 
 def refusal(wire_id: str, error: Any) -> bytes:
-    return failed(protocol.ModelInferRequest(id=wire_id, model_name="m").SerializeToString(), error)
+    return stream_error(protocol.ModelInferRequest(id=wire_id, model_name="m").SerializeToString(), error)
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_an_answer_that_cannot_be_read_fails_its_request_alone(pending: PendingR
     response = protocol.ModelInferResponse(model_name="m", model_version="1", id=first)
     response.outputs.add(name="y", datatype="FP32", shape=[7, 7])
     response.raw_output_contents.append(b"1234")
-    assert pending.on_response(answered(response.SerializeToString()))
+    assert pending.on_response(stream_response(response.SerializeToString()))
     assert pending.on_response(answer(second))
     assert type(bad.exception(0)) is Internal
     good.result(0)
@@ -114,7 +114,7 @@ def test_who_cancelled_is_passed_over(kind: str) -> None:
     futures: list[Any] = [Future() if kind == "threads" else loop.create_future() for _ in range(3)]
     ids = [pending.new_id() for _ in futures]
     for wire_id, future in zip(ids, futures, strict=True):
-        pending.add(wire_id, PendingRequest(future, INFO, "m", "", ""))
+        pending.add(wire_id, StreamedRequest(future, INFO, "m", "", ""))
         future.cancel()
     assert pending.on_response(answer(ids[0]))
     assert pending.on_response(refusal(ids[1], UnknownModel("no model 'm'")))

@@ -11,7 +11,7 @@ from tests.service import models
 
 from forwardpass.errors import ModelError, Stopping
 from forwardpass.execution.interruption import Interruption
-from forwardpass.execution.ort_session import Session
+from forwardpass.execution.ort_session import OrtSession
 from forwardpass.execution.placement import Placement
 
 CPU = Placement("CPUExecutionProvider", 0, 1, "for a test")
@@ -19,10 +19,10 @@ CPU = Placement("CPUExecutionProvider", 0, 1, "for a test")
 
 def test_runs_are_those_of_the_network_until_it_stops(tmp_path: Path) -> None:
     interruption = Interruption()
-    session = Session(models.save(tmp_path, "m", models.chain()) / "model.onnx", CPU, opening=interruption.opening)
+    session = OrtSession(models.save(tmp_path, "m", models.chain()) / "model.onnx", CPU, opening=interruption.opening)
     network = interruption.network(session)
     x = np.ones((2, 4), np.float32)
-    assert network.interface is session.interface
+    assert network.signature is session.signature
     assert network.run([x], (0,))[0].tobytes() == session.run([x], (0,))[0].tobytes()
     interruption.stop()
     with pytest.raises(Stopping):
@@ -32,7 +32,7 @@ def test_runs_are_those_of_the_network_until_it_stops(tmp_path: Path) -> None:
 
 def test_a_run_that_goes_on_ends(tmp_path: Path) -> None:
     interruption = Interruption()
-    session = Session(models.save(tmp_path, "m", models.hold()) / "model.onnx", CPU)
+    session = OrtSession(models.save(tmp_path, "m", models.hold()) / "model.onnx", CPU)
     network = interruption.network(session)
     timer = threading.Timer(0.05, interruption.stop)
     timer.start()
@@ -46,7 +46,7 @@ def test_nothing_is_opened_once_it_stops(tmp_path: Path) -> None:
     interruption = Interruption()
     interruption.stop()
     with pytest.raises(Stopping):
-        Session(path, CPU, opening=interruption.opening)
+        OrtSession(path, CPU, opening=interruption.opening)
 
 
 def test_an_opening_that_goes_on_is_cancelled(tmp_path: Path) -> None:
@@ -58,4 +58,4 @@ def test_an_opening_that_goes_on_is_cancelled(tmp_path: Path) -> None:
         interruption.stop()
 
     with pytest.raises(ModelError, match="cannot be opened"):
-        Session(path, CPU, opening=opening)
+        OrtSession(path, CPU, opening=opening)

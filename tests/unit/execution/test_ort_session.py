@@ -14,7 +14,7 @@ from tests.unit.made import session
 
 from forwardpass import protocol
 from forwardpass.errors import InvalidRequest, ModelError, RunFailed, TooLarge
-from forwardpass.execution.ort_session import Session, new_run_options, translate
+from forwardpass.execution.ort_session import OrtSession, new_run_options, translate
 from forwardpass.execution.placement import place
 
 
@@ -23,7 +23,7 @@ from forwardpass.execution.placement import place
 def test_every_datatype_goes_through_unchanged(tmp_path: Path, name: str, rows: int) -> None:
     s = session(models.echo(models.ELEMENTS[name]), tmp_path)
     datatype = protocol.DATATYPES[name]
-    assert [t.datatype for t in (*s.interface.inputs, *s.interface.outputs)] == [datatype] * 2
+    assert [t.datatype for t in (*s.signature.inputs, *s.signature.outputs)] == [datatype] * 2
     if datatype.numpy is None:
         x = np.array([["", "é\0"]] * rows, object).reshape(rows, 2)
     else:
@@ -87,7 +87,7 @@ def test_only_the_outputs_asked_for_come_in_the_order_asked(tmp_path: Path) -> N
     ("shape", "batchable"), [(("batch", 2), True), ((4, 2), False), (("batch", "width"), True), ((), False)]
 )
 def test_the_interface_is_read_from_the_file(tmp_path: Path, shape: tuple[Any, ...], batchable: bool) -> None:
-    found = session(models.echo(shape=shape), tmp_path).interface
+    found = session(models.echo(shape=shape), tmp_path).signature
     assert found.batchable is batchable
     assert found.inputs[0].shape == tuple(-1 if isinstance(s, str) else s for s in shape)
     assert (found.inputs[0].name, found.outputs[0].name) == ("x", "y")
@@ -101,7 +101,7 @@ def test_a_network_without_inputs_is_no_batch(tmp_path: Path) -> None:
         {"c": np.ones(3, np.float32)},
     )
     s = session(model, tmp_path)
-    assert not s.interface.batchable
+    assert not s.signature.batchable
     assert s.run([], (0,))[0].tolist() == [1, 1, 1]
 
 
@@ -147,7 +147,7 @@ def test_a_file_that_is_no_network_is_refused(tmp_path: Path, content: bytes) ->
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(ModelError, match=r"model\.onnx cannot be opened: .{5,}") as caught:
-        Session(path, place("cpu", 1, ""))
+        OrtSession(path, place("cpu", 1, ""))
     assert "\n" not in str(caught.value)
 
 

@@ -10,13 +10,13 @@ import pytest
 from forwardpass.errors import SettingsError
 from forwardpass.execution import placement
 from forwardpass.execution.cuda.driver import CudaError
-from forwardpass.execution.placement import CPU, CUDA, Machine, look_at_this_machine, place
+from forwardpass.execution.placement import CPU, CUDA, CudaDevices, detect_cuda, place
 
-NONE = Machine(0, "nobody brought one")
-TWO = Machine(2)
+NONE = CudaDevices(0, "nobody brought one")
+TWO = CudaDevices(2)
 
 
-def looked(machine: Machine) -> Any:
+def looked(machine: CudaDevices) -> Any:
     return lambda: machine
 
 
@@ -26,14 +26,14 @@ def looked(machine: Machine) -> Any:
         ("cpu", TWO, "cpu", "so I say"),
         ("cpu", NONE, "cpu", "so I say"),
         ("auto", NONE, "cpu", "auto: cpu, because nobody brought one; so I say"),
-        ("auto", Machine(1), "cuda:0", "auto: cuda:0, because 1 CUDA device is there; so I say"),
+        ("auto", CudaDevices(1), "cuda:0", "auto: cuda:0, because 1 CUDA device is there; so I say"),
         ("auto", TWO, "cuda:0", "auto: cuda:0, because 2 CUDA devices are there; so I say"),
         ("cuda", TWO, "cuda:0", "so I say"),
         ("cuda:1", TWO, "cuda:1", "so I say"),
         ("cuda:1,0", TWO, "cuda:0,1", "so I say"),
     ],
 )
-def test_what_was_asked_for_or_chosen(wanted: str, machine: Machine, label: str, why: str) -> None:
+def test_what_was_asked_for_or_chosen(wanted: str, machine: CudaDevices, label: str, why: str) -> None:
     found = place(wanted, 3, "so I say", look=looked(machine))
     assert (found.label, found.threads, found.why) == (label, 3, why)
     assert found.provider == (CPU if label == "cpu" else CUDA)
@@ -45,12 +45,12 @@ def test_what_was_asked_for_or_chosen(wanted: str, machine: Machine, label: str,
     [
         ("cuda", NONE, "provider: cuda cannot be had: nobody brought one"),
         ("cuda:0,1", NONE, "provider: cuda:0,1 cannot be had: nobody brought one"),
-        ("cuda:1", Machine(1), "provider: cuda:1 cannot be had: there is no device 1; 1 CUDA device is there"),
+        ("cuda:1", CudaDevices(1), "provider: cuda:1 cannot be had: there is no device 1; 1 CUDA device is there"),
         ("cuda:0,2", TWO, "provider: cuda:0,2 cannot be had: there is no device 2; 2 CUDA devices are there"),
         ("cuda:0,0", TWO, "provider: expected each device once, got 'cuda:0,0'"),
     ],
 )
-def test_cuda_that_cannot_be_had_is_an_error(wanted: str, machine: Machine, text: str) -> None:
+def test_cuda_that_cannot_be_had_is_an_error(wanted: str, machine: CudaDevices, text: str) -> None:
     with pytest.raises(SettingsError) as caught:
         place(wanted, 1, "", look=looked(machine))
     assert text in str(caught.value)
@@ -91,7 +91,7 @@ def _nothing_remembered() -> Any:
 def test_an_onnxruntime_without_cuda_says_which_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     found = SimpleNamespace(__version__="1.32.0", get_available_providers=lambda: ["AzureExecutionProvider", CPU])
     monkeypatch.setattr(placement, "ort", found)
-    machine = look_at_this_machine()
+    machine = detect_cuda()
     assert machine.devices == 0
     assert "onnxruntime (1.32.0) was built without CUDA" in machine.missing
     assert "install forwardpass[gpu] in place of forwardpass[cpu]" in machine.missing
@@ -125,7 +125,7 @@ def test_a_library_that_is_missing_is_named_in_the_loaders_words(
 ) -> None:
     runtime(monkeypatch, preload_dlls=lambda: print("Failed to load something"))
     loads(monkeypatch, missing, lambda: 1)
-    found = look_at_this_machine().missing
+    found = detect_cuda().missing
     assert missing in found and advice in found
     assert not capsys.readouterr().out  # standard output is for what the server says
 
@@ -139,14 +139,14 @@ def test_what_the_driver_says_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> N
         )
 
     tried = loads(monkeypatch, "", devices)
-    assert look_at_this_machine() == Machine(
+    assert detect_cuda() == CudaDevices(
         0, "CUDA says: CUDA driver version is insufficient for CUDA runtime version (cudaErrorInsufficientDriver)"
     )
     assert tried[0] == "libcuda.so.1" and "libcublas.so.13" in tried
 
 
-@pytest.mark.parametrize(("count", "machine"), [(3, Machine(3)), (0, Machine(0, "CUDA counts no devices"))])
-def test_devices_are_counted(monkeypatch: pytest.MonkeyPatch, count: int, machine: Machine) -> None:
+@pytest.mark.parametrize(("count", "machine"), [(3, CudaDevices(3)), (0, CudaDevices(0, "CUDA counts no devices"))])
+def test_devices_are_counted(monkeypatch: pytest.MonkeyPatch, count: int, machine: CudaDevices) -> None:
     runtime(monkeypatch, preload_dlls=lambda: None)
     loads(monkeypatch, "", lambda: count)
-    assert look_at_this_machine() == machine
+    assert detect_cuda() == machine

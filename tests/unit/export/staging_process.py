@@ -21,15 +21,15 @@ import numpy as np
 
 from forwardpass.errors import ExportError
 from forwardpass.export import staged_version as staging_module
-from forwardpass.export.staged_version import Staging
-from forwardpass.model.contract import CONTRACT_FILE, Contract, Samples, TensorSpec, Tolerance, file_digest
+from forwardpass.export.staged_version import StagedVersion
+from forwardpass.model.contract import CONTRACT_FILE, Contract, ContractTensor, Samples, Tolerance, file_digest
 
-SPEC = TensorSpec(name="x", datatype="FP32", shape=[-1])
+SPEC = ContractTensor(name="x", datatype="FP32", shape=[-1])
 
 
 def stage_and_publish(repository: Path, content: bytes) -> Path:
     """What the exporter does, with the network left out."""
-    with Staging(repository, "m") as staging:
+    with StagedVersion(repository, "m") as staging:
         digest = file_digest(staging.write("model.onnx", content))
 
         def finish(folder: Path, number: int) -> None:
@@ -55,7 +55,7 @@ def stage_and_publish(repository: Path, content: bytes) -> Path:
 
 
 def hold(repository: Path) -> None:
-    with Staging(repository, "m") as staging:
+    with StagedVersion(repository, "m") as staging:
         staging.write("model.onnx", b"half")
         print(staging.folder, flush=True)
         signal.pause()
@@ -80,7 +80,7 @@ def die_at_every_line(repository: Path) -> None:
     seen: list[int] = []
     died = 0
     while True:
-        with Staging(repository, "m"):
+        with StagedVersion(repository, "m"):
             pass  # sweeps what the last child left: else they gather faster than a dying sweep removes them
         leftover = model / f"{staging_module.PREFIX}0"
         leftover.mkdir(parents=True)

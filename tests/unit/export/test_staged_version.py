@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from forwardpass.errors import ExportError
-from forwardpass.export.staged_version import PREFIX, Staging, versions
+from forwardpass.export.staged_version import PREFIX, StagedVersion, versions
 from forwardpass.model.contract import CONTRACT_FILE, Contract
 
 PROCESS = Path(__file__).with_name("staging_process.py")
@@ -35,7 +35,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def test_a_version_is_there_only_once_it_is_published(tmp_path: Path) -> None:
-    with Staging(tmp_path / "deep" / "repository", "m") as staging:
+    with StagedVersion(tmp_path / "deep" / "repository", "m") as staging:
         staging.write("model.onnx", b"network")
         assert versions(tmp_path / "deep" / "repository" / "m") == []
         place = staging.publish(write_marker)
@@ -47,7 +47,7 @@ def test_a_version_is_there_only_once_it_is_published(tmp_path: Path) -> None:
 def test_the_next_free_number_is_above_the_highest(tmp_path: Path) -> None:
     for name in ("2", "7", "007", "x", ".hidden"):
         (tmp_path / "m" / name).mkdir(parents=True)
-    with Staging(tmp_path, "m") as staging:
+    with StagedVersion(tmp_path, "m") as staging:
         assert staging.publish(write_marker).name == "8"
     assert versions(tmp_path / "m") == [2, 7, 8]
     assert (tmp_path / "m" / "8" / "number").read_text() == "8"
@@ -60,13 +60,13 @@ def test_an_existing_version_is_not_overwritten(tmp_path: Path, present: str) ->
         (tmp_path / "m" / "1" / "model.onnx").write_bytes(b"old")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ExportError, match="exists already"):
-        Staging(tmp_path, "m", 1)
+        StagedVersion(tmp_path, "m", 1)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("present", ["empty", "full"])
 def test_a_version_that_appeared_meanwhile_is_not_overwritten(tmp_path: Path, present: str) -> None:
-    with pytest.raises(ExportError, match="exists already"), Staging(tmp_path, "m", 1) as staging:
+    with pytest.raises(ExportError, match="exists already"), StagedVersion(tmp_path, "m", 1) as staging:
         (tmp_path / "m" / "1").mkdir()
         if present == "full":
             (tmp_path / "m" / "1" / "model.onnx").write_bytes(b"new")
@@ -80,11 +80,11 @@ def test_a_version_that_appeared_meanwhile_is_not_overwritten(tmp_path: Path, pr
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", ".hidden", "a\0b", "a\n", "x" * 129, "ü"])
 def test_a_name_that_cannot_be_a_folder_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ExportError, match="model name"):
-        Staging(tmp_path, name)
+        StagedVersion(tmp_path, name)
 
 
 def test_an_error_leaves_nothing_not_even_new_folders(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), Staging(tmp_path / "new", "m") as staging:
+    with pytest.raises(ZeroDivisionError), StagedVersion(tmp_path / "new", "m") as staging:
         staging.write("model.onnx", b"network")
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
@@ -92,19 +92,19 @@ def test_an_error_leaves_nothing_not_even_new_folders(tmp_path: Path) -> None:
 
 def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
-    with pytest.raises(ZeroDivisionError), Staging(tmp_path, "m"):
+    with pytest.raises(ZeroDivisionError), StagedVersion(tmp_path, "m"):
         raise ZeroDivisionError
     assert [path.name for path in tmp_path.rglob("*")] == ["m"]
 
 
 def test_a_repository_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "repository").write_text("")
-    with pytest.raises(ExportError, match="cannot be written"), Staging(tmp_path / "repository", "m"):
+    with pytest.raises(ExportError, match="cannot be written"), StagedVersion(tmp_path / "repository", "m"):
         raise AssertionError("a file was taken for a folder")
 
 
 def test_the_new_version_can_be_read_by_others(tmp_path: Path) -> None:
-    with Staging(tmp_path, "m") as staging:
+    with StagedVersion(tmp_path, "m") as staging:
         staging.write("model.onnx", b"network")
         place = staging.publish(write_marker)
     plain = tmp_path / "plain"
@@ -135,7 +135,7 @@ def test_what_a_killed_process_left_goes_with_the_next_export_and_a_living_one_k
         killed.kill()
         killed.communicate(timeout=60)
         assert all(folder.is_dir() for folder in folders)
-        with Staging(tmp_path, "m") as staging:
+        with StagedVersion(tmp_path, "m") as staging:
             staging.publish(write_marker)
         assert [folder.is_dir() for folder in folders] == [False, True]
         assert len(list((tmp_path / "m").glob(f"{PREFIX}*"))) == 2  # the living one's folder and its lock

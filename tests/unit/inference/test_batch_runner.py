@@ -11,24 +11,24 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from tests.service import models
-from tests.unit.made import Target, interface, raw, read, request_for, session, tensor
+from tests.unit.made import Target, raw, read, request_for, session, signature, tensor
 
 from forwardpass import protocol
 from forwardpass.errors import DeadlineExceeded, InvalidRequest, RunFailed
-from forwardpass.execution.ort_session import Session, new_run_options
-from forwardpass.inference.batch_runner import Runner
+from forwardpass.execution.ort_session import OrtSession, new_run_options
+from forwardpass.inference.batch_runner import BatchRunner
 from forwardpass.inference.request import AnyRequest
 from forwardpass.model.example_inputs import example
-from forwardpass.model.signature import Interface
+from forwardpass.model.signature import ModelSignature
 
 
 class Ran:
     """A network with a runner, and what it said of its matrices."""
 
     def __init__(self, model: onnx.ModelProto, folder: Path, rows: int = 64, independent: bool = True) -> None:
-        self.session: Session = session(model, folder)
-        self.target = Target(self.session.interface, "m", "3")
-        self.runner = Runner(self.session, self.session.interface, rows, independent)
+        self.session: OrtSession = session(model, folder)
+        self.target = Target(self.session.signature, "m", "3")
+        self.runner = BatchRunner(self.session, self.session.signature, rows, independent)
         self.matrices: list[int] = []
 
     def request(self, *arrays: NDArray[Any], **more: Any) -> AnyRequest:
@@ -46,7 +46,9 @@ def rows(*counts: int, width: int = 4, seed: int = 0) -> list[NDArray[Any]]:
     return [rng.standard_normal((count, width)).astype(np.float32) for count in counts]
 
 
-def expected(found: Interface, places: Sequence[int], arrays: Sequence[NDArray[Any]], request_id: str = "") -> bytes:
+def expected(
+    found: ModelSignature, places: Sequence[int], arrays: Sequence[NDArray[Any]], request_id: str = ""
+) -> bytes:
     """The response as protobuf makes it."""
     response = protocol.ModelInferResponse(model_name="m", model_version="3", id=request_id)
     for place, array in zip(places, arrays, strict=True):
@@ -63,7 +65,7 @@ def test_everybody_gets_the_bytes_of_their_own_rows(tmp_path: Path, counts: tupl
     answers = ran.answers(*(ran.request(x, id=f"r{i}") for i, x in enumerate(arrays)))
     for i, (answer, x) in enumerate(zip(answers, arrays, strict=True)):
         (y,) = ran.session.run([x], (0,))
-        assert answer == expected(ran.session.interface, (0,), [y], f"r{i}")
+        assert answer == expected(ran.session.signature, (0,), [y], f"r{i}")
     assert ran.matrices == [sum(counts)]
 
 
@@ -77,11 +79,11 @@ def test_requests_of_one_template_have_their_own_ids(tmp_path: Path, model: Call
     places = requests[0].template.outputs
     outputs = ran.session.run(arrays, places)
     for answer, request_id in zip(ran.answers(*requests), ("a", "", "b" * 300, "\u00e9", ""), strict=True):
-        assert answer == expected(ran.session.interface, places, outputs, request_id)
+        assert answer == expected(ran.session.signature, places, outputs, request_id)
 
 
 def example_inputs(ran: Ran) -> list[NDArray[Any]]:
-    return [example(tensor, 1, np.random.default_rng(0)) for tensor in ran.session.interface.inputs]
+    return [example(tensor, 1, np.random.default_rng(0)) for tensor in ran.session.signature.inputs]
 
 
 def test_requests_may_ask_for_different_outputs(tmp_path: Path) -> None:
@@ -93,7 +95,7 @@ def test_requests_may_ask_for_different_outputs(tmp_path: Path) -> None:
         arrays.append(ran.session.run([a, n], (0, 1, 2)))
         requests.append(ran.request(a, n, outputs=places))
     for answer, places, outputs in zip(ran.answers(*requests), asked, arrays, strict=True):
-        assert answer == expected(ran.session.interface, places, [outputs[p] for p in places])
+        assert answer == expected(ran.session.signature, places, [outputs[p] for p in places])
 
 
 def test_only_what_somebody_wants_is_computed(tmp_path: Path) -> None:
@@ -110,7 +112,7 @@ def test_text_comes_back_to_whom_it_belongs(tmp_path: Path) -> None:
     ran = Ran(models.echo(models.STRING), tmp_path)
     words = [np.array(w, object).reshape(-1, 2) for w in (["a", ""], ["ü", "bb", "c\0", "d"], [])]
     for answer, array in zip(ran.answers(*(ran.request(w) for w in words)), words, strict=True):
-        assert answer == expected(ran.session.interface, (0,), [array])
+        assert answer == expected(ran.session.signature, (0,), [array])
 
 
 @pytest.mark.parametrize("name", [n for n in models.ELEMENTS if n != "BYTES"])
@@ -128,7 +130,7 @@ def test_a_large_request_is_run_in_slices(tmp_path: Path, count: int, matrices: 
     ran = Ran(models.two_by_two(), tmp_path, rows=4)
     a, n = np.random.default_rng(0).standard_normal((count, 3)).astype(np.float32), np.arange(count).reshape(-1, 1)
     (answer,) = ran.answers(ran.request(a, n))
-    assert answer == expected(ran.session.interface, (0, 1, 2), ran.session.run([a, n], (0, 1, 2)))
+    assert answer == expected(ran.session.signature, (0, 1, 2), ran.session.run([a, n], (0, 1, 2)))
     assert ran.matrices == matrices
 
 
@@ -142,8 +144,8 @@ def test_rows_that_depend_on_each_other_are_not_sliced(tmp_path: Path) -> None:
 
 def test_without_a_batch_axis_shapes_are_the_models_own(tmp_path: Path) -> None:
     ran = Ran(models.twice_the_rows(), tmp_path)
-    found = Interface(ran.session.interface.inputs, ran.session.interface.outputs, batchable=False)
-    ran.target, ran.runner = Target(found), Runner(ran.session, found, 1, False)
+    found = ModelSignature(ran.session.signature.inputs, ran.session.signature.outputs, batchable=False)
+    ran.target, ran.runner = Target(found), BatchRunner(ran.session, found, 1, False)
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     _, (y,) = read(ran.answers(ran.request(x))[0])
     assert np.array_equal(y, np.concatenate([x, x]))
@@ -174,9 +176,9 @@ def test_a_run_that_was_ended_says_so(tmp_path: Path, rows_: int) -> None:
 
 def test_what_is_remembered_of_answers_is_bounded_and_right() -> None:
     # Widths that change from answer to answer, as with a network whose shapes depend on its data.
-    found = interface(outputs=[tensor("y", "FP32", -1, -1)])
+    found = signature(outputs=[tensor("y", "FP32", -1, -1)])
     request = request_for(Target(found, "m", "3"), [np.ones((2, 2), np.float32)])
-    runner = Runner(None, found, 64, True)  # type: ignore[arg-type]  # nothing is run
+    runner = BatchRunner(None, found, 64, True)  # type: ignore[arg-type]  # nothing is run
     for width in [*range(100), *range(100)]:
         y = np.random.default_rng(width).standard_normal((2, width)).astype(np.float32)
         assert runner.scatter([request], [y], (0,)) == [expected(found, (0,), [y])]

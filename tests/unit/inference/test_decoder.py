@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
-from tests.unit.made import Target, interface, message, raw, tensor
+from tests.unit.made import Target, message, raw, signature, tensor
 
 from forwardpass import protocol
 from forwardpass.errors import InvalidRequest, RequestError, TooLarge, UnknownModel
 from forwardpass.inference.decoder import Decoder
-from forwardpass.inference.encoder import plain
+from forwardpass.inference.encoder import encode_plain
 from forwardpass.inference.request_template import RequestTemplate
-from forwardpass.model.signature import Interface
+from forwardpass.model.signature import ModelSignature
 from forwardpass.protocol.wire import varint
 
 TYPED = [d for d in protocol.DATATYPES.values() if d.contents is not None]
@@ -30,7 +30,7 @@ class Only:
 
     generation = 0
 
-    def __init__(self, found: Interface, **more: Any) -> None:
+    def __init__(self, found: ModelSignature, **more: Any) -> None:
         self.target = Target(found, **more)
 
     def resolve(self, name: str, version: str) -> Target:
@@ -39,9 +39,9 @@ class Only:
         return self.target
 
 
-def decode(request: Any, found: Interface | None = None, **more: Any) -> tuple[RequestTemplate, list[bytes]]:
+def decode(request: Any, found: ModelSignature | None = None, **more: Any) -> tuple[RequestTemplate, list[bytes]]:
     data = request if isinstance(request, bytes) else request.SerializeToString()
-    header, buffers, _ = Decoder(Only(found or interface(), **more), 1 << 20).decode(data)
+    header, buffers, _ = Decoder(Only(found or signature(), **more), 1 << 20).decode(data)
     return header, [bytes(b) for b in buffers]
 
 
@@ -53,7 +53,7 @@ def one(*shape: int, data: bytes | None = None, datatype: str = "FP32", name: st
     return request
 
 
-def refused(request: Any, found: Interface | None = None, **more: Any) -> str:
+def refused(request: Any, found: ModelSignature | None = None, **more: Any) -> str:
     with pytest.raises(InvalidRequest) as caught:
         decode(request, found, **more)
     assert "\n" not in str(caught.value)
@@ -70,7 +70,7 @@ def test_typed_and_raw_contents_of_every_datatype_are_the_same_bytes(
     datatype: protocol.Datatype, data: st.DataObject
 ) -> None:
     array = _array(datatype, data.draw)
-    found = interface([tensor("x", datatype.name, -1, 2)])
+    found = signature([tensor("x", datatype.name, -1, 2)])
     expected = raw(array)
     request = message([("x", array)])
     request.inputs[0].datatype = datatype.name  # BF16 travels in an array of another dtype
@@ -105,37 +105,37 @@ def test_special_numbers_come_through_exactly(special: float) -> None:
     for dtype, name in ((np.float32, "FP32"), (np.float64, "FP64")):
         array = np.array([[special, 1.0]], dtype)
         for typed in (False, True):
-            assert decode(message([("x", array)], typed=typed), interface([tensor("x", name, -1, 2)]))[1] == [
+            assert decode(message([("x", array)], typed=typed), signature([tensor("x", name, -1, 2)]))[1] == [
                 raw(array)
             ]
 
 
 def test_inputs_are_put_into_the_models_order() -> None:
-    found = interface([tensor("a", "FP32", -1, 2), tensor("b", "INT64", -1)])
+    found = signature([tensor("a", "FP32", -1, 2), tensor("b", "INT64", -1)])
     a, b = np.ones((3, 2), np.float32), np.arange(3, dtype=np.int64)
     for arrays in ([("a", a), ("b", b)], [("b", b), ("a", a)]):
         for typed in (False, True):
             header, buffers = decode(message(arrays, typed=typed), found)
             assert buffers == [raw(a), raw(b)]
-            assert (header.rows, header.signature) == (3, ((2,), ()))
+            assert (header.rows, header.stack_key) == (3, ((2,), ()))
 
 
 def test_outputs_come_in_the_order_asked_for() -> None:
-    found = interface(outputs=[tensor(name, "FP32", -1, 2) for name in "pqr"])
+    found = signature(outputs=[tensor(name, "FP32", -1, 2) for name in "pqr"])
     x = [("x", np.ones((1, 2), np.float32))]
     assert decode(message(x), found)[0].outputs == (0, 1, 2)
     assert decode(message(x, outputs=["r", "p"]), found)[0].outputs == (2, 0)
-    hidden = Interface(found.inputs, found.outputs, True, frozenset("q"))
+    hidden = ModelSignature(found.inputs, found.outputs, True, frozenset("q"))
     assert decode(message(x), hidden)[0].outputs == (0, 2)
     assert decode(message(x, outputs=["q"]), hidden)[0].outputs == (1,)
 
 
 def test_what_cannot_be_stacked_has_another_signature() -> None:
-    found = interface([tensor("x", "FP32", -1, -1)])
+    found = signature([tensor("x", "FP32", -1, -1)])
     wide, narrow = decode(one(2, 5), found)[0], decode(one(2, 4), found)[0]
-    assert wide.signature != narrow.signature == decode(one(7, 4), found)[0].signature
-    alone = interface([tensor("x", "FP32", -1, -1)], batchable=False)
-    assert decode(one(2, 5), alone)[0].signature != decode(one(3, 5), alone)[0].signature
+    assert wide.stack_key != narrow.stack_key == decode(one(7, 4), found)[0].stack_key
+    alone = signature([tensor("x", "FP32", -1, -1)], batchable=False)
+    assert decode(one(2, 5), alone)[0].stack_key != decode(one(3, 5), alone)[0].stack_key
     assert decode(one(2, 5), alone)[0].rows == 1
 
 
@@ -198,7 +198,7 @@ def test_a_refusal_says_what_was_expected_and_what_came(request_: Any, words: li
 
 
 def test_empty_tensors_of_impossible_sizes_are_refused() -> None:
-    found = interface([tensor("x", "FP32", -1, -1, -1)])
+    found = signature([tensor("x", "FP32", -1, -1, -1)])
     assert "out of range" in refused(one(0, 1 << 62, 1 << 62, data=b""), found)
     assert decode(one(0, 7, 3), found)[0].rows == 0
 
@@ -231,7 +231,7 @@ def test_contents_must_be_in_one_place_each_and_for_each() -> None:
 def test_typed_values_must_fit_their_datatype(field: str, values: list[Any], datatype: str, words: str) -> None:
     request = protocol.ModelInferRequest(model_name="m")
     getattr(request.inputs.add(name="x", datatype=datatype, shape=(1, 2)).contents, field).extend(values)
-    assert words in refused(request, interface([tensor("x", datatype, -1, 2)]))
+    assert words in refused(request, signature([tensor("x", datatype, -1, 2)]))
 
 
 @pytest.mark.parametrize(
@@ -246,11 +246,11 @@ def test_typed_values_must_fit_their_datatype(field: str, values: list[Any], dat
     ],
 )
 def test_text_with_bad_lengths_is_refused(data: bytes, words: str) -> None:
-    assert words in refused(one(1, 2, data=data, datatype="BYTES"), interface([tensor("x", "BYTES", -1, 2)]))
+    assert words in refused(one(1, 2, data=data, datatype="BYTES"), signature([tensor("x", "BYTES", -1, 2)]))
 
 
 def test_inputs_must_agree_in_rows() -> None:
-    found = interface([tensor("a", "FP32", -1, 2), tensor("b", "INT64", -1)])
+    found = signature([tensor("a", "FP32", -1, 2), tensor("b", "INT64", -1)])
     text = refused(message([("a", np.ones((3, 2), np.float32)), ("b", np.ones(2, np.int64))]), found)
     assert "'a' 3" in text and "'b' 2" in text
 
@@ -302,7 +302,7 @@ def test_replies_are_byte_for_byte_what_protobuf_writes(data: st.DataObject) -> 
         for name in data.draw(st.lists(st.text(min_size=1), unique=True, min_size=1, max_size=4))
     ]
     places = tuple(data.draw(st.permutations(range(len(outputs)))))[: data.draw(st.integers(1, len(outputs)))]
-    target = Target(interface(outputs=outputs), data.draw(st.text(min_size=1)), data.draw(st.sampled_from(("1", "20"))))
+    target = Target(signature(outputs=outputs), data.draw(st.text(min_size=1)), data.draw(st.sampled_from(("1", "20"))))
     template = RequestTemplate(target, 1, ((1, 2),), places, 0, math.inf)
     shapes = tuple(
         data.draw(
@@ -316,7 +316,7 @@ def test_replies_are_byte_for_byte_what_protobuf_writes(data: st.DataObject) -> 
             expected.outputs.add(name=outputs[place].name, datatype="FP32", shape=array.shape)
             expected.raw_output_contents.append(array.tobytes())
         id_field = protocol.ModelInferResponse(id=request_id).SerializeToString()
-        assert plain(template, id_field, arrays) == expected.SerializeToString()
+        assert encode_plain(template, id_field, arrays) == expected.SerializeToString()
 
 
 @given(st.integers(0, 1 << 63))

@@ -16,7 +16,7 @@ from tests.unit.made import Collector, message, read
 
 from forwardpass.batching.admission import Admission
 from forwardpass.errors import RequestError
-from forwardpass.execution.cpu_budget import Cores
+from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.inference.intake import Intake
 from forwardpass.inference.request import AnyRequest
 from forwardpass.observability.model_metrics import ModelMetrics
@@ -36,8 +36,8 @@ class Door(Collector):
         models.save(root, "other", models.chain(seed=1))
         settings = Settings(repository=root, max_batch_size=8, inline_run_limit=10.0)
         self.admission = Admission(requests, nbytes)
-        self.repository = Repository(settings, Cores(1, ""), self.admission)
-        for entry in self.repository.announce():
+        self.repository = Repository(settings, CpuBudget(1, ""), self.admission)
+        for entry in self.repository.discover():
             self.repository.load(entry)
         self.now = time.monotonic()  # and there it stays
         self.metrics = ModelMetrics("", "")
@@ -53,7 +53,7 @@ class Door(Collector):
 
     def run(self) -> None:
         self.intake.flush()
-        while self.intake.step():
+        while self.intake.run_pending():
             pass
 
 

@@ -30,15 +30,15 @@ from forwardpass.errors import (
     SettingsError,
     TooLarge,
 )
-from forwardpass.execution.cpu_budget import Cores
+from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.execution.cuda.session import CudaSession
-from forwardpass.execution.ort_session import Session
-from forwardpass.execution.placement import Machine, Placement
+from forwardpass.execution.ort_session import OrtSession
+from forwardpass.execution.placement import CudaDevices, Placement
 from forwardpass.inference import batch_runner
 from forwardpass.inference.request import AnyRequest
 from forwardpass.model.options import ModelConfig
 from forwardpass.repository.batch_invariance import Invariance
-from forwardpass.repository.loader import Loaded, load
+from forwardpass.repository.loader import LoadedModel, load
 from forwardpass.settings import Settings
 
 
@@ -50,24 +50,24 @@ class Machinery:
         self.driver = FakeDriver(devices)
         self.runtime = FakeRuntime(self.driver)
         self.sessions: list[CudaSession] = []
-        self.loaded: list[Loaded] = []
+        self.loaded: list[LoadedModel] = []
         self.lost: list[str] = []
 
-    def _opens(self, path: Path, where: Placement, optimizations: str, name: str) -> Session | CudaSession:
+    def _opens(self, path: Path, where: Placement, optimizations: str, name: str) -> OrtSession | CudaSession:
         if not where.devices:
-            return Session(path, where, optimizations)
+            return OrtSession(path, where, optimizations)
         self.sessions.append(
             CudaSession(path, where, optimizations, driver=self.driver, opener=self.runtime, name=name)
         )
         return self.sessions[-1]
 
-    def load(self, model: onnx.ModelProto, settings: Any = None, **options: Any) -> Loaded:
+    def load(self, model: onnx.ModelProto, settings: Any = None, **options: Any) -> LoadedModel:
         folder = models.save(self.root, f"m{next(ids)}", model)
         told = Settings(repository=self.root, **{"max_batch_size": 8, "provider": "cuda", **(settings or {})})
         self.loaded.append(
             load(
-                "m", "1", folder, ModelConfig(**options), told, Cores(4, "for a test"), Admission(1000, 1 << 24),
-                lost=self.lost.append, opens=self._opens, look=lambda: Machine(self.driver.count),
+                "m", "1", folder, ModelConfig(**options), told, CpuBudget(4, "for a test"), Admission(1000, 1 << 24),
+                lost=self.lost.append, opens=self._opens, look=lambda: CudaDevices(self.driver.count),
             )
         )  # fmt: skip
         self.runtime.ways.clear()
@@ -90,16 +90,16 @@ def machine(tmp_path: Path) -> Iterator[Machinery]:
     assert not made.driver.blocks and not made.driver.streams
 
 
-def submit(of: Loaded, *requests: AnyRequest) -> tuple[AnyRequest, ...]:
+def submit(of: LoadedModel, *requests: AnyRequest) -> tuple[AnyRequest, ...]:
     worker = of.worker
     assert worker._admission.admit(len(requests), sum(r.nbytes for r in requests)) is None
     worker.submit(requests, time.monotonic())
-    while worker.step():
+    while worker.run_pending():
         pass
     return requests
 
 
-def asked(of: Loaded, door: Collector, *arrays: NDArray[Any], **more: Any) -> AnyRequest:
+def asked(of: LoadedModel, door: Collector, *arrays: NDArray[Any], **more: Any) -> AnyRequest:
     return request_for(of.worker, arrays, door=door, arrival=time.monotonic(), **more)
 
 
@@ -124,7 +124,7 @@ def test_every_instance_on_every_device_has_a_session(
     found = machine.load(models.chain(), {"provider": wanted}, **options)
     assert found.placement.label == label and found.worker.options.instances == len(threads)
     assert [s.placement.device for s in machine.sessions] == threads
-    assert all(s.buckets == (1, 2, 4, 8) for s in machine.sessions)
+    assert all(s.graph_sizes == (1, 2, 4, 8) for s in machine.sessions)
     assert "CUDA graphs for batches of 1, 2, 4, 8 rows" in found.placement.why
     assert found.invariance is Invariance.EXACT and found.max_batch_size == 8
     assert len({s._ident for s in machine.sessions}) == len(threads)
@@ -135,7 +135,7 @@ def test_every_instance_on_every_device_has_a_session(
 def test_on_the_processor_nothing_of_it_shows(machine: Machinery) -> None:
     found = machine.load(models.chain(), {"provider": "auto"}, provider="cpu")
     assert found.placement.label == "cpu" and not machine.sessions and "graph" not in found.placement.why
-    assert isinstance(found.worker.session, Session)
+    assert isinstance(found.worker.session, OrtSession)
     found.worker.start()
 
 
@@ -167,7 +167,7 @@ def test_order_can_be_kept_on_one_device_only(machine: Machinery) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "said", "buckets"),
+    ("model", "said", "graph_sizes"),
     [
         (models.centred(), "CUDA graphs for batches of 1 rows", (1,)),
         (models.twice_the_rows(), "plain runs, without fixed buffers or CUDA graphs, since axis 0 is no batch", ()),
@@ -176,10 +176,10 @@ def test_order_can_be_kept_on_one_device_only(machine: Machinery) -> None:
     ids=["dependent", "no batch", "any width"],
 )
 def test_how_batches_are_run_is_in_the_report(
-    machine: Machinery, model: onnx.ModelProto, said: str, buckets: tuple[int, ...]
+    machine: Machinery, model: onnx.ModelProto, said: str, graph_sizes: tuple[int, ...]
 ) -> None:
     found = machine.load(model)
-    assert said in found.placement.why and machine.sessions[0].buckets == buckets
+    assert said in found.placement.why and machine.sessions[0].graph_sizes == graph_sizes
     door, cpu = Collector(), session(model, machine.root)
     found.worker.start()
     for count in (1, 3):
@@ -200,10 +200,10 @@ def test_a_load_that_fails_leaves_nothing_on_the_device(machine: Machinery) -> N
 def test_a_contract_is_held_against_the_graphs(machine: Machinery, digits_repository: Path) -> None:
     folder = digits_repository / "digits" / "1"
 
-    def load_digits() -> Loaded:
+    def load_digits() -> LoadedModel:
         return load(
             "digits", "1", folder, ModelConfig(), Settings(repository=digits_repository, provider="cuda"),
-            Cores(1, ""), Admission(10, 1 << 20), opens=machine._opens, look=lambda: Machine(1),
+            CpuBudget(1, ""), Admission(10, 1 << 20), opens=machine._opens, look=lambda: CudaDevices(1),
         )  # fmt: skip
 
     found = load_digits()
@@ -278,9 +278,9 @@ def test_nobody_runs_a_batch_but_the_devices_own_threads(machine: Machinery) -> 
     door = Collector()
     one = asked(found, door, rows(1))
     assert found.worker._admission.admit(1, one.nbytes) is None
-    assert not found.worker.alone(one, time.monotonic())
+    assert not found.worker.try_run_now(one, time.monotonic())
     found.worker.submit([one], time.monotonic())
-    assert not found.worker.step()
+    assert not found.worker.run_pending()
     assert one.call not in door.answers  # until the threads are started
     found.worker.start()
     door.wait([one])

@@ -14,7 +14,7 @@ import pytest
 from tests.unit.made import exact_run_time, queued
 
 from forwardpass.batching.batch_queue import PATIENCE, BatchQueue
-from forwardpass.batching.request import NEVER, Batch, Limits
+from forwardpass.batching.request import NEVER, Batch, QueueLimits
 
 A, B, LIMIT = 5e-3, 2e-6, 32  # seconds a run, seconds a row, rows a run
 PEAK = LIMIT / (A + B * LIMIT)  # rows a second
@@ -42,7 +42,7 @@ def simulate(
 ) -> Outcome:
     """Offer `load` times the peak. `noise`: a run takes up to this share longer than the fit says."""
     rng = random.Random(1)
-    queue = BatchQueue(Limits(max_batch_rows=LIMIT, deadlines=deadlines), exact_run_time(A, B))
+    queue = BatchQueue(QueueLimits(max_batch_rows=LIMIT, deadlines=deadlines), exact_run_time(A, B))
     arrival, rate = 0.0, PEAK * load / (sum(rows) / len(rows))
     done, batch, found = math.inf, None, Outcome()
     while arrival < SECONDS:
@@ -76,7 +76,7 @@ def _start(queue: BatchQueue, now: float) -> Batch:
     batch = queue.take(now)
     assert batch is not None
     if batch.requests:
-        queue.busy_until = now + queue.run_time.optimistic(batch.rows)
+        queue.busy_until = now + queue.run_time.lower_bound(batch.rows)
     else:
         queue.finish(batch)
     return batch

@@ -13,10 +13,10 @@ from tests.unit import made
 from forwardpass import protocol
 from forwardpass.errors import InvalidRequest, RequestError, TooLarge, UnknownRegion
 from forwardpass.inference.decoder import Decoder
-from forwardpass.inference.encoder import classify, wished
-from forwardpass.inference.parameters import OutputWish, Place, Wishes, general
+from forwardpass.inference.encoder import classify, encode_with_options
+from forwardpass.inference.parameters import OutputOptions, RegionRange, ResponseOptions, parse_request_parameters
 from forwardpass.inference.request_template import RequestTemplate
-from forwardpass.model.signature import Interface, Tensor
+from forwardpass.model.signature import ModelSignature, TensorSpec
 
 
 class Memory:
@@ -27,14 +27,14 @@ class Memory:
     def __init__(self, **regions: bytes) -> None:
         self.regions = {name: bytearray(data) for name, data in regions.items()}
 
-    def window(self, place: Place) -> MemoryWindow:
+    def window(self, place: RegionRange) -> MemoryWindow:
         if place.region not in self.regions:
             raise UnknownRegion(f"there is no shared-memory region '{place.region}'")
         return MemoryWindow(self, place)
 
 
 class MemoryWindow:
-    def __init__(self, memory: Memory, place: Place) -> None:
+    def __init__(self, memory: Memory, place: RegionRange) -> None:
         self.memory, self.place = memory, place
 
     def read(self) -> bytes:
@@ -49,14 +49,14 @@ class MemoryWindow:
 class Models:
     generation = 0
 
-    def __init__(self, found: Interface) -> None:
+    def __init__(self, found: ModelSignature) -> None:
         self.target = made.Target(found, priorities=4)
 
     def resolve(self, _name: str, _version: str) -> Any:
         return self.target
 
 
-TWO = made.interface(
+TWO = made.signature(
     inputs=(made.tensor("a", "FP32", -1, 2), made.tensor("b", "INT64", -1)),
     outputs=(made.tensor("y", "FP32", -1, 3), made.tensor("z", "BYTES", -1), made.tensor("h", "FP16", -1, 1)),
 )
@@ -85,13 +85,13 @@ def put(entry: Any, **values: Any) -> None:
 
 def test_parameters_that_mean_nothing_here_have_no_effect() -> None:
     custom = parameters(mine="text", limit=3, flag=True, ratio=0.5, triton_enable_empty_final_response=True)
-    assert general(custom, 1) == (0, math.inf, False)
+    assert parse_request_parameters(custom, 1) == (0, math.inf, False)
 
 
 def test_those_of_the_schedule_are_read() -> None:
-    assert general(parameters(priority=3, timeout=1500), 4) == (3, pytest.approx(0.0015), False)
+    assert parse_request_parameters(parameters(priority=3, timeout=1500), 4) == (3, pytest.approx(0.0015), False)
     unsigned = {"priority": protocol.InferParameter(uint64_param=2)}
-    assert general(unsigned, 4).priority == 2
+    assert parse_request_parameters(unsigned, 4).priority == 2
 
 
 @pytest.mark.parametrize(
@@ -110,11 +110,13 @@ def test_those_of_the_schedule_are_read() -> None:
 )
 def test_what_cannot_be_done_is_refused_by_name(said: dict[str, Any], text: str) -> None:
     with pytest.raises(InvalidRequest, match=text):
-        general(parameters(**said), 4)
+        parse_request_parameters(parameters(**said), 4)
 
 
 def test_a_sequence_parameter_that_says_nothing_is_let_through() -> None:
-    assert general(parameters(sequence_id=0, sequence_start=False, sequence_end=False), 1).priority == 0
+    assert (
+        parse_request_parameters(parameters(sequence_id=0, sequence_start=False, sequence_end=False), 1).priority == 0
+    )
 
 
 # -- inputs in shared memory -------------------------------------------------------------------------------------------
@@ -136,7 +138,7 @@ def test_an_input_is_read_from_its_region_and_counted() -> None:
 
 
 def test_such_a_request_is_read_anew_every_time() -> None:
-    models = Models(made.interface())
+    models = Models(made.signature())
     memory = Memory(r=A.tobytes())
     decoder = Decoder(models, 1 << 20, memory)
     request = made.message([])
@@ -200,7 +202,7 @@ def test_no_more_is_copied_than_the_server_takes() -> None:
 
 
 def test_text_in_shared_memory_is_checked_element_by_element() -> None:
-    words = made.interface(inputs=(made.tensor("t", "BYTES", -1),))
+    words = made.signature(inputs=(made.tensor("t", "BYTES", -1),))
     request = made.message([])
     entry = request.inputs.add(name="t", datatype="BYTES", shape=(1,))
     put(entry, shared_memory_region="r", shared_memory_byte_size=8)
@@ -232,13 +234,13 @@ Z = np.array([b"one", b"two"], object)
 
 def answer(request: Any, arrays: list[NDArray[Any]], memory: Memory | None = None) -> Any:
     header, _ = ask(request, memory)
-    assert header.wishes is not None
-    return protocol.ModelInferResponse.FromString(wished(header, b"", header.wishes, arrays))
+    assert header.response_options is not None
+    return protocol.ModelInferResponse.FromString(encode_with_options(header, b"", header.response_options, arrays))
 
 
 def test_a_plain_request_wishes_nothing() -> None:
-    assert ask(wanting(y={}, z={"binary_data": True}))[0].wishes is None
-    assert ask(wanting(y={"classification": 0}))[0].wishes is None
+    assert ask(wanting(y={}, z={"binary_data": True}))[0].response_options is None
+    assert ask(wanting(y={"classification": 0}))[0].response_options is None
 
 
 def test_classes_come_with_value_and_index() -> None:
@@ -249,8 +251,8 @@ def test_classes_come_with_value_and_index() -> None:
     assert found.tolist() == [[b"2.500000:1", b"1.000000:2"], [b"3.000000:0", b"3.000000:2"]]
 
 
-def labelled(datatype: str, *labels: str) -> Tensor:
-    return Tensor("y", protocol.DATATYPES[datatype], (-1, 3), labels)
+def labelled(datatype: str, *labels: str) -> TensorSpec:
+    return TensorSpec("y", protocol.DATATYPES[datatype], (-1, 3), labels)
 
 
 def test_labels_stand_behind_the_index_where_there_are_any() -> None:
@@ -337,15 +339,15 @@ def test_an_output_larger_than_its_window_is_an_error_and_nothing_is_written() -
 
 
 def test_a_request_that_cannot_be_answered_as_it_wishes_does_not_hurt_its_neighbours() -> None:
-    from forwardpass.inference.batch_runner import Runner
+    from forwardpass.inference.batch_runner import BatchRunner
 
-    found = made.interface()
+    found = made.signature()
     target = made.Target(found)
-    window = MemoryWindow(Memory(r=b"1"), Place("r", 0, 1))
+    window = MemoryWindow(Memory(r=b"1"), RegionRange("r", 0, 1))
     requests = [made.request_for(target, [A]) for _ in range(3)]
-    requests[1].template.wishes = Wishes((OutputWish(window=window),))
+    requests[1].template.response_options = ResponseOptions((OutputOptions(window=window),))
     failures: list[RequestError] = []
-    runner = Runner(None, found, 64, True)  # type: ignore[arg-type]  # nothing is run here
+    runner = BatchRunner(None, found, 64, True)  # type: ignore[arg-type]  # nothing is run here
     first, second, third = runner.scatter(requests, [np.concatenate([A, 2 * A, 3 * A])], (0,), failures)
     assert isinstance(second, InvalidRequest) and failures == [second]
     assert isinstance(first, bytes) and isinstance(third, bytes)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tests.unit.made import Target, interface, message, tensor
+from tests.unit.made import Target, message, signature, tensor
 
 from forwardpass import protocol
 from forwardpass.errors import RequestError, UnknownModel
@@ -34,19 +34,19 @@ class Models:
     """A table of models with a generation, as the repository has them."""
 
     def __init__(self) -> None:
-        two = interface([tensor("x", "FP32", -1, 2), tensor("n", "FP64", -1)], [tensor("y", "FP32", -1, 2)])
+        two = signature([tensor("x", "FP32", -1, 2), tensor("n", "FP64", -1)], [tensor("y", "FP32", -1, 2)])
         self.generation = 0
         self.asked = 0
         self.table = {
-            "m": Target(interface(), rows=1 << 16),
-            "w": Target(interface([tensor("x", "FP32", -1, -1)]), "w"),
-            "i": Target(interface([tensor("x", "INT8", -1, 2)]), "i"),
-            "s": Target(interface([tensor("x", "BYTES", -1, 1)]), "s"),
-            "b": Target(interface([tensor("x", "BOOL", -1, 2)]), "b"),
-            "l": Target(interface([tensor("x", "INT64", -1, 2)]), "l"),
+            "m": Target(signature(), rows=1 << 16),
+            "w": Target(signature([tensor("x", "FP32", -1, -1)]), "w"),
+            "i": Target(signature([tensor("x", "INT8", -1, 2)]), "i"),
+            "s": Target(signature([tensor("x", "BYTES", -1, 1)]), "s"),
+            "b": Target(signature([tensor("x", "BOOL", -1, 2)]), "b"),
+            "l": Target(signature([tensor("x", "INT64", -1, 2)]), "l"),
             "two": Target(two, "two"),
-            LONG_P: Target(interface(), LONG_P),
-            LONG_Q: Target(interface([tensor("x", "FP32", -1, -1)]), LONG_Q),
+            LONG_P: Target(signature(), LONG_P),
+            LONG_Q: Target(signature([tensor("x", "FP32", -1, -1)]), LONG_Q),
         }
 
     def resolve(self, name: str, version: str) -> Target:
@@ -66,7 +66,7 @@ def reading(from_: Decoder, data: bytes) -> Any:
         template, buffers, id_field = from_.decode(data)
     except RequestError as error:
         return type(error), str(error)
-    told = (template.target.name, template.rows, template.batch_shapes, template.signature, template.outputs)
+    told = (template.target.name, template.rows, template.batch_shapes, template.stack_key, template.outputs)
     # What is spliced into the answer must be what protobuf would write there.
     request_id = protocol.ModelInferResponse.FromString(id_field).id
     assert id_field == protocol.ModelInferResponse(id=request_id).SerializeToString()
@@ -344,7 +344,7 @@ def test_a_swapped_model_is_forgotten() -> None:
     used = decoder(models)
     data = message([("x", np.ones((1, 2), np.float32))]).SerializeToString()
     old = used.decode(data)[0].target
-    models.table["m"] = Target(interface(), version="2")
+    models.table["m"] = Target(signature(), version="2")
     used.refresh()
     assert used.decode(data)[0].target is old  # nobody said that something changed
     models.generation += 1
@@ -360,7 +360,7 @@ def shaped(rows: int, **more: Any) -> bytes:
 def test_hundreds_of_models_and_shapes_are_all_known() -> None:
     models = Models()
     names = [f"model{i}" for i in range(400)]
-    models.table |= {name: Target(interface(), name) for name in names}
+    models.table |= {name: Target(signature(), name) for name in names}
     used = decoder(models)
     sent = [shaped(rows, model_name=name, id=name) for name in names for rows in (1, 2, 3, 8)]
     for _ in range(3):

@@ -83,10 +83,10 @@ def test_short_runs_are_made_by_whoever_received_the_request(
     assert door.seen == {threading.get_ident()} if here else threading.get_ident() not in door.seen
     one = b.request(rows(1), door=door)
     assert b.admission.admit(1, one.nbytes) is None
-    assert b.worker.alone(one, time.monotonic()) is here
+    assert b.worker.try_run_now(one, time.monotonic()) is here
     if not here:
         b.worker.submit([one], time.monotonic())
-        b.worker.step()
+        b.worker.run_pending()
     door.wait([one])
     b.settled()
 
@@ -96,9 +96,9 @@ def test_a_lone_request_does_not_overtake_those_that_wait(bench: Callable[..., B
     first, second = b.request(rows(1)), b.request(rows(1))
     assert b.admission.admit(2, first.nbytes + second.nbytes) is None
     b.worker.submit([first], time.monotonic())
-    assert not b.worker.alone(second, time.monotonic())
+    assert not b.worker.try_run_now(second, time.monotonic())
     b.worker.submit([second], time.monotonic())
-    assert not b.worker.step()
+    assert not b.worker.run_pending()
     b.door.wait([first, second])
     b.settled()
 
@@ -111,11 +111,11 @@ def test_nobody_runs_beside_a_lone_request(bench: Callable[..., Bench]) -> None:
     runs.start()
     wait_until(lambda: bool(b.worker._running))
     b.worker.submit([other], time.monotonic())
-    assert not b.worker.step()  # whoever holds the slot comes back for it
+    assert not b.worker.run_pending()  # whoever holds the slot comes back for it
     assert other.call not in b.door.answers
     b.let_go()
     runs.join()
-    assert not b.worker.step()
+    assert not b.worker.run_pending()
     assert isinstance(b.door.wait([held, other])[1], bytes)
     b.settled()
 
@@ -155,7 +155,7 @@ def test_a_run_predicted_to_be_long_is_handed_over(bench: Callable[..., Bench]) 
     door = Threads()
     one = b.request(rows(1), door=door)
     assert b.admission.admit(1, one.nbytes) is None
-    assert not b.worker.alone(one, time.monotonic())
+    assert not b.worker.try_run_now(one, time.monotonic())
     b.admission.release(1, one.nbytes)
     door.wait(b.submit(one))
     assert threading.get_ident() not in door.seen

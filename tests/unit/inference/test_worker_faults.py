@@ -141,9 +141,9 @@ def test_a_door_that_fails_takes_nobody_with_it(
         assert isinstance(b.door.wait(b.submit(*requests)[1:2])[0], bytes)
         one = b.request(rows(1), door=broken)
         assert b.admission.admit(1, one.nbytes) is None
-        if not b.worker.alone(one, time.monotonic()):
+        if not b.worker.try_run_now(one, time.monotonic()):
             b.worker.submit([one], time.monotonic())
-            while b.worker.step():
+            while b.worker.run_pending():
                 pass
     b.submit(b.request(rows(1), door=broken, seconds=-1.0))  # refused, through the same door
     b.settled()

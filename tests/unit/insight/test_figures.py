@@ -21,7 +21,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def draw(found: onnx_graph.Graph, title: str = "a network") -> ElementTree.Element:
-    ran = [graph_svg.Ran(node.op, (node.name,), "1 µs, 10%") for node in found.nodes]
+    ran = [graph_svg.ExecutedStep(node.op, (node.name,), "1 µs, 10%") for node in found.nodes]
     return ElementTree.fromstring(graph_svg.svg(found, title, ran, {node.name: 5 for node in found.nodes}))
 
 

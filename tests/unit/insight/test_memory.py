@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.unit.insight.made import chain, save
 
-from forwardpass.insight.memory import MODES, Point, Served, measure, said, serve
+from forwardpass.insight.memory import MODES, MemoryPoint, Served, measure, said, serve
 from forwardpass.insight.model_argument import Source
 
 pytestmark = pytest.mark.skipif(
@@ -20,14 +20,14 @@ SLACK = 1_000_000  # what else a process may take meanwhile, and pages around te
 
 
 @pytest.fixture(scope="module")
-def points(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Point]:
+def points(tmp_path_factory: pytest.TempPathFactory) -> dict[str, MemoryPoint]:
     path = save(chain(4, WIDTH, WIDTH, WIDTH, 3), tmp_path_factory.mktemp("memory"))
     found = list(measure(path, [ROWS]))
     assert [point.mode for point in found] == list(MODES)
     return {point.mode: point for point in found}
 
 
-def test_autograd_holds_every_activation(points: dict[str, Point]) -> None:
+def test_autograd_holds_every_activation(points: dict[str, MemoryPoint]) -> None:
     kept = points["autograd"]
     assert kept.saved == 3 * ONE
     assert abs(kept.held - (3 * ONE + 4 * ROWS * 3)) < SLACK
@@ -36,21 +36,21 @@ def test_autograd_holds_every_activation(points: dict[str, Point]) -> None:
 
 
 @pytest.mark.parametrize("mode", ["no_grad", "inference_mode"])
-def test_without_it_two_activations_are_alive_at_once(points: dict[str, Point], mode: str) -> None:
+def test_without_it_two_activations_are_alive_at_once(points: dict[str, MemoryPoint], mode: str) -> None:
     free = points[mode]
     assert free.saved == 0
     assert abs(free.peak - 2 * ONE) < SLACK
     assert free.held < SLACK
 
 
-def test_the_session_keeps_its_arena_and_no_more(points: dict[str, Point]) -> None:
+def test_the_session_keeps_its_arena_and_no_more(points: dict[str, MemoryPoint]) -> None:
     session = points["session"]
     assert session.saved == 0
     assert 2 * ONE - SLACK < session.held < 4 * ONE
     assert abs(session.peak - session.held) < SLACK
 
 
-def test_what_is_said_is_what_was_measured(points: dict[str, Point]) -> None:
+def test_what_is_said_is_what_was_measured(points: dict[str, MemoryPoint]) -> None:
     lines = said(list(points.values()), Served((0, 50, 100, 150, 200), (70, 80, 80, 80, 80)))
     assert lines[0].startswith("autograd keeps 3,072 bytes a row")
     assert lines[-1].startswith("a server was at 80 B after 100 requests and at 80 B after 200: +0.0 bytes a request")

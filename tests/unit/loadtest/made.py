@@ -9,7 +9,7 @@ import numpy as np
 
 from forwardpass.errors import Status
 from forwardpass.loadtest.generator.recording import Recording
-from forwardpass.loadtest.measurement import Measured, Offer
+from forwardpass.loadtest.measurement import Measurement, OfferedLoad
 
 SLICES = 20
 
@@ -25,7 +25,7 @@ def measured(
     busy: float = 0.3,
     in_flight: int = 0,
     server: Mapping[str, Any] | None = None,
-) -> Measured:
+) -> Measurement:
     """`rate` answers a second whose latencies are exponential with that mean, `failed` refusals among them."""
     generator = np.random.default_rng(1)
     recording = Recording(SLICES)
@@ -34,9 +34,9 @@ def measured(
     recording.add_latencies(slices, generator.exponential(latency, count))
     recording.add_lags(slices, np.full(count, lag))
     recording.add_outcome(3, Status.RESOURCE_EXHAUSTED, failed)
-    offer = Offer(target, "digits", 0.0 if in_flight else rate, in_flight, seconds, "poisson", 1.0)
+    offer = OfferedLoad(target, "digits", 0.0 if in_flight else rate, in_flight, seconds, "poisson", 1.0)
     examples = {"RESOURCE_EXHAUSTED": "the queue is <full>"} if failed else {}
-    return Measured(offer, recording, busy, busy, 0, examples, server)
+    return Measurement(offer, recording, busy, busy, 0, examples, server)
 
 
 def server_window() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from tests.unit.loadtest.made import measured
 
 from forwardpass.errors import LoadTestError
 from forwardpass.loadtest import objective_search
-from forwardpass.loadtest.measurement import Measured
+from forwardpass.loadtest.measurement import Measurement
 
 
 def test_objectives_are_read() -> None:
@@ -24,7 +24,7 @@ def _server(capacity: float, noise: float = 0.0, seed: int = 0) -> objective_sea
     """Latencies of a queue with one server: mean 1/(capacity - rate)."""
     generator = np.random.default_rng(seed)
 
-    def measure(rate: float, seconds: float) -> Measured:
+    def measure(rate: float, seconds: float) -> Measurement:
         now = capacity * float(np.exp(generator.normal(0, noise)))
         latency = 1.0 / (now - rate) if rate < now else 10.0
         return measured(rate=min(rate, 4000.0), latency=latency)
@@ -66,7 +66,7 @@ def test_refusing_does_not_meet_an_objective() -> None:
 
 
 def test_a_client_that_gives_out_first_gives_a_lower_bound() -> None:
-    def measure(rate: float, seconds: float) -> Measured:
+    def measure(rate: float, seconds: float) -> Measurement:
         if rate <= 1500:
             return measured(rate=rate, latency=0.0001)
         return measured(rate=rate, latency=0.05, lag=0.04, busy=1.0)

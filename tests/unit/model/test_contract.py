@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forwardpass.errors import ContractError
-from forwardpass.model.contract import CONTRACT_FILE, Contract, Samples, TensorSpec, Tolerance, compare, file_digest
+from forwardpass.model.contract import CONTRACT_FILE, Contract, ContractTensor, Samples, Tolerance, compare, file_digest
 
 TOLERANCE = Tolerance(rtol=1e-4, atol=1e-5)
 NAN, INF = float("nan"), float("inf")
@@ -27,12 +27,12 @@ def make(files: dict[str, str] | None = None, **changes: Any) -> Contract:
         "version": 3,
         "files": files if files is not None else {"model.onnx": "0" * 64},
         "inputs": [
-            TensorSpec(name="x", datatype="FP32", shape=[-1, 2]),
-            TensorSpec(name="text", datatype="BYTES", shape=[-1]),
+            ContractTensor(name="x", datatype="FP32", shape=[-1, 2]),
+            ContractTensor(name="text", datatype="BYTES", shape=[-1]),
         ],
         "outputs": [
-            TensorSpec(name="score", datatype="FP32", shape=[-1, 2], labels=["no", "yes"]),
-            TensorSpec(name="id", datatype="INT64", shape=[-1]),
+            ContractTensor(name="score", datatype="FP32", shape=[-1, 2], labels=["no", "yes"]),
+            ContractTensor(name="id", datatype="INT64", shape=[-1]),
         ],
         "batchable": True,
         "batch_invariant": True,
@@ -89,7 +89,7 @@ def test_every_float_is_kept_to_the_last_bit(datatype: str, kind: type, bits: in
     @given(patterns=st.lists(st.integers(0, 2**bits - 1), min_size=1, max_size=8))
     def holds(patterns: list[int]) -> None:
         values = np.array(patterns, f"u{bits // 8}").view(kind)
-        spec = TensorSpec(name="x", datatype=datatype, shape=[-1])
+        spec = ContractTensor(name="x", datatype=datatype, shape=[-1])
         samples = Samples.from_arrays(len(values), {"x": values}, {"y": values.astype(np.float64)})
         contract = make(inputs=[spec], outputs=[spec.model_copy(update={"name": "y"})], samples=samples)
         again = Contract.model_validate(json.loads(contract.model_dump_json()))

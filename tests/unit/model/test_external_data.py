@@ -71,37 +71,37 @@ def test_a_network_in_one_file_names_none(tmp_path: Path) -> None:
     check(path, tmp_path)
 
 
-def plain(home: Path) -> Path:
-    return apart(home / "1")
+def plain(model_folder: Path) -> Path:
+    return apart(model_folder / "1")
 
 
-def in_a_folder_below(home: Path) -> Path:
-    path = apart(home / "1", "deep/weights.bin")
-    (home / "1" / "deep").mkdir()
-    (home / "1" / "weights.bin").rename(home / "1" / "deep" / "weights.bin")
+def in_a_folder_below(model_folder: Path) -> Path:
+    path = apart(model_folder / "1", "deep/weights.bin")
+    (model_folder / "1" / "deep").mkdir()
+    (model_folder / "1" / "weights.bin").rename(model_folder / "1" / "deep" / "weights.bin")
     return path
 
 
-def as_kubernetes_mounts_folders(home: Path) -> Path:
-    apart(home / "..2024" / "1")
-    (home / "..data").symlink_to("..2024")
-    (home / "1").symlink_to("..data/1")
-    return home / "1" / "model.onnx"
+def as_kubernetes_mounts_folders(model_folder: Path) -> Path:
+    apart(model_folder / "..2024" / "1")
+    (model_folder / "..data").symlink_to("..2024")
+    (model_folder / "1").symlink_to("..data/1")
+    return model_folder / "1" / "model.onnx"
 
 
-def as_kubernetes_mounts_files(home: Path) -> Path:
-    apart(home / "1" / "..2024")
-    (home / "1" / "..data").symlink_to("..2024")
+def as_kubernetes_mounts_files(model_folder: Path) -> Path:
+    apart(model_folder / "1" / "..2024")
+    (model_folder / "1" / "..data").symlink_to("..2024")
     for name in ("model.onnx", "weights.bin"):
-        (home / "1" / name).symlink_to(f"..data/{name}")
-    return home / "1" / "model.onnx"
+        (model_folder / "1" / name).symlink_to(f"..data/{name}")
+    return model_folder / "1" / "model.onnx"
 
 
-def by_a_linked_home(home: Path) -> Path:
-    apart(home.parent / "elsewhere" / "1")
-    home.rmdir()
-    home.symlink_to("elsewhere")
-    return home / "1" / "model.onnx"
+def by_a_linked_home(model_folder: Path) -> Path:
+    apart(model_folder.parent / "elsewhere" / "1")
+    model_folder.rmdir()
+    model_folder.symlink_to("elsewhere")
+    return model_folder / "1" / "model.onnx"
 
 
 @pytest.mark.parametrize(
@@ -109,10 +109,10 @@ def by_a_linked_home(home: Path) -> Path:
     [plain, in_a_folder_below, as_kubernetes_mounts_folders, as_kubernetes_mounts_files, by_a_linked_home],
 )
 def test_weights_within_the_models_folder_are_taken(tmp_path: Path, layout: Callable[[Path], Path]) -> None:
-    home = tmp_path / "home"
-    home.mkdir()
-    path = layout(home)
-    check(path, home)
+    model_folder = tmp_path / "home"
+    model_folder.mkdir()
+    path = layout(model_folder)
+    check(path, model_folder)
     x = np.ones((1, 4), np.float32)
     (got,) = onnxruntime.InferenceSession(path).run(None, {"x": x})  # and the runtime takes them as well
     onnx.save(chain((4, 64, 3)), str(tmp_path / "one.onnx"))
@@ -138,16 +138,16 @@ def test_weights_within_the_models_folder_are_taken(tmp_path: Path, layout: Call
     ],
 )
 def test_weights_anywhere_else_are_refused(tmp_path: Path, location: str, reason: str) -> None:
-    home = tmp_path / "home"
-    path = apart(home / "1", location)
-    shutil.copy(home / "1" / "weights.bin", tmp_path / "weights.bin")
-    shutil.copy(home / "1" / "weights.bin", home / "weights.bin")
-    (home / "1" / "link.bin").symlink_to(tmp_path / "weights.bin")
-    (home / "1" / "linked").symlink_to(tmp_path)
-    (home / "1" / "ring").symlink_to("ring")
-    (home / "1" / "folder").mkdir()
+    model_folder = tmp_path / "home"
+    path = apart(model_folder / "1", location)
+    shutil.copy(model_folder / "1" / "weights.bin", tmp_path / "weights.bin")
+    shutil.copy(model_folder / "1" / "weights.bin", model_folder / "weights.bin")
+    (model_folder / "1" / "link.bin").symlink_to(tmp_path / "weights.bin")
+    (model_folder / "1" / "linked").symlink_to(tmp_path)
+    (model_folder / "1" / "ring").symlink_to("ring")
+    (model_folder / "1" / "folder").mkdir()
     with pytest.raises(ModelError) as caught:
-        check(path, home)
+        check(path, model_folder)
     assert reason in str(caught.value)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 400
 

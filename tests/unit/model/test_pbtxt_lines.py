@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forwardpass.model.pbtxt_lines import Node, read_lines
+from forwardpass.model.pbtxt_lines import TextNode, read_lines
 
 
-def lines(nodes: list[Node]) -> list[int]:
+def lines(nodes: list[TextNode]) -> list[int]:
     return [node.line for node in nodes]
 
 

@@ -15,7 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from forwardpass.observability.gpu import BOUNDS, FOLD_AT, GpuRan, GpuReader
+from forwardpass.observability.gpu import BOUNDS, FOLD_AT, GpuBatchRecord, GpuReader
 from forwardpass.observability.model_metrics import Exporter, ModelMetrics
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -51,7 +51,7 @@ def test_every_batch_counts_once_on_its_device(batches: int) -> None:
     for i in range(batches):
         way = ("graph", "bound", "plain")[i % 3]
         times = (4e-6, 20e-6, 5e-6) if way == "graph" else (None, 20e-6, None) if way == "bound" else ()
-        metrics.gpu.ran(GpuRan(i % 2, way, *times))
+        metrics.gpu.ran(GpuBatchRecord(i % 2, way, *times))
     samples = scrape(metrics.snapshot)
     if not batches:
         assert not samples  # a model on the CPU has no samples of GPUs
@@ -72,7 +72,7 @@ def test_times_fall_into_the_buckets_they_belong_to() -> None:
     metrics = ModelMetrics("m", "1")
     runs = [0.0, BOUNDS[0], 1.01 * BOUNDS[0], 0.3, 7.0]
     for run in runs:
-        metrics.gpu.ran(GpuRan(0, "bound", run=run))
+        metrics.gpu.ran(GpuBatchRecord(0, "bound", run=run))
     samples = scrape(metrics.snapshot)
     for bound in (*BOUNDS, float("inf")):
         le = "+Inf" if bound == float("inf") else f"{bound:g}"
@@ -90,7 +90,7 @@ def test_sessions_of_several_devices_lose_nothing_while_somebody_scrapes() -> No
 
     def work(device: int) -> None:
         for _ in range(2000):
-            metrics.gpu.ran(GpuRan(device, "graph", 1e-6, 1e-6, 1e-6))
+            metrics.gpu.ran(GpuBatchRecord(device, "graph", 1e-6, 1e-6, 1e-6))
 
     threads = [threading.Thread(target=work, args=(device,)) for device in (0, 0, 1)]
     for thread in threads:

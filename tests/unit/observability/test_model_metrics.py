@@ -18,9 +18,9 @@ from forwardpass.observability.model_metrics import (
     LATENCY_BOUNDS,
     METRICS,
     STAGES,
+    BatchRecord,
     Exporter,
     ModelMetrics,
-    Ran,
 )
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -73,7 +73,7 @@ def test_every_batch_is_in_every_histogram_once(batches: int) -> None:
         done = taken + run + 0.001
         count = sum(n for _, n in arrivals)
         metrics.decoded(count, 0.002 * count)
-        metrics.ran(Ran(arrivals, sizes, taken, run, done, count))
+        metrics.ran(BatchRecord(arrivals, sizes, taken, run, done, count))
         requests, rows, matrices = requests + count, rows + sum(sizes), matrices + len(sizes)
         waited += sum((taken - a) * n for a, n in arrivals)
         total += sum((done - a) * n for a, n in arrivals)
@@ -93,7 +93,7 @@ def test_buckets_are_cumulative_and_closed_above() -> None:
     metrics = ModelMetrics("m", "1")
     waits = [0.0, 50e-6, 50.1e-6, 0.03, 9.99, 1e6]  # on a bound, just above one, beyond all
     for wait in waits:
-        metrics.ran(Ran([(-wait, 1)], [1], 0.0, 0.0, 0.0, 1))
+        metrics.ran(BatchRecord([(-wait, 1)], [1], 0.0, 0.0, 0.0, 1))
     found = buckets(scrape(metrics), "forwardpass_stage_seconds", stage="queue")
     assert [bound for bound, _ in found] == [*LATENCY_BOUNDS, float("inf")]
     for bound, value in found:
@@ -129,7 +129,7 @@ def test_notes_are_kept_within_bounds_whatever_is_missing() -> None:
     only_decoded, only_ran = ModelMetrics("m", "1"), ModelMetrics("m", "1")
     for _ in range(50 * FOLD_AT):
         only_decoded.decoded(1, 1e-6)  # all refused: nothing runs
-        only_ran.ran(Ran([(0.0, 1)], [1], 0.0, 0.0, 0.0, 1))
+        only_ran.ran(BatchRecord([(0.0, 1)], [1], 0.0, 0.0, 0.0, 1))
     assert len(only_decoded._decodes) <= 10 * FOLD_AT
     assert len(only_ran._notes) <= FOLD_AT
     assert one(scrape(only_decoded), "forwardpass_stage_seconds_count", stage="decode") == 50 * FOLD_AT
@@ -141,7 +141,7 @@ def test_threads_lose_nothing_while_somebody_scrapes() -> None:
     def work() -> None:
         for _ in range(2000):
             metrics.decoded(1, 1e-6)
-            metrics.ran(Ran([(0.0, 1)], [2], 0.0, 0.0, 0.0, 1))
+            metrics.ran(BatchRecord([(0.0, 1)], [2], 0.0, 0.0, 0.0, 1))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from tests.service import models
-from tests.unit.made import interface, session, tensor
+from tests.unit.made import session, signature, tensor
 
 from forwardpass.repository.batch_invariance import ROWS, Invariance, probe
 
@@ -20,7 +20,7 @@ FLOAT = TensorProto.FLOAT
 
 def verdict(model: onnx.ModelProto, folder: Path, largest: int = 64, samples: Any = None) -> tuple[Invariance, str]:
     s = session(model, folder)
-    return probe(s.interface, lambda arrays: s.run(arrays, tuple(range(len(s.interface.outputs)))), largest, samples)
+    return probe(s.signature, lambda arrays: s.run(arrays, tuple(range(len(s.signature.outputs)))), largest, samples)
 
 
 @pytest.mark.parametrize("largest", [8, 16, 64, 100])
@@ -73,7 +73,7 @@ def test_places_are_shuffled_and_the_largest_batch_is_the_one_that_will_be_serve
             places.update(np.flatnonzero((arrays[0] >= 1e6).all(axis=1) & (arrays[0] != rows[0]).any(axis=1)).tolist())
         return [arrays[0]]
 
-    assert probe(interface(), run, 40, [rows])[0] is Invariance.EXACT
+    assert probe(signature(), run, 40, [rows])[0] is Invariance.EXACT
     assert max(sizes) == 40 and max(places) >= ROWS and len(places) >= ROWS - 1
 
 
@@ -100,7 +100,7 @@ def test_a_batch_smaller_than_the_rows_that_are_compared_is_tried_too() -> None:
         sizes.add(len(arrays[0]))
         return [arrays[0] * (2.0 if len(arrays[0]) == 3 else 1.0)]
 
-    assert probe(interface(), run, 3, None)[0] is Invariance.DEPENDENT
+    assert probe(signature(), run, 3, None)[0] is Invariance.DEPENDENT
     assert sizes == {1, 3}
 
 
@@ -111,9 +111,9 @@ def test_a_network_in_half_precision_may_round_as_such_whatever_its_outputs_are(
         # As a device that picks another kernel for another batch: the same for all rows of a batch, whoever they are.
         return lambda arrays: [chain.run(arrays, (0,))[0] * np.float32(1 + off * (len(arrays[0]) > 1))]
 
-    assert probe(chain.interface, run(1e-3), 16, None)[0] is Invariance.DEPENDENT
-    assert probe(chain.interface, run(1e-3), 16, None, half=True)[0] is Invariance.ROUNDING
-    assert probe(chain.interface, run(0.02), 16, None, half=True)[0] is Invariance.DEPENDENT
+    assert probe(chain.signature, run(1e-3), 16, None)[0] is Invariance.DEPENDENT
+    assert probe(chain.signature, run(1e-3), 16, None, half=True)[0] is Invariance.ROUNDING
+    assert probe(chain.signature, run(0.02), 16, None, half=True)[0] is Invariance.DEPENDENT
 
 
 def test_real_samples_are_used_where_there_are_any(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_real_samples_are_used_where_there_are_any(tmp_path: Path) -> None:
         return [arrays[0]]
 
     sample = np.arange(6, dtype=np.float32).reshape(3, 2)
-    assert probe(interface(), run, 20, [sample])[0] is Invariance.EXACT
+    assert probe(signature(), run, 20, [sample])[0] is Invariance.EXACT
     assert np.array_equal(seen[4], sample[1:2])  # the fifth row is the second sample
     assert sorted({len(x) for x in seen}) == [1, 8, 17, 20]
 
@@ -134,7 +134,7 @@ def test_real_samples_are_used_where_there_are_any(tmp_path: Path) -> None:
 )
 def test_an_axis_that_is_no_batch_is_found_out(rows: dict[int, int], why: str) -> None:
     found, said = probe(
-        interface([tensor("x", "FP32", -1, 3)], [tensor("y", "FP32", -1, 3)]),
+        signature([tensor("x", "FP32", -1, 3)], [tensor("y", "FP32", -1, 3)]),
         lambda arrays: [np.ones((rows[len(arrays[0])], 3), np.float32)],
         64,
         None,
@@ -183,7 +183,7 @@ def test_what_counts_as_rounding(alone: float, among: float, expected: Invarianc
         value = alone if len(arrays[0]) == 1 else among
         return [np.repeat(np.array([[value, 1.0, np.inf, np.nan]], np.float32), len(arrays[0]), axis=0)]
 
-    found = probe(interface(outputs=[tensor("y", "FP32", -1, 4)]), run, 8, None)[0]
+    found = probe(signature(outputs=[tensor("y", "FP32", -1, 4)]), run, 8, None)[0]
     assert found is expected
 
 
@@ -191,7 +191,7 @@ def test_integers_may_not_differ_at_all() -> None:
     def run(arrays: Any) -> Any:
         return [np.full(len(arrays[0]), 1_000_000 + (len(arrays[0]) > 1))]
 
-    assert probe(interface(outputs=[tensor("y", "INT64", -1)]), run, 8, None)[0] is Invariance.DEPENDENT
+    assert probe(signature(outputs=[tensor("y", "INT64", -1)]), run, 8, None)[0] is Invariance.DEPENDENT
 
 
 def test_an_answer_that_changes_from_run_to_run_is_not_batched() -> None:
@@ -201,4 +201,4 @@ def test_an_answer_that_changes_from_run_to_run_is_not_batched() -> None:
     def run(arrays: Any) -> Any:
         return [np.asarray(arrays[0] * (1 + 1e-6 * rng.random()), np.float32)]
 
-    assert probe(interface(), run, 8, None)[0] is Invariance.DEPENDENT
+    assert probe(signature(), run, 8, None)[0] is Invariance.DEPENDENT

@@ -33,13 +33,13 @@ def elementwise(op: str, *shape: int | str, element: int = TensorProto.FLOAT) ->
 
 def test_what_is_told_is_taken_without_a_run(tmp_path: Path) -> None:
     found = session(elementwise("Neg", "batch", 4), tmp_path)  # type: ignore[arg-type]
-    assert batch_size.choose(found.interface, found, 7, None) == (7, "")
-    assert batch_size.choose(found.interface, found, 0, None) == (0, "")
+    assert batch_size.choose(found.signature, found, 7, None) == (7, "")
+    assert batch_size.choose(found.signature, found, 0, None) == (0, "")
 
 
 def test_what_is_not_told_is_measured(tmp_path: Path) -> None:
     found = session(elementwise("Neg", "batch", 4), tmp_path)  # type: ignore[arg-type]
-    rows, why = batch_size.choose(found.interface, found, None, None)
+    rows, why = batch_size.choose(found.signature, found, None, None)
     assert rows in SIZES
     assert why.startswith(f"max_batch_size {rows} measured, the least power of four that is enough: a row takes ")
     assert re.search(r" of 1, .* of 4, .* of 16, .* of 64, .*; a run .*s \+ .*s a row$", why), why
@@ -56,21 +56,21 @@ def test_real_rows_are_measured_where_there_are_some(tmp_path: Path) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     found = session(model, tmp_path)
-    assert batch_size.choose(found.interface, found, None, [np.zeros((3, 1), np.int64)])[0] in SIZES
-    rows, why = batch_size.choose(found.interface, found, None, [np.full((3, 1), 9)])
+    assert batch_size.choose(found.signature, found, None, [np.zeros((3, 1), np.int64)])[0] in SIZES
+    rows, why = batch_size.choose(found.signature, found, None, [np.full((3, 1), 9)])
     assert rows == batch_size.UNMEASURED
     assert why.startswith("max_batch_size 64: it could not be measured: the network cannot be run on these values")
 
 
 def test_a_network_without_a_batch_is_not_measured(tmp_path: Path) -> None:
     found = session(elementwise("Neg", 1, 4), tmp_path)  # type: ignore[arg-type]
-    assert batch_size.choose(found.interface, found, None, None) == (batch_size.UNMEASURED, "")
+    assert batch_size.choose(found.signature, found, None, None) == (batch_size.UNMEASURED, "")
 
 
 def test_batches_of_large_rows_stay_small(tmp_path: Path) -> None:
     # Rows of 4 MiB: no batch beyond 16 MiB is made up, whatever it would gain.
     found = session(elementwise("Neg", "batch", 1 << 20), tmp_path)  # type: ignore[arg-type]
-    assert batch_size.choose(found.interface, found, None, None)[0] in (1, 4)
+    assert batch_size.choose(found.signature, found, None, None)[0] in (1, 4)
 
 
 @pytest.mark.parametrize(

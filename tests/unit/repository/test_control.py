@@ -28,14 +28,14 @@ from forwardpass.errors import (
     SettingsError,
     UnknownModel,
 )
-from forwardpass.execution.cpu_budget import Cores
+from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.inference.intake import Intake
 from forwardpass.observability.model_metrics import ModelMetrics
 from forwardpass.repository import control as control_module
 from forwardpass.repository import repository as repository_module
-from forwardpass.repository.control import Control
-from forwardpass.repository.model_folder import Home
-from forwardpass.repository.model_version import Entry, State
+from forwardpass.repository.control import ModelControl
+from forwardpass.repository.model_folder import ModelFolder
+from forwardpass.repository.model_version import ModelState, ModelVersion
 from forwardpass.repository.repository import Repository
 from forwardpass.settings import Settings
 
@@ -50,8 +50,8 @@ class House:
         root.mkdir(exist_ok=True)
         self.settings = Settings(repository=root, model_control=mode, **more)  # type: ignore[arg-type]
         self.admission = Admission(10_000, 1 << 30)
-        self.repository = Repository(self.settings, Cores(2, "for a test"), self.admission)
-        self.control = Control(self.repository, self.settings)
+        self.repository = Repository(self.settings, CpuBudget(2, "for a test"), self.admission)
+        self.control = ModelControl(self.repository, self.settings)
         self.door = Collector()
         self.intake = Intake(self.door, self.repository, self.admission, ModelMetrics("", ""), 1 << 20)
 
@@ -62,7 +62,7 @@ class House:
         return models.save(self.root, name, models.chain(seed=version if seed is None else seed), version=version)
 
     def start(self) -> House:
-        for entry in self.repository.announce():
+        for entry in self.repository.discover():
             self.repository.load(entry)
         return self
 
@@ -86,7 +86,7 @@ class House:
         call = message([("x", X)], model_name=name, model_version=version).SerializeToString()
         request = self.intake.take(f"{name} {version}", call, None)
         self.intake.flush()
-        while self.intake.step():
+        while self.intake.run_pending():
             pass
         if request is None:
             (error,) = self.door.answers.popitem()[1]
@@ -177,7 +177,7 @@ def test_a_request_that_was_decoded_before_a_swap_is_answered_by_the_version_it_
     house.load("m", config=specific(2))  # returns when version 1 has nothing left, as far as it can know
     assert house.repository.resolve("m", "") is not old
     intake.flush()
-    while intake.step():
+    while intake.run_pending():
         pass
     for answer in house.door.wait([r for r in held if r is not None]):
         assert isinstance(answer, bytes)
@@ -196,7 +196,7 @@ def test_what_waits_is_answered_before_a_version_goes(house: House) -> None:
     intake.begin()
     first = intake.take("a", message([("x", x)], model_name="slow").SerializeToString(), None)
     intake.flush()
-    runner = threading.Thread(target=lambda: [None for _ in iter(intake.step, False)])
+    runner = threading.Thread(target=lambda: [None for _ in iter(intake.run_pending, False)])
     runner.start()
     while not worker.queue.running_requests and "a" not in house.door.answers:
         time.sleep(0.001)
@@ -237,10 +237,10 @@ def test_only_what_is_asked_for_is_loaded_at_the_start(tmp_path: Path) -> None:
     assert ("d", "") not in house.index()
     house.repository.close(5.0)
     with pytest.raises(SettingsError, match="load_model: there is no model 'z'"):
-        House(house.root, load_model=("a", "z")).repository.announce()
-    assert House(tmp_path / "empty").repository.announce() == []  # models may come later
+        House(house.root, load_model=("a", "z")).repository.discover()
+    assert House(tmp_path / "empty").repository.discover() == []  # models may come later
     with pytest.raises(SettingsError, match="no models in"):
-        House(tmp_path / "empty", "none").repository.announce()
+        House(tmp_path / "empty", "none").repository.discover()
 
 
 @pytest.mark.parametrize("mode", ["none", "poll"])
@@ -397,7 +397,7 @@ def test_looking_follows_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (house.root / "m" / "config.pbtxt").write_text("max_batch_size: 4\nresponse_cache { enable: true }")
     house.control.look()
     ((entry,), _) = [[e for e in house.repository.entries() if e.name == n] for n in ("m", "other")]
-    assert entry.state is State.READY and "config.pbtxt:2: response_cache.enable is not supported" in entry.reason
+    assert entry.state is ModelState.READY and "config.pbtxt:2: response_cache.enable is not supported" in entry.reason
     shutil.rmtree(house.root / "m" / "2")
     (house.root / "m" / "config.pbtxt").unlink()
     house.control.look()
@@ -477,5 +477,7 @@ def test_what_nobody_foresaw_is_one_models_misfortune(house: House, monkeypatch:
     with pytest.raises(ModelUnusable, match="internal error; the server's log has the details"):
         house.load("m")
     assert house.ask("m") == before
-    entry = Entry("n", "1", house.root / "m" / "1", State.LOADING, home=Home("n", house.root / "m"))
-    assert house.repository.load(entry).state is State.UNAVAILABLE
+    entry = ModelVersion(
+        "n", "1", house.root / "m" / "1", ModelState.LOADING, model_folder=ModelFolder("n", house.root / "m")
+    )
+    assert house.repository.load(entry).state is ModelState.UNAVAILABLE

@@ -15,8 +15,8 @@ from tests.unit.repository.test_control import House
 
 from forwardpass.errors import RepositoryUnreadable, SettingsError
 from forwardpass.repository import control as control_module
-from forwardpass.repository.listing import Listing
-from forwardpass.repository.model_version import State
+from forwardpass.repository.listing import RepositoryListing
+from forwardpass.repository.model_version import ModelState
 
 NOBODY = 65534
 
@@ -93,7 +93,7 @@ def test_a_repository_that_cannot_be_read_loses_no_model(house: House, broken: B
     assert house.repository.listing.failures == 2
     house.control.look()
     assert [house.repository.resolve(name, "") for name in ("plain", "told")] == workers
-    assert all(not e.reason and e.state is State.READY for e in house.repository.entries())
+    assert all(not e.reason and e.state is ModelState.READY for e in house.repository.entries())
     house.put("plain", 2)
     house.control.look()
     assert house.ask("plain")[0] == "2"  # and it goes on following what changes
@@ -109,7 +109,7 @@ def test_a_model_that_cannot_be_read_stays(house: House, broken: Breaks, where: 
         assert house.ask(name) == before
         if where != "plain/1":  # a version's file is found in a folder that can't be listed
             (entry,) = [e for e in house.repository.entries() if e.name == name]
-            assert entry.state is State.READY and "serves as it was" in entry.reason
+            assert entry.state is ModelState.READY and "serves as it was" in entry.reason
     house.control.look()
     assert house.ask(name) == before
     assert not [e.reason for e in house.repository.entries() if e.reason]
@@ -131,9 +131,9 @@ def test_a_load_that_failed_is_tried_again_though_nothing_changed(
     tries = []
     reload = house.repository.reload
 
-    def counting(home: object) -> object:
-        tries.append(home)
-        return reload(home)  # type: ignore[arg-type]
+    def counting(model_folder: object) -> object:
+        tries.append(model_folder)
+        return reload(model_folder)  # type: ignore[arg-type]
 
     monkeypatch.setattr(house.repository, "reload", counting)
     path = house.put("late")
@@ -149,7 +149,7 @@ def test_a_load_that_failed_is_tried_again_though_nothing_changed(
 
 def test_at_the_start_it_is_an_error(house: House) -> None:
     with no_descriptors(house.root), pytest.raises(SettingsError, match="cannot be read: Too many open files"):
-        house.repository.announce()
+        house.repository.discover()
 
 
 def test_what_cannot_be_a_model_or_a_version_is_named(tmp_path: Path) -> None:
@@ -164,9 +164,9 @@ def test_what_cannot_be_a_model_or_a_version_is_named(tmp_path: Path) -> None:
     (tmp_path / "typo" / "1").mkdir(parents=True)
     (tmp_path / "typo" / "1" / "model.onnx").touch()
     (tmp_path / "typo" / "config.pbtxt").write_text('default_model_filename: "modle.onnx"')
-    listing = Listing(tmp_path, "")
+    listing = RepositoryListing(tmp_path, "")
     # What looks like a model is one that fails, rather than nothing.
-    assert sorted(listing.homes()) == ["flat", "good", "misnamed", "typo"]
+    assert sorted(listing.model_folders()) == ["flat", "good", "misnamed", "typo"]
     number = "expected a folder named by a whole number from 1 on, without zeros before it"
     none = "there is no version in it: expected NAME/VERSION/model.onnx"
     assert listing.skipped == {
@@ -185,13 +185,13 @@ def test_what_cannot_be_a_model_or_a_version_is_named(tmp_path: Path) -> None:
 
 def test_it_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "m" / "007").mkdir(parents=True)
-    listing = Listing(tmp_path, "")
+    listing = RepositoryListing(tmp_path, "")
     for _ in range(3):
-        listing.homes()
+        listing.model_folders()
     shutil.rmtree(tmp_path)
     for _ in range(3):
         with pytest.raises(RepositoryUnreadable):
-            listing.homes()
+            listing.model_folders()
     said = [r.getMessage() for r in caplog.records]
     assert len(said) == 2 and said[0].startswith("m/007 is skipped: ") and said[1].endswith("models stay as they are")
     assert listing.failures == 3

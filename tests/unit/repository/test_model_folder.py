@@ -10,7 +10,7 @@ import pytest
 
 from forwardpass.errors import ConfigError, ModelError, SettingsError
 from forwardpass.model.options import ModelConfig
-from forwardpass.repository.model_folder import Home, find
+from forwardpass.repository.model_folder import ModelFolder, find
 
 
 def put(folder: Path, *files: str) -> Path:
@@ -43,16 +43,16 @@ def test_one_models_own_folder(tmp_path: Path) -> None:
     (mounted / "config.pbtxt").write_text('name: "said"')
     assert present(mounted) == [("said", [1, 2])]
     assert present(mounted, "told") == [("told", [1, 2])]
-    (home,) = find(mounted, "told")
-    assert home.config().origin.given.name == "said"  # the folder has no name to hold it against
+    (model_folder,) = find(mounted, "told")
+    assert model_folder.config().origin.given.name == "said"  # the folder has no name to hold it against
 
 
 def test_one_version_in_the_models_own_folder(tmp_path: Path) -> None:
     mounted = put(tmp_path / "m", "model.onnx")
-    (home,) = find(mounted)
-    assert home.versions("model.onnx") == {1: mounted}
+    (model_folder,) = find(mounted)
+    assert model_folder.versions("model.onnx") == {1: mounted}
     put(mounted, "7/model.onnx")  # folders of versions come before it
-    assert list(home.versions("model.onnx")) == [7]
+    assert list(model_folder.versions("model.onnx")) == [7]
 
 
 def test_folders_of_links_as_kubernetes_mounts_them(tmp_path: Path) -> None:
@@ -61,21 +61,21 @@ def test_folders_of_links_as_kubernetes_mounts_them(tmp_path: Path) -> None:
     (tmp_path / "..data").symlink_to("..2024")
     for name in ("1", "config.pbtxt"):
         (tmp_path / name).symlink_to(f"..data/{name}")
-    (home,) = find(tmp_path)
-    assert list(home.versions("model.onnx")) == [1]
-    assert home.config().max_batch_size == 4
-    before = home.state()
+    (model_folder,) = find(tmp_path)
+    assert list(model_folder.versions("model.onnx")) == [1]
+    assert model_folder.config().max_batch_size == 4
+    before = model_folder.state()
     shutil.copytree(tmp_path / "..2024", tmp_path / "..2025")
     (tmp_path / "..next").symlink_to("..2025")
     (tmp_path / "..next").replace(tmp_path / "..data")  # how a kubelet turns to a new state of the volume
-    assert home.state() != before
+    assert model_folder.state() != before
 
 
 def test_the_networks_file_may_have_another_name(tmp_path: Path) -> None:
     put(tmp_path, "m/1/net.onnx", "m/2/model.onnx")
     (tmp_path / "m" / "config.pbtxt").write_text('default_model_filename: "net.onnx"')
-    (home,) = find(tmp_path)
-    assert home.present() and list(home.chosen(home.config())) == [1]
+    (model_folder,) = find(tmp_path)
+    assert model_folder.present() and list(model_folder.chosen(model_folder.config())) == [1]
 
 
 @pytest.mark.parametrize(
@@ -83,32 +83,32 @@ def test_the_networks_file_may_have_another_name(tmp_path: Path) -> None:
     [(1, [10]), (2, [3, 10]), (9, [1, 3, 10]), ("all", [1, 3, 10]), ([10, 1], [1, 10])],
 )
 def test_version_policies_choose(tmp_path: Path, versions: object, chosen: list[int]) -> None:
-    home = Home("m", put(tmp_path, "1/model.onnx", "3/model.onnx", "10/model.onnx"))
-    assert list(home.chosen(ModelConfig(versions=versions))) == chosen  # type: ignore[arg-type]
+    model_folder = ModelFolder("m", put(tmp_path, "1/model.onnx", "3/model.onnx", "10/model.onnx"))
+    assert list(model_folder.chosen(ModelConfig(versions=versions))) == chosen  # type: ignore[arg-type]
 
 
 def test_versions_that_are_not_there_are_told(tmp_path: Path) -> None:
-    home = Home("m", put(tmp_path, "1/model.onnx", "3/model.onnx"))
+    model_folder = ModelFolder("m", put(tmp_path, "1/model.onnx", "3/model.onnx"))
     with pytest.raises(ModelError, match="there is no version 2; there are 1, 3"):
-        home.chosen(ModelConfig(versions=[1, 2]))
+        model_folder.chosen(ModelConfig(versions=[1, 2]))
     with pytest.raises(ModelError, match=r"there is no version: expected .*/VERSION/net.onnx"):
-        home.chosen(ModelConfig(model_file="net.onnx"))
+        model_folder.chosen(ModelConfig(model_file="net.onnx"))
 
 
 def test_options_come_from_one_file(tmp_path: Path) -> None:
-    home = Home(tmp_path.name, tmp_path)
-    assert home.config() == ModelConfig()
+    model_folder = ModelFolder(tmp_path.name, tmp_path)
+    assert model_folder.config() == ModelConfig()
     (tmp_path / "model.toml").write_text("max_batch_size = 3")
-    assert home.config().max_batch_size == 3
+    assert model_folder.config().max_batch_size == 3
     (tmp_path / "config.pbtxt").write_text("max_batch_size: 4")
     with pytest.raises(ConfigError, match=r"has model\.toml and config\.pbtxt; expected one of them"):
-        home.config()
-    assert home.present()  # there is something to complain of
+        model_folder.config()
+    assert model_folder.present()  # there is something to complain of
     (tmp_path / "model.toml").unlink()
-    assert home.config().max_batch_size == 4
+    assert model_folder.config().max_batch_size == 4
     (tmp_path / "config.pbtxt").write_text('name: "other"')
     with pytest.raises(ConfigError, match=r"expected '.*', as the folder is called, got 'other'"):
-        home.config()
+        model_folder.config()
 
 
 def test_a_repository_must_be_a_folder(tmp_path: Path) -> None:
@@ -118,37 +118,39 @@ def test_a_repository_must_be_a_folder(tmp_path: Path) -> None:
 
 
 def test_what_counts_as_a_change(tmp_path: Path) -> None:
-    home = Home("m", put(tmp_path / "m", "1/model.onnx", "2/model.onnx", "labels.txt", "README", "warmup/x.raw"))
-    known = home.state()
+    model_folder = ModelFolder(
+        "m", put(tmp_path / "m", "1/model.onnx", "2/model.onnx", "labels.txt", "README", "warmup/x.raw")
+    )
+    known = model_folder.state()
 
     def changed() -> bool:
         nonlocal known
-        before, known = known, home.state()
+        before, known = known, model_folder.state()
         return before != known
 
     assert not changed()
-    (home.folder / "README").write_text("something else")
+    (model_folder.folder / "README").write_text("something else")
     assert not changed()
-    (home.folder / "1" / "model.onnx").write_text("not the latest")
+    (model_folder.folder / "1" / "model.onnx").write_text("not the latest")
     assert not changed()
-    (home.folder / "2" / "model.onnx").write_text("another network")
+    (model_folder.folder / "2" / "model.onnx").write_text("another network")
     assert changed()
-    os.utime(home.folder / "2" / "model.onnx", ns=(1, 1))
+    os.utime(model_folder.folder / "2" / "model.onnx", ns=(1, 1))
     assert changed()
-    (home.folder / "2" / "weights.bin").write_text("beside it")
+    (model_folder.folder / "2" / "weights.bin").write_text("beside it")
     assert changed()
-    (home.folder / "2" / "deep").mkdir()
+    (model_folder.folder / "2" / "deep").mkdir()
     assert changed()
-    (home.folder / "2" / "deep" / "ring").symlink_to("..")  # a ring of links ends
+    (model_folder.folder / "2" / "deep" / "ring").symlink_to("..")  # a ring of links ends
     assert changed()
-    (home.folder / "model.toml").write_text('labels = "labels.txt"')
+    (model_folder.folder / "model.toml").write_text('labels = "labels.txt"')
     assert changed()
-    (home.folder / "labels.txt").write_text("a\nb")
+    (model_folder.folder / "labels.txt").write_text("a\nb")
     assert changed()
-    (home.folder / "model.toml").write_text("not TOML")
+    (model_folder.folder / "model.toml").write_text("not TOML")
     assert changed()
-    (home.folder / "model.toml").unlink()
-    put(home.folder, "3/model.onnx")
+    (model_folder.folder / "model.toml").unlink()
+    put(model_folder.folder, "3/model.onnx")
     assert changed()
-    shutil.rmtree(home.folder)
+    shutil.rmtree(model_folder.folder)
     assert changed()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from forwardpass.errors import ConfigError
-from forwardpass.model.options import ModelConfig, Origin, QueuePolicy, WarmUpInput, table
+from forwardpass.model.options import ModelConfig, OptionsOrigin, QueuePolicy, WarmUpInput, table
 
 
 def load(folder: Path, text: str) -> ModelConfig:
@@ -97,7 +97,7 @@ def test_what_is_wrong_is_told_by_name(tmp_path: Path, text: str, reason: str) -
 def test_options_know_where_they_were_read() -> None:
     config = ModelConfig()
     assert config.where("versions") == "model.toml: versions"
-    told = config.read_from(Origin("m/config.pbtxt", {"versions": 7}, {"versions": "version_policy"}))
+    told = config.read_from(OptionsOrigin("m/config.pbtxt", {"versions": 7}, {"versions": "version_policy"}))
     assert told.where("versions") == "m/config.pbtxt:7: version_policy"
     assert told.where("labels") == "m/config.pbtxt: labels"
 

@@ -14,9 +14,9 @@ from tests.service import models
 
 from forwardpass.batching.admission import Admission
 from forwardpass.errors import InvalidRequest, ModelLoading, ModelUnusable, SettingsError, UnknownModel
-from forwardpass.execution.cpu_budget import Cores
+from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.repository import repository as repository_module
-from forwardpass.repository.model_version import Entry, State
+from forwardpass.repository.model_version import ModelState, ModelVersion
 from forwardpass.repository.repository import Repository
 from forwardpass.settings import Settings
 
@@ -25,32 +25,32 @@ from forwardpass.settings import Settings
 def opened(tmp_path: Path) -> Iterator[Repository]:
     """A repository of `tmp_path`, of which nothing has been announced yet."""
     settings = Settings(repository=tmp_path, max_batch_size=16)
-    made = Repository(settings, Cores(2, "for a test"), Admission(100, 1 << 20))
+    made = Repository(settings, CpuBudget(2, "for a test"), Admission(100, 1 << 20))
     yield made
     assert made.close(5.0)
 
 
-def load_all(repository: Repository) -> dict[str, Entry]:
-    return {e.name: repository.load(e) for e in repository.announce()}
+def load_all(repository: Repository) -> dict[str, ModelVersion]:
+    return {e.name: repository.load(e) for e in repository.discover()}
 
 
 def test_a_model_is_loading_until_it_is_loaded(opened: Repository, tmp_path: Path) -> None:
     models.save(tmp_path, "m", models.chain())
     changes = []
     opened.changed = lambda: changes.append([e.state for e in opened.entries()])
-    (entry,) = opened.announce()
-    assert (entry.name, entry.version, entry.state) == ("m", "1", State.LOADING)
+    (entry,) = opened.discover()
+    assert (entry.name, entry.version, entry.state) == ("m", "1", ModelState.LOADING)
     for version in ("", "1"):
         with pytest.raises(ModelLoading, match="version 1 of model 'm' is still loading") as caught:
             opened.resolve("m", version)
         assert caught.value.retry_after is not None
     generation = opened.generation
-    assert opened.load(entry).state is State.READY
+    assert opened.load(entry).state is ModelState.READY
     assert opened.generation > generation
     worker = opened.resolve("m", "")
     assert worker is opened.resolve("m", "1") is opened.loaded("m", "").worker
     assert (worker.name, worker.version) == ("m", "1")
-    assert changes == [[State.LOADING], [State.READY]]
+    assert changes == [[ModelState.LOADING], [ModelState.READY]]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_model_that_cannot_be_loaded_says_why_and_harms_no_other(
     models.save(tmp_path, "good", models.chain())
     (models.save(tmp_path, "bad", models.chain()) / "model.onnx").write_bytes(content)
     entries = load_all(opened)
-    assert (entries["good"].state, entries["bad"].state) == (State.READY, State.UNAVAILABLE)
+    assert (entries["good"].state, entries["bad"].state) == (ModelState.READY, ModelState.UNAVAILABLE)
     assert "model.onnx" in entries["bad"].reason and "\n" not in entries["bad"].reason
     with pytest.raises(ModelUnusable, match="version 1 of model 'bad' could not be loaded: "):
         opened.resolve("bad", "")
@@ -109,7 +109,7 @@ def test_wrong_options_are_that_models_alone(opened: Repository, tmp_path: Path,
     models.save(tmp_path, "bad", models.chain(), options)
     (tmp_path / "bad" / "binary.txt").write_bytes(b"\xff\xfe\x00")
     entries = load_all(opened)
-    assert (entries["good"].state, entries["bad"].state) == (State.READY, State.UNAVAILABLE)
+    assert (entries["good"].state, entries["bad"].state) == (ModelState.READY, ModelState.UNAVAILABLE)
     assert words in entries["bad"].reason
 
 
@@ -133,7 +133,7 @@ def test_tampered_files_are_refused(opened: Repository, tmp_path: Path, digits_r
         case "no contract file":
             (folder / "contract.json").write_text("{}")
     entry = load_all(opened)["digits"]
-    assert entry.state is State.UNAVAILABLE and entry.reason
+    assert entry.state is ModelState.UNAVAILABLE and entry.reason
     if change.startswith("a b"):
         assert "model.onnx: was changed: sha256 is" in entry.reason
 
@@ -143,13 +143,13 @@ def test_the_trained_model_loads_with_its_contract(opened: Repository, tmp_path:
     entry = load_all(opened)["digits"]
     assert entry.loaded is not None and entry.loaded.contract is not None
     assert "the same bits" in entry.loaded.why and "contract of" in entry.loaded.why and "holds" in entry.loaded.why
-    assert entry.loaded.worker.interface.outputs[0].labels == tuple("0123456789")
+    assert entry.loaded.worker.signature.outputs[0].labels == tuple("0123456789")
 
 
 def test_only_the_latest_version_is_served(opened: Repository, tmp_path: Path) -> None:
     for version in (2, 10, 9):
         models.save(tmp_path, "m", models.chain(), version=version)
-    assert [e.version for e in opened.announce()] == ["10"]
+    assert [e.version for e in opened.discover()] == ["10"]
 
 
 def test_folders_that_are_no_versions_are_left_alone(opened: Repository, tmp_path: Path) -> None:
@@ -160,19 +160,19 @@ def test_folders_that_are_no_versions_are_left_alone(opened: Repository, tmp_pat
     (tmp_path / "README.md").write_text("not a model")
     (tmp_path / ".git").mkdir()
     (tmp_path / "_staging").mkdir()
-    assert [(e.name, e.version) for e in opened.announce()] == [("m", "3")]
+    assert [(e.name, e.version) for e in opened.discover()] == [("m", "3")]
 
 
 def test_a_repository_of_nothing_is_an_error(opened: Repository, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(SettingsError, match=r"no models in .*expected NAME/VERSION/model\.onnx"):
-        opened.announce()
+        opened.discover()
 
 
 def test_one_models_own_folder_is_a_repository(tmp_path: Path) -> None:
     models.save(tmp_path, "mine", models.chain())
-    made = Repository(Settings(repository=tmp_path / "mine", max_batch_size=8), Cores(1, ""), Admission(10, 1000))
-    assert load_all(made)["mine"].state is State.READY
+    made = Repository(Settings(repository=tmp_path / "mine", max_batch_size=8), CpuBudget(1, ""), Admission(10, 1000))
+    assert load_all(made)["mine"].state is ModelState.READY
     assert made.close(5.0)
 
 
@@ -191,7 +191,7 @@ def test_what_nobody_foresaw_is_one_models_misfortune(
     monkeypatch.setattr(repository_module, "load", load)
     with caplog.at_level(logging.ERROR):
         entries = load_all(opened)
-    assert entries["good"].state is State.READY
+    assert entries["good"].state is ModelState.READY
     assert entries["bad"].reason == "internal error; the server's log has the details"
     assert "surprise" in caplog.text
 
@@ -205,7 +205,7 @@ def test_a_network_whose_answers_are_not_its_contracts_is_refused(
     contract["samples"]["expected"]["logits"][0][0] += 0.5
     path.write_text(json.dumps(contract))
     entry = load_all(opened)["digits"]
-    assert entry.state is State.UNAVAILABLE
+    assert entry.state is ModelState.UNAVAILABLE
     assert "output 'logits' at [0, 0]: expected" in entry.reason
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from forwardpass.execution.cpu_budget import Cores
+from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.repository.session_pool import INLINE, INLINE_ON_ONE_CORE, inline_run_limit
 from forwardpass.settings import Settings
 
@@ -24,4 +24,4 @@ from forwardpass.settings import Settings
 )
 def test_what_is_told_comes_first(told: float | None, cores: int, limit: float, tmp_path: Path) -> None:
     settings = Settings(repository=tmp_path, inline_run_limit=told)
-    assert inline_run_limit(settings, Cores(cores, "")) == limit
+    assert inline_run_limit(settings, CpuBudget(cores, "")) == limit

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tests.service import models
 from tests.unit.made import session
 
-from forwardpass.batching.run_time_model import RunTime
+from forwardpass.batching.run_time_model import RunTimeModel
 from forwardpass.errors import ConfigError, ModelError
 from forwardpass.model.options import ModelConfig
 from forwardpass.protocol.bytes_tensors import pack
@@ -23,7 +23,7 @@ class Watched:
     """A real session that remembers what it was run on."""
 
     def __init__(self, inner: Any) -> None:
-        self.interface = inner.interface
+        self.signature = inner.signature
         self.ran: list[list[NDArray[Any]]] = []
         self._inner = inner
 
@@ -38,19 +38,19 @@ def request(rows: int = 1, count: int = 1, **inputs: dict[str, Any]) -> ModelCon
 
 def test_every_size_is_run_up_to_the_largest(tmp_path: Path) -> None:
     watched = Watched(session(models.chain(), tmp_path))
-    run_time = RunTime()
-    warm_up.every_size(watched.interface, watched, 6, run_time, None)  # type: ignore[arg-type]
+    run_time = RunTimeModel()
+    warm_up.every_size(watched.signature, watched, 6, run_time, None)  # type: ignore[arg-type]
     assert [*dict.fromkeys(len(x) for (x,) in watched.ran)] == [1, 2, 4, 6]
     assert run_time.predict(6) > 0
     rows = np.arange(8, dtype=np.float32).reshape(2, 4)
     watched.ran.clear()
-    warm_up.every_size(watched.interface, watched, 3, run_time, [rows])  # type: ignore[arg-type]
+    warm_up.every_size(watched.signature, watched, 3, run_time, [rows])  # type: ignore[arg-type]
     assert all(np.array_equal(x, np.resize(rows, x.shape)) for (x,) in watched.ran)
 
 
 def test_a_network_that_rejects_made_up_values_is_no_reason_to_refuse_it(tmp_path: Path) -> None:
     opened = session(models.table(rows=1), tmp_path)  # 0 is in the table, 1 is not
-    warm_up.every_size(opened.interface, opened, 64, RunTime(), None)
+    warm_up.every_size(opened.signature, opened, 64, RunTimeModel(), None)
 
 
 def test_requests_are_made_as_they_are_asked_for(tmp_path: Path) -> None:
@@ -64,14 +64,14 @@ def test_requests_are_made_as_they_are_asked_for(tmp_path: Path) -> None:
         a={"datatype": "FP32", "dims": [3], "data": "file", "file": "a.raw"},
         n={"datatype": "INT64", "dims": [1], "data": "zero"},
     )
-    warm_up.as_told(watched.interface, watched, config, tmp_path)  # type: ignore[arg-type]
+    warm_up.as_told(watched.signature, watched, config, tmp_path)  # type: ignore[arg-type]
     assert len(watched.ran) == 3
     a, n = watched.ran[0]
     assert np.array_equal(a, np.repeat(row, 4, axis=0))  # one row stands for all
     assert n.shape == (4, 1) and not n.any() and n.dtype == np.int64
     all_rows = np.arange(12, dtype=np.float32).reshape(4, 3)
     (tmp_path / "warmup" / "a.raw").write_bytes(all_rows.tobytes())
-    warm_up.as_told(watched.interface, watched, config, tmp_path)  # type: ignore[arg-type]
+    warm_up.as_told(watched.signature, watched, config, tmp_path)  # type: ignore[arg-type]
     assert np.array_equal(watched.ran[-1][0], all_rows)
 
 
@@ -85,11 +85,11 @@ def test_text_and_scalars_are_made_too(tmp_path: Path) -> None:
         ({"data": "file", "file": "words"}, ["one", "two"]),
     ):
         config = request(2, x={"datatype": "BYTES", "dims": [2], **given})
-        warm_up.as_told(watched.interface, watched, config, tmp_path)  # type: ignore[arg-type]
+        warm_up.as_told(watched.signature, watched, config, tmp_path)  # type: ignore[arg-type]
         assert watched.ran[-1][0].tolist() == [expected, expected]
     scalar = Watched(session(models.echo(shape=()), tmp_path))
     config = request(x={"datatype": "FP32", "dims": [], "data": "random"})
-    warm_up.as_told(scalar.interface, scalar, config, tmp_path)  # type: ignore[arg-type]
+    warm_up.as_told(scalar.signature, scalar, config, tmp_path)  # type: ignore[arg-type]
     assert scalar.ran[0][0].shape == ()
 
 
@@ -114,14 +114,14 @@ def test_requests_that_the_network_cannot_take_are_told(tmp_path: Path, config: 
     (tmp_path / "warmup" / "odd").write_bytes(b"7 bytes")
     opened = session(models.echo(), tmp_path)
     with pytest.raises(ConfigError) as caught:
-        warm_up.as_told(opened.interface, opened, config, tmp_path)
+        warm_up.as_told(opened.signature, opened, config, tmp_path)
     assert reason in str(caught.value) and str(caught.value).startswith("model.toml: warm_up: ")
 
 
 def test_rows_need_a_batch_axis(tmp_path: Path) -> None:
     opened = session(models.echo(shape=(1, 2)), tmp_path)
     with pytest.raises(ConfigError, match="expected one row, since axis 0 of the network is not a batch, got 2"):
-        warm_up.as_told(opened.interface, opened, request(2, x={**X, "dims": [1, 2]}), tmp_path)
+        warm_up.as_told(opened.signature, opened, request(2, x={**X, "dims": [1, 2]}), tmp_path)
 
 
 def test_a_request_that_fails_is_a_reason_not_to_serve(tmp_path: Path) -> None:
@@ -130,4 +130,4 @@ def test_a_request_that_fails_is_a_reason_not_to_serve(tmp_path: Path) -> None:
     opened = session(models.table(), tmp_path)
     config = request(x={"datatype": "INT64", "dims": [1], "data": "file", "file": "beyond"})
     with pytest.raises(ModelError, match="warm_up: request 'r' failed: the network cannot be run on these values"):
-        warm_up.as_told(opened.interface, opened, config, tmp_path)
+        warm_up.as_told(opened.signature, opened, config, tmp_path)

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass.execution.cuda.driver import CudaError, Driver
-from forwardpass.execution.cuda.graph_sizes import Region, layout
-from forwardpass.model.signature import Interface, Tensor
+from forwardpass.execution.cuda.graph_sizes import BufferRange, layout
+from forwardpass.model.signature import ModelSignature, TensorSpec
 
 MARKS = 4  # before the copy in, after it, after the run, after the copy out
 
@@ -23,7 +23,7 @@ MARKS = 4  # before the copy in, after it, after the run, after the copy out
 class Block:
     """Room for `rows` rows of some tensors, on the host and on the device."""
 
-    def __init__(self, driver: Driver, tensors: Sequence[Tensor], rows: int) -> None:
+    def __init__(self, driver: Driver, tensors: Sequence[TensorSpec], rows: int) -> None:
         """Raises CudaError when there is not enough memory; nothing is then kept."""
         self.regions, nbytes = layout(tensors, rows)
         self._driver = driver
@@ -59,33 +59,33 @@ class Block:
         _freed(self._driver.free_host, self.host)
 
 
-class Staging:
-    """What a session needs for its batches beside the network: inputs, outputs, and marks of the time."""
+class PinnedBuffers:
+    """What a session needs for its batches beside the network: inputs, outputs, and timing_events of the time."""
 
-    def __init__(self, driver: Driver, interface: Interface, rows: int) -> None:
+    def __init__(self, driver: Driver, signature: ModelSignature, rows: int) -> None:
         """For batches of up to `rows` rows. Raises CudaError when there is not enough memory; nothing is then kept."""
         self.rows = rows
         self._driver = driver
-        self.marks: list[int] = []
+        self.timing_events: list[int] = []
         with contextlib.ExitStack() as undo:
-            self.inputs = Block(driver, interface.inputs, rows)
+            self.inputs = Block(driver, signature.inputs, rows)
             undo.callback(self.inputs.free)
-            self.outputs = Block(driver, interface.outputs, rows)
+            self.outputs = Block(driver, signature.outputs, rows)
             undo.callback(self.outputs.free)
             for _ in range(MARKS):
-                self.marks.append(driver.event())
-                undo.callback(_freed, driver.end_event, self.marks[-1])
+                self.timing_events.append(driver.event())
+                undo.callback(_freed, driver.end_event, self.timing_events[-1])
             undo.pop_all()
 
     def free(self) -> None:
         """What cannot be freed, since the device is lost, is left to the end of the process."""
         self.inputs.free()
         self.outputs.free()
-        for mark in self.marks:
+        for mark in self.timing_events:
             _freed(self._driver.end_event, mark)
 
 
-def _view(memory: NDArray[np.uint8], region: Region, tensor: Tensor, rows: int) -> NDArray[Any]:
+def _view(memory: NDArray[np.uint8], region: BufferRange, tensor: TensorSpec, rows: int) -> NDArray[Any]:
     assert tensor.datatype.numpy is not None
     part = memory[region.offset : region.offset + rows * region.stride]
     return part.view(tensor.datatype.numpy).reshape(rows, *region.row)

@@ -30,7 +30,7 @@ class _Call:
         self.done = threading.Event()
 
 
-class InstanceThread:
+class DeviceThread:
     """Runs jobs until `end`. Thread-safe.
 
     - A job that is given by the thread itself is done at once.
@@ -60,9 +60,9 @@ class InstanceThread:
         result: T = call.result
         return result
 
-    def stint(self, job: Job) -> Stint:
+    def long_task(self, job: Job) -> LongTask:
         """A job to be started, and waited for, as a thread is."""
-        return Stint(self._post, job)
+        return LongTask(self._post, job)
 
     def end(self, last: Job | None = None) -> None:
         """Do what was given before, then `last`, then nothing more. Does not block; `join` waits."""
@@ -82,7 +82,7 @@ class InstanceThread:
         return call
 
 
-class Stint:
+class LongTask:
     """One long job on an InstanceThread, with what a threading.Thread offers."""
 
     def __init__(self, post: Callable[[Job], _Call], job: Job) -> None:
@@ -92,7 +92,7 @@ class Stint:
 
     def start(self) -> None:
         """Once."""
-        assert self._job is not None, "a stint is started once"
+        assert self._job is not None, "a long_task is started once"
         self._call, self._job = self._post(partial(_logged, self._job)), None
 
     def join(self, timeout: float | None = None) -> None:
@@ -104,7 +104,7 @@ class Stint:
 
 
 def _logged(job: Job) -> None:
-    """Nobody asks what became of a stint."""
+    """Nobody asks what became of a long_task."""
     try:
         job()
     except Exception:

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from forwardpass.model.signature import Interface, Tensor
+from forwardpass.model.signature import ModelSignature, TensorSpec
 
 ALIGNMENT = 256  # bytes; what cudaMalloc gives, and more than any kernel asks for
 
@@ -26,18 +26,18 @@ def sizes(largest: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def choose(buckets: Sequence[int], rows: int, pads: bool) -> int | None:
-    """The bucket that `rows` rows are run in; None where there is none, and they are run at their exact size.
+def choose(graph_sizes: Sequence[int], rows: int, pads: bool) -> int | None:
+    """The graph_size that `rows` rows are run in; None where there is none, and they are run at their exact size.
 
     `pads`: a larger one will do, since rows are independent; the rows beyond the batch are run for nothing.
     """
-    place = bisect_left(buckets, rows)
-    if rows < 1 or place == len(buckets):
+    place = bisect_left(graph_sizes, rows)
+    if rows < 1 or place == len(graph_sizes):
         return None
-    return buckets[place] if pads or buckets[place] == rows else None
+    return graph_sizes[place] if pads or graph_sizes[place] == rows else None
 
 
-class Region(NamedTuple):
+class BufferRange(NamedTuple):
     """Where one tensor of a batch lies in a block of memory."""
 
     offset: int  # bytes from the block's start
@@ -45,7 +45,7 @@ class Region(NamedTuple):
     row: tuple[int, ...]  # shape of one row
 
 
-def layout(tensors: Sequence[Tensor], rows: int) -> tuple[tuple[Region, ...], int]:
+def layout(tensors: Sequence[TensorSpec], rows: int) -> tuple[tuple[BufferRange, ...], int]:
     """A region for `rows` rows of each tensor, one after the other, and the bytes of all.
 
     A region's place does not depend on the batch, so that what is left in it of earlier ones is of the same tensor: an
@@ -54,16 +54,16 @@ def layout(tensors: Sequence[Tensor], rows: int) -> tuple[tuple[Region, ...], in
     regions, end = [], 0
     for tensor in tensors:
         stride = tensor.datatype.itemsize * math.prod(tensor.shape[1:])
-        regions.append(Region(end, stride, tensor.shape[1:]))
+        regions.append(BufferRange(end, stride, tensor.shape[1:]))
         end += -(-rows * stride // ALIGNMENT) * ALIGNMENT
     return tuple(regions), end
 
 
-def obstacle(interface: Interface) -> str:
+def obstacle(signature: ModelSignature) -> str:
     """Why a network's batches cannot lie in fixed buffers; empty where they can."""
-    if not interface.batchable:
+    if not signature.batchable:
         return "axis 0 is not a batch of any size"
-    for what, tensors in (("input", interface.inputs), ("output", interface.outputs)):
+    for what, tensors in (("input", signature.inputs), ("output", signature.outputs)):
         for tensor in tensors:
             if tensor.datatype.numpy is None:
                 return f"{what} '{tensor.name}' is text"

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from forwardpass.errors import DeviceLost, ModelError, RequestError
-from forwardpass.execution.cuda.buffers import Staging
+from forwardpass.execution.cuda.buffers import PinnedBuffers
 from forwardpass.execution.cuda.driver import OUT_OF_MEMORY, CudaError, Driver
 from forwardpass.execution.onnx_runtime import ort
-from forwardpass.execution.ort_session import BF16_ONNX, Session, new_run_options, reason, session_options, translate
+from forwardpass.execution.ort_session import BF16_ONNX, OrtSession, new_run_options, reason, session_options, translate
 from forwardpass.execution.placement import CUDA, Placement
-from forwardpass.model.signature import Tensor
+from forwardpass.model.signature import TensorSpec
 
 # (file, session options, options of the CUDA provider) -> a session of ONNX Runtime's. Here tests put in their own.
 Opener = Callable[[Path, Any, dict[str, str]], Any]
@@ -53,7 +53,7 @@ class CudaNetwork:
         self._opener = opener
         self._graphs: dict[int, tuple[Any, Any]] = {}  # rows -> binding, run options
         self._bindings: dict[int, Any] = {}  # rows -> binding, for runs without a graph
-        self.staging: Staging | None = None
+        self.staging: PinnedBuffers | None = None
         self.refused = ""
         try:
             driver.use(placement.device)
@@ -67,7 +67,7 @@ class CudaNetwork:
             driver.end_stream(self.stream)
             raise
 
-    def _open(self, graphs: bool) -> Session:
+    def _open(self, graphs: bool) -> OrtSession:
         placement = self._placement
         options = session_options(placement, self._optimizations)
         options.enable_mem_pattern = False  # a pattern for every batch size would take memory of its own
@@ -89,7 +89,7 @@ class CudaNetwork:
                 return self._open(graphs=False)
             where = f"cuda:{placement.device}"
             raise ModelError(f"{self._path.name} cannot be opened on {where}: {reason(error)}") from None
-        session = Session(self._path, placement, opened=opened)
+        session = OrtSession(self._path, placement, opened=opened)
         self._opened = opened
         # As in Session: what InferenceSession does on top of the call beneath it costs a part of a short run.
         beneath = getattr(opened, "_sess", None)
@@ -99,10 +99,10 @@ class CudaNetwork:
 
     # -- before it serves ---------------------------------------------------------------------------------------------
 
-    def allocate(self, rows: int) -> Staging:
+    def allocate(self, rows: int) -> PinnedBuffers:
         """Buffers for batches of up to `rows` rows. Raises CudaError."""
         with _ALONE:
-            self.staging = Staging(self._driver, self.plain.interface, rows)
+            self.staging = PinnedBuffers(self._driver, self.plain.signature, rows)
         return self.staging
 
     def capture(self, rows: int) -> None:
@@ -133,20 +133,20 @@ class CudaNetwork:
     def _bind(self, rows: int) -> Any:
         """A binding of `rows` rows of the buffers."""
         assert self.staging is not None
-        interface, device = self.plain.interface, self._placement.device
+        signature, device = self.plain.signature, self._placement.device
         binding = self._opened.io_binding()
-        for tensor, address in zip(interface.inputs, self.staging.inputs.addresses(), strict=True):
+        for tensor, address in zip(signature.inputs, self.staging.inputs.addresses(), strict=True):
             binding.bind_input(tensor.name, "cuda", device, _element(tensor), (rows, *tensor.shape[1:]), address)
-        for tensor, address in zip(interface.outputs, self.staging.outputs.addresses(), strict=True):
+        for tensor, address in zip(signature.outputs, self.staging.outputs.addresses(), strict=True):
             binding.bind_output(tensor.name, "cuda", device, _element(tensor), (rows, *tensor.shape[1:]), address)
         return binding._iobinding if self._direct else binding
 
     # -- batches ------------------------------------------------------------------------------------------------------
 
     def batch(
-        self, rows: int, bucket: int | None, outputs: Sequence[int], timed: bool, options: Any = None
+        self, rows: int, graph_size: int | None, outputs: Sequence[int], timed: bool, options: Any = None
     ) -> tuple[float, float, float] | None:
-        """Run the first `rows` rows of the buffers: in the graph for `bucket` rows, or without one at their own size.
+        """Run the first `rows` rows of the buffers: in the graph of `graph_size`, or at their own size without one.
 
         The answers at the places `outputs` are then in the buffers. Seconds of the copy in, the run and the copy out,
         where `timed`. `options`: what a run without a graph can be ended by between two operators. Raises what went
@@ -154,26 +154,30 @@ class CudaNetwork:
         """
         staging, stream, driver = self.staging, self.stream, self._driver
         assert staging is not None
-        marks = staging.marks
+        timing_events = staging.timing_events
         if timed:
-            driver.mark(marks[0], stream)
+            driver.mark(timing_events[0], stream)
         staging.inputs.to_device(rows, stream)
         if timed:
-            driver.mark(marks[1], stream)
-        if bucket is not None:
-            self._call(*self._graphs[bucket])
+            driver.mark(timing_events[1], stream)
+        if graph_size is not None:
+            self._call(*self._graphs[graph_size])
         else:
             self._without_graph(rows, options)
         if timed:
-            driver.mark(marks[2], stream)
+            driver.mark(timing_events[2], stream)
         staging.outputs.to_host(outputs, rows, stream)
         if timed:
-            driver.mark(marks[3], stream)
+            driver.mark(timing_events[3], stream)
         driver.wait(stream)
         if not timed:
             return None
         between = driver.between
-        return between(marks[0], marks[1]), between(marks[1], marks[2]), between(marks[2], marks[3])
+        return (
+            between(timing_events[0], timing_events[1]),
+            between(timing_events[1], timing_events[2]),
+            between(timing_events[2], timing_events[3]),
+        )
 
     def _without_graph(self, rows: int, options: Any) -> None:
         binding = self._bindings.get(rows)
@@ -222,7 +226,7 @@ class CudaNetwork:
                 self._driver.end_stream(self.stream)
 
 
-def _element(tensor: Tensor) -> Any:
+def _element(tensor: TensorSpec) -> Any:
     """The element type as a binding wants it."""
     assert tensor.datatype.numpy is not None
     return BF16_ONNX if tensor.datatype.name == "BF16" else tensor.datatype.numpy.type

@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from forwardpass.errors import DeviceLost, ForwardpassError, ModelError
 from forwardpass.execution import placement
 from forwardpass.execution.cuda import graph_sizes
-from forwardpass.execution.cuda.device_thread import InstanceThread, Stint
+from forwardpass.execution.cuda.device_thread import DeviceThread, LongTask
 from forwardpass.execution.cuda.driver import CudaError, Driver
 from forwardpass.execution.cuda.network import CudaNetwork, Opener, open_with_onnx_runtime
-from forwardpass.execution.ort_session import Session, reason
+from forwardpass.execution.ort_session import OrtSession, reason
 from forwardpass.execution.placement import Placement
-from forwardpass.model.signature import Interface
-from forwardpass.observability.gpu import GpuRan, Way
+from forwardpass.model.signature import ModelSignature
+from forwardpass.observability.gpu import GpuBatchRecord, RunKind
 
-TIMED_EVERY = 16  # batches, of which one is timed on the device: four marks cost as much as the copies
+TIMED_EVERY = 16  # batches, of which one is timed on the device: four timing_events cost as much as the copies
 # How far the answer of a graph may be from that of a plain run, in parts of the largest: rounding, and no more.
 TOLERANCE = {"f2": 1e-2, "f4": 1e-4, "f8": 1e-10}
 
@@ -58,9 +58,9 @@ class CudaSession:
         `driver`: of a device that is not there, for tests. `name`: of the thread.
         """
         self.placement = where
-        self.buckets: tuple[int, ...] = ()  # rows of the graphs, ascending
+        self.graph_sizes: tuple[int, ...] = ()  # rows of the graphs, ascending
         self.how = ""  # batches are run, for the start-up report
-        self.ran: Callable[[GpuRan], None] = _nobody
+        self.ran: Callable[[GpuBatchRecord], None] = _nobody
         self.graph_replays = 0
         self._rows = 0  # that the buffers have room for
         self._pads = False
@@ -70,13 +70,13 @@ class CudaSession:
         self._given: list[NDArray[Any]] | None = None
         self._batches = 0
         driver = placement.driver() if driver is None else driver
-        self._thread = InstanceThread(name)
+        self._thread = DeviceThread(name)
         try:
             self._network = self._thread.call(partial(CudaNetwork, path, where, optimizations, driver, opener))
         except BaseException:
             self._thread.end()
             raise
-        self.interface: Interface = self._network.plain.interface
+        self.signature: ModelSignature = self._network.plain.signature
         self._ident = self._thread.ident
         # Whoever let go of the session last may be any thread, and may not wait.
         self._end = weakref.finalize(self, self._thread.end, self._network.free)
@@ -90,14 +90,14 @@ class CudaSession:
         `pads`: rows are independent, so that a batch may be run in a larger graph; else only at a graph's own size.
         `samples`: rows of each input that the graphs are checked with, at least one. `half`: products keep 10 bits of
         mantissa (half precision, TF32), whatever type the outputs have, so other kernels may round as much. Afterwards
-        `buckets` and `how` say what became of it. Raises ModelError when memory is short, DeviceLost when the device
-        fails.
+        `graph_sizes` and `how` say what became of it. Raises ModelError when memory is short, DeviceLost when the
+        device fails.
         """
         self._half = half
         self._thread.call(partial(self._prepare, rows, pads, samples))
 
     def _prepare(self, rows: int, pads: bool, samples: Arrays) -> None:
-        why = graph_sizes.obstacle(self.interface)
+        why = graph_sizes.obstacle(self.signature)
         if why:
             self.how = f"plain runs, without fixed buffers or CUDA graphs, because {why}"
             return
@@ -110,7 +110,7 @@ class CudaSession:
         self._rows, self._pads = rows, pads
         why = network.refused or self._capture(graph_sizes.sizes(rows), samples)
         if not why:
-            self.how = f"CUDA graphs for batches of {', '.join(map(str, self.buckets))} rows"
+            self.how = f"CUDA graphs for batches of {', '.join(map(str, self.graph_sizes))} rows"
             return
         self.how = f"fixed buffers without CUDA graphs, because {why}"
         wrong = self._checked((1, rows), samples)
@@ -125,7 +125,7 @@ class CudaSession:
         try:
             for size in reversed(sizes):  # what the largest takes of memory, the smaller ones find there
                 network.capture(size)
-            self.buckets = sizes
+            self.graph_sizes = sizes
             why = self._checked(sizes, samples)
         except Exception as error:
             failure = network.failed(error)
@@ -133,7 +133,7 @@ class CudaSession:
                 raise failure from None
             why = reason(error)
         if why:
-            self.buckets = ()
+            self.graph_sizes = ()
             network.forget_graphs()
         return why
 
@@ -155,16 +155,18 @@ class CudaSession:
         would where an answer was worked out when a graph was captured, or where ONNX Runtime took a copy of an input
         when it was bound, which it does of one that the processor reads.
         """
-        places = tuple(range(len(self.interface.outputs)))
+        places = tuple(range(len(self.signature.outputs)))
         for rows in sorted({size // 2 + 1, size} if self._pads else {size}):
             real = [np.resize(sample, (rows, *sample.shape[1:])) for sample in samples]
             for arrays in ([np.zeros_like(array) for array in real], real):
                 wanted = self._network.run_plainly(arrays, places)
                 found = self.run(arrays, places)
-                for tensor, got, expected in zip(self.interface.outputs, found, wanted, strict=True):
+                for tensor, got, expected in zip(self.signature.outputs, found, wanted, strict=True):
                     if not _agree(got, expected, tensor.datatype.name == "BF16", self._half):
                         what = (
-                            f"the graph for {size} rows" if self.buckets else f"a run of {rows} rows in fixed buffers"
+                            f"the graph for {size} rows"
+                            if self.graph_sizes
+                            else f"a run of {rows} rows in fixed buffers"
                         )
                         raise ModelError(f"{what} gives another '{tensor.name}' than a plain run")
 
@@ -192,7 +194,7 @@ class CudaSession:
             return self._in_buffers(len(given[0]), outputs, options)
         if not self._fits(arrays):
             found = self._network.run_plainly(arrays, outputs, options)
-            self.ran(GpuRan(self.placement.device, "plain"))
+            self.ran(GpuBatchRecord(self.placement.device, "plain"))
             return found
         rows = len(arrays[0])
         for room, array in zip(self._inputs, arrays, strict=True):
@@ -208,23 +210,23 @@ class CudaSession:
     def _in_buffers(self, rows: int, outputs: tuple[int, ...], options: Any) -> list[NDArray[Any]]:
         """Run what lies in the first `rows` rows of the buffers; views of the answers there."""
         if rows:
-            bucket = graph_sizes.choose(self.buckets, rows, self._pads)
+            graph_size = graph_sizes.choose(self.graph_sizes, rows, self._pads)
             self._batches += 1
             timed = not self._batches % TIMED_EVERY
             try:
-                times = self._network.batch(rows, bucket, outputs, timed, options)
+                times = self._network.batch(rows, graph_size, outputs, timed, options)
             except Exception as error:
                 raise self._network.failed(error) from None
-            way: Way = "graph" if bucket is not None else "bound"
-            self.graph_replays += bucket is not None
-            self.ran(GpuRan(self.placement.device, way, *(times or ())))
+            way: RunKind = "graph" if graph_size is not None else "bound"
+            self.graph_replays += graph_size is not None
+            self.ran(GpuBatchRecord(self.placement.device, way, *(times or ())))
         return [self._outputs[place][:rows] for place in outputs]
 
     # -- serving and the end ------------------------------------------------------------------------------------------
 
-    def stint(self, job: Callable[[], object]) -> Stint:
+    def long_task(self, job: Callable[[], object]) -> LongTask:
         """`job` to be started on the session's thread. Runs that other threads ask for wait until it is over."""
-        return self._thread.stint(job)
+        return self._thread.long_task(job)
 
     def close(self, seconds: float = 10.0) -> bool:
         """Free everything and end the thread; whether it ended in time. Nothing may be called afterwards."""
@@ -239,17 +241,17 @@ def open_network(
     optimizations: str = "all",
     name: str = "cuda",
     opening: Callable[[Any], None] = lambda _: None,
-) -> Session | CudaSession:
+) -> OrtSession | CudaSession:
     """The network in `path`, on the processor or on the one device of `where`. Raises ModelError.
 
     `opening`: see Session; not called for a device.
     """
     if where.devices:
         return CudaSession(path, where.on(where.device), optimizations, name=name)
-    return Session(path, where, optimizations, opening=opening)
+    return OrtSession(path, where, optimizations, opening=opening)
 
 
-def _nobody(_: GpuRan) -> None:
+def _nobody(_: GpuBatchRecord) -> None:
     pass
 
 

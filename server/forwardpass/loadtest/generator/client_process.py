@@ -22,7 +22,7 @@ import numpy as np
 
 from forwardpass.errors import Status
 from forwardpass.loadtest.generator import schedule
-from forwardpass.loadtest.generator.connection import Body, Connection, Ended
+from forwardpass.loadtest.generator.connection import Body, ClientConnection, Ended
 from forwardpass.loadtest.generator.headers import HeaderError, Text, request_block
 from forwardpass.loadtest.generator.recording import UNANSWERED, WRONG, Recording
 
@@ -36,7 +36,7 @@ _TIMEOUT_DIGITS = 9  # characters of grpc-timeout, which ends the header block
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ProcessPlan:
     """What one process is to do. Times in seconds; rates are those of all processes together."""
 
     host: str
@@ -61,7 +61,7 @@ class Order:
 
 
 @dataclass(slots=True)
-class Told:
+class ProcessStats:
     """What a process says at its end, beside its counts."""
 
     busy: float = 0.0  # share of its time in which there was something to do
@@ -72,16 +72,16 @@ class Told:
     error: str = ""  # why it could not go on
 
 
-def main(order: Order, memory_name: str, pipe: Any) -> None:
+def main(order: ProcessPlan, memory_name: str, pipe: Any) -> None:
     """The process. Says "ready", is sent the moment at which recording begins, says a Told."""
     if order.core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {order.core})
     memory = SharedMemory(memory_name)
-    told = Told()
+    told = ProcessStats()
     flat = np.ndarray(Recording.size(order.slices), np.int64, memory.buf)
-    client: Client | None = None
+    client: ClientLoop | None = None
     try:
-        client = Client(order, Recording(order.slices, flat))
+        client = ClientLoop(order, Recording(order.slices, flat))
         pipe.send("ready")
         begin = pipe.recv()
         told = client.run(begin)
@@ -100,17 +100,17 @@ def main(order: Order, memory_name: str, pipe: Any) -> None:
     memory.close()
 
 
-class Client:
+class ClientLoop:
     """Connections, the loop over them, and what is noted on the way. Raises OSError where nobody answers."""
 
-    def __init__(self, order: Order, recording: Recording) -> None:
+    def __init__(self, order: ProcessPlan, recording: Recording) -> None:
         self._order = order
         self._recording = recording
-        self._told = Told()
+        self._told = ProcessStats()
         self._bodies = [Body(message) for message in order.messages]
-        self._connections: list[Connection] = []
-        self._leaving: list[Connection] = []  # replaced, with calls in flight
-        self._by_file: dict[int, Connection] = {}
+        self._connections: list[ClientConnection] = []
+        self._leaving: list[ClientConnection] = []  # replaced, with calls in flight
+        self._by_file: dict[int, ClientConnection] = {}
         self._poll = select.epoll()
         for _ in range(order.connections):
             self._connections.append(self._connect(5.0))
@@ -126,9 +126,9 @@ class Client:
         deadline = None if order.deadline is None else int(order.deadline * 1e6)
         self._block = request_block(order.path, authority, deadline)
 
-    def _connect(self, timeout: float) -> Connection:
+    def _connect(self, timeout: float) -> ClientConnection:
         order = self._order
-        connection = Connection(order.host, order.port, timeout, keep_answers=bool(order.expected))
+        connection = ClientConnection(order.host, order.port, timeout, keep_answers=bool(order.expected))
         self._by_file[connection.socket.fileno()] = connection
         self._poll.register(connection.socket, select.EPOLLIN)
         connection.flush()
@@ -139,7 +139,7 @@ class Client:
             connection.close()
         self._poll.close()
 
-    def run(self, begin: float) -> Told:
+    def run(self, begin: float) -> ProcessStats:
         """Send, and record what is due from `begin` on, on time.monotonic's clock. Returns when it is over."""
         order = self._order
         self._begin = begin
@@ -297,7 +297,7 @@ class Client:
     def _slice_of(self, due: float) -> int:
         return int((due - self._begin) // self._slice)
 
-    def _replace(self, connection: Connection) -> None:
+    def _replace(self, connection: ClientConnection) -> None:
         """The server goes away on this one: use another, and let its calls end."""
         if connection in self._connections:
             self._connections.remove(connection)
@@ -339,5 +339,5 @@ class Client:
             yield from generator.choice(len(weights), schedule.CHUNK, p=weights).tolist()
 
 
-def _load(connection: Connection) -> int:
+def _load(connection: ClientConnection) -> int:
     return connection.in_flight

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from forwardpass.errors import Status
-from forwardpass.loadtest.generator.headers import Reader, Said, Text
+from forwardpass.loadtest.generator.headers import Reader, SentHeaders, Text
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
@@ -73,7 +73,7 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return _frame_head(kind, flags, len(payload)) + stream.to_bytes(4, "big") + payload
 
 
-class Connection:
+class ClientConnection:
     """Not thread-safe; the socket does not block.
 
     - Every call that was started ends exactly once: by `receive` or by `fail_all`.
@@ -228,7 +228,7 @@ class Connection:
         if stream in self._streams:
             self._answers[stream] = self._answers.get(stream, b"") + payload
 
-    def _status(self, stream: int, token: Any, said: Said) -> Ended:
+    def _status(self, stream: int, token: Any, said: SentHeaders) -> Ended:
         answer = self._answers.pop(stream, b"") if self._answers is not None else b""
         if said.grpc is None:
             if said.http not in (None, 200):

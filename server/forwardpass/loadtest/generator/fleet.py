@@ -23,7 +23,7 @@ import numpy as np
 
 from forwardpass.errors import LoadTestError
 from forwardpass.loadtest.generator import client_process
-from forwardpass.loadtest.generator.client_process import Order, Told
+from forwardpass.loadtest.generator.client_process import ProcessPlan, ProcessStats
 from forwardpass.loadtest.generator.recording import Recording
 
 START_SECONDS = 30.0  # a process that is not ready by then never will be
@@ -39,13 +39,13 @@ class Finished:
     """What all processes measured together."""
 
     recording: Recording
-    told: Sequence[Told]
+    told: Sequence[ProcessStats]
 
 
 class _Process:
     """One client process, its pipe and its memory."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: ProcessPlan) -> None:
         context = multiprocessing.get_context("spawn")
         size = Recording.size(order.slices)
         self._memory = SharedMemory(create=True, size=8 * size)
@@ -64,7 +64,7 @@ class _Process:
             said = self.pipe.recv()
         except (EOFError, OSError):
             raise LoadTestError("a client process ended unexpectedly; what it said is above") from None
-        if isinstance(said, Told) and said.error:
+        if isinstance(said, ProcessStats) and said.error:
             raise LoadTestError(said.error)
         return said
 
@@ -101,7 +101,7 @@ def unwinding() -> Iterator[None]:
 
 
 def run(
-    order: Order, processes: int = 1, look: Look | None = None, at_begin: Callable[[], None] | None = None
+    order: ProcessPlan, processes: int = 1, look: Look | None = None, at_begin: Callable[[], None] | None = None
 ) -> Finished:
     """Do what `order` says with that many processes. Raises LoadTestError.
 
@@ -115,7 +115,7 @@ def run(
         return _run(order, processes, look, at_begin)
 
 
-def _run(order: Order, processes: int, look: Look | None, at_begin: Callable[[], None] | None) -> Finished:
+def _run(order: ProcessPlan, processes: int, look: Look | None, at_begin: Callable[[], None] | None) -> Finished:
     workers: list[_Process] = []
     try:
         for share in range(processes):
@@ -140,7 +140,7 @@ def _run(order: Order, processes: int, look: Look | None, at_begin: Callable[[],
             worker.close()
 
 
-def _watch(workers: Sequence[_Process], order: Order, begin: float, look: Look | None) -> list[Told]:
+def _watch(workers: Sequence[_Process], order: ProcessPlan, begin: float, look: Look | None) -> list[ProcessStats]:
     """Wait until all have said what they have to."""
     last = begin + order.seconds + order.patience + START_SECONDS
     waiting = {worker.pipe: worker for worker in workers}

@@ -48,7 +48,7 @@ class Text(NamedTuple):
         return unquote(_from_huffman(self.data) if self.is_huffman else self.data.decode("latin-1"))
 
 
-class Said(NamedTuple):
+class SentHeaders(NamedTuple):
     """What a block said."""
 
     http: int | None  # :status; absent from trailers
@@ -94,9 +94,9 @@ class Reader:
     """Reads the blocks of answers, remembering what each one said."""
 
     def __init__(self) -> None:
-        self._seen: dict[bytes, Said] = {}
+        self._seen: dict[bytes, SentHeaders] = {}
 
-    def read(self, block: bytes) -> Said:
+    def read(self, block: bytes) -> SentHeaders:
         """Raises HeaderError."""
         said = self._seen.get(block)
         if said is None:
@@ -107,7 +107,7 @@ class Reader:
         return said
 
 
-def _read(block: bytes) -> Said:
+def _read(block: bytes) -> SentHeaders:
     http = grpc = message = None
     at = 0
     try:
@@ -137,7 +137,7 @@ def _read(block: bytes) -> Said:
                 message = value
     except (IndexError, ValueError) as error:
         raise HeaderError(f"the server sent a header block that is not HPACK: {block[:60]!r}: {error}") from None
-    return Said(http, grpc, message)
+    return SentHeaders(http, grpc, message)
 
 
 def _check(index: int) -> None:

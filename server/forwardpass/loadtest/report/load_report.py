@@ -17,7 +17,7 @@ import numpy as np
 
 from forwardpass import __version__
 from forwardpass.loadtest.generator import histogram
-from forwardpass.loadtest.measurement import LAG_SHARE, QUANTILES, Measured, ms
+from forwardpass.loadtest.measurement import LAG_SHARE, QUANTILES, Measurement, ms
 from forwardpass.loadtest.objective_search import Knee
 from forwardpass.loadtest.report import charts, page
 from forwardpass.loadtest.report.charts import Guide, Series
@@ -26,7 +26,7 @@ _CURVES = ((0.5, "p50", "dots"), (0.99, "p99", ""), (0.999, "p99.9", "dash"))
 _CELLS = 48  # of a heat strip, from the lowest latency to the highest
 
 
-def as_json(points: Sequence[Measured], knees: Sequence[Knee]) -> str:
+def as_json(points: Sequence[Measurement], knees: Sequence[Knee]) -> str:
     found: dict[str, Any] = {"forwardpass": __version__, "measurements": [point.as_json() for point in points]}
     if knees:
         found["objectives"] = [
@@ -44,7 +44,7 @@ def as_json(points: Sequence[Measured], knees: Sequence[Knee]) -> str:
     return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
 
 
-def as_csv(points: Sequence[Measured]) -> str:
+def as_csv(points: Sequence[Measurement]) -> str:
     """A line for each measurement; latencies in milliseconds."""
     names = [f"p{100 * q:g}_ms" for q in QUANTILES]
     out = io.StringIO()
@@ -68,7 +68,7 @@ def _milli(seconds: float) -> str:
     return f"{seconds * 1e3:.5g}" if math.isfinite(seconds) else ""
 
 
-def as_html(points: Sequence[Measured], knees: Sequence[Knee]) -> str:
+def as_html(points: Sequence[Measurement], knees: Sequence[Knee]) -> str:
     """One document, nothing beside it."""
     names = list(dict.fromkeys(point.offer.target for point in points))
     groups = [[point for point in points if point.offer.target == name] for name in names]
@@ -104,7 +104,7 @@ _EXPLAINED = (
 )
 
 
-def _chosen(points: Sequence[Measured], knees: Sequence[Knee]) -> Measured:
+def _chosen(points: Sequence[Measurement], knees: Sequence[Knee]) -> Measurement:
     target = points[0].offer.target
     for knee in knees:
         if knee.confirmed.offer.target == target:
@@ -116,12 +116,12 @@ def _loop(offer: Any) -> str:
     return f"open loop, {offer.arrivals} arrivals" if offer.open_loop else "closed loop"
 
 
-def _offered(point: Measured) -> str:
+def _offered(point: Measurement) -> str:
     offer = point.offer
     return f"{offer.rate:,.0f} requests/s" if offer.open_loop else f"{offer.in_flight} requests in flight"
 
 
-def _head(looked_at: Sequence[Measured], knees: Sequence[Knee]) -> str:
+def _head(looked_at: Sequence[Measurement], knees: Sequence[Knee]) -> str:
     parts = []
     for place, point in enumerate(looked_at):
         values = [(f"{point.throughput:,.0f}/s", "OK answers"), (f"{point.errors:.2%}", "failed")]
@@ -136,7 +136,7 @@ def _head(looked_at: Sequence[Measured], knees: Sequence[Knee]) -> str:
     return "".join(parts)
 
 
-def _latency(groups: Sequence[Sequence[Measured]], knees: Sequence[Knee]) -> str:
+def _latency(groups: Sequence[Sequence[Measurement]], knees: Sequence[Knee]) -> str:
     series = []
     for place, group in enumerate(groups):
         for q, word, style in _CURVES:
@@ -151,10 +151,10 @@ def _latency(groups: Sequence[Sequence[Measured]], knees: Sequence[Knee]) -> str
     return charts.lines("Latency against offered load", x, y, series, guides, "latency")
 
 
-def _curve(group: Sequence[Measured], q: float) -> list[tuple[float, float]]:
+def _curve(group: Sequence[Measurement], q: float) -> list[tuple[float, float]]:
     """A quantile by offered rate; measurements at nearly one rate are one point, by their median."""
     found: list[tuple[float, float]] = []
-    together: list[Measured] = []
+    together: list[Measurement] = []
     for point in [*sorted(group, key=_load), None]:
         if together and (point is None or _load(point) > 1.02 * _load(together[0])):
             values = [p.quantile(q) for p in together if p.recording.ok]
@@ -166,12 +166,12 @@ def _curve(group: Sequence[Measured], q: float) -> list[tuple[float, float]]:
     return found
 
 
-def _load(point: Measured) -> float:
+def _load(point: Measurement) -> float:
     """What was offered; in a closed loop that is what was answered."""
     return point.offer.rate or point.throughput
 
 
-def _throughput(groups: Sequence[Sequence[Measured]]) -> str:
+def _throughput(groups: Sequence[Sequence[Measurement]]) -> str:
     series = []
     for place, group in enumerate(groups):
         ordered = sorted(group, key=_load)
@@ -186,7 +186,7 @@ def _throughput(groups: Sequence[Sequence[Measured]]) -> str:
     return charts.lines("Throughput against offered load", x, y, series, (), "throughput")
 
 
-def _cdf(looked_at: Sequence[Measured]) -> str:
+def _cdf(looked_at: Sequence[Measurement]) -> str:
     """Latency by percentile, the axis stretched towards the slowest: 90, 99, 99.9 % are equally far apart."""
     series = []
     for place, point in enumerate(looked_at):
@@ -210,7 +210,7 @@ def _thin(points: Sequence[tuple[float, float]], most: int = 300) -> list[tuple[
     return [*points[::step], *points[-1:]]
 
 
-def _strip(point: Measured, place: int) -> str:
+def _strip(point: Measurement, place: int) -> str:
     """Latencies over time: the darker, the more answers; its p50 and p99 in each slice."""
     latency = point.recording.latency
     seen = np.flatnonzero(latency.sum(axis=0))
@@ -238,7 +238,7 @@ def _strip(point: Measured, place: int) -> str:
     return charts.heat(title, x, y, cells, over, f"s{place}")
 
 
-def _server(looked_at: Sequence[Measured]) -> list[str]:
+def _server(looked_at: Sequence[Measurement]) -> list[str]:
     told = [(place, point) for place, point in enumerate(looked_at) if point.server]
     if not told:
         return [page.text("The server's metrics could not be read; --metrics says where they are.")]
@@ -264,7 +264,7 @@ def _mean(told: Any, form: Any) -> str:
     return "-" if told["mean"] is None else str(form(told["mean"]))
 
 
-def _bars(title: str, label: str, key: str, told: Sequence[tuple[int, Measured]], form: Any) -> str:
+def _bars(title: str, label: str, key: str, told: Sequence[tuple[int, Measurement]], form: Any) -> str:
     """A histogram of the server's, by its own bounds; empty where no server has one."""
     found = [(place, point, (point.server or {})[key].get("buckets", [])) for place, point in told]
     found = [(place, point, buckets) for place, point, buckets in found if sum(count for _, count in buckets)]
@@ -282,7 +282,7 @@ def _bars(title: str, label: str, key: str, told: Sequence[tuple[int, Measured]]
     return charts.bars(title, label, labels, series, key)
 
 
-def _table(points: Sequence[Measured]) -> str:
+def _table(points: Sequence[Measurement]) -> str:
     header = ["server", "load", "OK/s", "failed", "p50", "p99", "p99.9", "max", "client's lag p99", "client busy", ""]
     rows = [
         [point.offer.target, _offered(point), f"{point.throughput:,.0f}", f"{point.errors:.2%}"]

@@ -35,7 +35,7 @@ from ngh2.exceptions import NGH2Error
 from forwardpass.errors import InvalidRequest, RequestError, RunFailed, TooLarge, UnknownMethod
 from forwardpass.protocol.status import status_of
 from forwardpass.transport.http2 import idle_resets
-from forwardpass.transport.http2.grpc_framing import MESSAGE_STRUCT, take
+from forwardpass.transport.http2.grpc_framing import MESSAGE_STRUCT, take_message
 from forwardpass.transport.http2.idle_resets import IdleResets
 from forwardpass.transport.http2.request_head import Fields, RequestHead
 from forwardpass.transport.http2.send_side import (
@@ -323,7 +323,7 @@ class Connection:
         held -= returned
         parts += payload
         stream.unacknowledged += len(payload)  # which `forget` gives back where this raises
-        while (taken := take(parts, stream.head.encoding, self._max_message)) is not None:
+        while (taken := take_message(parts, stream.head.encoding, self._max_message)) is not None:
             if stream.listener is not None:
                 due -= returned
                 held += taken.size + MESSAGE_OVERHEAD

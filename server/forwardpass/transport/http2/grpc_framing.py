@@ -14,12 +14,12 @@ MESSAGE_STRUCT: Final = struct.Struct(">BI")  # before every message: whether it
 COMPRESSIONS: Final = {b"gzip": 31, b"deflate": 15}
 
 
-class Taken(NamedTuple):
+class FramedMessage(NamedTuple):
     message: bytes
     size: int  # bytes that it took of the call's, its prefix included
 
 
-def take(parts: bytearray, encoding: bytes, most: int) -> Taken | None:
+def take_message(parts: bytearray, encoding: bytes, most: int) -> FramedMessage | None:
     """The first message of `parts`, removed from them; None while it is not complete.
 
     Raises TooLarge for one of more than `most` bytes, by what it claims, or inflated, no further than to there;
@@ -35,7 +35,7 @@ def take(parts: bytearray, encoding: bytes, most: int) -> Taken | None:
         return None
     data = bytes(memoryview(parts)[5:end])
     del parts[:end]
-    return Taken(_inflated(data, encoding, most) if compressed else data, end)
+    return FramedMessage(_inflated(data, encoding, most) if compressed else data, end)
 
 
 def _inflated(data: bytes, encoding: bytes, most: int) -> bytes:

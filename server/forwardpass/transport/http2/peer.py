@@ -27,7 +27,7 @@ BACKLOG: Final = 1 << 20  # bytes that a client may leave unread; beyond that no
 RECORD: Final = 1 << 14  # bytes of one TLS record, at most
 
 
-class Client:
+class Peer:
     """One socket. What is unsent, and whether it is read, changes with the lock of `connection.out` held."""
 
     connection: Connection
@@ -38,7 +38,7 @@ class Client:
         self.unsent = bytearray()
         self.watched = select.EPOLLIN
         self.secure = isinstance(sock, ssl.SSLSocket)
-        self.shaking = self.secure  # hands, as TLS has it: nothing can be sent or received yet
+        self.handshaking = self.secure  # hands, as TLS has it: nothing can be sent or received yet
         self.piece = RECORD if self.secure else sys.maxsize  # bytes that are handed to the socket at once
         self.begun = 0  # bytes of `unsent` that OpenSSL has begun to write
         self.crossed = 0  # EPOLLIN: writing waits for something to read; EPOLLOUT: reading waits to write

@@ -23,7 +23,7 @@ from forwardpass.protocol.status import status_of
 from forwardpass.protocol.timings import BatchTiming
 from forwardpass.transport.http2.call_context import Http2CallContext
 from forwardpass.transport.http2.connection import Connection
-from forwardpass.transport.http2.peer import Client
+from forwardpass.transport.http2.peer import Peer
 from forwardpass.transport.http2.send_side import ReceiveBudget, SendSide, ServerStream, StreamListener
 from forwardpass.transport.http2.sockets import CLOSE_SECONDS, Sockets, Tls
 from forwardpass.transport.http2.thread_priority import schedule_promptly
@@ -53,7 +53,7 @@ MIXED_SECONDS = 1.0  # for how long nothing gathers once calls came for one mode
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class Http2Limits:
     """What a client may take of the server; the names are those of the settings."""
 
     max_streams: int
@@ -63,7 +63,7 @@ class Bounds:
     max_connection_age: float = 0.0
 
 
-class DirectFront:
+class Http2Server:
     """Owns the port's sockets and the thread that reads them.
 
     - Every call that was received is answered once, or was cancelled by its client.
@@ -74,7 +74,7 @@ class DirectFront:
         self,
         host: str,
         port: int,
-        bounds: Bounds,
+        bounds: Http2Limits,
         make_sink: Callable[[ReplySink[ServerStream]], RequestSink[ServerStream]],
         handlers: Handlers,
         call_soon: Callable[[Callable[[], None]], Any],
@@ -206,13 +206,13 @@ class DirectFront:
                 # While this thread has batches of its own to run it only looks for what has arrived meanwhile.
                 if sockets.poll(wait=False) if more else self._wait():
                     self._take(sockets.read(GROUP))
-                more = sink.step()
+                more = sink.run_pending()
                 self._release()
                 if more and sink.full:
                     # What arrives meanwhile waits behind these batches anyway.
                     until = monotonic() + GATHER_SECONDS
                     while more and sink.full and monotonic() < until:
-                        more = sink.step()
+                        more = sink.run_pending()
                         self._release()
             except ListenerGone:
                 raise
@@ -293,7 +293,7 @@ class DirectFront:
                     sink.refuse(call, error)
             except Exception:  # its calls that were not queued would never be answered
                 logger.exception("a connection is closed: its calls could not be queued")
-                self._sockets.lose(connection.out.owner)
+                self._sockets.close_peer(connection.out.owner)
         sink.flush()
         for connection in news:
             if connection.cancelled:
@@ -318,7 +318,7 @@ class DirectFront:
 
     # -- connections and their other calls ----------------------------------------------------------------------------
 
-    def _connect(self, client: Client) -> Connection:
+    def _connect(self, client: Peer) -> Connection:
         bounds = self._bounds
         return Connection(
             bounds.max_streams,

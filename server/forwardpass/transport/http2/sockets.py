@@ -23,7 +23,7 @@ from time import monotonic
 
 from forwardpass.observability.log_limit import LogLimit
 from forwardpass.transport.http2.connection import Connection, ConnectionFailed
-from forwardpass.transport.http2.peer import READ, Client
+from forwardpass.transport.http2.peer import READ, Peer
 from forwardpass.transport.http2.send_side import SendSide
 from forwardpass.transport.listeners import ListenerGone, Listeners
 
@@ -48,7 +48,7 @@ class Sockets:
     """Owns the listening port and every connection's socket. Everything but `transmit` and `wake` is for one thread."""
 
     def __init__(
-        self, host: str, port: int, connect: Callable[[Client], Connection], max_age: float, tls: Tls | None = None
+        self, host: str, port: int, connect: Callable[[Peer], Connection], max_age: float, tls: Tls | None = None
     ) -> None:
         """Binds; raises OSError where it cannot. `connect`: the protocol for a new client.
 
@@ -57,7 +57,7 @@ class Sockets:
         self._connect = connect
         self._max_age = max_age
         self._tls = tls
-        self._clients: dict[int, Client] = {}
+        self._peers: dict[int, Peer] = {}
         self._epoll = select.epoll()
         self._listeners = Listeners(host, port, self._epoll)
         self.port = self._listeners.port
@@ -71,44 +71,44 @@ class Sockets:
 
     def transmit(self, out: SendSide) -> None:
         """Send what the protocol has to send, as far as the socket takes it. With `out.lock` held."""
-        client: Client = out.owner
-        if client.closed or client.shaking:
+        peer: Peer = out.owner
+        if peer.closed or peer.handshaking:
             return
-        while not client.unsent:
+        while not peer.unsent:
             data = out.data_to_send(PULL)
             if not data:
                 break
-            if len(data) > client.piece:
-                client.unsent += data
-                client.age = 0
-                client.push()
+            if len(data) > peer.piece:
+                peer.unsent += data
+                peer.age = 0
+                peer.push()
                 continue
             try:
-                sent = client.sock.send(data)
+                sent = peer.sock.send(data)
             except Exception as error:
-                if not client.waits(error, len(data)):
+                if not peer.waits(error, len(data)):
                     return
                 sent = 0
             if sent < len(data):
-                client.unsent += memoryview(data)[sent:]
-                client.age = 0
+                peer.unsent += memoryview(data)[sent:]
+                peer.age = 0
             elif len(data) < PULL:
                 break
-        if client.unsent or client.watched != select.EPOLLIN:
-            self._watch(client)
+        if peer.unsent or peer.watched != select.EPOLLIN:
+            self._watch(peer)
 
     def wake(self) -> None:
         """End a `poll` that waits."""
         os.write(self._ring, b"\0")
 
-    def _watch(self, client: Client) -> None:
+    def _watch(self, peer: Peer) -> None:
         """Ask to hear of a socket what there is to be heard of it. With the lock held."""
-        if client.shaking or client.closed:
+        if peer.handshaking or peer.closed:
             return
-        wanted = client.wanted
-        if wanted != client.watched:
-            client.watched = wanted
-            self._epoll.modify(client.fd, wanted)
+        wanted = peer.wanted
+        if wanted != peer.watched:
+            peer.watched = wanted
+            self._epoll.modify(peer.fd, wanted)
 
     # -- one thread ---------------------------------------------------------------------------------------------------
 
@@ -120,7 +120,9 @@ class Sockets:
         if not self._ready:
             seconds = 0.0
             if wait and not self._again:
-                seconds = max(1e-3, self._sweep_at - monotonic()) if self._clients or self._listeners.deaf else -1
+                seconds = (
+                    max(1e-3, self._sweep_at - monotonic()) if self._peers or self._listeners.accept_paused else -1
+                )
             try:
                 self._ready.extend(self._epoll.poll(seconds))
             except (OSError, ValueError) as error:
@@ -132,35 +134,35 @@ class Sockets:
 
     def read(self, most: int) -> list[Connection]:
         """Read from those that have sent something, until `most` calls have arrived: the connections with news."""
-        ready, clients = self._ready, self._clients
+        ready, peers = self._ready, self._peers
         news: list[Connection] = []
         count = 0
         while ready and count < most:
             fd, event = ready.popleft()
-            client = clients.get(fd)
-            if client is None:
+            peer = peers.get(fd)
+            if peer is None:
                 if fd in self._listeners:
                     self._accept(fd)
                 elif fd == self._bell:
                     os.read(self._bell, 64)
                 continue
             try:
-                if client.shaking:
-                    self._shake(client)
+                if peer.handshaking:
+                    self._continue_handshake(peer)
                     continue
-                if client.crossed:
+                if peer.crossed:
                     event |= select.EPOLLIN | select.EPOLLOUT
                 if event & select.EPOLLOUT:
-                    self._flush(client)
+                    self._flush(peer)
                 if event & ~select.EPOLLOUT:
-                    connection = client.connection
+                    connection = peer.connection
                     news.append(connection)
-                    self._receive(client)
+                    self._receive(peer)
                     count += len(connection.arrived)
             except Exception:
                 logger.exception("a connection is closed: reading or writing it failed")
-                self.lose(client)
-                news.append(client.connection)
+                self.close_peer(peer)
+                news.append(peer.connection)
         return news
 
     def sweep(self) -> list[Connection]:
@@ -170,76 +172,76 @@ class Sockets:
             return []
         self._sweep_at = now + SWEEP_SECONDS
         self._listeners.look()
-        connections = [client.connection for client in self._clients.values()]
-        for client in list(self._clients.values()):
+        connections = [peer.connection for peer in self._peers.values()]
+        for peer in list(self._peers.values()):
             try:
-                self._age(client, now)
+                self._age(peer, now)
             except Exception:
                 logger.exception("a connection is closed: giving up what is overdue failed")
-                self.lose(client)
+                self.close_peer(peer)
         return [c for c in connections if c.refused or c.cancelled]
 
-    def _age(self, client: Client, now: float) -> None:
-        connection = client.connection
-        client.age += 1
+    def _age(self, peer: Peer, now: float) -> None:
+        connection = peer.connection
+        peer.age += 1
         connection.expire_stalled(MESSAGE_AGES, ANSWER_AGES)
-        silent = not connection.greeted and client.age > GREETING_AGES
+        silent = not connection.greeted and peer.age > GREETING_AGES
         with connection.out.lock:  # else another thread's answer may be on its way from one to the other
-            stuck = bool(client.unsent) and client.age > ANSWER_AGES
-            idle = not (connection.streams or connection.out.queued or client.unsent)
+            stuck = bool(peer.unsent) and peer.age > ANSWER_AGES
+            idle = not (connection.streams or connection.out.queued or peer.unsent)
         if silent or stuck or ((connection.draining or connection.closed) and idle):
-            self.lose(client)
-        elif now > client.deadline or (not connection.departing and connection.narrow):
+            self.close_peer(peer)
+        elif now > peer.deadline or (not connection.departing and connection.narrow):
             # A sweep later it gets the second GOAWAY, whether it answers the PING or not.
-            why = "max_connection_age" if now > client.deadline else "the connection's receive window is used up"
-            client.deadline = float("inf") if connection.departing else 0.0
+            why = "max_connection_age" if now > peer.deadline else "the connection's receive window is used up"
+            peer.deadline = float("inf") if connection.departing else 0.0
             connection.depart(why)
 
     def drain(self) -> None:
         """Take no more connections, and ask the clients there are to go elsewhere. Calls on their way are served."""
         self._close_listeners()
         self._sweep_at = monotonic() + SWEEP_SECONDS  # that long they have to answer
-        for client in self._clients.values():
-            client.deadline = 0.0
-            if not client.connection.departing:
-                client.connection.depart("the server is stopping")
+        for peer in self._peers.values():
+            peer.deadline = 0.0
+            if not peer.connection.departing:
+                peer.connection.depart("the server is stopping")
 
     @property
     def settled(self) -> bool:
         """Whether every call that was on its way has come. One that never spoke HTTP/2 has none."""
-        return all(c.connection.draining or (c.age and not c.connection.greeted) for c in self._clients.values())
+        return all(c.connection.draining or (c.age and not c.connection.greeted) for c in self._peers.values())
 
     def close(self) -> list[Connection]:
         """Say goodbye, send what is left, close everything; the connections there were."""
         until = monotonic() + CLOSE_SECONDS
         self._close_listeners()
-        connections = [client.connection for client in self._clients.values()]
-        for client in self._clients.values():
-            client.connection.departing = True
-            client.connection.depart()  # calls that come now are not served, and their client knows
-        while monotonic() < until and any(c.unsent or c.connection.out.queued for c in self._clients.values()):
+        connections = [peer.connection for peer in self._peers.values()]
+        for peer in self._peers.values():
+            peer.connection.departing = True
+            peer.connection.depart()  # calls that come now are not served, and their client knows
+        while monotonic() < until and any(c.unsent or c.connection.out.queued for c in self._peers.values()):
             if not self.poll(wait=False):
                 self._ready.extend(self._epoll.poll(0.05))
             self.read(1 << 30)
-        for client in list(self._clients.values()):
+        for peer in list(self._peers.values()):
             with contextlib.suppress(OSError):
-                client.sock.shutdown(socket.SHUT_WR)  # else what is unread here would undo what is unread there
-            self.lose(client)
+                peer.sock.shutdown(socket.SHUT_WR)  # else what is unread here would undo what is unread there
+            self.close_peer(peer)
         self._epoll.close()
         os.close(self._bell)
         os.close(self._ring)
         return connections
 
-    def _receive(self, client: Client) -> None:
-        connection = client.connection
-        if client.closed:
-            self.lose(client)
+    def _receive(self, peer: Peer) -> None:
+        connection = peer.connection
+        if peer.closed:
+            self.close_peer(peer)
             return
         until = monotonic() + READ_SECONDS
         for _ in range(READS):
             data: bytes | None
             try:
-                data = self._decrypt(client) if client.secure else client.sock.recv(READ)
+                data = self._decrypt(peer) if peer.secure else peer.sock.recv(READ)
             except BlockingIOError:
                 return
             except OSError:
@@ -247,40 +249,40 @@ class Sockets:
             if data is None:
                 return
             if not data:
-                self.lose(client)
+                self.close_peer(peer)
                 return
             try:
                 connection.receive(data)
             except ConnectionFailed as failure:
                 logger.debug("a connection is closed: %s", failure)
-                self.lose(client)
+                self.close_peer(peer)
                 return
             except Exception:  # others' calls, read in the same turn, are not to suffer from it
                 logger.exception("a connection is closed: it could not be read")
-                self.lose(client)
+                self.close_peer(peer)
                 return
             if connection.closed:
-                if not client.unsent:
-                    self.lose(client)
+                if not peer.unsent:
+                    self.close_peer(peer)
                 return
-            if len(data) < READ and not client.secure:
+            if len(data) < READ and not peer.secure:
                 return
             if monotonic() > until:
                 break
-        if client.undelivered:
-            self._again.append(client.fd)
+        if peer.undelivered:
+            self._again.append(peer.fd)
 
-    def _decrypt(self, client: Client) -> bytes | None:
-        with client.connection.out.lock:  # others write
-            data = client.decrypt()
-            self._watch(client)
+    def _decrypt(self, peer: Peer) -> bytes | None:
+        with peer.connection.out.lock:  # others write
+            data = peer.decrypt()
+            self._watch(peer)
         return data
 
-    def _shake(self, client: Client) -> None:
+    def _continue_handshake(self, peer: Peer) -> None:
         """Go on with TLS' handshake; when it is done, say what was to be said first."""
         try:
-            assert isinstance(client.sock, ssl.SSLSocket)
-            client.sock.do_handshake()
+            assert isinstance(peer.sock, ssl.SSLSocket)
+            peer.sock.do_handshake()
         except ssl.SSLWantReadError:
             wanted = select.EPOLLIN
         except ssl.SSLWantWriteError:
@@ -288,16 +290,16 @@ class Sockets:
         except OSError as error:  # as every SSLError is
             reason = getattr(error, "reason", None) or error.strerror or str(error)
             logger.warning("a TLS handshake failed: %s", reason.lower().replace("_", " "))
-            self.lose(client)
+            self.close_peer(peer)
             return
         else:
-            client.shaking = False
-            self._flush(client)
-            self._again.append(client.fd)
+            peer.handshaking = False
+            self._flush(peer)
+            self._again.append(peer.fd)
             return
-        if wanted != client.watched:
-            client.watched = wanted
-            self._epoll.modify(client.fd, wanted)
+        if wanted != peer.watched:
+            peer.watched = wanted
+            self._epoll.modify(peer.fd, wanted)
 
     def _close_listeners(self) -> None:
         for fd in list(self._listeners):
@@ -324,33 +326,33 @@ class Sockets:
         if self._tls is not None:
             sock = self._tls().wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         age = self._max_age * random.uniform(0.9, 1.1)  # so that those who came together do not go together
-        client = Client(sock, monotonic() + age if age else float("inf"))
-        connection = client.connection = self._connect(client)
+        peer = Peer(sock, monotonic() + age if age else float("inf"))
+        connection = peer.connection = self._connect(peer)
         try:
-            self._epoll.register(client.fd, client.watched)
+            self._epoll.register(peer.fd, peer.watched)
         except OSError:
             sock.close()  # by now the one that speaks TLS
             raise
-        self._clients[client.fd] = client
+        self._peers[peer.fd] = peer
         with connection.out.lock:
             self.transmit(connection.out)
 
-    def _flush(self, client: Client) -> None:
-        out = client.connection.out
+    def _flush(self, peer: Peer) -> None:
+        out = peer.connection.out
         with out.lock:
-            client.push()
+            peer.push()
             out.flush()
 
-    def lose(self, client: Client) -> None:
+    def close_peer(self, peer: Peer) -> None:
         """A connection is over: nobody waits for its calls, which become its news."""
-        if self._clients.get(client.fd) is not client:
+        if self._peers.get(peer.fd) is not peer:
             return
-        del self._clients[client.fd]
-        with client.connection.out.lock:
-            client.closed = True
-            client.unsent.clear()
+        del self._peers[peer.fd]
+        with peer.connection.out.lock:
+            peer.closed = True
+            peer.unsent.clear()
         with contextlib.suppress(OSError):
-            self._epoll.unregister(client.fd)
+            self._epoll.unregister(peer.fd)
         with contextlib.suppress(OSError):
-            client.sock.close()
-        client.connection.lose()
+            peer.sock.close()
+        peer.connection.lose()

@@ -10,11 +10,11 @@ from functools import partial
 
 import pytest
 
-from forwardpass.execution.cuda.device_thread import InstanceThread
+from forwardpass.execution.cuda.device_thread import DeviceThread
 
 
 def test_jobs_are_done_in_order_by_one_thread() -> None:
-    thread = InstanceThread("t")
+    thread = DeviceThread("t")
     done: list[tuple[int, int]] = []
     for i in range(20):
         assert thread.call(lambda i=i: done.append((i, threading.get_ident())) or i) == i  # type: ignore[func-returns-value]
@@ -25,13 +25,13 @@ def test_jobs_are_done_in_order_by_one_thread() -> None:
 
 
 def test_a_job_may_ask_for_another() -> None:
-    thread = InstanceThread("t")
+    thread = DeviceThread("t")
     assert thread.call(lambda: thread.call(threading.get_ident)) == thread.ident
     thread.end()
 
 
 def test_an_error_goes_to_whoever_asked_and_ends_nothing() -> None:
-    thread = InstanceThread("t")
+    thread = DeviceThread("t")
 
     def fails() -> None:
         raise ValueError("this one")
@@ -43,36 +43,36 @@ def test_an_error_goes_to_whoever_asked_and_ends_nothing() -> None:
 
 
 def test_what_was_given_before_the_end_is_done_and_then_the_last_job() -> None:
-    thread = InstanceThread("t")
+    thread = DeviceThread("t")
     may, done = threading.Event(), []
-    stint = thread.stint(lambda: (may.wait(60.0), done.append("stint")))
-    stint.start()
+    long_task = thread.long_task(lambda: (may.wait(60.0), done.append("long_task")))
+    long_task.start()
     thread.end(lambda: done.append("last"))
     with pytest.raises(RuntimeError, match="the thread t has ended"):
         thread.call(lambda: done.append("never"))
     may.set()
     assert thread.join(60.0)
-    assert done == ["stint", "last"]
+    assert done == ["long_task", "last"]
 
 
 def test_a_stint_is_waited_for_as_a_thread_is(caplog: pytest.LogCaptureFixture) -> None:
-    thread = InstanceThread("t")
+    thread = DeviceThread("t")
     may = threading.Event()
 
     def serve() -> None:
         may.wait(60.0)
         raise RuntimeError("out of the blue")
 
-    stint = thread.stint(serve)
-    assert not stint.is_alive()
-    stint.join(0.0)
-    stint.start()
-    stint.join(0.01)
-    assert stint.is_alive()
+    long_task = thread.long_task(serve)
+    assert not long_task.is_alive()
+    long_task.join(0.0)
+    long_task.start()
+    long_task.join(0.01)
+    assert long_task.is_alive()
     with caplog.at_level(logging.ERROR):
         may.set()
-        stint.join(60.0)
-    assert not stint.is_alive()
+        long_task.join(60.0)
+    assert not long_task.is_alive()
     assert "out of the blue" in caplog.text  # nobody else would be told
     assert thread.call(lambda: 1) == 1
     thread.end()
@@ -82,15 +82,15 @@ def test_nothing_of_a_job_is_kept() -> None:
     class Held:
         pass
 
-    thread = InstanceThread("t")
+    thread = DeviceThread("t")
     held = Held()
     seen = weakref.ref(held)
     thread.call(partial(id, held))
-    stint = thread.stint(partial(id, held))
-    stint.start()
-    stint.join(60.0)
+    long_task = thread.long_task(partial(id, held))
+    long_task.start()
+    long_task.join(60.0)
     thread.call(lambda: None)
-    del held, stint
+    del held, long_task
     gc.collect()
     assert seen() is None
     thread.end()

@@ -7,11 +7,11 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.made import interface, tensor
+from tests.unit.made import signature, tensor
 
 from forwardpass import protocol
 from forwardpass.execution.cuda.graph_sizes import ALIGNMENT, choose, layout, obstacle, sizes
-from forwardpass.model.signature import Tensor
+from forwardpass.model.signature import TensorSpec
 
 LARGEST = st.integers(1, 5000)
 
@@ -48,14 +48,14 @@ def test_without_graphs_nothing_is_chosen() -> None:
 
 
 tensors = st.builds(
-    lambda name, row: Tensor("t", protocol.DATATYPES[name], (-1, *row)),
+    lambda name, row: TensorSpec("t", protocol.DATATYPES[name], (-1, *row)),
     st.sampled_from([name for name in protocol.DATATYPES if name != "BYTES"]),
     st.lists(st.integers(1, 9), max_size=3),
 )
 
 
 @given(st.lists(tensors, min_size=1, max_size=4), st.integers(1, 300))
-def test_regions_are_apart_and_aligned(found: list[Tensor], rows: int) -> None:
+def test_regions_are_apart_and_aligned(found: list[TensorSpec], rows: int) -> None:
     regions, nbytes = layout(found, rows)
     end = 0
     for region, one in zip(regions, found, strict=True):
@@ -66,7 +66,7 @@ def test_regions_are_apart_and_aligned(found: list[Tensor], rows: int) -> None:
 
 
 @given(st.lists(tensors, min_size=1, max_size=4), st.integers(1, 300))
-def test_rows_lie_where_they_would_in_a_smaller_batch(found: list[Tensor], rows: int) -> None:
+def test_rows_lie_where_they_would_in_a_smaller_batch(found: list[TensorSpec], rows: int) -> None:
     """So what an earlier batch left in a region is of the same tensor: it never turns numbers into indices."""
     regions, _ = layout(found, rows)
     address = {region.offset + row * region.stride for region in regions for row in range(rows)}
@@ -86,6 +86,6 @@ def test_rows_lie_where_they_would_in_a_smaller_batch(found: list[Tensor], rows:
     ],
 )
 def test_what_cannot_lie_in_fixed_buffers_is_named(
-    inputs: list[Tensor], outputs: list[Tensor], batchable: bool, why: str
+    inputs: list[TensorSpec], outputs: list[TensorSpec], batchable: bool, why: str
 ) -> None:
-    assert obstacle(interface(inputs, outputs, batchable)) == why
+    assert obstacle(signature(inputs, outputs, batchable)) == why

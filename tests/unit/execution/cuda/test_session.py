@@ -32,7 +32,7 @@ from forwardpass.execution.cuda.session import TIMED_EVERY, CudaSession
 from forwardpass.execution.ort_session import new_run_options
 from forwardpass.execution.placement import CUDA, Placement
 from forwardpass.model.example_inputs import example
-from forwardpass.observability.gpu import GpuRan
+from forwardpass.observability.gpu import GpuBatchRecord
 
 Make = Callable[..., CudaSession]
 
@@ -45,7 +45,7 @@ class Lab:
         self.driver = FakeDriver(devices)
         self.runtime = FakeRuntime(self.driver)
         self.sessions: list[CudaSession] = []
-        self.ran: list[GpuRan] = []
+        self.ran: list[GpuBatchRecord] = []
 
     def open(self, model: onnx.ModelProto, rows: int = 0, pads: bool = True, **more: Any) -> CudaSession:
         """Opened, and, with `rows`, prepared."""
@@ -56,7 +56,7 @@ class Lab:
         self.sessions.append(found)
         if rows:
             rng = np.random.default_rng(1)
-            found.prepare(rows, pads, [example(tensor, 8, rng) for tensor in found.interface.inputs])
+            found.prepare(rows, pads, [example(tensor, 8, rng) for tensor in found.signature.inputs])
         found.ran = self.ran.append
         self.runtime.ways.clear()
         return found
@@ -164,7 +164,7 @@ def test_no_rows_are_no_run(lab: Lab) -> None:
 
 def test_rows_that_depend_on_each_other_are_never_padded(lab: Lab) -> None:
     found = lab.open(models.centred(), 1, pads=False)
-    assert found.buckets == (1,)
+    assert found.graph_sizes == (1,)
     x = rows_of(3, width=3)
     np.testing.assert_allclose(found.run([x], (0,))[0], x - x.mean(axis=0), atol=1e-6)
     assert lab.ways() == {"plain": 1}
@@ -181,7 +181,7 @@ def test_graphs_are_captured_once_by_the_thread_that_serves_and_largest_first(la
     for rows in (1, 2, 3, 4, 5, 6):
         found.run([rows_of(rows)], (0,))
     assert len(lab.runtime.captures) == 4 and lab.driver.calls["bound run"] > 4
-    assert found.how == "CUDA graphs for batches of 1, 2, 4, 6 rows" and found.buckets == (1, 2, 4, 6)
+    assert found.how == "CUDA graphs for batches of 1, 2, 4, 6 rows" and found.graph_sizes == (1, 2, 4, 6)
 
 
 def test_memory_stays_what_it_was_whatever_the_batches(lab: Lab) -> None:
@@ -239,10 +239,10 @@ def test_the_provider_is_told_everything_that_matters(lab: Lab, tf32: bool) -> N
 )
 def test_a_network_without_fixed_buffers_runs_plainly_and_says_so(lab: Lab, model: onnx.ModelProto, why: str) -> None:
     found = lab.open(model, 4)
-    assert found.how == f"plain runs, without fixed buffers or CUDA graphs, {why}" and not found.buckets
+    assert found.how == f"plain runs, without fixed buffers or CUDA graphs, {why}" and not found.graph_sizes
     x = np.array([["a", "b"]] * 4, object) if "text" in why else rows_of(4, width=2)
     assert found.run([x], (0,))[0].shape == (4, 2)
-    assert lab.ways() == {"plain": 1} and lab.ran[-1] == GpuRan(0, "plain")
+    assert lab.ways() == {"plain": 1} and lab.ran[-1] == GpuBatchRecord(0, "plain")
     assert found._thread.call(lambda: found.room(1)) is None
 
 
@@ -267,7 +267,7 @@ def test_a_capture_that_fails_ends_graphs_not_the_model(lab: Lab) -> None:
         "fixed buffers without CUDA graphs, because Error in execution: CUDA failure 900: operation not permitted when "
         "stream is capturing"
     )
-    assert not lab.driver.capturing and not found.buckets
+    assert not lab.driver.capturing and not found.graph_sizes
     assert found.run([rows_of(3)], (0,))[0].shape == (3, 3) and lab.ways() == {"bound": 1}
 
 
@@ -286,7 +286,7 @@ def test_a_graph_may_round_as_its_precision_does_and_no_more(lab: Lab, rounds: f
     lab.runtime.rounds = rounds
     found = lab.open(models.chain())
     found.prepare(4, True, [rows_of(4)], half)
-    assert bool(found.buckets) == graphs, found.how
+    assert bool(found.graph_sizes) == graphs, found.how
 
 
 @pytest.mark.parametrize("refuses", [False, True], ids=["captured", "refused"])
@@ -305,7 +305,7 @@ def test_inputs_that_are_copied_when_they_are_bound_are_not_taken_for_new_ones(l
 def test_a_network_whose_rows_are_not_independent_fails_the_check_of_padding(lab: Lab) -> None:
     # Asserted to be independent in its options, say: the rows beyond the batch would change its answers.
     found = lab.open(models.centred(), 4, pads=True)
-    assert "another 'y' than a plain run" in found.how and not found.buckets
+    assert "another 'y' than a plain run" in found.how and not found.graph_sizes
 
 
 def test_before_it_is_prepared_every_run_is_plain(lab: Lab) -> None:

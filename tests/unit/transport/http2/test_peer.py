@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from forwardpass.transport.http2.connection import Connection
-from forwardpass.transport.http2.peer import BACKLOG, RECORD, Client
+from forwardpass.transport.http2.peer import BACKLOG, RECORD, Peer
 from forwardpass.transport.http2.send_side import ReceiveBudget
 
 READ, WRITE = ssl.SSLWantReadError, ssl.SSLWantWriteError
@@ -42,11 +42,11 @@ class Scripted(ssl.SSLSocket):
         return self._next() or b""
 
 
-def made(*script: type[BaseException] | bytes | None) -> tuple[Client, Scripted]:
+def made(*script: type[BaseException] | bytes | None) -> tuple[Peer, Scripted]:
     sock = Scripted(*script)
-    client = Client(sock, 0.0)
+    client = Peer(sock, 0.0)
     client.connection = Connection(1, 1 << 14, 1, ReceiveBudget(1), b"", lambda _: None, lambda _: None, client)
-    client.shaking = False
+    client.handshaking = False
     return client, sock
 
 

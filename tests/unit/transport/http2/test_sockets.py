@@ -14,8 +14,9 @@ from tests.service import http2_frames as http2
 
 from forwardpass.transport.http2 import connection, sockets
 from forwardpass.transport.http2.connection import HEARD, Connection
+from forwardpass.transport.http2.peer import Peer
 from forwardpass.transport.http2.send_side import ReceiveBudget
-from forwardpass.transport.http2.sockets import Client, Sockets
+from forwardpass.transport.http2.sockets import Sockets
 
 pytestmark = pytest.mark.skipif(not sockets.AVAILABLE, reason="needs Linux (epoll)")
 
@@ -31,9 +32,9 @@ class Server:
         self.sockets = Sockets("127.0.0.1", 0, self._connect, max_age)
         self.answer = b""  # in place of what was asked
 
-    def _connect(self, client: Client) -> Connection:
+    def _connect(self, peer: Peer) -> Connection:
         return Connection(
-            100, 16384, 1 << 24, ReceiveBudget(1 << 30), PATH, lambda _: None, self.sockets.transmit, client
+            100, 16384, 1 << 24, ReceiveBudget(1 << 30), PATH, lambda _: None, self.sockets.transmit, peer
         )
 
     def turn(self, wait: bool = False) -> None:
@@ -55,8 +56,8 @@ class Server:
         self.sockets.sweep()
 
     @property
-    def clients(self) -> list[Client]:
-        return list(self.sockets._clients.values())
+    def clients(self) -> list[Peer]:
+        return list(self.sockets._peers.values())
 
 
 @pytest.fixture
