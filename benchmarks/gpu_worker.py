@@ -226,7 +226,7 @@ def _bound(bench: Bench, case: Case, host: bool, graph: bool) -> Ready:
 def _session(bench: Bench, case: Case, samples: Array) -> Any:
     """The server's own session, with a graph for every size up to the case's."""
     from forwardpass.execution.cuda.session import CudaSession  # may not be there; then these cases alone fail
-    from forwardpass.execution.placement import place
+    from forwardpass.execution.providers import place
 
     where = dataclasses.replace(place(f"cuda:{DEVICE}", 1, ""), allow_tf32=case.precision == "tf32")
     session = CudaSession(bench.path(case), where)

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 from tests.conftest import recipe_repository
 
-from forwardpass.execution.placement import detect_cuda
+from forwardpass.execution.cuda.detect import detect_cuda
 
 
 @pytest.fixture(scope="session", autouse=True)
 def devices() -> int:
     """How many CUDA devices there are; at least one."""
     machine = detect_cuda()
-    if not machine.devices:
+    if not machine.count:
         pytest.skip(f"no CUDA device can be used: {machine.missing}")
-    return machine.devices
+    return machine.count
 
 
 @pytest.fixture(scope="session", params=["document", "digits", "mnist"])

@@ -17,7 +17,7 @@ from forwardpass import Client
 from forwardpass.client import errors as call_errors
 from forwardpass.errors import ForwardpassError
 from forwardpass.execution.ort_session import OrtSession
-from forwardpass.execution.placement import place
+from forwardpass.execution.providers import place
 from forwardpass.model.contract import CONTRACT_FILE, MODEL_FILE, Contract, compare
 from forwardpass.testing.server_process import ServerProcess
 

@@ -17,7 +17,7 @@ from tests.service import models
 
 from forwardpass.execution.cuda.session import CudaSession
 from forwardpass.execution.ort_session import OrtSession
-from forwardpass.execution.placement import place
+from forwardpass.execution.providers import place
 from forwardpass.model.contract import CONTRACT_FILE, MODEL_FILE, Contract, Tolerance, compare
 from forwardpass.observability.gpu import GpuBatchRecord
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tests.unit.fake_device import ILLEGAL_ADDRESS, FakeDriver, FakeRuntime, cuda_failure
 
 from forwardpass.cli.main import main
 from forwardpass.execution.cuda.session import CudaSession
-from forwardpass.execution.placement import CudaDevices, Placement, place
+from forwardpass.execution.placement import Devices, Placement
+from forwardpass.execution.providers import place
 from forwardpass.repository import repository
 from forwardpass.repository.loader import load
 from forwardpass.server import server
@@ -32,12 +34,12 @@ def serve(folder: Path, arguments: list[str]) -> int:
             driver.sticky = ILLEGAL_ADDRESS
             raise cuda_failure(700, "an illegal memory access was encountered")
 
-    def opens(path: Path, where: Placement, optimizations: str, name: str) -> CudaSession:
+    def opens(path: Path, where: Placement, optimizations: str, name: str, _opening: Any) -> CudaSession:
         return CudaSession(path, where, optimizations, driver=driver, opener=runtime, name=name)
 
     runtime.before = before
-    repository.load = partial(load, opens=opens, look=lambda: CudaDevices(2))
-    server.place = partial(place, look=lambda: CudaDevices(2))
+    repository.load = partial(load, opens=opens, look=lambda: Devices(2))
+    server.place = partial(place, look=lambda: Devices(2))
     return main(["serve", *arguments])
 
 

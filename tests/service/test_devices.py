@@ -21,13 +21,13 @@ from caller import Caller, Refused, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from test_lifecycle import Starting, refused_start, starting
 
-from forwardpass.execution.placement import detect_cuda
+from forwardpass.execution.cuda.detect import detect_cuda
 from forwardpass.testing.server_process import ServerProcess
 
 ROOT = Path(__file__).parents[2]
 X = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
 without_cuda = pytest.mark.skipif(
-    detect_cuda().devices > 0, reason="needs a machine without a CUDA device: tests/gpu is for the others"
+    detect_cuda().count > 0, reason="needs a machine without a CUDA device: tests/gpu is for the others"
 )
 
 

@@ -18,7 +18,7 @@ from forwardpass.batching.request import Request
 from forwardpass.batching.run_time_model import RunTimeModel
 from forwardpass.errors import RequestError
 from forwardpass.execution.ort_session import OrtSession
-from forwardpass.execution.placement import place
+from forwardpass.execution.providers import place
 from forwardpass.inference.request import AnyRequest, InferenceRequest, TimedInferenceRequest
 from forwardpass.inference.request_template import RequestTemplate
 from forwardpass.model.signature import ModelSignature, TensorSpec

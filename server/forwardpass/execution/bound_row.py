@@ -6,13 +6,15 @@ small network takes as long as a third of the run itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass.errors import RequestError
-from forwardpass.execution.ort_session import OrtSession, translate
+from forwardpass.execution.ort_session import translate
+from forwardpass.execution.session import Session
 from forwardpass.execution.stacking import Buffer
 from forwardpass.model.example_inputs import example
 from forwardpass.model.signature import ModelSignature, TensorSpec
@@ -24,16 +26,14 @@ class SingleRowRunner:
     `place` is the output's, `trailing` its shape without the batch axis. The answers are those of `Session.run`.
     """
 
-    def __init__(self, session: OrtSession, place: int, given: NDArray[Any], found: NDArray[Any]) -> None:
-        """`given`: an array like the input, one row; `found`: what the network answered to it."""
+    def __init__(self, place: int, given: NDArray[Any], found: NDArray[Any], run: Callable[[Any], None]) -> None:
+        """`run`: from `given`, one row of the input, to `found`, the output's row; see Session.bound."""
         self.place = place
         self.trailing = found.shape[1:]
-        self._given = np.zeros_like(given, order="C")
-        self._found = np.zeros_like(found, order="C")
         # Bytes in and out of the arrays that the network is bound to, without numpy's share.
-        self._bytes_in = self._given.data.cast("B")
-        self._bytes_out = self._found.data.cast("B")
-        self._run = session.bound(self._given, place, self._found)
+        self._bytes_in = given.data.cast("B")
+        self._bytes_out = found.data.cast("B")
+        self._run = run
 
     def answer(self, row: Buffer, options: Any) -> bytes:
         """The bytes of the answer to `row`. Raises as `Session.run` does."""
@@ -45,7 +45,7 @@ class SingleRowRunner:
         return bytes(self._bytes_out)
 
 
-def bind(signature: ModelSignature, session: OrtSession) -> SingleRowRunner | None:
+def bind(signature: ModelSignature, session: Session) -> SingleRowRunner | None:
     """None where it can't be had: sizes that vary, several inputs or answers, types that numpy lacks."""
     places = signature.default_outputs
     if not signature.one_row_bytes or len(places) != 1:
@@ -58,7 +58,11 @@ def bind(signature: ModelSignature, session: OrtSession) -> SingleRowRunner | No
         (found,) = session.run([given], places)
         if found.shape != (1, *tensors[-1].shape[1:]):
             return None
-        single = SingleRowRunner(session, places[0], given, found)
+        own_given, own_found = np.zeros_like(given, order="C"), np.zeros_like(found, order="C")
+        run = session.bound(own_given, places[0], own_found)
+        if run is None:
+            return None
+        single = SingleRowRunner(places[0], own_given, own_found, run)
         same = single.answer(given.tobytes(), None) == found.tobytes()
     except RequestError:
         return None  # a network that made-up values do not suit

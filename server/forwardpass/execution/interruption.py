@@ -13,7 +13,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from forwardpass.errors import RequestError, Stopping
-from forwardpass.execution.ort_session import Session, new_run_options
+from forwardpass.execution.ort_session import new_run_options
+from forwardpass.execution.session import Runnable
 from forwardpass.model.signature import ModelSignature
 
 
@@ -64,7 +65,7 @@ class Interruption:
         if cancel is not None:
             cancel(True)
 
-    def network(self, network: Session) -> Session:
+    def network(self, network: Runnable) -> Runnable:
         """The same network, with runs that end at `stop`."""
         return _Interruptible(network, self, self._run_options)
 
@@ -72,7 +73,7 @@ class Interruption:
 class _Interruptible:
     """A network whose runs raise Stopping once the server stops, whatever else they would have raised."""
 
-    def __init__(self, network: Session, interruption: Interruption, options: Any) -> None:
+    def __init__(self, network: Runnable, interruption: Interruption, options: Any) -> None:
         self._network = network
         self._interruption = interruption
         self._options = options

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass.errors import InvalidRequest, ModelError, Reason, RequestError, RunFailed, TooLarge
 from forwardpass.execution.onnx_runtime import ort
+from forwardpass.execution.ort_private import run_bound_of, run_of
 from forwardpass.execution.placement import Placement
+from forwardpass.execution.session import Arrays
 from forwardpass.model.signature import ModelSignature, TensorSpec
+from forwardpass.observability.gpu import GpuBatchRecord
 from forwardpass.protocol import BY_ORT_TYPE
 
 BF16_ONNX = 16  # TensorProto.BFLOAT16
@@ -33,17 +36,6 @@ OUT_OF_MEMORY = (
     "bad_alloc", "llocate", "out of memory", "Out of memory", "size overflowed", "STATUS_ALLOC_FAILED",
     "is smaller than requested bytes",
 )  # fmt: skip
-
-
-class Session(Protocol):
-    """An open network, wherever it runs."""
-
-    @property
-    def signature(self) -> ModelSignature:
-        """What it takes and gives."""
-
-    def run(self, arrays: Sequence[NDArray[Any]], outputs: tuple[int, ...], options: Any = None) -> list[NDArray[Any]]:
-        """The answers at the places `outputs` for one array per input. Raises RequestError."""
 
 
 def share_threads(threads: int) -> None:
@@ -64,18 +56,21 @@ class OrtSession:
         optimizations: str = "all",
         opened: Any = None,
         opening: Callable[[Any], None] = lambda _: None,
+        provider_options: Mapping[str, str] | None = None,
     ) -> None:
         """Open `path`. Raises ModelError with the runtime's reason when it can't be.
 
         `optimizations`: what may be done to the graph: basic, extended or all. `opened`: a session of ONNX Runtime's
         that is open already, to be used in place of one on the processor. `opening`: called with the session's options
-        before it is opened, for whatever may cancel that.
+        before it is opened, for whatever may cancel that. `provider_options`: ONNX Runtime's, of the provider.
         """
         if opened is None:
             options = session_options(placement, optimizations)
             opening(options)
             try:
-                opened = ort.InferenceSession(str(path), options, providers=[placement.provider])
+                opened = ort.InferenceSession(
+                    str(path), options, providers=[(placement.provider, dict(provider_options or {}))]
+                )
             except Exception as error:
                 raise ModelError(f"{path.name} cannot be opened: {reason(error)}") from None
         # ONNX Runtime falls back to the CPU without an error where a provider can't start.
@@ -88,9 +83,7 @@ class OrtSession:
         self._names = [t.name for t in self.signature.outputs]
         self._chosen: dict[tuple[int, ...], list[str]] = {}  # places -> names, made once
         self._inputs = [t.name for t in self.signature.inputs]
-        # InferenceSession.run checks its arguments anew at every call, which for a small network takes a fifth of the
-        # run. Ours were checked at the door, so the call it makes underneath is made directly where it is to be had.
-        self._call = getattr(getattr(self._session, "_sess", None), "run", self._session.run)
+        self._call = run_of(self._session)
         names = {t.datatype.name for t in (*self.signature.inputs, *self.signature.outputs)}
         self._bf16 = "BF16" in names
         if names >= {"BF16", "BYTES"}:
@@ -112,21 +105,33 @@ class OrtSession:
         except Exception as error:
             raise translate(error) from None
 
-    def bound(self, given: NDArray[Any], place: int, found: NDArray[Any]) -> Callable[[Any], None]:
-        """A run of the only input, always in `given`, to the output at `place`, always into `found`.
+    # -- Session: what others need more of --------------------------------------------------------------------------
 
-        Both are C-contiguous and have the tensors' types and sizes. It takes run options, and is not thread-safe. It
-        raises what ONNX Runtime raises.
-        """
+    how = ""
+    own_thread = False
+
+    def prepare(self, rows: int, pads: bool, samples: Arrays, half: bool = False) -> None:
+        """Nothing: any size can be run as it is."""
+
+    def room(self, rows: int) -> None:  # noqa: ARG002
+        return None
+
+    def long_task(self, job: Callable[[], object]) -> None:  # noqa: ARG002
+        return None
+
+    def report_to(self, ran: Callable[[GpuBatchRecord], None]) -> None:
+        """Nothing: it uses no device."""
+
+    def close(self, seconds: float = 10.0) -> bool:  # noqa: ARG002
+        return True
+
+    def bound(self, given: NDArray[Any], place: int, found: NDArray[Any]) -> Callable[[Any], None] | None:
         binding = self._session.io_binding()
         # The values are views of the arrays, which whoever gave them keeps.
         binding.bind_ortvalue_input(self._inputs[0], ort.OrtValue.ortvalue_from_numpy(given))
         binding.bind_ortvalue_output(self._names[place], ort.OrtValue.ortvalue_from_numpy(found))
-        # As in __init__: straight to the call underneath, which takes what the binding wraps.
-        underneath = getattr(self._session, "_sess", None)
-        if underneath is None or not hasattr(binding, "_iobinding"):
-            return partial(self._session.run_with_iobinding, binding)
-        return partial(underneath.run_with_iobinding, binding._iobinding)
+        run_bound, argument = run_bound_of(self._session)
+        return partial(run_bound, argument(binding))
 
     def _run_values(self, arrays: Sequence[NDArray[Any]], names: list[str], options: Any) -> list[NDArray[Any]]:
         """As `run` where bfloat16 is about: numpy has no such type, so its bits go in and out as uint16."""

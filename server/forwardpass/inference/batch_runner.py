@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from forwardpass.errors import DeadlineExceeded, Reason, RequestError, RunFailed
 from forwardpass.execution.bound_row import bind
-from forwardpass.execution.ort_session import OrtSession, Session
+from forwardpass.execution.session import Session
 from forwardpass.execution.stacking import stack, stack_into
 from forwardpass.inference.encoder import encode_plain, encode_with_options, row_parts
 from forwardpass.inference.request import AnyRequest
@@ -29,11 +29,11 @@ class BatchRunner:
         """`shared`: several runs may be made at once, so that none can have buffers of its own in the session."""
         self.session = session
         # On a device, batches are stacked where it copies them from; on the processor they may lie anywhere.
-        self._room: Callable[[int], Sequence[NDArray[Any]] | None] | None = getattr(session, "room", None)
+        self._room = session.room if session.own_thread else None
         self.signature = signature
         self.max_rows = max_rows
         self.row_independent = row_independent
-        self._single_row = None if shared or not isinstance(session, OrtSession) else bind(signature, session)
+        self._single_row = None if shared or session.own_thread else bind(signature, session)
 
     def run_single_row(self, request: AnyRequest, options: Any, matrices: list[int]) -> bytes | None:
         """The response to a single row, the quick way; None: this one has to go the usual way. Raises as `run`."""

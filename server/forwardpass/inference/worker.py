@@ -23,9 +23,8 @@ from forwardpass.batching.rejections import being_replaced, reject_late
 from forwardpass.batching.request import RUNNING, SETTLED, Batch, Settled, WorkerOptions
 from forwardpass.batching.run_time_model import RunTimeModel
 from forwardpass.errors import DeadlineExceeded, DeviceLost, Reason, RequestError, RunFailed
-from forwardpass.execution.cuda.device_thread import LongTask
-from forwardpass.execution.cuda.session import CudaSession
-from forwardpass.execution.ort_session import Session, new_run_options
+from forwardpass.execution.ort_session import new_run_options
+from forwardpass.execution.session import Session, Task
 from forwardpass.inference.batch_runner import BatchRunner
 from forwardpass.inference.request import AnyRequest, deliver
 from forwardpass.model.signature import ModelSignature
@@ -50,7 +49,7 @@ class Worker:
         self,
         name: str,
         version: str,
-        session: Session | Sequence[CudaSession],
+        sessions: Sequence[Session],
         signature: ModelSignature,
         options: WorkerOptions,
         run_time: RunTimeModel,
@@ -59,14 +58,13 @@ class Worker:
         clock: Callable[[], float] = time.monotonic,
         lost: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`session`: one that all instances share, or as many as there are instances.
+        """`sessions`: one that all instances share, or as many as there are instances.
 
         `lost` is called, from any thread, with the reason when a device failed for good; it does not block.
         """
         self.name = name
         self.version = version
-        sessions = session if isinstance(session, Sequence) else [session]
-        self.session: Session = sessions[0]
+        self.session = sessions[0]
         self.signature = signature
         self.options = options
         self.metrics = metrics
@@ -86,16 +84,16 @@ class Worker:
         self._ending = False  # the threads end when nothing waits
         self._closed = False  # nothing more is taken in
         self._inline = options.inline_run_limit > 0 and options.instances == 1 and not options.limits.delay
-        self._inline &= not isinstance(self.session, CudaSession)  # which runs on no thread but its own
+        self._inline &= not self.session.own_thread
         self._running: dict[int, tuple[float, Any]] = {}  # batch -> when its run began, what ends it
         self._serving = 0  # threads that look at the queue
         self._threads = [self._thread(runners[i % len(runners)], i) for i in range(options.instances)]
 
-    def _thread(self, runner: BatchRunner, place: int) -> threading.Thread | LongTask:
+    def _thread(self, runner: BatchRunner, place: int) -> Task:
         serve = partial(self._serve, runner)
-        if isinstance(runner.session, CudaSession):
-            return runner.session.long_task(serve)
-        return threading.Thread(target=serve, name=f"{self.name}/{self.version}#{place}", daemon=True)
+        return runner.session.long_task(serve) or threading.Thread(
+            target=serve, name=f"{self.name}/{self.version}#{place}", daemon=True
+        )
 
     def start(self) -> None:
         self._serving = len(self._threads)

@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 
 from forwardpass.console.tables import si, table
 from forwardpass.errors import ForwardpassError, InsightError
-from forwardpass.execution.cuda.session import CudaSession, open_network
-from forwardpass.execution.ort_session import Session
-from forwardpass.execution.placement import detect_cuda, place
+from forwardpass.execution.providers import available, open_session, place
+from forwardpass.execution.session import Session
 from forwardpass.insight import batch_sizes, cost, figures, model_argument, ort_profile, roofline
 from forwardpass.insight.model_argument import Source
 from forwardpass.model.onnx_graph import open_graph
@@ -74,9 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure every provider, print, draw. Raises InsightError where none can be measured."""
     found = model_argument.find(args.model, args.repository)
-    available = ["cpu", *(f"cuda:{device}" for device in range(detect_cuda().devices))]
     sweeps = []
-    for provider in args.provider or available:
+    for provider in args.provider or available():
         try:
             sweeps.append(sweep(found, provider, args.threads, args.batches, args.seconds))
         except ForwardpassError as error:
@@ -95,10 +93,10 @@ def run(args: argparse.Namespace) -> int:
 def sweep(found: Source, provider: str, threads: int, sizes: Sequence[int], seconds: float) -> Sweep:
     """One provider, at these batch sizes. Raises ForwardpassError where it cannot be used or the network not be run."""
     placement = place(provider, threads, "as asked")
-    session = open_network(found.path, placement)
+    session = open_session(found.path, placement)
     if not session.signature.batchable:
         raise InsightError(f"{found.title}: axis 0 is not a batch of any size")
-    if isinstance(session, CudaSession):
+    if placement.devices:
         feeds = ort_profile.example_rows(open_graph(found.path, 1), found.contract)
         half = found.contract is not None and found.contract.precision == "fp16"
         session.prepare(max(sizes), True, [feeds[tensor.name] for tensor in session.signature.inputs], half)

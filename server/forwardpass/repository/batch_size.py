@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass.errors import RequestError
-from forwardpass.execution.ort_session import Session
 from forwardpass.execution.placement import Placement
+from forwardpass.execution.session import Runnable
 from forwardpass.model.example_inputs import example
 from forwardpass.model.signature import ModelSignature
 from forwardpass.repository.knee import SIZES, describe, knee, next_size, undecided
@@ -32,13 +32,12 @@ Clock = Callable[[], float]
 
 def clock_of(placement: Placement) -> Clock:
     """What runs are timed by: processor time, which others hardly stretch, where the calling thread does it all."""
-    alone = not placement.devices and not placement.shared and placement.threads == 1
-    return time.thread_time if alone else time.perf_counter
+    return time.thread_time if placement.on_calling_thread else time.perf_counter
 
 
 def choose(
     signature: ModelSignature,
-    session: Session,
+    session: Runnable,
     told: int | None,
     samples: Sequence[NDArray[Any]] | None,
     clock: Clock = time.perf_counter,

@@ -10,7 +10,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ from forwardpass.batching.request import QueueLimits, QueueTimeout, WorkerOption
 from forwardpass.batching.run_time_model import RunTimeModel
 from forwardpass.errors import ConfigError, ContractError, ModelError, RequestError, SettingsError
 from forwardpass.execution.cpu_budget import CpuBudget
-from forwardpass.execution.cuda.session import open_network
 from forwardpass.execution.interruption import Interruption
-from forwardpass.execution.ort_session import Session
-from forwardpass.execution.placement import CudaDevices, Placement, detect_cuda, place
+from forwardpass.execution.placement import Devices, Placement
+from forwardpass.execution.providers import OpenSession, open_session, place
+from forwardpass.execution.session import Runnable
 from forwardpass.inference.tensor_contents import ELEMENT_LIMIT
 from forwardpass.inference.worker import Worker
 from forwardpass.model import external_data
@@ -35,7 +34,7 @@ from forwardpass.observability.model_metrics import ModelMetrics
 from forwardpass.repository import batch_size, warm_up
 from forwardpass.repository.batch_invariance import Invariance, probe
 from forwardpass.repository.reconcile import reconcile
-from forwardpass.repository.session_pool import Open, SessionPool, count, inline_run_limit
+from forwardpass.repository.session_pool import SessionPool, count, inline_run_limit
 from forwardpass.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -77,8 +76,8 @@ def load(
     metrics: ModelMetrics | None = None,
     lost: Callable[[str], None] = lambda _: None,
     interruption: Interruption | None = None,
-    opens: Open | None = None,
-    look: Callable[[], CudaDevices] = detect_cuda,
+    opens: OpenSession = open_session,
+    look: Callable[[], Devices] | None = None,
 ) -> LoadedModel:
     """Load the version in `folder` of the model `name`. Raises ModelError; may take seconds.
 
@@ -88,12 +87,13 @@ def load(
     """
     began = time.monotonic()
     interruption = interruption or Interruption()
-    opens = opens or partial(open_network, opening=interruption.opening)
     model_folder = folder.parent if model_folder is None else model_folder
     contract = _contract(folder, config.model_file)
     external_data.check(folder / config.model_file, model_folder)
     placement = _placement(config, settings, cores, look)
-    with SessionPool(folder / config.model_file, placement, config, f"{name}/{version}", opens) as sessions:
+    with SessionPool(
+        folder / config.model_file, placement, config, f"{name}/{version}", opens, interruption.opening
+    ) as sessions:
         session = interruption.network(sessions.first)
         signature = reconcile(session.signature, config, contract, model_folder)
         _check_sizes(signature)
@@ -136,10 +136,9 @@ def load(
         inline_run_limit=inline_run_limit(settings, cores),
     )
     counted = metrics or ModelMetrics(name, version)
-    serving = sessions.serving
-    for on_device in serving if isinstance(serving, Sequence) else ():
-        on_device.ran = counted.gpu.ran
-    worker = Worker(name, version, serving, signature, options, run_time, counted, admission, lost=lost)
+    for session_of_instance in sessions.serving:
+        session_of_instance.report_to(counted.gpu.ran)
+    worker = Worker(name, version, sessions.serving, signature, options, run_time, counted, admission, lost=lost)
     reservation = _reservation(invariance, why, contract)
     if reservation:
         logger.warning("model %s version %s: %s", name, version, reservation)
@@ -187,7 +186,9 @@ def _contract(folder: Path, model_file: str) -> Contract | None:
     return contract
 
 
-def _placement(config: ModelConfig, settings: Settings, cores: CpuBudget, look: Callable[[], CudaDevices]) -> Placement:
+def _placement(
+    config: ModelConfig, settings: Settings, cores: CpuBudget, look: Callable[[], Devices] | None
+) -> Placement:
     """Small networks run on one thread: several runs at once make better use of cores than one that is split."""
     shared = settings.intra_op_threads
     if shared > 1:
@@ -213,14 +214,14 @@ def _placement(config: ModelConfig, settings: Settings, cores: CpuBudget, look: 
     return dataclasses.replace(placement, allow_tf32=tf32, memory_limit=settings.gpu_mem_limit)
 
 
-def _replay(session: Session, contract: Contract) -> str:
+def _replay(session: Runnable, contract: Contract) -> str:
     """Run the contract's samples on the provider that will serve. Raises ContractError when an answer is off."""
     outputs = _run_named(session, contract)
     difference = contract.check(outputs)
     return f"contract of {contract.samples.rows} rows holds, largest difference {difference.largest:.2g}"
 
 
-def _run_named(session: Session, contract: Contract) -> dict[str, NDArray[Any]]:
+def _run_named(session: Runnable, contract: Contract) -> dict[str, NDArray[Any]]:
     given = contract.input_arrays()
     places = tuple(range(len(session.signature.outputs)))
     try:
@@ -254,7 +255,7 @@ def _settled(
 
 
 def _probed(
-    signature: ModelSignature, session: Session, samples: Sequence[NDArray[Any]] | None, wanted: int, half: bool
+    signature: ModelSignature, session: Runnable, samples: Sequence[NDArray[Any]] | None, wanted: int, half: bool
 ) -> tuple[Invariance, str]:
     if wanted == 0:
         return Invariance.NONE, "max_batch_size = 0 in the model's options"

@@ -1,4 +1,4 @@
-"""The sessions of one model version: one on the processor, or one for each instance on each device; and how many.
+"""The sessions of one model version: one that all instances share, or one for each instance on each device.
 
 The first is opened to find out what the network is; the others, and what only those who serve need, come when that is
 known.
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from forwardpass.errors import ConfigError
 from forwardpass.execution.cpu_budget import CpuBudget
-from forwardpass.execution.cuda.session import CudaSession, open_network
-from forwardpass.execution.ort_session import OrtSession, Session
 from forwardpass.execution.placement import Placement
+from forwardpass.execution.providers import OpenSession, open_session
+from forwardpass.execution.session import Runnable, Session
 from forwardpass.model.example_inputs import example
 from forwardpass.model.options import ModelConfig
 from forwardpass.model.signature import ModelSignature
@@ -27,23 +27,27 @@ from forwardpass.settings import Settings
 LARGE_RUN = 4e-3  # seconds of a full batch, from which on a model gets an instance for each core
 INLINE, INLINE_ON_ONE_CORE = 0.5e-3, 2e-3  # seconds of a run that whoever received its requests makes
 
-Opened = OrtSession | CudaSession
-Open = Callable[[Path, Placement, str, str], Opened]  # as open_network
-
 
 class SessionPool:
     """Entered while a model is loaded: if that fails, what was opened on devices is closed."""
 
     def __init__(
-        self, path: Path, placement: Placement, config: ModelConfig, name: str, opens: Open = open_network
+        self,
+        path: Path,
+        placement: Placement,
+        config: ModelConfig,
+        name: str,
+        opens: OpenSession = open_session,
+        opening: Callable[[Any], None] = lambda _: None,
     ) -> None:
-        """Open the first. `name`: of the threads. Raises ModelError."""
+        """Open the first. `name`: of the threads; `opening`: see OpenSession. Raises ModelError."""
         self._path = path
         self._placement = placement
         self._config = config
         self._name = name
         self._opens = opens
-        self._all: list[Opened] = []
+        self._opening = opening
+        self._all: list[Session] = []
         self._open(placement.on(placement.device) if placement.devices else placement)
 
     def __enter__(self) -> SessionPool:
@@ -51,24 +55,21 @@ class SessionPool:
 
     def __exit__(self, kind: Any, *_: object) -> None:
         if kind is not None:
-            for session in self._on_devices():
+            for session in self._all:
                 session.close()
 
     def _open(self, where: Placement) -> None:
         name = f"{self._name}#{len(self._all)}"
-        self._all.append(self._opens(self._path, where, self._config.graph_optimizations, name))
-
-    def _on_devices(self) -> list[CudaSession]:
-        return [session for session in self._all if isinstance(session, CudaSession)]
+        self._all.append(self._opens(self._path, where, self._config.graph_optimizations, name, self._opening))
 
     @property
-    def first(self) -> Session:
+    def first(self) -> Runnable:
         return self._all[0]
 
     @property
-    def serving(self) -> Session | Sequence[CudaSession]:
+    def serving(self) -> Sequence[Session]:
         """What a worker takes."""
-        return self._on_devices() or self._all[0]
+        return self._all
 
     def prepare(
         self,
@@ -82,8 +83,8 @@ class SessionPool:
     ) -> str:
         """On devices, open `each` session on each, with what batches of up to `rows` rows need; how they will be run.
 
-        `samples`: real rows per input, if known. `half`: see CudaSession. On the processor there is nothing to do, nor
-        to say. Raises ModelError or DeviceLost, and what `check_stop` raises, which is called before each session.
+        `samples`: real rows per input, if known. `half`: see Session.prepare. Raises ModelError or DeviceLost, and what
+        `check_stop` raises, which is called before each session.
         """
         devices = self._placement.devices
         for place in range(1, each * len(devices)):
@@ -92,7 +93,7 @@ class SessionPool:
         rng = np.random.default_rng(0)
         rows_of = samples or [example(tensor, ROWS, rng) for tensor in signature.inputs if signature.batchable]
         said: dict[str, None] = {}
-        for session in self._on_devices():
+        for session in self._all:
             if signature.batchable:
                 check_stop()
                 session.prepare(rows, pads, rows_of, half)

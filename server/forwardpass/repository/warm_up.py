@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from forwardpass.batching.run_time_model import RunTimeModel
 from forwardpass.errors import ConfigError, ModelError, RequestError
-from forwardpass.execution.ort_session import Session
+from forwardpass.execution.session import Runnable
 from forwardpass.execution.stacking import stack
 from forwardpass.inference.tensor_contents import ELEMENT_LIMIT
 from forwardpass.model.example_inputs import example
@@ -34,7 +34,7 @@ FOLDER = "warmup"  # in the model's folder: where input files are
 
 def every_size(
     signature: ModelSignature,
-    session: Session,
+    session: Runnable,
     largest: int,
     run_time: RunTimeModel,
     samples: Sequence[NDArray[Any]] | None,
@@ -72,7 +72,7 @@ def every_size(
     return least if least < math.inf else 0.0
 
 
-def as_told(signature: ModelSignature, session: Session, config: ModelConfig, model_folder: Path) -> None:
+def as_told(signature: ModelSignature, session: Runnable, config: ModelConfig, model_folder: Path) -> None:
     """The requests that the model's options ask for. Raises ConfigError, or ModelError where one of them fails."""
     for request in config.warm_up:
         what = f"{config.where('warm_up')}: request '{request.name}'"

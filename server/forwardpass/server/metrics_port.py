@@ -9,7 +9,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, start_http_server
 
 from forwardpass.batching.admission import Admission
-from forwardpass.execution.placement import driver
+from forwardpass.execution.cuda.detect import driver
 from forwardpass.observability.gpu import GpuReader
 from forwardpass.observability.model_metrics import Exporter, ModelMetrics
 from forwardpass.repository.repository import Repository

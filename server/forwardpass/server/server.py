@@ -32,7 +32,7 @@ from forwardpass.batching.admission import Admission
 from forwardpass.errors import RequestError, SettingsError
 from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.execution.ort_session import share_threads
-from forwardpass.execution.placement import place
+from forwardpass.execution.providers import place
 from forwardpass.inference.intake import Intake
 from forwardpass.inference.shared_memory import SharedMemoryRegions, SharedMemoryService
 from forwardpass.observability.model_metrics import ModelMetrics

@@ -36,7 +36,7 @@ class Bench:
         self.worker = Worker(
             "m",
             "1",
-            self.session,
+            [self.session],
             self.session.signature,
             WorkerOptions(QueueLimits(**limits), inline_run_limit=inline, **options),
             RunTimeModel(),

@@ -156,7 +156,7 @@ def test_a_lone_request_frees_its_instance_as_a_batch_does(bench: Callable[..., 
     x = np.zeros((1, 1), np.float32)
     held, late, last = b.request(x + np.float32(LONG)), b.request(x, wait=0.0), b.request(x)
     assert b.admission.admit(3, held.nbytes + late.nbytes + last.nbytes) is None
-    runs = threading.Thread(target=b.worker.alone, args=(held, time.monotonic()))
+    runs = threading.Thread(target=b.worker.try_run_now, args=(held, time.monotonic()))
     runs.start()
     wait_until(lambda: bool(b.worker._running))
     b.worker.submit([late, last], time.monotonic())

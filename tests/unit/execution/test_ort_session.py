@@ -15,7 +15,7 @@ from tests.unit.made import session
 from forwardpass import protocol
 from forwardpass.errors import InvalidRequest, ModelError, RunFailed, TooLarge
 from forwardpass.execution.ort_session import OrtSession, new_run_options, translate
-from forwardpass.execution.placement import place
+from forwardpass.execution.providers import place
 
 
 @pytest.mark.parametrize("name", models.ELEMENTS)

@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 
 from forwardpass.errors import SettingsError
-from forwardpass.execution import placement
+from forwardpass.execution.cuda import detect
+from forwardpass.execution.cuda.detect import detect_cuda
 from forwardpass.execution.cuda.driver import CudaError
-from forwardpass.execution.placement import CPU, CUDA, CudaDevices, detect_cuda, place
+from forwardpass.execution.placement import CPU, CUDA, Devices
+from forwardpass.execution.providers import place
 
-NONE = CudaDevices(0, "nobody brought one")
-TWO = CudaDevices(2)
+NONE = Devices(0, "nobody brought one")
+TWO = Devices(2)
 
 
-def looked(machine: CudaDevices) -> Any:
+def looked(machine: Devices) -> Any:
     return lambda: machine
 
 
@@ -26,14 +28,14 @@ def looked(machine: CudaDevices) -> Any:
         ("cpu", TWO, "cpu", "so I say"),
         ("cpu", NONE, "cpu", "so I say"),
         ("auto", NONE, "cpu", "auto: cpu, because nobody brought one; so I say"),
-        ("auto", CudaDevices(1), "cuda:0", "auto: cuda:0, because 1 CUDA device is there; so I say"),
+        ("auto", Devices(1), "cuda:0", "auto: cuda:0, because 1 CUDA device is there; so I say"),
         ("auto", TWO, "cuda:0", "auto: cuda:0, because 2 CUDA devices are there; so I say"),
         ("cuda", TWO, "cuda:0", "so I say"),
         ("cuda:1", TWO, "cuda:1", "so I say"),
         ("cuda:1,0", TWO, "cuda:0,1", "so I say"),
     ],
 )
-def test_what_was_asked_for_or_chosen(wanted: str, machine: CudaDevices, label: str, why: str) -> None:
+def test_what_was_asked_for_or_chosen(wanted: str, machine: Devices, label: str, why: str) -> None:
     found = place(wanted, 3, "so I say", look=looked(machine))
     assert (found.label, found.threads, found.why) == (label, 3, why)
     assert found.provider == (CPU if label == "cpu" else CUDA)
@@ -45,12 +47,12 @@ def test_what_was_asked_for_or_chosen(wanted: str, machine: CudaDevices, label: 
     [
         ("cuda", NONE, "provider: cuda cannot be had: nobody brought one"),
         ("cuda:0,1", NONE, "provider: cuda:0,1 cannot be had: nobody brought one"),
-        ("cuda:1", CudaDevices(1), "provider: cuda:1 cannot be had: there is no device 1; 1 CUDA device is there"),
+        ("cuda:1", Devices(1), "provider: cuda:1 cannot be had: there is no device 1; 1 CUDA device is there"),
         ("cuda:0,2", TWO, "provider: cuda:0,2 cannot be had: there is no device 2; 2 CUDA devices are there"),
         ("cuda:0,0", TWO, "provider: expected each device once, got 'cuda:0,0'"),
     ],
 )
-def test_cuda_that_cannot_be_had_is_an_error(wanted: str, machine: CudaDevices, text: str) -> None:
+def test_cuda_that_cannot_be_had_is_an_error(wanted: str, machine: Devices, text: str) -> None:
     with pytest.raises(SettingsError) as caught:
         place(wanted, 1, "", look=looked(machine))
     assert text in str(caught.value)
@@ -78,21 +80,21 @@ def runtime(monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
     found = SimpleNamespace(
         __version__="1.31.1", cuda_version="13.0", get_available_providers=lambda: [CUDA, CPU], **more
     )
-    monkeypatch.setattr(placement, "ort", found)
-    placement.driver.cache_clear()
+    monkeypatch.setattr(detect, "ort", found)
+    detect.driver.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def _nothing_remembered() -> Any:
     yield
-    placement.driver.cache_clear()
+    detect.driver.cache_clear()
 
 
 def test_an_onnxruntime_without_cuda_says_which_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     found = SimpleNamespace(__version__="1.32.0", get_available_providers=lambda: ["AzureExecutionProvider", CPU])
-    monkeypatch.setattr(placement, "ort", found)
+    monkeypatch.setattr(detect, "ort", found)
     machine = detect_cuda()
-    assert machine.devices == 0
+    assert machine.count == 0
     assert "onnxruntime (1.32.0) was built without CUDA" in machine.missing
     assert "install forwardpass[gpu] in place of forwardpass[cpu]" in machine.missing
 
@@ -106,8 +108,8 @@ def loads(monkeypatch: pytest.MonkeyPatch, missing: str, devices: Any) -> list[s
         if name == missing:
             raise OSError(f"{name}: cannot open shared object file: No such file or directory")
 
-    monkeypatch.setattr(placement.ctypes, "CDLL", load)
-    monkeypatch.setattr(placement, "Cudart", lambda _: SimpleNamespace(devices=devices))
+    monkeypatch.setattr(detect.ctypes, "CDLL", load)
+    monkeypatch.setattr(detect, "Cudart", lambda _: SimpleNamespace(devices=devices))
     return tried
 
 
@@ -139,14 +141,14 @@ def test_what_the_driver_says_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> N
         )
 
     tried = loads(monkeypatch, "", devices)
-    assert detect_cuda() == CudaDevices(
+    assert detect_cuda() == Devices(
         0, "CUDA says: CUDA driver version is insufficient for CUDA runtime version (cudaErrorInsufficientDriver)"
     )
     assert tried[0] == "libcuda.so.1" and "libcublas.so.13" in tried
 
 
-@pytest.mark.parametrize(("count", "machine"), [(3, CudaDevices(3)), (0, CudaDevices(0, "CUDA counts no devices"))])
-def test_devices_are_counted(monkeypatch: pytest.MonkeyPatch, count: int, machine: CudaDevices) -> None:
+@pytest.mark.parametrize(("count", "machine"), [(3, Devices(3)), (0, Devices(0, "CUDA counts no devices"))])
+def test_devices_are_counted(monkeypatch: pytest.MonkeyPatch, count: int, machine: Devices) -> None:
     runtime(monkeypatch, preload_dlls=lambda: None)
     loads(monkeypatch, "", lambda: count)
     assert detect_cuda() == machine

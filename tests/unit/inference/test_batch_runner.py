@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -178,7 +179,7 @@ def test_what_is_remembered_of_answers_is_bounded_and_right() -> None:
     # Widths that change from answer to answer, as with a network whose shapes depend on its data.
     found = signature(outputs=[tensor("y", "FP32", -1, -1)])
     request = request_for(Target(found, "m", "3"), [np.ones((2, 2), np.float32)])
-    runner = BatchRunner(None, found, 64, True)  # type: ignore[arg-type]  # nothing is run
+    runner = BatchRunner(SimpleNamespace(own_thread=False), found, 64, True)  # type: ignore[arg-type]  # nothing is run
     for width in [*range(100), *range(100)]:
         y = np.random.default_rng(width).standard_normal((2, width)).astype(np.float32)
         assert runner.scatter([request], [y], (0,)) == [expected(found, (0,), [y])]

@@ -33,7 +33,7 @@ from forwardpass.errors import (
 from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.execution.cuda.session import CudaSession
 from forwardpass.execution.ort_session import OrtSession
-from forwardpass.execution.placement import CudaDevices, Placement
+from forwardpass.execution.placement import Devices, Placement
 from forwardpass.inference import batch_runner
 from forwardpass.inference.request import AnyRequest
 from forwardpass.model.options import ModelConfig
@@ -53,7 +53,9 @@ class Machinery:
         self.loaded: list[LoadedModel] = []
         self.lost: list[str] = []
 
-    def _opens(self, path: Path, where: Placement, optimizations: str, name: str) -> OrtSession | CudaSession:
+    def _opens(
+        self, path: Path, where: Placement, optimizations: str, name: str, _opening: Any
+    ) -> OrtSession | CudaSession:
         if not where.devices:
             return OrtSession(path, where, optimizations)
         self.sessions.append(
@@ -67,7 +69,7 @@ class Machinery:
         self.loaded.append(
             load(
                 "m", "1", folder, ModelConfig(**options), told, CpuBudget(4, "for a test"), Admission(1000, 1 << 24),
-                lost=self.lost.append, opens=self._opens, look=lambda: CudaDevices(self.driver.count),
+                lost=self.lost.append, opens=self._opens, look=lambda: Devices(self.driver.count),
             )
         )  # fmt: skip
         self.runtime.ways.clear()
@@ -203,7 +205,7 @@ def test_a_contract_is_held_against_the_graphs(machine: Machinery, digits_reposi
     def load_digits() -> LoadedModel:
         return load(
             "digits", "1", folder, ModelConfig(), Settings(repository=digits_repository, provider="cuda"),
-            CpuBudget(1, ""), Admission(10, 1 << 20), opens=machine._opens, look=lambda: CudaDevices(1),
+            CpuBudget(1, ""), Admission(10, 1 << 20), opens=machine._opens, look=lambda: Devices(1),
         )  # fmt: skip
 
     found = load_digits()

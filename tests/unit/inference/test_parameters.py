@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -347,7 +348,7 @@ def test_a_request_that_cannot_be_answered_as_it_wishes_does_not_hurt_its_neighb
     requests = [made.request_for(target, [A]) for _ in range(3)]
     requests[1].template.response_options = ResponseOptions((OutputOptions(window=window),))
     failures: list[RequestError] = []
-    runner = BatchRunner(None, found, 64, True)  # type: ignore[arg-type]  # nothing is run here
+    runner = BatchRunner(SimpleNamespace(own_thread=False), found, 64, True)  # type: ignore[arg-type]  # nothing is run here
     first, second, third = runner.scatter(requests, [np.concatenate([A, 2 * A, 3 * A])], (0,), failures)
     assert isinstance(second, InvalidRequest) and failures == [second]
     assert isinstance(first, bytes) and isinstance(third, bytes)

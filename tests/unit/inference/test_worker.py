@@ -107,7 +107,7 @@ def test_nobody_runs_beside_a_lone_request(bench: Callable[..., Bench]) -> None:
     b = bench(models.hold(), inline=10.0)
     held, other = b.request(np.array([[LONG]], np.float32)), b.request(np.zeros((1, 1), np.float32))
     assert b.admission.admit(2, held.nbytes + other.nbytes) is None
-    runs = threading.Thread(target=b.worker.alone, args=(held, time.monotonic()))
+    runs = threading.Thread(target=b.worker.try_run_now, args=(held, time.monotonic()))
     runs.start()
     wait_until(lambda: bool(b.worker._running))
     b.worker.submit([other], time.monotonic())
@@ -135,7 +135,7 @@ def test_what_a_door_leaves_behind_is_run_before_the_end(bench: Callable[..., Be
     b = bench(models.hold(), inline=10.0)
     held, left = b.request(np.array([[LONG]], np.float32)), b.request(np.zeros((1, 1), np.float32))
     assert b.admission.admit(2, held.nbytes + left.nbytes) is None
-    runs = threading.Thread(target=b.worker.alone, args=(held, time.monotonic()))
+    runs = threading.Thread(target=b.worker.try_run_now, args=(held, time.monotonic()))
     runs.start()
     wait_until(lambda: bool(b.worker._running))
     b.worker.submit([left], time.monotonic())  # and no step: that door is going as well

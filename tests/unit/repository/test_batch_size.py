@@ -14,7 +14,8 @@ import pytest
 from onnx import TensorProto, helper
 from tests.unit.made import session
 
-from forwardpass.execution.placement import Placement, place
+from forwardpass.execution.placement import Placement
+from forwardpass.execution.providers import place
 from forwardpass.repository import batch_size
 from forwardpass.repository.batch_size import BUDGET, clock_of, measure
 from forwardpass.repository.knee import LONGEST_RUN, SIZES

@@ -16,6 +16,7 @@ from forwardpass.errors import DeviceLost, ModelError, RequestError
 from forwardpass.execution.cuda.buffers import PinnedBuffers
 from forwardpass.execution.cuda.driver import OUT_OF_MEMORY, CudaError, Driver
 from forwardpass.execution.onnx_runtime import ort
+from forwardpass.execution.ort_private import run_bound_of
 from forwardpass.execution.ort_session import BF16_ONNX, OrtSession, new_run_options, reason, session_options, translate
 from forwardpass.execution.placement import CUDA, Placement
 from forwardpass.model.signature import TensorSpec
@@ -91,10 +92,7 @@ class CudaNetwork:
             raise ModelError(f"{self._path.name} cannot be opened on {where}: {reason(error)}") from None
         session = OrtSession(self._path, placement, opened=opened)
         self._opened = opened
-        # As in Session: what InferenceSession does on top of the call beneath it costs a part of a short run.
-        beneath = getattr(opened, "_sess", None)
-        self._call = opened.run_with_iobinding if beneath is None else beneath.run_with_iobinding
-        self._direct = beneath is not None
+        self._call, self._argument = run_bound_of(opened)
         return session
 
     # -- before it serves ---------------------------------------------------------------------------------------------
@@ -139,7 +137,7 @@ class CudaNetwork:
             binding.bind_input(tensor.name, "cuda", device, _element(tensor), (rows, *tensor.shape[1:]), address)
         for tensor, address in zip(signature.outputs, self.staging.outputs.addresses(), strict=True):
             binding.bind_output(tensor.name, "cuda", device, _element(tensor), (rows, *tensor.shape[1:]), address)
-        return binding._iobinding if self._direct else binding
+        return self._argument(binding)
 
     # -- batches ------------------------------------------------------------------------------------------------------
 

@@ -18,12 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass.errors import DeviceLost, ForwardpassError, ModelError
-from forwardpass.execution import placement
-from forwardpass.execution.cuda import graph_sizes
+from forwardpass.execution.cuda import detect, graph_sizes
 from forwardpass.execution.cuda.device_thread import DeviceThread, LongTask
 from forwardpass.execution.cuda.driver import CudaError, Driver
 from forwardpass.execution.cuda.network import CudaNetwork, Opener, open_with_onnx_runtime
-from forwardpass.execution.ort_session import OrtSession, reason
+from forwardpass.execution.ort_session import reason
 from forwardpass.execution.placement import Placement
 from forwardpass.model.signature import ModelSignature
 from forwardpass.observability.gpu import GpuBatchRecord, RunKind
@@ -36,7 +35,7 @@ Arrays = Sequence[NDArray[Any]]
 
 
 class CudaSession:
-    """A Network on `placement.device`. `run` may be called by any thread; all work is done by the session's own.
+    """A Session on `placement.device`. `run` may be called by any thread; all work is done by the session's own.
 
     - Until `prepare`, every run is a plain one: ONNX Runtime copies in and out itself.
     - Rows beyond a batch in a larger graph are what earlier batches left there, or zeros; they reach no answer.
@@ -69,7 +68,7 @@ class CudaSession:
         self._outputs: list[NDArray[Any]] = []
         self._given: list[NDArray[Any]] | None = None
         self._batches = 0
-        driver = placement.driver() if driver is None else driver
+        driver = detect.driver() if driver is None else driver
         self._thread = DeviceThread(name)
         try:
             self._network = self._thread.call(partial(CudaNetwork, path, where, optimizations, driver, opener))
@@ -224,6 +223,14 @@ class CudaSession:
 
     # -- serving and the end ------------------------------------------------------------------------------------------
 
+    own_thread = True
+
+    def bound(self, given: NDArray[Any], place: int, found: NDArray[Any]) -> None:  # noqa: ARG002
+        return None  # every run goes through the buffers
+
+    def report_to(self, ran: Callable[[GpuBatchRecord], None]) -> None:
+        self.ran = ran
+
     def long_task(self, job: Callable[[], object]) -> LongTask:
         """`job` to be started on the session's thread. Runs that other threads ask for wait until it is over."""
         return self._thread.long_task(job)
@@ -233,22 +240,6 @@ class CudaSession:
         self._inputs, self._outputs, self._given, self._rows = [], [], None, 0
         self._end()
         return self._thread.join(seconds)
-
-
-def open_network(
-    path: Path,
-    where: Placement,
-    optimizations: str = "all",
-    name: str = "cuda",
-    opening: Callable[[Any], None] = lambda _: None,
-) -> OrtSession | CudaSession:
-    """The network in `path`, on the processor or on the one device of `where`. Raises ModelError.
-
-    `opening`: see Session; not called for a device.
-    """
-    if where.devices:
-        return CudaSession(path, where.on(where.device), optimizations, name=name)
-    return OrtSession(path, where, optimizations, opening=opening)
 
 
 def _nobody(_: GpuBatchRecord) -> None:

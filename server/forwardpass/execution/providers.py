@@ -1,0 +1,156 @@
+"""The execution providers there are, a row for each: how it is found, asked for and opened.
+
+Nothing falls back by itself: a provider that was asked for and cannot be had is an error that names what is missing.
+Only `auto` chooses, and says why. A new provider is a row here, and a session of its own if ONNX Runtime's does not do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from forwardpass.errors import SettingsError
+from forwardpass.execution.cuda.detect import detect_cuda
+from forwardpass.execution.cuda.session import CudaSession
+from forwardpass.execution.openvino_session import OpenVinoSession, detect_openvino
+from forwardpass.execution.ort_session import OrtSession
+from forwardpass.execution.placement import CPU, CUDA, OPENVINO, Devices, Placement
+from forwardpass.execution.session import Session
+
+
+class OpenSession(Protocol):
+    """Opens the network in `path` where `placement` says, on its first device if it has any. Raises ModelError.
+
+    `optimizations`: what may be done to the graph: basic, extended or all. `name`: of a thread, if it gets one.
+    `opening` is called with ONNX Runtime's session options before the network is opened, for whatever may cancel that.
+    """
+
+    def __call__(
+        self,
+        path: Path,
+        placement: Placement,
+        optimizations: str = "all",
+        name: str = "session",
+        opening: Callable[[Any], None] = lambda _: None,
+    ) -> Session: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """One execution provider."""
+
+    name: str  # as --provider has it
+    ort_name: str  # as ONNX Runtime has it
+    open: OpenSession
+    detect: Callable[[], Devices] | None = None  # what of it is here; None: it always is
+    numbered: bool = False  # it has devices with numbers, NAME:N or NAME:N,M
+
+
+def _open_on_cpu(
+    path: Path,
+    placement: Placement,
+    optimizations: str = "all",
+    name: str = "session",  # noqa: ARG001
+    opening: Callable[[Any], None] = lambda _: None,
+) -> Session:
+    return OrtSession(path, placement, optimizations, opening=opening)
+
+
+def _open_on_cuda(
+    path: Path,
+    placement: Placement,
+    optimizations: str = "all",
+    name: str = "session",
+    opening: Callable[[Any], None] = lambda _: None,  # noqa: ARG001
+) -> Session:
+    return CudaSession(path, placement.on(placement.device), optimizations, name=name)
+
+
+def _open_on_openvino(
+    path: Path,
+    placement: Placement,
+    optimizations: str = "all",
+    name: str = "session",  # noqa: ARG001
+    opening: Callable[[Any], None] = lambda _: None,
+) -> Session:
+    return OpenVinoSession(path, placement, optimizations, opening=opening)
+
+
+PROVIDERS = (
+    Provider("cpu", CPU, _open_on_cpu),
+    Provider("cuda", CUDA, _open_on_cuda, detect_cuda, numbered=True),
+    Provider("openvino", OPENVINO, _open_on_openvino, detect_openvino),
+)
+_BY_NAME = {provider.name: provider for provider in PROVIDERS}
+_BY_ORT_NAME = {provider.ort_name: provider for provider in PROVIDERS}
+EXPECTED = "auto, cpu, cuda, cuda:N, cuda:N,M or openvino"
+
+
+def open_session(
+    path: Path,
+    placement: Placement,
+    optimizations: str = "all",
+    name: str = "session",
+    opening: Callable[[Any], None] = lambda _: None,
+) -> Session:
+    """As OpenSession, by the provider of `placement`."""
+    return _BY_ORT_NAME[placement.provider].open(path, placement, optimizations, name, opening)
+
+
+def place(
+    wanted: str, threads: int, why: str, shared: bool = False, look: Callable[[], Devices] | None = None
+) -> Placement:
+    """The placement for `wanted`: EXPECTED. Raises SettingsError for what is not to be had, naming what is missing.
+
+    `look`: finds out which CUDA devices there are; None for this machine.
+    """
+    name, colon, numbers = wanted.partition(":")
+    provider = _BY_NAME.get("cuda" if name == "auto" else name)
+    if provider is None or (colon and (name == "auto" or not provider.numbered)):
+        raise SettingsError(f"provider: expected {EXPECTED}, got {wanted!r}")
+    if provider.detect is None:
+        return Placement(provider.ort_name, 0, threads, why, shared)
+    devices = _numbers(numbers, wanted) if colon else (0,)
+    there = (look if look is not None and provider.numbered else provider.detect)()
+    if name == "auto":
+        if not there.count:
+            return Placement(CPU, 0, threads, f"auto: cpu, because {there.missing}; {why}", shared)
+        why = f"auto: cuda:0, because {_count(there.count)} there; {why}"
+    elif not there.count:
+        raise SettingsError(f"provider: {wanted} cannot be had: {there.missing}")
+    if not provider.numbered:
+        return Placement(provider.ort_name, 0, threads, why, shared)
+    if devices[-1] >= there.count:
+        raise SettingsError(
+            f"provider: {wanted} cannot be had: there is no device {devices[-1]}; {_count(there.count)} there, "
+            "counted from 0"
+        )
+    return Placement(provider.ort_name, devices[0], threads, why, shared, devices)
+
+
+def available() -> list[str]:
+    """What --provider may be on this machine, each device by itself; the processor first."""
+    found: list[str] = []
+    for provider in PROVIDERS:
+        if provider.detect is None:
+            found.append(provider.name)
+        else:
+            count = provider.detect().count
+            found += [f"{provider.name}:{n}" for n in range(count)] if provider.numbered else [provider.name] * count
+    return found
+
+
+def _numbers(text: str, wanted: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdecimal() for part in parts):
+        raise SettingsError(f"provider: expected {EXPECTED}, got {wanted!r}")
+    numbers = sorted({int(part) for part in parts})
+    if len(numbers) != len(parts):
+        raise SettingsError(f"provider: expected each device once, got {wanted!r}")
+    return tuple(numbers)
+
+
+def _count(devices: int) -> str:
+    return "1 CUDA device is" if devices == 1 else f"{devices} CUDA devices are"
