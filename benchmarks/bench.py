@@ -56,7 +56,7 @@ SERVERS: dict[str, Starter] = {
     "mnist": _serve("mnist"),
     "big": _serve("big"),
     "tls": _serve_tls,
-    "grpcio-door": _serve("digits", "--transport", "grpcio"),
+    "grpcio-transport": _serve("digits", "--transport", "grpcio"),
 }
 # The echoes, with the bytes of a message that each sends back at most.
 ECHOES = {"aio-echo": 1 << 14, "native-echo": 1 << 14, "direct-echo": 1024}
@@ -85,7 +85,7 @@ SCENARIOS = (
     *(Scenario("tls", mix, NARROW) for mix in (REAL, IDENTICAL)),
     *(Scenario("mnist", m, NARROW, repository="mnist", models=("mnist",)) for m in (REAL, TYPED, IDENTICAL)),
     Scenario("big", REAL, HEAVY, repository="big", models=("big",)),
-    *(Scenario("grpcio-door", mix, NARROW) for mix in (REAL, IDENTICAL)),
+    *(Scenario("grpcio-transport", mix, NARROW) for mix in (REAL, IDENTICAL)),
     *(Scenario("aio-echo", IDENTICAL, load) for load in (NARROW, WIDE, ONE)),
     Scenario("aio-echo", REAL, NARROW),
     Scenario("native-echo", IDENTICAL, NARROW),

@@ -32,12 +32,12 @@ TITLES = {
     "tls": "digits, 1 row, TLS",
     "mnist": "mnist, 1 row",
     "big": "1024-4096-4096-1000, 1 row",
-    "grpcio-door": "digits, 1 row, `--transport grpcio`",
+    "grpcio-transport": "digits, 1 row, `--transport grpcio`",
     "aio-echo": "grpcio aio, echo, no model",
     "native-echo": "pygrpc-native (HTTP/2 in Rust), echo, no model",
-    "direct-echo": "direct door, echo, no model",
-    "direct-echo-16-rows": "direct door, echo of 16 rows of digits",
-    "direct-echo-mnist": "direct door, echo of a row of mnist",
+    "direct-echo": "direct transport, echo, no model",
+    "direct-echo-16-rows": "direct transport, echo of 16 rows of digits",
+    "direct-echo-mnist": "direct transport, echo of a row of mnist",
 }
 MIXES = {
     "real": "rows, id, deadline, traceparent; as Go and Node send them",

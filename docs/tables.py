@@ -11,10 +11,10 @@ from pathlib import Path
 
 from forwardpass import settings
 from forwardpass.model import options
-from forwardpass.observability import model_metrics
+from forwardpass.observability import catalogue
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-TABLES = {"settings": settings.table, "model options": options.table, "metrics": model_metrics.table}
+TABLES = {"settings": settings.table, "model options": options.table, "metrics": catalogue.table}
 BLOCK = re.compile(r"(<!-- table: (?P<name>[a-z ]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 

@@ -34,7 +34,7 @@
 Which step raises what: `auth` Unauthenticated, PermissionDenied; `wire` and `wishes` InvalidRequest, TooLarge;
 `shared_memory` UnknownRegion, AlreadyExists; `admission` Overloaded, Draining; `batch_queue`
 DeadlineExceeded, Cancelled; `worker` RunFailed, TooLarge (out of memory), DeviceLost; `repository` UnknownModel,
-ModelLoading, ModelUnusable. A door turns a RequestError into a gRPC status in one place: `status_of`.
+ModelLoading, ModelUnusable. Transports turn a RequestError into a gRPC status in one place: `status_of`.
 """
 
 from __future__ import annotations

@@ -91,9 +91,10 @@ class Settings(BaseModel):
     )
     provider: str = Field(
         "auto",
-        description="Where networks run: auto, cpu, cuda, cuda:N or, on several devices, cuda:N,M. A model's own "
-        "option comes before it. auto takes the first CUDA device where there is one that works, and says why; CUDA "
-        "that was asked for and cannot be had is an error.",
+        description="Where networks run: auto, cpu, cuda, cuda:N or, on several devices, cuda:N,M; openvino, where "
+        "onnxruntime-openvino is installed in place of onnxruntime. A model's own option comes before it. auto takes "
+        "the first CUDA device where there is one that works, and says why; CUDA that was asked for and cannot be had "
+        "is an error.",
     )
     allow_tf32: bool = Field(
         False,

@@ -57,7 +57,7 @@ def perf_analyzer() -> Tool:
 
 @pytest.fixture(scope="module", params=["direct", "grpcio"])
 def served(request: pytest.FixtureRequest, digits_repository: Path) -> Iterator[ServerProcess]:
-    """A server of `digits` with reflection, once behind each door."""
+    """A server of `digits` with reflection, once behind each transport."""
     with ServerProcess(digits_repository, "--transport", request.param, "--reflection") as server:
         yield server
         assert server.stop() == 0, server.tail()

@@ -1,6 +1,6 @@
 """Clients of five gRPC libraries that ask nobody's health lose no call while two servers are stopped by turns.
 
-Behind the direct door. grpcio's own server cancels what reaches it between its GOAWAY and the client's reading of it.
+Behind the direct transport. grpcio's own server cancels what reaches it before clients have read its GOAWAY.
 """
 
 from __future__ import annotations

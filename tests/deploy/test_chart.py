@@ -85,7 +85,7 @@ REFUSED: dict[str, tuple[Values, str]] = {
         {"models": {"source": "download", "download": {"url": "https://x/y"}}},
         "needs models.download.url and models.download.sha256",
     ),
-    "a download behind a closed door": ({"models": DOWNLOAD}, "needs a rule in networkPolicy.extraEgress"),
+    "a download behind a closed transport": ({"models": DOWNLOAD}, "needs a rule in networkPolicy.extraEgress"),
     "keda without Prometheus": ({"autoscaling": {"kind": "keda"}}, "needs autoscaling.prometheus"),
     "more than the most": ({"autoscaling": {"minReplicas": 5, "maxReplicas": 4}}, "minReplicas 5 is more than"),
     "clients' authority without TLS": ({"tls": {"clientCA": "ca.crt"}}, "tls.clientCA needs tls.secretName"),

@@ -2,7 +2,7 @@
 
     python tests/load/generator.py [--seconds 5] [--rates 10000,20000,...] [--clients]
 
-The server is benchmarks/echo_direct.py (the direct door's transport, no model) on one core; the generator, one process,
+The server is benchmarks/echo_direct.py (the direct transport, no model) on one core; the generator, one process,
 on another. Each rate is an open loop with Poisson arrivals; a rate counts as sustained where all requests were
 answered and the generator does not call itself saturated. With `--clients`, what grpcio's blocking and asyncio clients
 manage against the same server in a closed loop, for comparison. Exit status 0 if 20,000 requests/s were sustained,

@@ -26,9 +26,8 @@ from typing import Any
 
 from forwardpass.errors import ForwardpassError
 from forwardpass.loadtest import measurement, objective_search, request_bodies
-from forwardpass.loadtest.generator.connection import Body, ClientConnection
-from forwardpass.loadtest.generator.headers import request_block
 from forwardpass.loadtest.target import LoadClient, LoadTarget
+from forwardpass.transport.http2.client_connection import ClientConnection, framed, request_fields
 
 try:
     import mlperf_loadgen as loadgen
@@ -47,8 +46,8 @@ class Caller:
     def __init__(self, address: str, connections: int, in_flight: int) -> None:
         host, _, port = address.rpartition(":")
         self._connections = [ClientConnection(host, int(port)) for _ in range(connections)]
-        self._block = request_block(request_bodies.PATH, address, None)
-        self._queue: deque[tuple[Any, Body]] = deque()
+        self._fields = request_fields(request_bodies.PATH, address)
+        self._queue: deque[tuple[Any, bytes]] = deque()
         self._limit = in_flight
         self._wake = os.eventfd(0, os.EFD_NONBLOCK)
         self._asleep = False
@@ -57,7 +56,7 @@ class Caller:
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    def issue(self, calls: list[tuple[Any, Body]]) -> None:
+    def issue(self, calls: list[tuple[Any, bytes]]) -> None:
         self._queue.extend(calls)
         if self._asleep:
             os.eventfd_write(self._wake, 1)
@@ -69,7 +68,7 @@ class Caller:
             connection.close()
 
     def _work(self) -> None:
-        queue, connections, block = self._queue, self._connections, self._block
+        queue, connections, fields = self._queue, self._connections, self._fields
         poll = select.epoll()
         by_file = {connection.socket.fileno(): connection for connection in connections}
         for file in by_file:
@@ -81,7 +80,7 @@ class Caller:
                 ids, body = queue.popleft()
                 turn += 1
                 flying += 1
-                connections[turn % len(connections)].start(ids, block, body)
+                connections[turn % len(connections)].start(ids, fields, body)
             for connection in connections:
                 connection.flush()
             self._asleep = True
@@ -124,7 +123,7 @@ def settings(args: argparse.Namespace, qps: float) -> Any:
     return found
 
 
-def run(args: argparse.Namespace, qps: float, one: list[Body], many: list[Body]) -> dict[str, str]:
+def run(args: argparse.Namespace, qps: float, one: list[bytes], many: list[bytes]) -> dict[str, str]:
     """One scenario; what LoadGen's summary says, by its own words."""
     args.out.mkdir(parents=True, exist_ok=True)
     offline = args.scenario == "Offline"
@@ -199,8 +198,8 @@ def main() -> int:
             print(f"{found}; judged at {qps:,.0f}/s")
         if args.core is not None:
             os.sched_setaffinity(0, {args.core})
-        one = [Body(message) for message in requests.messages]
-        many = [Body(message) for message in batches.messages]
+        one = [framed(message) for message in requests.messages]
+        many = [framed(message) for message in batches.messages]
         said = run(args, qps, one, many)
     except ForwardpassError as error:
         print(f"mlperf_server: {error}", file=sys.stderr)

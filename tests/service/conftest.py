@@ -36,7 +36,7 @@ def serve() -> Iterator[Serve]:
 
 @pytest.fixture(scope="module", params=["direct", "grpcio"])
 def server(request: pytest.FixtureRequest, digits_repository: Path) -> Iterator[ServerProcess]:
-    """A server of `digits`, once behind each door, shared by the tests of one module: leave it as it was."""
+    """A server of `digits`, once behind each transport, shared by the tests of one module: leave it as it was."""
     with ServerProcess(digits_repository, "--transport", request.param) as running:
         yield running
         assert running.stop() == 0, running.tail()

@@ -1,4 +1,4 @@
-"""Client and AsyncClient against real servers, behind each door: answers, conversions, every kind of failure."""
+"""Client and AsyncClient against real servers, behind each transport: answers, conversions, every kind of failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of many threads and of many tasks that share requests, against real servers behind each door."""
+"""Calls of many threads and of many tasks that share requests, against real servers behind each transport."""
 
 from __future__ import annotations
 

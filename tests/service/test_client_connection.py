@@ -73,7 +73,7 @@ def secured(repository: Path, authority: Authority) -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module", params=["direct", "grpcio"])
 def with_tokens(request: pytest.FixtureRequest, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Tokens alone, behind each door."""
+    """Tokens alone, behind each transport."""
     tokens = tmp_path_factory.mktemp("tokens") / "tokens"
     tokens.write_text(f"infer {INFER}\nadmin {ADMIN}\n")
     with ServerProcess(repository, "--transport", request.param, "--tokens", str(tokens)) as server:

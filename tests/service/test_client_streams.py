@@ -1,4 +1,4 @@
-"""Streams of threads and of tasks against real servers behind each door: order, errors, room, and every kind of end."""
+"""Streams of threads and of tasks against real servers behind each transport: order, errors, every kind of end."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from forwardpass.testing.server_process import ServerProcess
 Serve = Callable[..., ServerProcess]
 ROW = np.ones((1, 1), np.float32)
 SERVING, NOT_SERVING = 1, 2
-# The direct door has closed its port by then, so that clients go elsewhere without having asked.
+# The direct transport has closed its port by then, so that clients go elsewhere without having asked.
 REFUSED = {"direct": "Connection refused", "grpcio": "the server is stopping"}
 LONG_RUN = 3_000_000.0  # turns of `hold`: seconds, on any machine
 ENDLESS = 1e15  # turns: a run that goes on until the server ends it

@@ -1,4 +1,4 @@
-"""What a client may get wrong, over a real channel to both doors: the status, its words, and nobody else is harmed.
+"""What a client may get wrong, over a real channel to both transports: the status, its words, and nobody is harmed.
 
 After every case the server says that it serves, nothing is left in its queues, and the next good answer has the bits of
 the one before. A foreign client is imported in the same process, as users do.

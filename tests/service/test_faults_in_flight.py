@@ -1,4 +1,4 @@
-"""What may go wrong with a request once it is accepted: in the queue, in a batch, in the network. Over both doors.
+"""What may go wrong with a request once it is accepted: in the queue, in a batch, in the network. Over both transports.
 
 Runs that last as long as a test likes come from `models.hold`; no clock is compared. After every case the server says
 that it serves, nothing is left in flight, and the next good answer has the bits of the one before.
@@ -56,7 +56,7 @@ def caller(request: pytest.FixtureRequest, repository: Path) -> Iterator[Caller]
     options = ["--transport", request.param, "--inline-run-limit", "0", "--max-batch-size", "64"]
     with ServerProcess(repository, *options) as server:
         made = Caller(server)
-        assert made.send(GOOD) and made.health()  # by either door
+        assert made.send(GOOD) and made.health()  # by either transport
         files, names = open_files(server.pid), thread_names(server.pid)
         yield made
         until(lambda: open_files(server.pid) <= files, f"no more than {files} open files")

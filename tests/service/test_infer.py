@@ -1,4 +1,4 @@
-"""What the server is for, over both doors, called by a foreign client: the answers are ONNX Runtime's, bit for bit."""
+"""What the server is for, over both transports, by a foreign client: answers are ONNX Runtime's, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Load tests of real servers over real sockets: both doors, a server that stalls, one that goes away, one that refuses.
+"""Load tests of real servers on both transports, a server that stalls, one that goes away, one that refuses.
 
 What is asserted is what must hold on any machine, however slow: counts, outcomes, and that a stall of half a second is
 seen in an open loop.
@@ -27,10 +27,9 @@ from caller import Caller, threads, until
 from forwardpass.cli.main import main
 from forwardpass.errors import LoadTestError, Status
 from forwardpass.loadtest import request_bodies
-from forwardpass.loadtest.generator import connection
-from forwardpass.loadtest.generator.headers import request_block
 from forwardpass.loadtest.target import LoadClient, LoadTarget
 from forwardpass.testing.server_process import ServerProcess
+from forwardpass.transport.http2 import client_connection
 
 STALLING = Path(__file__).parents[1] / "load" / "stalling_server.py"
 
@@ -64,14 +63,15 @@ def test_answers_may_go_on_beyond_the_window_that_was_granted_first(
     server: ServerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # In reality 2 GiB: what a long test of a large model receives on a connection.
-    monkeypatch.setattr(connection, "_MAX_WINDOW", 70_000)
+    monkeypatch.setattr(client_connection, "LARGEST_WINDOW", 70_000)
     requests = request_bodies.make(request_bodies.info(server.address, "digits"), "", {100: 1.0}, None, 0)
     host, _, port = server.address.rpartition(":")
-    with contextlib.closing(connection.ClientConnection(host, int(port))) as one:
-        body, block = connection.Body(requests.messages[0]), request_block(request_bodies.PATH, server.address, None)
-        ended: list[connection.Ended] = []
+    with contextlib.closing(client_connection.ClientConnection(host, int(port))) as one:
+        body = client_connection.framed(requests.messages[0])
+        fields = client_connection.request_fields(request_bodies.PATH, server.address)
+        ended: list[client_connection.Ended] = []
         for token in range(60):  # each is answered with 4,000 bytes of tensor
-            one.start(token, block, body)
+            one.start(token, fields, body)
             until = time.monotonic() + 10.0
             while one.in_flight and time.monotonic() < until:
                 one.flush()

@@ -92,7 +92,7 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["direct", "grpcio"])
 def serve(request: pytest.FixtureRequest) -> Iterator[Callable[[Path], ServerProcess]]:
-    """A server with explicit control behind each door."""
+    """A server with explicit control behind each transport."""
     running: list[ServerProcess] = []
 
     def start(repository: Path) -> ServerProcess:

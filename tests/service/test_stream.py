@@ -1,4 +1,4 @@
-"""ModelStreamInfer behind both doors: order, errors in-band, many in flight, and how a stream ends."""
+"""ModelStreamInfer behind both transports: order, errors in-band, many in flight, and how a stream ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TLS and mutual TLS at both doors: who gets in, who does not, and certificates that are replaced while serving."""
+"""TLS and mutual TLS at both transports: who gets in, who does not, certificates replaced while serving."""
 
 from __future__ import annotations
 

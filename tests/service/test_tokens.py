@@ -1,4 +1,4 @@
-"""Bearer tokens behind both doors: roles, refusals, what is exempt, and a file of tokens that changes."""
+"""Bearer tokens behind both transports: roles, refusals, what is exempt, and a file of tokens that changes."""
 
 from __future__ import annotations
 

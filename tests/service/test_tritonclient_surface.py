@@ -1,4 +1,4 @@
-"""Every method of tritonclient's gRPC clients, sync and asyncio, against real servers behind both doors.
+"""Every method of tritonclient's gRPC clients, sync and asyncio, against real servers behind both transports.
 
 Each test says by `@backs` which rows of the table in docs/compatibility.md it stands for; the last tests hold the table
 against the clients and against these tests, so that no row claims what nothing shows.

@@ -1,6 +1,6 @@
 """What may be wrong below the messages: with HTTP/2, with compression, with clients that send or read too little.
 
-Over real sockets, to both doors. After every case the server says that it serves, nothing is left in flight, other
+Over real sockets, to both transports. After every case the server says that it serves, nothing is left in flight, other
 clients were served meanwhile, and the next good answer has the bits of the one before.
 """
 
@@ -40,18 +40,18 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["direct", "grpcio"])
-def door(request: pytest.FixtureRequest) -> str:
+def sink(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def caller(door: str, repository: Path) -> Iterator[Caller]:
-    with ServerProcess(repository, "--transport", door, "--max-message-bytes", "1000000") as server:
+def caller(sink: str, repository: Path) -> Iterator[Caller]:
+    with ServerProcess(repository, "--transport", sink, "--max-message-bytes", "1000000") as server:
         made = Caller(server)
         yield made
         made.close()
         assert server.stop() == 0, server.tail()
-        if door == "direct":  # grpcio logs what it could not send to a client that left
+        if sink == "direct":  # grpcio logs what it could not send to a client that left
             assert not [line for line in server.lines if "Traceback" in line], server.tail()
 
 
@@ -169,8 +169,8 @@ def test_a_body_that_ends_too_early(raw: RawClient, body: bytes) -> None:
     assert raw.status(1) in (INVALID, INTERNAL, "reset 2", "closed")
 
 
-def test_what_is_no_call_of_grpc(door: str, raw: RawClient) -> None:
-    if door == "grpcio":
+def test_what_is_no_call_of_grpc(sink: str, raw: RawClient) -> None:
+    if sink == "grpcio":
         pytest.skip("grpcio resets what is no call of gRPC in ways of its own")
     raw.send(HELLO, raw.headers(1, flags=5, content_type="text/html"))
     assert raw.status(1) == "http 415"
@@ -225,7 +225,7 @@ def test_a_call_that_comes_byte_by_byte(raw: RawClient) -> None:
     assert raw.status(1) == "0"
 
 
-def test_a_client_that_does_not_read(caller: Caller, raw: RawClient, door: str) -> None:
+def test_a_client_that_does_not_read(caller: Caller, raw: RawClient, sink: str) -> None:
     """Its answers wait within bounds; when it reads, every one is there."""
     x = np.ones((100, 600), np.float32)
     body = request("any", x).SerializeToString()
@@ -243,7 +243,7 @@ def test_a_client_that_does_not_read(caller: Caller, raw: RawClient, door: str) 
     assert caller.send(GOOD)
     assert peak(caller.server) - before < 100 * MIB
     raw.socket.settimeout(30)
-    if door == "direct" and sent == count:
+    if sink == "direct" and sent == count:
         ended = 0
         for kind, flags, _, payload in raw.frames():
             if kind == http2.HEADERS and flags & http2.END_STREAM:
@@ -254,11 +254,11 @@ def test_a_client_that_does_not_read(caller: Caller, raw: RawClient, door: str) 
         assert ended == sent
 
 
-def test_no_descriptor_is_left(door: str, repository: Path) -> None:
+def test_no_descriptor_is_left(sink: str, repository: Path) -> None:
     """Those who are connected are served; when others have gone, there is room again."""
-    if door == "grpcio":
+    if sink == "grpcio":
         pytest.skip("grpcio accepts by its own rules")
-    with ServerProcess(repository, "--transport", door) as server:
+    with ServerProcess(repository, "--transport", sink) as server:
         caller = Caller(server)
         assert caller.send(GOOD)
         room = open_files(server.pid) + 10

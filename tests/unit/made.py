@@ -128,7 +128,7 @@ def raw(array: NDArray[Any]) -> bytes:
 
 
 def request_for(
-    target: Any, arrays: Sequence[NDArray[Any]], outputs: tuple[int, ...] | None = None, door: Any = None, **more: Any
+    target: Any, arrays: Sequence[NDArray[Any]], outputs: tuple[int, ...] | None = None, sink: Any = None, **more: Any
 ) -> AnyRequest:
     """A decoded request, as an intake makes it, with the arrays in the model's order."""
     found = target.signature
@@ -141,7 +141,7 @@ def request_for(
     deadline, arrival = more.pop("deadline", math.inf), more.pop("arrival", 0.0)
     priority, start_by = more.pop("priority", 1), more.pop("start_by", None)
     request = (InferenceRequest if start_by is None else TimedInferenceRequest)(
-        template, buffers, rows or 1, size, arrival, deadline, priority, door, next(ids), **more
+        template, buffers, rows or 1, size, arrival, deadline, priority, sink, next(ids), **more
     )
     if start_by is not None:
         request.start_by = start_by

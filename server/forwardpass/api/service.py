@@ -1,6 +1,6 @@
 """Every unary method but ModelInfer, as functions from request message to response message. No gRPC, no I/O.
 
-They raise RequestError; a door turns that into a status.
+They raise RequestError; the transport turns that into a status.
 """
 
 from __future__ import annotations

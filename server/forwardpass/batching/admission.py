@@ -1,7 +1,7 @@
 """How much the server takes on at once, over all models: requests and bytes in flight, and whether it takes any.
 
 What one model may hold is bounded by its own queue, so that a slow model fills its queue and not the server. The
-bounds here are the last line: memory. Doors admit what they received in groups, so the lock is taken once a group.
+bounds here are the last line: memory. Transports admit what they received in groups, so the lock is taken once a group.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def fit(array: NDArray[Any], tensor: TensorInfo) -> NDArray[Any]:
         raise _unfit(array, tensor, "str or bytes")
     if array.dtype == want:
         return array
-    if datatype.name == "BF16":
+    if datatype.as_bits:
         if array.dtype.name == "bfloat16":
             return array.view(np.uint16)
         raise _unfit(array, tensor, "its bits as uint16")

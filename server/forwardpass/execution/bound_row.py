@@ -70,4 +70,4 @@ def bind(signature: ModelSignature, session: Session) -> SingleRowRunner | None:
 
 
 def _plain(tensor: TensorSpec) -> bool:
-    return tensor.datatype.numpy is not None and tensor.datatype.name != "BF16" and min(tensor.shape[1:], default=1) > 0
+    return tensor.datatype.numpy is not None and not tensor.datatype.as_bits and min(tensor.shape[1:], default=1) > 0

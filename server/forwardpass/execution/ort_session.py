@@ -25,7 +25,6 @@ from forwardpass.model.signature import ModelSignature, TensorSpec
 from forwardpass.observability.gpu import GpuBatchRecord
 from forwardpass.protocol import BY_ORT_TYPE
 
-BF16_ONNX = 16  # TensorProto.BFLOAT16
 OPTIMIZATIONS = {
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
@@ -84,9 +83,9 @@ class OrtSession:
         self._chosen: dict[tuple[int, ...], list[str]] = {}  # places -> names, made once
         self._inputs = [t.name for t in self.signature.inputs]
         self._call = run_of(self._session)
-        names = {t.datatype.name for t in (*self.signature.inputs, *self.signature.outputs)}
-        self._bf16 = "BF16" in names
-        if names >= {"BF16", "BYTES"}:
+        datatypes = {t.datatype for t in (*self.signature.inputs, *self.signature.outputs)}
+        self._has_bits = any(datatype.as_bits for datatype in datatypes)
+        if self._has_bits and any(datatype.numpy is None for datatype in datatypes):
             raise ModelError("it has BF16 and BYTES tensors, which ONNX Runtime cannot be given in one call")
 
     def run(self, arrays: Sequence[NDArray[Any]], outputs: tuple[int, ...], options: Any = None) -> list[NDArray[Any]]:
@@ -98,7 +97,7 @@ class OrtSession:
         if names is None:
             names = self._chosen[outputs] = [self._names[i] for i in outputs]
         try:
-            if self._bf16:
+            if self._has_bits:
                 return self._run_values(arrays, names, options)
             found: list[NDArray[Any]] = self._call(names, dict(zip(self._inputs, arrays, strict=True)), options)
             return found
@@ -134,23 +133,25 @@ class OrtSession:
         return partial(run_bound, argument(binding))
 
     def _run_values(self, arrays: Sequence[NDArray[Any]], names: list[str], options: Any) -> list[NDArray[Any]]:
-        """As `run` where bfloat16 is about: numpy has no such type, so its bits go in and out as uint16."""
+        """As `run` where numpy lacks a type, bfloat16: its bits go in and out."""
         feeds = {}
         for tensor, array in zip(self.signature.inputs, arrays, strict=True):
-            if tensor.datatype.name == "BF16":
-                value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array), BF16_ONNX)
+            if tensor.datatype.as_bits:
+                bits = np.ascontiguousarray(array)
+                value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, tensor.datatype.as_bits)
             else:
                 value = ort.OrtValue.ortvalue_from_numpy(array)
             feeds[tensor.name] = value
         found = []
         for value in self._session.run_with_ort_values(names, feeds, options):
-            if value.data_type() != "tensor(bfloat16)":
+            datatype = BY_ORT_TYPE[value.data_type()]
+            if not datatype.as_bits:
                 found.append(value.numpy())
                 continue
             shape = value.shape()
-            count = int(np.prod(shape))
-            bits = (ctypes.c_uint16 * count).from_address(value.data_ptr()) if count else ()
-            found.append(np.array(bits, dtype="<u2").reshape(shape))
+            nbytes = int(np.prod(shape)) * datatype.itemsize
+            memory = ctypes.string_at(value.data_ptr(), nbytes) if nbytes else b""
+            found.append(np.frombuffer(memory, datatype.numpy).reshape(shape))
         return found
 
 

@@ -18,15 +18,14 @@ from forwardpass.execution.onnx_runtime import ort
 from forwardpass.export.input_spec import InputSpec
 from forwardpass.export.torch_network import TorchNetwork, Values
 from forwardpass.model.contract import DTYPES, ContractTensor, Tolerance, compare
+from forwardpass.protocol import DATATYPES
 
 PROVIDER = "CPUExecutionProvider"
 # One row, a pair, an odd number, and sizes around what kernels work in.
 BATCH_SIZES = (1, 2, 3, 8, 17, 64)
 
-_DATATYPES = {f"tensor({onnx_name})": name for onnx_name, name in (
-    ("bool", "BOOL"), ("float16", "FP16"), ("float", "FP32"), ("double", "FP64"),
-    *((f"{sign}int{bits}", f"{sign.upper()}INT{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)),
-)}  # fmt: skip
+# Those that numpy computes with: a PyTorch network takes no text.
+_DATATYPES = {d.ort: d.name for d in DATATYPES.values() if d.numpy is not None and not d.as_bits}
 
 
 @dataclass(frozen=True, slots=True)

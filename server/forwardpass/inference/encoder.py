@@ -124,8 +124,7 @@ def classify(array: NDArray[Any], tensor: TensorSpec, classes: int, batchable: b
     [B, ...] becomes [B, k], where k is at most the number of elements of a row; an array that is no batch becomes [k].
     Equal elements keep the order of their indices; NaN comes last.
     """
-    if tensor.datatype.name == "BF16":  # carried as its bits
-        array = (array.astype(np.uint32) << 16).view(np.float32)
+    array = tensor.datatype.widened(array)
     count_rows = len(array) if batchable else 1
     width = math.prod(array.shape[1:]) if batchable else array.size
     rows = array.reshape(count_rows, width)

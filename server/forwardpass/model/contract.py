@@ -19,17 +19,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from forwardpass.errors import ContractError
+from forwardpass.protocol import DATATYPES
 
 CONTRACT_FILE = "contract.json"
 MODEL_FILE = "model.onnx"
 
 # The protocol's datatypes that ONNX Runtime exchanges with numpy. BYTES travels as an array of Python strings.
 DTYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype(np.bool_),
-    **{f"UINT{8 * size}": np.dtype(f"u{size}") for size in (1, 2, 4, 8)},
-    **{f"INT{8 * size}": np.dtype(f"i{size}") for size in (1, 2, 4, 8)},
-    **{f"FP{8 * size}": np.dtype(f"f{size}") for size in (2, 4, 8)},
-    "BYTES": np.dtype(np.object_),
+    d.name: np.dtype(np.object_) if d.numpy is None else d.numpy for d in DATATYPES.values() if not d.as_bits
 }
 
 # JSON has no NaN and no infinities: these words stand for them, spelled as in protobuf's JSON mapping.

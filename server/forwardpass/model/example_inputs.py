@@ -18,8 +18,8 @@ def example(tensor: TensorSpec, rows: int, rng: np.random.Generator, scale: floa
     dtype = tensor.datatype.numpy
     if dtype is None:
         return np.full(shape, "a", dtype=object)
-    if tensor.datatype.name == "BF16":
-        return (rng.standard_normal(shape).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    if tensor.datatype.as_bits:
+        return tensor.datatype.narrowed(np.asarray(rng.standard_normal(shape) * scale, np.float32))
     if dtype.kind == "f":
         return np.asarray(rng.standard_normal(shape) * scale).astype(dtype)
     return rng.integers(0, 2, shape).astype(dtype)

@@ -147,8 +147,8 @@ class ModelConfig(BaseModel):
     )
     provider: str | None = Field(
         None,
-        description="auto, cpu, cuda, cuda:N or, on several devices with one queue, cuda:N,M. Unset: the server's "
-        "setting.",
+        description="auto, cpu, cuda, cuda:N or, on several devices with one queue, cuda:N,M; openvino. Unset: "
+        "the server's setting.",
     )
     allow_tf32: bool | None = Field(
         None,

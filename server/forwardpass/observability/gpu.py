@@ -12,6 +12,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
+from forwardpass.observability import catalogue
+from forwardpass.observability.catalogue import Samples
 from forwardpass.observability.histogram import Histogram
 
 logger = logging.getLogger(__name__)
@@ -65,16 +67,14 @@ class GpuMetrics:
         for key, times in took.items():
             self._stages.setdefault(key, Histogram(BOUNDS)).record(times, [1] * len(times))
 
-    def snapshot(self, labels: tuple[str, str], into: dict[str, Any]) -> None:
-        """Add the samples of the model version `labels` to the families `into`; none where nothing ran on a GPU."""
+    def snapshot(self, labels: tuple[str, str], samples: Samples) -> None:
+        """Add the samples of the model version `labels` to `samples`; none where nothing ran on a GPU."""
         with self._lock:
             self._fold()
             for (device, stage), histogram in self._stages.items():
-                into["forwardpass_gpu_stage_seconds"].add_metric(
-                    (*labels, f"cuda:{device}", stage), histogram.buckets(), histogram.total
-                )
+                samples.add_histogram(catalogue.GPU_STAGE_SECONDS, (*labels, f"cuda:{device}", stage), histogram)
             for (device, way), count in self._batches.items():
-                into["forwardpass_gpu_batches_total"].add_metric((*labels, f"cuda:{device}", way), count)
+                samples.add(catalogue.GPU_BATCHES_TOTAL, (*labels, f"cuda:{device}", way), count)
 
 
 def load_nvml() -> Any:
@@ -101,13 +101,13 @@ class GpuReader:
         self._absent = False
         self._lock = threading.Lock()
 
-    def collect(self, devices: Iterable[int], into: dict[str, Any]) -> None:
-        """Add the samples of CUDA's `devices` to the families `into`."""
+    def collect(self, devices: Iterable[int], samples: Samples) -> None:
+        """Add the samples of CUDA's `devices` to `samples`."""
         with self._lock:
             for device in sorted(set(devices)):
                 if not self._ready():
                     return
-                self._read(device, into)
+                self._read(device, samples)
 
     def _ready(self) -> bool:
         """Whether NVML is there; tried once."""
@@ -122,7 +122,7 @@ class GpuReader:
                 logger.warning("utilisation and memory of GPUs will not be in the metrics: %s", why)
         return self._nvml is not None
 
-    def _read(self, device: int, into: dict[str, Any]) -> None:
+    def _read(self, device: int, samples: Samples) -> None:
         label = (f"cuda:{device}",)
         nvml = self._nvml
         try:
@@ -134,15 +134,13 @@ class GpuReader:
         handle = self._handles[device]
         # Each by itself: a slice of a GPU (MIG) has memory, and no utilisation of its own.
         try:
-            into["forwardpass_gpu_utilization_ratio"].add_metric(
-                label, nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
-            )
+            samples.add(catalogue.GPU_UTILIZATION_RATIO, label, nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
         except Exception as error:
             self._tell(device, "utilisation", error)
         try:
             memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-            into["forwardpass_gpu_memory_used_bytes"].add_metric(label, memory.used)
-            into["forwardpass_gpu_memory_total_bytes"].add_metric(label, memory.total)
+            samples.add(catalogue.GPU_MEMORY_USED_BYTES, label, memory.used)
+            samples.add(catalogue.GPU_MEMORY_TOTAL_BYTES, label, memory.total)
         except Exception as error:
             self._tell(device, "memory", error)
 

@@ -1,4 +1,4 @@
-"""Every metric, named once. Fed once per batch (or group of arrivals), read once per scrape.
+"""What each model version did. Fed once per batch (or group of arrivals), read once per scrape.
 
 One labelled observation in a metrics library costs about as much as parsing a request, so requests are not observed
 one by one: a batch of 32 that arrived in three groups records three queue times, each with its weight. What is
@@ -10,13 +10,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
-
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from forwardpass.errors import Reason
+from forwardpass.observability import catalogue
+from forwardpass.observability.catalogue import Samples
 from forwardpass.observability.gpu import GpuMetrics
 from forwardpass.observability.histogram import Histogram
 
@@ -29,97 +28,6 @@ ROWS_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 KNOWN_SIZES = 1024  # sizes of runs that are counted each for itself
 FOLD_AT = 100  # batches noted before they are folded into the histograms
 STAGES = ("decode", "queue", "run", "encode", "total")
-
-# name: (kind, labels, what it says)
-METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
-    "forwardpass_stage_seconds": (
-        "histogram",
-        ("model", "version", "stage"),
-        "Seconds a request spent in each stage: decode, queue, run (its matrix in the network), encode (the answer, "
-        "and handing it to the transport), total (from arrival to there). Decode, run and encode are those of its "
-        "group or batch, counted for each request in it.",
-    ),
-    "forwardpass_batch_rows": ("histogram", ("model", "version"), "Rows in each matrix that was run."),
-    "forwardpass_requests_total": (
-        "counter",
-        ("model", "version", "code"),
-        "Requests answered, by gRPC status. A model that is not known counts under an empty name.",
-    ),
-    "forwardpass_refused_total": (
-        "counter",
-        ("model", "version", "reason"),
-        f"Requests refused or failed, by reason: {', '.join(Reason)}.",
-    ),
-    "forwardpass_rows_total": ("counter", ("model", "version"), "Rows run through the network."),
-    "forwardpass_batches_total": ("counter", ("model", "version"), "Matrices run through the network."),
-    "forwardpass_isolated_total": (
-        "counter",
-        ("model", "version"),
-        "Batches that failed and were run again in halves, to answer all but the culprit.",
-    ),
-    "forwardpass_queue_requests": ("gauge", ("model", "version"), "Requests waiting for an instance."),
-    "forwardpass_queue_rows": ("gauge", ("model", "version"), "Rows waiting for an instance."),
-    "forwardpass_running_requests": ("gauge", ("model", "version"), "Requests in a matrix that is being run."),
-    "forwardpass_run_seconds_fitted": (
-        "gauge",
-        ("model", "version", "term"),
-        "The run-time model a + b·rows that deadlines are judged by: term a in seconds, term b in seconds a row.",
-    ),
-    "forwardpass_model_info": (
-        "gauge",
-        ("model", "version", "provider", "batch_invariance"),
-        "1 for each model version that serves. batch_invariance: exact, rounding, dependent, asserted or none.",
-    ),
-    "forwardpass_model_state": (
-        "gauge",
-        ("model", "version", "state"),
-        "1 for the state that each model version is in: loading, ready, stale (it serves as it was; what is on disk "
-        "now could not be loaded), unloading, failed, not_loaded (unloaded, or not asked for), skipped (a folder that "
-        "looks like a model or a version and is none).",
-    ),
-    "forwardpass_model_load_failures_total": ("counter", ("model",), "Loads of a model that failed."),
-    "forwardpass_model_instances": (
-        "gauge",
-        ("model", "version"),
-        "Runs of the model that may go on at the same time.",
-    ),
-    "forwardpass_gpu_batches_total": (
-        "counter",
-        ("model", "version", "device", "way"),
-        "Batches run on a GPU, by way: graph (a captured CUDA graph was replayed), bound (in fixed buffers, kernel by "
-        "kernel), plain (ONNX Runtime copied in and out by itself).",
-    ),
-    "forwardpass_gpu_stage_seconds": (
-        "histogram",
-        ("model", "version", "device", "stage"),
-        "Seconds on the device of those batches that were timed, in each stage: copy_in (host to device), run, "
-        "copy_out (device to host).",
-    ),
-    "forwardpass_gpu_utilization_ratio": (
-        "gauge",
-        ("device",),
-        "Share of the driver's last sampling period, 0 to 1, in which any kernel ran on a GPU in use, by NVML.",
-    ),
-    "forwardpass_gpu_memory_used_bytes": (
-        "gauge",
-        ("device",),
-        "Memory taken on a GPU in use, by all processes, by NVML.",
-    ),
-    "forwardpass_gpu_memory_total_bytes": ("gauge", ("device",), "Memory that a GPU in use has, by NVML."),
-    "forwardpass_in_flight_requests": ("gauge", (), "Requests accepted and not yet answered, over all models."),
-    "forwardpass_in_flight_bytes": ("gauge", (), "Bytes of those requests."),
-    "forwardpass_file_reloads_total": (
-        "counter",
-        ("files", "result"),
-        "Changes seen of certificates or tokens, ok or failed: after a failed one the last good files stay in use.",
-    ),
-    "forwardpass_repository_errors_total": (
-        "counter",
-        (),
-        "Looks at the repository's folder that failed; the models stay as they are then.",
-    ),
-    "forwardpass_ready": ("gauge", (), "1 while the server is ready for traffic."),
-}
 
 
 class DecodeRecord(NamedTuple):
@@ -286,57 +194,19 @@ class ModelMetrics:
                 self._last_ms,
             )
 
-    def snapshot(self, into: dict[str, Any]) -> None:
-        """Add this model's samples to the families `into`."""
+    def snapshot(self, samples: Samples) -> None:
+        """Add this model's samples to `samples`."""
         with self._lock:
             self._fold()
             model, version = self.labels
             for stage, histogram in self.stages.items():
-                into["forwardpass_stage_seconds"].add_metric(
-                    (model, version, stage), histogram.buckets(), histogram.total
-                )
-            into["forwardpass_batch_rows"].add_metric(self.labels, self.batch_rows.buckets(), self.batch_rows.total)
+                samples.add_histogram(catalogue.STAGE_SECONDS, (model, version, stage), histogram)
+            samples.add_histogram(catalogue.BATCH_ROWS, self.labels, self.batch_rows)
             for code, count in self.codes.items():
-                into["forwardpass_requests_total"].add_metric((model, version, code), count)
+                samples.add(catalogue.REQUESTS_TOTAL, (model, version, code), count)
             for reason, count in self.reasons.items():
-                into["forwardpass_refused_total"].add_metric((model, version, reason), count)
-            into["forwardpass_rows_total"].add_metric(self.labels, self.rows)
-            into["forwardpass_batches_total"].add_metric(self.labels, self.batches)
-            into["forwardpass_isolated_total"].add_metric(self.labels, self.isolated)
-        self.gpu.snapshot(self.labels, into)
-
-
-_FAMILIES: dict[str, Callable[..., Any]] = {
-    "histogram": HistogramMetricFamily,
-    "counter": CounterMetricFamily,
-    "gauge": GaugeMetricFamily,
-}
-
-
-class Exporter(Collector):
-    """What a scrape reads. `source` adds the samples of everything that is there to a table of families."""
-
-    def __init__(self, source: Callable[[dict[str, Any]], None]) -> None:
-        self._source = source
-
-    def describe(self) -> Iterable[Metric]:
-        return self._empty().values()
-
-    def collect(self) -> Iterator[Metric]:
-        families = self._empty()
-        self._source(families)
-        yield from families.values()
-
-    @staticmethod
-    def _empty() -> dict[str, Any]:
-        return {
-            name: _FAMILIES[kind](name, text, labels=list(labels)) for name, (kind, labels, text) in METRICS.items()
-        }
-
-
-def table() -> str:
-    """The README's table of metrics, as Markdown."""
-    lines = ["| metric | kind | labels | meaning |", "| --- | --- | --- | --- |"]
-    for name, (kind, labels, text) in METRICS.items():
-        lines.append(f"| `{name}` | {kind} | {', '.join(labels) or '-'} | {text} |")
-    return "\n".join(lines)
+                samples.add(catalogue.REFUSED_TOTAL, (model, version, reason), count)
+            samples.add(catalogue.ROWS_TOTAL, self.labels, self.rows)
+            samples.add(catalogue.BATCHES_TOTAL, self.labels, self.batches)
+            samples.add(catalogue.ISOLATED_TOTAL, self.labels, self.isolated)
+        self.gpu.snapshot(self.labels, samples)

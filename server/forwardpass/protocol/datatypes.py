@@ -8,11 +8,12 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
 class Datatype:
-    """One element type, by each name it goes by."""
+    """One element type, by each name it goes by, and what has to be known to compute with it."""
 
     name: str  # on the wire: "FP32"
     numpy: np.dtype[Any] | None  # how raw bytes are read (little-endian); None: not of one size (BYTES)
@@ -20,12 +21,31 @@ class Datatype:
     contents: str | None  # its field of InferTensorContents; None: it travels raw only
     ort: str  # ONNX Runtime's name of a tensor of it: "tensor(float)"
     config: str  # its value of inference.DataType: "TYPE_FP32"
+    as_bits: int  # number of ONNX's element type where numpy lacks the type and carries its bits; 0: numpy has it
+    rounding: float | None  # that another order of sums explains, relative to the largest value; None: it is exact
+
+    def widened(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The values of an array of this type, as a type that numpy computes with."""
+        return (array.astype(np.uint32) << 16).view(np.float32) if self.as_bits else array
+
+    def narrowed(self, values: NDArray[np.float32]) -> NDArray[Any]:
+        """Values as an array of this type, which is a floating one; the low bits are cut off."""
+        assert self.numpy is not None and self.rounding is not None
+        return (values.view(np.uint32) >> 16).astype(self.numpy) if self.as_bits else values.astype(self.numpy)
 
 
-def _datatype(name: str, numpy: str | None, contents: str | None, ort: str, config: str = "") -> Datatype:
+def _datatype(
+    name: str,
+    numpy: str | None,
+    contents: str | None,
+    ort: str,
+    config: str = "",
+    as_bits: int = 0,
+    rounding: float | None = None,
+) -> Datatype:
     dtype = None if numpy is None else np.dtype(numpy)
     itemsize = 0 if dtype is None else dtype.itemsize
-    return Datatype(name, dtype, itemsize, contents, f"tensor({ort})", config or f"TYPE_{name}")
+    return Datatype(name, dtype, itemsize, contents, f"tensor({ort})", config or f"TYPE_{name}", as_bits, rounding)
 
 
 # By wire name.
@@ -42,12 +62,12 @@ DATATYPES: Final[Mapping[str, Datatype]] = MappingProxyType(
             _datatype("INT16", "<i2", "int_contents", "int16"),
             _datatype("INT32", "<i4", "int_contents", "int32"),
             _datatype("INT64", "<i8", "int64_contents", "int64"),
-            _datatype("FP16", "<f2", None, "float16"),
-            _datatype("FP32", "<f4", "fp32_contents", "float"),
-            _datatype("FP64", "<f8", "fp64_contents", "double"),
+            _datatype("FP16", "<f2", None, "float16", rounding=5e-3),
+            _datatype("FP32", "<f4", "fp32_contents", "float", rounding=1e-5),
+            _datatype("FP64", "<f8", "fp64_contents", "double", rounding=1e-12),
             _datatype("BYTES", None, "bytes_contents", "string", "TYPE_STRING"),
             # numpy has no bfloat16: uint16 carries its bits. Rows of it can be cut and stacked, not computed with.
-            _datatype("BF16", "<u2", None, "bfloat16"),
+            _datatype("BF16", "<u2", None, "bfloat16", as_bits=16, rounding=4e-2),
         )
     }
 )

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from forwardpass.errors import RequestError
 from forwardpass.model.example_inputs import example
 from forwardpass.model.signature import ModelSignature, TensorSpec
+from forwardpass.protocol import DATATYPES
 
+HALF_ROUNDING = DATATYPES["FP16"].rounding or 0.0
 ROWS = 8  # rows that are compared at once; each is run alone and in every batch
 SEEDS = 3  # of rows, neighbours and places; the first is tried in batches of every size, the others in the largest
-# What rounding in another order explains: relative to the largest answer of the row, for 32-bit floats.
-ROUNDING = {"f4": 1e-5, "f8": 1e-12, "f2": 5e-3}
 
 Run = Callable[[Sequence[NDArray[Any]]], Sequence[NDArray[Any]]]
 
@@ -158,11 +158,12 @@ def _compare(
     for g, a, tensor in zip(got, alone, signature.outputs, strict=True):
         if _equal(np.asarray(g), np.asarray(a)):
             continue
-        kind = np.asarray(a).dtype.str[1:]
-        allowed = ROUNDING["f2"] if half and kind in ROUNDING else ROUNDING.get(kind)
+        datatype = tensor.datatype
+        allowed = datatype.rounding if datatype.rounding is None or not half else max(datatype.rounding, HALF_ROUNDING)
         if allowed is None or np.shape(g) != np.shape(a):
             return Invariance.DEPENDENT, f"output '{tensor.name}' differs in a batch of {size}"
-        wide, reference = np.asarray(g, np.float64), np.asarray(a, np.float64)
+        wide = np.asarray(datatype.widened(np.asarray(g)), np.float64)
+        reference = np.asarray(datatype.widened(np.asarray(a)), np.float64)
         same = (wide == reference) | (np.isnan(wide) & np.isnan(reference))
         with np.errstate(invalid="ignore"):  # inf - inf, where both are the same
             far = float(np.max(np.abs(wide - reference), where=~same, initial=0.0))

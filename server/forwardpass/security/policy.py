@@ -6,6 +6,8 @@ import logging
 from typing import Any
 
 from forwardpass.errors import SettingsError
+from forwardpass.observability import catalogue
+from forwardpass.observability.catalogue import Samples
 from forwardpass.security.certificates import Certificates
 from forwardpass.security.tokens import Tokens
 from forwardpass.settings import Settings
@@ -38,11 +40,11 @@ class SecurityConfig:
                 "turn it on", settings.host, what,
             )  # fmt: skip
 
-    def collect(self, into: dict[str, Any]) -> None:
+    def collect(self, samples: Samples) -> None:
         """Add what became of the files to the metrics."""
         for what, files in self._watched().items():
-            into["forwardpass_file_reloads_total"].add_metric((what, "ok"), files.reloads)
-            into["forwardpass_file_reloads_total"].add_metric((what, "failed"), files.failures)
+            samples.add(catalogue.FILE_RELOADS_TOTAL, (what, "ok"), files.reloads)
+            samples.add(catalogue.FILE_RELOADS_TOTAL, (what, "failed"), files.failures)
 
     def read_again(self) -> dict[str, str]:
         """Read the files whether they changed or not: for each kind why it can't be used, or empty. Blocks."""

@@ -8,10 +8,14 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, start_http_server
 
+from forwardpass import __version__
 from forwardpass.batching.admission import Admission
 from forwardpass.execution.cuda.detect import driver
+from forwardpass.execution.onnx_runtime import ort
+from forwardpass.observability import catalogue
+from forwardpass.observability.catalogue import Exporter, Samples
 from forwardpass.observability.gpu import GpuReader
-from forwardpass.observability.model_metrics import Exporter, ModelMetrics
+from forwardpass.observability.model_metrics import ModelMetrics
 from forwardpass.repository.repository import Repository
 from forwardpass.security.policy import SecurityConfig
 from forwardpass.transport.listeners import accepts
@@ -44,37 +48,38 @@ class MetricsSource:
         self.registry = CollectorRegistry()
         self.registry.register(Exporter(self._collect))
 
-    def _collect(self, into: dict[str, Any]) -> None:
+    def _collect(self, samples: Samples) -> None:
         self._admission.wait_empty(self._patience)
-        self._metrics.snapshot(into)
-        self._security.collect(into)
+        self._metrics.snapshot(samples)
+        self._security.collect(samples)
         devices: set[int] = set()
         for entry in self._repository.entries():
-            into["forwardpass_model_state"].add_metric((entry.name, entry.version, entry.phase), 1)
+            samples.add(catalogue.MODEL_STATE, (entry.name, entry.version, entry.phase), 1)
             if entry.loaded is None:
                 continue
             worker = entry.loaded.worker
             devices.update(entry.loaded.placement.devices)
-            worker.metrics.snapshot(into)
+            worker.metrics.snapshot(samples)
             labels = worker.metrics.labels
             queue = worker.queue
-            into["forwardpass_queue_requests"].add_metric(labels, queue.requests)
-            into["forwardpass_queue_rows"].add_metric(labels, queue.rows)
-            into["forwardpass_running_requests"].add_metric(labels, queue.running_requests)
-            into["forwardpass_run_seconds_fitted"].add_metric((*labels, "a"), queue.run_time.a)
-            into["forwardpass_run_seconds_fitted"].add_metric((*labels, "b"), queue.run_time.b)
-            into["forwardpass_model_instances"].add_metric(labels, worker.options.instances)
+            samples.add(catalogue.QUEUE_REQUESTS, labels, queue.requests)
+            samples.add(catalogue.QUEUE_ROWS, labels, queue.rows)
+            samples.add(catalogue.RUNNING_REQUESTS, labels, queue.running_requests)
+            samples.add(catalogue.RUN_SECONDS_FITTED, (*labels, "a"), queue.run_time.a)
+            samples.add(catalogue.RUN_SECONDS_FITTED, (*labels, "b"), queue.run_time.b)
+            samples.add(catalogue.MODEL_INSTANCES, labels, worker.options.instances)
             info = (*labels, entry.loaded.placement.label, entry.loaded.invariance.value)
-            into["forwardpass_model_info"].add_metric(info, 1)
+            samples.add(catalogue.MODEL_INFO, info, 1)
         for name, version, _ in self._repository.skipped():
-            into["forwardpass_model_state"].add_metric((name, version, "skipped"), 1)
+            samples.add(catalogue.MODEL_STATE, (name, version, "skipped"), 1)
         for name, failures in self._repository.load_failures.copy().items():
-            into["forwardpass_model_load_failures_total"].add_metric((name,), failures)
-        self._gpus.collect(devices, into)
-        into["forwardpass_in_flight_requests"].add_metric((), self._admission.requests)
-        into["forwardpass_in_flight_bytes"].add_metric((), self._admission.nbytes)
-        into["forwardpass_repository_errors_total"].add_metric((), self._repository.listing.failures)
-        into["forwardpass_ready"].add_metric((), int(self._ready()))
+            samples.add(catalogue.MODEL_LOAD_FAILURES_TOTAL, (name,), failures)
+        self._gpus.collect(devices, samples)
+        samples.add(catalogue.IN_FLIGHT_REQUESTS, (), self._admission.requests)
+        samples.add(catalogue.IN_FLIGHT_BYTES, (), self._admission.nbytes)
+        samples.add(catalogue.REPOSITORY_ERRORS_TOTAL, (), self._repository.listing.failures)
+        samples.add(catalogue.BUILD_INFO, (__version__, ort.__version__), 1)
+        samples.add(catalogue.READY, (), int(self._ready()))
 
 
 class MetricsPort:

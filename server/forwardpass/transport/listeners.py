@@ -1,4 +1,4 @@
-"""The direct door's listening sockets: what is accepted from them, and whether they accept at all."""
+"""The direct transport's listening sockets: what is accepted from them, and whether they accept at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker with a real network behind it, its door, and what it was sent: for the tests of the worker."""
+"""A worker with a real network behind it, its transport, and what it was sent: for the tests of the worker."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ LONG = 1e12  # turns of `hold`: a run that does not end by itself
 
 
 class Bench:
-    """A worker, its doors, and what it was sent."""
+    """A worker, its transports, and what it was sent."""
 
     def __init__(self, model: onnx.ModelProto, folder: Path, inline: float = 0.0, **limits: Any) -> None:
         options = {k: limits.pop(k) for k in ("instances", "row_independent") if k in limits}
         self.session = session(model, folder)
         self.admission = Admission(100_000, 1 << 30)
         self.metrics = ModelMetrics("m", "1")
-        self.door = Collector()
+        self.sink = Collector()
         self.worker = Worker(
             "m",
             "1",
@@ -55,11 +55,11 @@ class Bench:
             more["start_by"] = now + wait
         deadline = now + seconds if seconds is not None else float("inf")
         return request_for(
-            self.target, arrays, door=more.pop("door", self.door), arrival=now, deadline=deadline, **more
+            self.target, arrays, sink=more.pop("sink", self.sink), arrival=now, deadline=deadline, **more
         )
 
     def submit(self, *requests: AnyRequest) -> tuple[AnyRequest, ...]:
-        """As a door's intake does: admit, submit, and step until nothing is left for this thread."""
+        """As a transport's intake does: admit, submit, and step until nothing is left for this thread."""
         assert self.admission.admit(len(requests), sum(r.nbytes for r in requests)) is None
         self.worker.submit(requests, time.monotonic())
         while self.worker.run_pending():

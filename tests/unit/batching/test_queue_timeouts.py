@@ -1,6 +1,6 @@
 """A queue timeout bounds the wait for an instance, and nothing else: a run may take as long as it takes.
 
-In the queue with a clock of the test's own; behind a door whose clock stands still; and in a worker whose only instance
+In the queue with a clock of the test's own; in an intake whose clock stands still; and in a worker whose only instance
 is busy until the test lets it go.
 """
 
@@ -16,7 +16,7 @@ import pytest
 from tests.service import models
 from tests.unit.batching.bench import LONG, Bench, reason, wait_until
 from tests.unit.batching.queue_machine import Machine
-from tests.unit.inference.test_intake import Door, sent
+from tests.unit.inference.test_intake import Sink, sent
 from tests.unit.made import queued
 
 from forwardpass.batching.request import NEVER, QUEUED, QueueLimits
@@ -116,18 +116,18 @@ POLICY = "priority_levels = 2\n[queue_policies.1]\ntimeout_us = 50_000\n"
 def test_a_timeout_is_the_priorities_or_the_models_or_the_requests(
     tmp_path: Path, options: str, asked: int, priority: int, expected: float
 ) -> None:
-    door = Door(tmp_path, options=options)
+    sink = Sink(tmp_path, options=options)
     request = sent()
     request.parameters["timeout"].int64_param = asked
     if priority > 1:
         request.parameters["priority"].int64_param = priority
-    door.intake.begin()
-    found = door.take(1, request, 60.0)
-    assert found is not None and found.start_by - door.now == pytest.approx(expected)
-    assert found.deadline == door.now + 60.0
-    door.run()
-    assert door.reason(1) == "answered"  # it is the only one, so it does not wait
-    assert door.repository.close(5.0)
+    sink.intake.begin()
+    found = sink.take(1, request, 60.0)
+    assert found is not None and found.start_by - sink.now == pytest.approx(expected)
+    assert found.deadline == sink.now + 60.0
+    sink.run()
+    assert sink.reason(1) == "answered"  # it is the only one, so it does not wait
+    assert sink.repository.close(5.0)
 
 
 def test_a_worker_rejects_what_no_instance_took_in_time_and_runs_what_an_idle_one_takes(
@@ -136,17 +136,17 @@ def test_a_worker_rejects_what_no_instance_took_in_time_and_runs_what_an_idle_on
     b = bench(models.hold(), instances=2, max_batch_rows=1)
     x = np.zeros((1, 1), np.float32)
     first = b.submit(b.request(x, wait=0.0))
-    assert reason(b.door.wait(first)[0]) == "answered"
+    assert reason(b.sink.wait(first)[0]) == "answered"
     held = b.submit(*(b.request(np.array([[LONG]], np.float32)) for _ in range(2)))
     wait_until(lambda: b.worker.queue.running_requests == 2)
     short, long = b.submit(b.request(x, wait=0.0), b.request(x, wait=3600.0))
     b.worker.reject_timed_out()
-    assert reason(b.door.answers[short.call][0]) == "queue_timeout"
-    assert long.call not in b.door.answers
+    assert reason(b.sink.answers[short.call][0]) == "queue_timeout"
+    assert long.call not in b.sink.answers
     late = b.submit(b.request(x, wait=0.0))
     b.let_go()
-    assert [reason(a) for a in b.door.wait([*late, long])] == ["queue_timeout", "answered"]
-    b.door.wait(held)
+    assert [reason(a) for a in b.sink.wait([*late, long])] == ["queue_timeout", "answered"]
+    b.sink.wait(held)
     b.settled()
     assert b.counted() == {"OK": 2, "DEADLINE_EXCEEDED": 4}
 
@@ -163,5 +163,5 @@ def test_a_lone_request_frees_its_instance_as_a_batch_does(bench: Callable[..., 
     b.let_go()
     runs.join()
     b.worker.run_pending()
-    assert [reason(a) for a in b.door.wait([late, last])] == ["queue_timeout", "answered"]
+    assert [reason(a) for a in b.sink.wait([late, last])] == ["queue_timeout", "answered"]
     b.settled()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,7 @@ from forwardpass.execution.placement import Devices, Placement
 from forwardpass.inference import batch_runner
 from forwardpass.inference.request import AnyRequest
 from forwardpass.model.options import ModelConfig
+from forwardpass.observability.catalogue import GPU_BATCHES_TOTAL, GPU_STAGE_SECONDS, Metric
 from forwardpass.repository.batch_invariance import Invariance
 from forwardpass.repository.loader import LoadedModel, load
 from forwardpass.settings import Settings
@@ -101,8 +101,8 @@ def submit(of: LoadedModel, *requests: AnyRequest) -> tuple[AnyRequest, ...]:
     return requests
 
 
-def asked(of: LoadedModel, door: Collector, *arrays: NDArray[Any], **more: Any) -> AnyRequest:
-    return request_for(of.worker, arrays, door=door, arrival=time.monotonic(), **more)
+def asked(of: LoadedModel, sink: Collector, *arrays: NDArray[Any], **more: Any) -> AnyRequest:
+    return request_for(of.worker, arrays, sink=sink, arrival=time.monotonic(), **more)
 
 
 # -- from the folder --------------------------------------------------------------------------------------------------
@@ -182,11 +182,11 @@ def test_how_batches_are_run_is_in_the_report(
 ) -> None:
     found = machine.load(model)
     assert said in found.placement.why and machine.sessions[0].graph_sizes == graph_sizes
-    door, cpu = Collector(), session(model, machine.root)
+    sink, cpu = Collector(), session(model, machine.root)
     found.worker.start()
     for count in (1, 3):
         x = rows(count, count, 3)
-        (answer,) = door.wait(submit(found, asked(found, door, x)))
+        (answer,) = sink.wait(submit(found, asked(found, sink, x)))
         assert isinstance(answer, bytes)
         np.testing.assert_allclose(read(answer)[1][0], cpu.run([x], (0,))[0], atol=1e-6)
 
@@ -228,13 +228,13 @@ def test_a_contract_is_held_against_the_graphs(machine: Machinery, digits_reposi
 def test_every_answer_is_what_the_network_says_of_those_rows(machine: Machinery, provider: str, instances: int) -> None:
     found = machine.load(models.chain(), {"provider": provider}, instances=instances)
     found.worker.start()
-    door, cpu = Collector(), session(models.chain(), machine.root)
+    sink, cpu = Collector(), session(models.chain(), machine.root)
     sent: list[tuple[AnyRequest, NDArray[Any]]] = []
 
     def client(seed: int) -> None:
         for i in range(25):
             xs = [rows((1, 2, 5, 0, 8, 13)[(seed + i + j) % 6], 1000 * seed + 10 * i + j) for j in range(3)]
-            requests = [asked(found, door, x) for x in xs]
+            requests = [asked(found, sink, x) for x in xs]
             sent.extend(zip(requests, xs, strict=True))
             submit(found, *requests)
 
@@ -243,7 +243,7 @@ def test_every_answer_is_what_the_network_says_of_those_rows(machine: Machinery,
         one.start()
     for one in clients:
         one.join()
-    for answer, (_, x) in zip(door.wait([r for r, _ in sent]), sent, strict=True):
+    for answer, (_, x) in zip(sink.wait([r for r, _ in sent]), sent, strict=True):
         assert isinstance(answer, bytes)
         np.testing.assert_allclose(read(answer)[1][0], cpu.run([x], (0,))[0], rtol=1e-5, atol=1e-6)
     assert set(machine.runtime.ways) == {"graph"}
@@ -252,40 +252,38 @@ def test_every_answer_is_what_the_network_says_of_those_rows(machine: Machinery,
 
 def test_several_devices_take_from_one_queue(machine: Machinery) -> None:
     found = machine.load(models.chain(), {"provider": "cuda:0,1"}, max_batch_size=1)
-    door, at_once = Collector(), threading.Barrier(2, timeout=60.0)
+    sink, at_once = Collector(), threading.Barrier(2, timeout=60.0)
     machine.runtime.before = at_once.wait  # no run ends before another is under way
     found.worker.start()
-    sent = [asked(found, door, rows(1, i)) for i in range(10)]
+    sent = [asked(found, sink, rows(1, i)) for i in range(10)]
     submit(found, *sent)
-    assert all(isinstance(answer, bytes) for answer in door.wait(sent))
+    assert all(isinstance(answer, bytes) for answer in sink.wait(sent))
     machine.runtime.before = lambda: None
-    into: dict[str, Any] = Counter()
+    counted: dict[Any, float] = {}
 
-    class Family:
-        def __init__(self) -> None:
-            self.samples: list[tuple[Any, float]] = []
+    class Kept:
+        def add(self, metric: Metric, labels: Any, value: float) -> None:
+            assert metric is GPU_BATCHES_TOTAL
+            counted[labels] = value
 
-        def add_metric(self, labels: Any, *value: Any) -> None:
-            self.samples.append((labels, value[0]))
+        def add_histogram(self, metric: Metric, *_: Any) -> None:
+            assert metric is GPU_STAGE_SECONDS
 
-    families = {name: Family() for name in ("forwardpass_gpu_batches_total", "forwardpass_gpu_stage_seconds")}
-    into.update(families)
-    found.worker.metrics.gpu.snapshot(("m", "1"), into)
-    counted = dict(families["forwardpass_gpu_batches_total"].samples)
+    found.worker.metrics.gpu.snapshot(("m", "1"), Kept())  # type: ignore[arg-type]
     assert counted == {("m", "1", "cuda:0", "graph"): 5, ("m", "1", "cuda:1", "graph"): 5}
 
 
 def test_nobody_runs_a_batch_but_the_devices_own_threads(machine: Machinery) -> None:
     found = machine.load(models.chain(), {"inline_run_limit": 10.0})
-    door = Collector()
-    one = asked(found, door, rows(1))
+    sink = Collector()
+    one = asked(found, sink, rows(1))
     assert found.worker._admission.admit(1, one.nbytes) is None
     assert not found.worker.try_run_now(one, time.monotonic())
     found.worker.submit([one], time.monotonic())
     assert not found.worker.run_pending()
-    assert one.call not in door.answers  # until the threads are started
+    assert one.call not in sink.answers  # until the threads are started
     found.worker.start()
-    door.wait([one])
+    sink.wait([one])
 
 
 def test_rows_are_stacked_where_the_device_copies_them_from(
@@ -294,48 +292,48 @@ def test_rows_are_stacked_where_the_device_copies_them_from(
     found = machine.load(models.two_by_two())
     monkeypatch.delattr(batch_runner, "stack")  # which makes a matrix of its own
     found.worker.start()
-    door = Collector()
-    sent = [asked(found, door, rows(2, i, 3), np.full((2, 1), i)) for i in range(4)]
+    sink = Collector()
+    sent = [asked(found, sink, rows(2, i, 3), np.full((2, 1), i)) for i in range(4)]
     submit(found, *sent)
-    assert all(isinstance(answer, bytes) for answer in door.wait(sent))
+    assert all(isinstance(answer, bytes) for answer in sink.wait(sent))
     batches = machine.runtime.ways["graph"]
     assert batches and machine.driver.calls["copy_in"] == 2 * batches and machine.driver.calls["wait"] == batches
 
 
 def test_what_comes_to_a_model_that_was_replaced_is_answered(machine: Machinery) -> None:
     found = machine.load(models.chain(), {"provider": "cuda:0,1"})
-    worker, door = found.worker, Collector()
+    worker, sink = found.worker, Collector()
     worker.start()
     assert worker.retire(10.0)
-    late = submit(found, *(asked(found, door, rows(2, i)) for i in range(5)))
-    assert all(isinstance(answer, bytes) for answer in door.wait(late))
+    late = submit(found, *(asked(found, sink, rows(2, i)) for i in range(5)))
+    assert all(isinstance(answer, bytes) for answer in sink.wait(late))
 
 
 def test_a_request_that_comes_as_a_model_begins_to_go_waits_for_nobody_who_waits_for_it(machine: Machinery) -> None:
     found = machine.load(models.chain())
-    worker, door = found.worker, Collector()
+    worker, sink = found.worker, Collector()
     worker.start()
     wait_until(lambda: worker._wake._waiters)  # type: ignore[attr-defined]  # the device's thread has nothing to do
     with worker._lock:
         worker._ending = True  # as `retire` begins; the thread has not seen it yet
-    sent = [asked(found, door, rows(1, i)) for i in range(2)]
+    sent = [asked(found, sink, rows(1, i)) for i in range(2)]
     clients = [threading.Thread(target=submit, args=(found, one), daemon=True) for one in sent]
     for one in clients:
         one.start()
-    assert all(isinstance(answer, bytes) for answer in door.wait(sent))
+    assert all(isinstance(answer, bytes) for answer in sink.wait(sent))
 
 
 def test_a_model_can_be_replaced_at_any_moment(machine: Machinery) -> None:
     found = machine.load(models.chain())
-    worker, door = found.worker, Collector()
+    worker, sink = found.worker, Collector()
     worker.start()
     sent: list[AnyRequest] = []
     over = threading.Event()
 
     def client() -> None:
         while not over.is_set():
-            (request,) = submit(found, asked(found, door, rows(1)))
-            door.wait([request])
+            (request,) = submit(found, asked(found, sink, rows(1)))
+            sink.wait([request])
             sent.append(request)
 
     clients = [threading.Thread(target=client) for _ in range(3)]
@@ -348,17 +346,17 @@ def test_a_model_can_be_replaced_at_any_moment(machine: Machinery) -> None:
     over.set()
     for one in clients:
         one.join()
-    assert all(isinstance(answer, bytes) for answer in door.wait(sent))
+    assert all(isinstance(answer, bytes) for answer in sink.wait(sent))
 
 
 def test_one_bad_request_does_not_fail_its_neighbours(machine: Machinery) -> None:
     found = machine.load(models.table())
-    door = Collector()
-    sent = [asked(found, door, np.array([[99 if i == 3 else i]])) for i in range(8)]
+    sink = Collector()
+    sent = [asked(found, sink, np.array([[99 if i == 3 else i]])) for i in range(8)]
     assert found.worker._admission.admit(8, sum(r.nbytes for r in sent)) is None
     found.worker.submit(sent, time.monotonic())
     found.worker.start()
-    for i, answer in enumerate(door.wait(sent)):
+    for i, answer in enumerate(sink.wait(sent)):
         if i == 3:
             assert isinstance(answer, InvalidRequest)
         else:
@@ -368,7 +366,7 @@ def test_one_bad_request_does_not_fail_its_neighbours(machine: Machinery) -> Non
 def test_out_of_memory_is_told_and_the_next_request_is_served(machine: Machinery) -> None:
     found = machine.load(models.relu_any_width())
     found.worker.start()
-    door = Collector()
+    sink = Collector()
     short = [cuda_failure(2, "out of memory")]
 
     def before() -> None:
@@ -376,9 +374,9 @@ def test_out_of_memory_is_told_and_the_next_request_is_served(machine: Machinery
             raise short.pop()
 
     machine.runtime.before = before
-    (first,) = door.wait(submit(found, asked(found, door, rows(1))))
+    (first,) = sink.wait(submit(found, asked(found, sink, rows(1))))
     assert isinstance(first, TooLarge) and first.status.name == "RESOURCE_EXHAUSTED"
-    (second,) = door.wait(submit(found, asked(found, door, rows(1))))
+    (second,) = sink.wait(submit(found, asked(found, sink, rows(1))))
     assert isinstance(second, bytes) and not machine.lost
 
 
@@ -392,13 +390,13 @@ def breaks(machine: Machinery) -> Callable[[], None]:
 
 def test_a_sticky_error_fails_its_batch_at_once_and_is_reported(machine: Machinery) -> None:
     found = machine.load(models.chain())
-    door = Collector()
+    sink = Collector()
     machine.runtime.before = breaks(machine)
-    sent = [asked(found, door, rows(1)) for _ in range(8)]
+    sent = [asked(found, sink, rows(1)) for _ in range(8)]
     assert found.worker._admission.admit(8, sum(r.nbytes for r in sent)) is None
     found.worker.submit(sent, time.monotonic())
     found.worker.start()
-    for answer in door.wait(sent):
+    for answer in sink.wait(sent):
         assert isinstance(answer, DeviceLost) and answer.status.name == "INTERNAL"
         assert str(answer) == f"cuda:0 is lost: {ILLEGAL_ADDRESS}"
     assert machine.lost == [f"cuda:0 is lost: {ILLEGAL_ADDRESS}"]

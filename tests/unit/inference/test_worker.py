@@ -42,7 +42,7 @@ def test_every_answer_is_what_the_network_says_of_those_rows(
         thread.start()
     for thread in clients:
         thread.join()
-    for answer, (_, x) in zip(b.door.wait([r for r, _ in sent]), sent, strict=True):
+    for answer, (_, x) in zip(b.sink.wait([r for r, _ in sent]), sent, strict=True):
         assert isinstance(answer, bytes)
         _, (y,) = read(answer)
         assert np.array_equal(y, b.session.run([x], (0,))[0])
@@ -55,14 +55,14 @@ def test_what_gathers_during_a_run_makes_one_batch(bench: Callable[..., Bench]) 
     held = b.hold()
     sent = [b.submit(b.request(np.array([[-i]], np.float32), timings=True))[0] for i in range(20)]
     b.let_go()
-    b.door.wait([held, *sent])
-    timings = {b.door.timings[r.call] for r in sent}
+    b.sink.wait([held, *sent])
+    timings = {b.sink.timings[r.call] for r in sent}
     assert [t.rows for t in timings if t is not None] == [20]
     b.settled()
 
 
 class Threads(Collector):
-    """A door that also remembers who brought the answers."""
+    """A transport that also remembers who brought the answers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,16 +78,16 @@ def test_short_runs_are_made_by_whoever_received_the_request(
     bench: Callable[..., Bench], inline: float, here: bool
 ) -> None:
     b = bench(models.chain(), inline=inline)
-    door = Threads()
-    door.wait(b.submit(*(b.request(rows(1), door=door) for _ in range(3))))
-    assert door.seen == {threading.get_ident()} if here else threading.get_ident() not in door.seen
-    one = b.request(rows(1), door=door)
+    sink = Threads()
+    sink.wait(b.submit(*(b.request(rows(1), sink=sink) for _ in range(3))))
+    assert sink.seen == {threading.get_ident()} if here else threading.get_ident() not in sink.seen
+    one = b.request(rows(1), sink=sink)
     assert b.admission.admit(1, one.nbytes) is None
     assert b.worker.try_run_now(one, time.monotonic()) is here
     if not here:
         b.worker.submit([one], time.monotonic())
         b.worker.run_pending()
-    door.wait([one])
+    sink.wait([one])
     b.settled()
 
 
@@ -99,7 +99,7 @@ def test_a_lone_request_does_not_overtake_those_that_wait(bench: Callable[..., B
     assert not b.worker.try_run_now(second, time.monotonic())
     b.worker.submit([second], time.monotonic())
     assert not b.worker.run_pending()
-    b.door.wait([first, second])
+    b.sink.wait([first, second])
     b.settled()
 
 
@@ -112,11 +112,11 @@ def test_nobody_runs_beside_a_lone_request(bench: Callable[..., Bench]) -> None:
     wait_until(lambda: bool(b.worker._running))
     b.worker.submit([other], time.monotonic())
     assert not b.worker.run_pending()  # whoever holds the slot comes back for it
-    assert other.call not in b.door.answers
+    assert other.call not in b.sink.answers
     b.let_go()
     runs.join()
     assert not b.worker.run_pending()
-    assert isinstance(b.door.wait([held, other])[1], bytes)
+    assert isinstance(b.sink.wait([held, other])[1], bytes)
     b.settled()
 
 
@@ -127,7 +127,7 @@ def test_every_instance_gets_to_work(bench: Callable[..., Bench]) -> None:
     b.let_go()
     wait_until(lambda: not b.worker.queue.requests)
     b.let_go()
-    b.door.wait(held)
+    b.sink.wait(held)
     b.settled()
 
 
@@ -138,44 +138,44 @@ def test_what_a_door_leaves_behind_is_run_before_the_end(bench: Callable[..., Be
     runs = threading.Thread(target=b.worker.try_run_now, args=(held, time.monotonic()))
     runs.start()
     wait_until(lambda: bool(b.worker._running))
-    b.worker.submit([left], time.monotonic())  # and no step: that door is going as well
+    b.worker.submit([left], time.monotonic())  # and no step: that transport is going as well
     closes = threading.Thread(target=b.worker.close, args=(20.0,))
     closes.start()
     wait_until(lambda: b.worker._ending)
     b.let_go()
     closes.join()
     runs.join()
-    assert isinstance(b.door.wait([left])[0], bytes)
+    assert isinstance(b.sink.wait([left])[0], bytes)
     b.settled()
 
 
 def test_a_run_predicted_to_be_long_is_handed_over(bench: Callable[..., Bench]) -> None:
     b = bench(models.chain(), inline=1e-3)
     b.worker.queue.run_time.observe(1, 0.5)
-    door = Threads()
-    one = b.request(rows(1), door=door)
+    sink = Threads()
+    one = b.request(rows(1), sink=sink)
     assert b.admission.admit(1, one.nbytes) is None
     assert not b.worker.try_run_now(one, time.monotonic())
     b.admission.release(1, one.nbytes)
-    door.wait(b.submit(one))
-    assert threading.get_ident() not in door.seen
+    sink.wait(b.submit(one))
+    assert threading.get_ident() not in sink.seen
 
 
 def test_each_door_gets_its_own(bench: Callable[..., Bench]) -> None:
     b = bench(models.chain(), inline=10.0)
-    doors = [Collector(), Collector(), Collector()]
-    requests = [b.request(rows(1, i), door=doors[i % 3]) for i in range(9)]
+    sinks = [Collector(), Collector(), Collector()]
+    requests = [b.request(rows(1, i), sink=sinks[i % 3]) for i in range(9)]
     b.submit(*requests)
-    for i, door in enumerate(doors):
-        door.wait(requests[i::3])
-        assert set(door.answers) == {r.call for r in requests[i::3]}
+    for i, sink in enumerate(sinks):
+        sink.wait(requests[i::3])
+        assert set(sink.answers) == {r.call for r in requests[i::3]}
 
 
 def test_different_widths_never_share_a_matrix(bench: Callable[..., Bench]) -> None:
     b = bench(models.relu_any_width(), inline=10.0)
     xs = [rows(1, i, width=2 + i % 3) for i in range(30)]
     requests = [b.request(x) for x in xs]
-    for answer, x in zip(b.door.wait(b.submit(*requests)), xs, strict=True):
+    for answer, x in zip(b.sink.wait(b.submit(*requests)), xs, strict=True):
         assert isinstance(answer, bytes)
         assert np.array_equal(read(answer)[1][0], np.maximum(x, 0))
     with b.metrics._lock:
@@ -188,9 +188,9 @@ def test_closing_finishes_what_waits_and_takes_no_more(bench: Callable[..., Benc
     held = b.hold(2e4)
     waiting = b.submit(*(b.request(np.array([[1.0]], np.float32)) for _ in range(5)))
     assert b.worker.close(20.0)
-    assert all(isinstance(a, bytes) for a in b.door.wait([held, *waiting]))
+    assert all(isinstance(a, bytes) for a in b.sink.wait([held, *waiting]))
     late = b.submit(b.request(np.array([[1.0]], np.float32)))
-    (answer,) = b.door.wait(late)
+    (answer,) = b.sink.wait(late)
     assert isinstance(answer, ModelLoading) and reason(answer) == "unloading"
     b.settled()
 
@@ -200,19 +200,19 @@ def test_closing_does_not_wait_for_ever(bench: Callable[..., Bench]) -> None:
     held = b.hold()
     waiting = b.submit(*(b.request(np.array([[1.0]], np.float32)) for _ in range(5)))
     assert not b.worker.close(0.05)
-    assert {reason(a) for a in b.door.wait(waiting)} == {"unloading"}
+    assert {reason(a) for a in b.sink.wait(waiting)} == {"unloading"}
     b.let_go()
-    assert reason(b.door.wait([held])[0]) == "run_timeout"
+    assert reason(b.sink.wait([held])[0]) == "run_timeout"
     b.settled()
 
 
 def test_a_delay_gathers_a_batch_and_ends(bench: Callable[..., Bench]) -> None:
     b = bench(models.echo(), delay=0.05, max_batch_rows=8)
     requests = [b.submit(b.request(rows(1, i, 2), timings=True))[0] for i in range(3)]
-    b.door.wait(requests)
-    assert {t.rows for r in requests if (t := b.door.timings[r.call]) is not None} == {3}
+    b.sink.wait(requests)
+    assert {t.rows for r in requests if (t := b.sink.timings[r.call]) is not None} == {3}
     full = [b.submit(b.request(rows(4, i, 2)))[0] for i in range(2)]  # does not wait
-    b.door.wait(full)
+    b.sink.wait(full)
     b.settled()
 
 

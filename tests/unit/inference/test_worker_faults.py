@@ -26,7 +26,7 @@ def test_one_bad_request_does_not_fail_its_neighbours(bench: Callable[..., Bench
     b = bench(models.table(), inline=10.0)
     requests = [b.request(np.array([[99 if i in bad else i % 8]])) for i in range(16)]
     b.submit(*requests)
-    for i, answer in enumerate(b.door.wait(requests)):
+    for i, answer in enumerate(b.sink.wait(requests)):
         if i in bad:
             assert isinstance(answer, InvalidRequest) and "idx=99" in str(answer)
         else:
@@ -44,9 +44,9 @@ def test_a_cancelled_request_never_runs(bench: Callable[..., Bench]) -> None:
     b.worker.cancel(goes)
     b.worker.cancel(goes)  # twice is once
     b.let_go()
-    b.door.wait([held, stays])
+    b.sink.wait([held, stays])
     b.settled()
-    assert goes.call not in b.door.answers
+    assert goes.call not in b.sink.answers
     assert b.counted() == {"DEADLINE_EXCEEDED": 1, "OK": 1, "CANCELLED": 1}
     assert b.metrics.rows == 2  # the held one and the one that stayed
 
@@ -56,13 +56,13 @@ def test_a_request_cancelled_while_it_runs_is_not_answered_and_its_neighbour_is(
     first = b.hold()
     stays, goes = b.submit(*(b.request(np.array([[LONG]], np.float32)) for _ in range(2)))
     b.let_go()
-    b.door.wait([first])
+    b.sink.wait([first])
     wait_until(lambda: b.worker.queue.running_requests == 2)
     b.worker.cancel(goes)
     b.let_go()
-    b.door.wait([stays])
+    b.sink.wait([stays])
     b.settled()
-    assert goes.call not in b.door.answers
+    assert goes.call not in b.sink.answers
     assert b.counted() == {"DEADLINE_EXCEEDED": 2, "CANCELLED": 1}
 
 
@@ -74,7 +74,7 @@ def test_what_expires_in_the_queue_is_never_run(bench: Callable[..., Bench]) -> 
     )
     wait_until(lambda: time.monotonic() > late.deadline)
     b.let_go()
-    answers = b.door.wait([held, late, patient])
+    answers = b.sink.wait([held, late, patient])
     assert isinstance(answers[1], DeadlineExceeded) and reason(answers[1]) == "deadline_expired"
     assert isinstance(answers[2], bytes)
     b.settled()
@@ -87,7 +87,7 @@ def test_an_answer_after_the_deadline_is_none(bench: Callable[..., Bench]) -> No
     # On this clock a run takes more than a minute.
     b.worker._clock = lambda: time.monotonic() + 100 * b.worker.queue.running_requests
     late, patient = b.submit(b.request(rows(1, width=2), seconds=60), b.request(rows(1, width=2)))
-    answers = b.door.wait([late, patient])
+    answers = b.sink.wait([late, patient])
     assert isinstance(answers[0], DeadlineExceeded) and reason(answers[0]) == "deadline_late"
     assert isinstance(answers[1], bytes)
     b.settled()
@@ -101,11 +101,11 @@ def test_a_run_that_takes_too_long_is_ended(bench: Callable[..., Bench], inline:
     watchdog = threading.Thread(target=b.let_go)
     watchdog.start()
     requests = b.submit(b.request(np.array([[LONG]], np.float32)), b.request(np.array([[1.0]], np.float32)))
-    answers = b.door.wait(requests)
+    answers = b.sink.wait(requests)
     watchdog.join()
     assert [reason(a) for a in answers] == ["run_timeout", "run_timeout"]
     (after,) = b.submit(b.request(np.array([[3.0]], np.float32)))
-    assert isinstance(b.door.wait([after])[0], bytes)
+    assert isinstance(b.sink.wait([after])[0], bytes)
     b.settled()
 
 
@@ -116,12 +116,12 @@ def test_what_nobody_foresaw_is_an_error_for_each_and_the_worker_lives(
     broken, sound = b.request(rows(2)), b.request(rows(2))
     broken.buffers = (b"not its rows",)
     with caplog.at_level(logging.ERROR):
-        answers = b.door.wait(b.submit(broken, sound))
+        answers = b.sink.wait(b.submit(broken, sound))
     assert all(isinstance(a, RunFailed) for a in answers)
     assert "Traceback" not in str(answers[0]) and "internal error" in str(answers[0])
     assert "ValueError" in caplog.text
     (after,) = b.submit(b.request(rows(1)))
-    assert isinstance(b.door.wait([after])[0], bytes)
+    assert isinstance(b.sink.wait([after])[0], bytes)
     b.settled()
 
 
@@ -137,15 +137,15 @@ def test_a_door_that_fails_takes_nobody_with_it(
     b = bench(models.chain(), inline=inline)
     broken = Broken()
     for _ in range(3):
-        requests = [b.request(rows(1), door=broken), b.request(rows(1)), b.request(rows(1), door=broken)]
-        assert isinstance(b.door.wait(b.submit(*requests)[1:2])[0], bytes)
-        one = b.request(rows(1), door=broken)
+        requests = [b.request(rows(1), sink=broken), b.request(rows(1)), b.request(rows(1), sink=broken)]
+        assert isinstance(b.sink.wait(b.submit(*requests)[1:2])[0], bytes)
+        one = b.request(rows(1), sink=broken)
         assert b.admission.admit(1, one.nbytes) is None
         if not b.worker.try_run_now(one, time.monotonic()):
             b.worker.submit([one], time.monotonic())
             while b.worker.run_pending():
                 pass
-    b.submit(b.request(rows(1), door=broken, seconds=-1.0))  # refused, through the same door
+    b.submit(b.request(rows(1), sink=broken, seconds=-1.0))  # refused, through the same transport
     b.settled()
     assert "the transport is gone" in caplog.text
 
@@ -187,13 +187,13 @@ def test_a_storm_of_everything_leaves_nobody_without_an_answer(bench: Callable[.
         thread.start()
     for thread in clients:
         thread.join()
-    b.door.wait([r for r in all_sent if r.call not in gone])
+    b.sink.wait([r for r in all_sent if r.call not in gone])
     b.settled()
     assert all(r.state == SETTLED for r in all_sent)
-    assert all(len(answers) == 1 for answers in b.door.answers.values())
+    assert all(len(answers) == 1 for answers in b.sink.answers.values())
     assert sum(b.counted().values()) == len(all_sent)
-    assert len(b.door.answers) == len(all_sent) - b.counted().get("CANCELLED", 0)
+    assert len(b.sink.answers) == len(all_sent) - b.counted().get("CANCELLED", 0)
     asked = {r.call: np.frombuffer(before[r.call], np.int64) for r in all_sent}
-    right = [(call, a) for call, (a,) in b.door.answers.items() if isinstance(a, bytes)]
+    right = [(call, a) for call, (a,) in b.sink.answers.items() if isinstance(a, bytes)]
     assert right
     assert all(np.array_equal(read(a)[1][0].ravel(), 10.0 * asked[call]) for call, a in right)

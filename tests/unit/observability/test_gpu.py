@@ -15,8 +15,9 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from forwardpass.observability.catalogue import Exporter
 from forwardpass.observability.gpu import BOUNDS, FOLD_AT, GpuBatchRecord, GpuReader
-from forwardpass.observability.model_metrics import Exporter, ModelMetrics
+from forwardpass.observability.model_metrics import ModelMetrics
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 

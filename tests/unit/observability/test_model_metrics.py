@@ -12,14 +12,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from forwardpass.errors import Reason
+from forwardpass.observability.catalogue import METRICS, REFUSED_TOTAL, Exporter
 from forwardpass.observability.histogram import Histogram
 from forwardpass.observability.model_metrics import (
     FOLD_AT,
     LATENCY_BOUNDS,
-    METRICS,
     STAGES,
     BatchRecord,
-    Exporter,
     ModelMetrics,
 )
 
@@ -109,8 +108,8 @@ def test_a_histogram_counts_weights() -> None:
 
 
 def test_every_reason_is_in_the_help() -> None:
-    _, labels, text = METRICS["forwardpass_refused_total"]
-    assert "reason" in labels
+    text = REFUSED_TOTAL.meaning
+    assert "reason" in REFUSED_TOTAL.labels
     assert {*re.findall(r"\w+", text.partition("by reason: ")[2])} == {*Reason}
 
 
@@ -162,9 +161,10 @@ def test_a_name_cannot_break_the_format() -> None:
 
 def test_every_metric_is_described_before_anything_happened() -> None:
     registry = CollectorRegistry()
-    registry.register(Exporter(dict))
+    registry.register(Exporter(lambda _: None))
     text = generate_latest(registry).decode()
-    for name, (kind, labels, meaning) in METRICS.items():
+    for metric in METRICS:
+        name, kind, labels, meaning = metric.name, metric.kind, metric.labels, metric.meaning
         assert f"# TYPE {name} {kind}" in text
         assert meaning.endswith(".") and len(set(labels)) == len(labels)
         assert name.endswith("_total") == (kind == "counter")

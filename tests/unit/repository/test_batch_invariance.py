@@ -13,6 +13,8 @@ from onnx import TensorProto, helper
 from tests.service import models
 from tests.unit.made import session, signature, tensor
 
+from forwardpass.model.signature import ModelSignature, TensorSpec
+from forwardpass.protocol import DATATYPES
 from forwardpass.repository.batch_invariance import ROWS, Invariance, probe
 
 FLOAT = TensorProto.FLOAT
@@ -114,6 +116,23 @@ def test_a_network_in_half_precision_may_round_as_such_whatever_its_outputs_are(
     assert probe(chain.signature, run(1e-3), 16, None)[0] is Invariance.DEPENDENT
     assert probe(chain.signature, run(1e-3), 16, None, half=True)[0] is Invariance.ROUNDING
     assert probe(chain.signature, run(0.02), 16, None, half=True)[0] is Invariance.DEPENDENT
+
+
+def test_a_network_of_bfloat16_is_compared_by_its_values() -> None:
+    tensor = TensorSpec("x", DATATYPES["BF16"], (-1, 2))
+
+    def run(off: float) -> Any:
+        # As a device that picks another kernel for another batch. The bits of neighbours are far apart as integers.
+        def made(arrays: Any) -> Any:
+            values = tensor.datatype.widened(arrays[0]) * np.float32(1 + off * (len(arrays[0]) > 1))
+            return [tensor.datatype.narrowed(values)]
+
+        return made
+
+    kept = ModelSignature((tensor,), (tensor,), True)
+    assert probe(kept, run(0.0), 16, None)[0] is Invariance.EXACT
+    assert probe(kept, run(0.01), 16, None)[0] is Invariance.ROUNDING
+    assert probe(kept, run(0.5), 16, None)[0] is Invariance.DEPENDENT
 
 
 def test_real_samples_are_used_where_there_are_any(tmp_path: Path) -> None:

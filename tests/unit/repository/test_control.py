@@ -43,7 +43,7 @@ X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
 class House:
-    """A repository on disk, what serves it, and a door."""
+    """A repository on disk, what serves it, and a transport."""
 
     def __init__(self, root: Path, mode: str = "explicit", **more: Any) -> None:
         self.root = root
@@ -52,8 +52,8 @@ class House:
         self.admission = Admission(10_000, 1 << 30)
         self.repository = Repository(self.settings, CpuBudget(2, "for a test"), self.admission)
         self.control = ModelControl(self.repository, self.settings)
-        self.door = Collector()
-        self.intake = Intake(self.door, self.repository, self.admission, ModelMetrics("", ""), 1 << 20)
+        self.sink = Collector()
+        self.intake = Intake(self.sink, self.repository, self.admission, ModelMetrics("", ""), 1 << 20)
 
     def put(self, name: str, version: int = 1, seed: int | None = None) -> Path:
         folder = self.root / name / str(version)
@@ -89,11 +89,11 @@ class House:
         while self.intake.run_pending():
             pass
         if request is None:
-            (error,) = self.door.answers.popitem()[1]
+            (error,) = self.sink.answers.popitem()[1]
             assert isinstance(error, RequestError)
             raise error
-        (answer,) = self.door.wait([request])
-        self.door.answers.clear()
+        (answer,) = self.sink.wait([request])
+        self.sink.answers.clear()
         assert isinstance(answer, bytes), answer
         response, (y,) = read(answer)
         return str(response.model_version), y.tobytes()
@@ -161,7 +161,7 @@ def test_what_was_not_changed_is_left_alone(house: House) -> None:
 
 
 def test_a_request_that_was_decoded_before_a_swap_is_answered_by_the_version_it_was_decoded_for(house: House) -> None:
-    """However long a door takes between finding a version and submitting to it."""
+    """However long a transport takes between finding a version and submitting to it."""
     for version in (1, 2):
         house.put("m", version)
     house.start()
@@ -179,11 +179,11 @@ def test_a_request_that_was_decoded_before_a_swap_is_answered_by_the_version_it_
     intake.flush()
     while intake.run_pending():
         pass
-    for answer in house.door.wait([r for r in held if r is not None]):
+    for answer in house.sink.wait([r for r in held if r is not None]):
         assert isinstance(answer, bytes)
         response, (y,) = read(answer)
         assert (response.model_version, y.tobytes()) == answers["1"]
-    house.door.answers.clear()
+    house.sink.answers.clear()
     assert house.ask("m") == answers["2"]
 
 
@@ -198,12 +198,12 @@ def test_what_waits_is_answered_before_a_version_goes(house: House) -> None:
     intake.flush()
     runner = threading.Thread(target=lambda: [None for _ in iter(intake.run_pending, False)])
     runner.start()
-    while not worker.queue.running_requests and "a" not in house.door.answers:
+    while not worker.queue.running_requests and "a" not in house.sink.answers:
         time.sleep(0.001)
     house.unload("slow")
     runner.join()
     assert first is not None
-    (answer,) = house.door.wait([first])
+    (answer,) = house.sink.wait([first])
     assert isinstance(answer, bytes)
     with pytest.raises(UnknownModel, match="version 1 of model 'slow' is not loaded"):
         house.ask("slow")

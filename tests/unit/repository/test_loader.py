@@ -30,11 +30,11 @@ def loaded(root: Path, model: onnx.ModelProto, settings: Any = None, cores: int 
 
 def answer(of: LoadedModel, x: np.ndarray) -> np.ndarray:
     """The first output for one request, run by this thread."""
-    door = Collector()
-    request = request_for(of.worker, [x], door=door)
+    sink = Collector()
+    request = request_for(of.worker, [x], sink=sink)
     of.worker._admission.admit(1, request.nbytes)
     assert of.worker.try_run_now(request, 0.0)
-    (reply,) = door.wait([request])
+    (reply,) = sink.wait([request])
     assert isinstance(reply, bytes)
     return np.asarray(read(reply)[1][0])
 

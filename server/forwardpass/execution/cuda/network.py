@@ -17,7 +17,7 @@ from forwardpass.execution.cuda.buffers import PinnedBuffers
 from forwardpass.execution.cuda.driver import OUT_OF_MEMORY, CudaError, Driver
 from forwardpass.execution.onnx_runtime import ort
 from forwardpass.execution.ort_private import run_bound_of
-from forwardpass.execution.ort_session import BF16_ONNX, OrtSession, new_run_options, reason, session_options, translate
+from forwardpass.execution.ort_session import OrtSession, new_run_options, reason, session_options, translate
 from forwardpass.execution.placement import CUDA, Placement
 from forwardpass.model.signature import TensorSpec
 
@@ -227,7 +227,7 @@ class CudaNetwork:
 def _element(tensor: TensorSpec) -> Any:
     """The element type as a binding wants it."""
     assert tensor.datatype.numpy is not None
-    return BF16_ONNX if tensor.datatype.name == "BF16" else tensor.datatype.numpy.type
+    return tensor.datatype.as_bits or tensor.datatype.numpy.type
 
 
 def _run_options(graph: str, options: Any = None) -> Any:

@@ -26,10 +26,11 @@ from forwardpass.execution.ort_session import reason
 from forwardpass.execution.placement import Placement
 from forwardpass.model.signature import ModelSignature
 from forwardpass.observability.gpu import GpuBatchRecord, RunKind
+from forwardpass.protocol import Datatype
 
 TIMED_EVERY = 16  # batches, of which one is timed on the device: four timing_events cost as much as the copies
 # How far the answer of a graph may be from that of a plain run, in parts of the largest: rounding, and no more.
-TOLERANCE = {"f2": 1e-2, "f4": 1e-4, "f8": 1e-10}
+TOLERANCE = {"BF16": 1e-2, "FP16": 1e-2, "FP32": 1e-4, "FP64": 1e-10}
 
 Arrays = Sequence[NDArray[Any]]
 
@@ -161,7 +162,7 @@ class CudaSession:
                 wanted = self._network.run_plainly(arrays, places)
                 found = self.run(arrays, places)
                 for tensor, got, expected in zip(self.signature.outputs, found, wanted, strict=True):
-                    if not _agree(got, expected, tensor.datatype.name == "BF16", self._half):
+                    if not _agree(got, expected, tensor.datatype, self._half):
                         what = (
                             f"the graph for {size} rows"
                             if self.graph_sizes
@@ -246,23 +247,16 @@ def _nobody(_: GpuBatchRecord) -> None:
     pass
 
 
-def _agree(got: NDArray[Any], expected: NDArray[Any], bfloat16: bool, half: bool) -> bool:
+def _agree(got: NDArray[Any], expected: NDArray[Any], datatype: Datatype, half: bool) -> bool:
     if got.shape != expected.shape:
         return False
-    kind = expected.dtype.str[1:]
-    allowed = TOLERANCE["f2"] if bfloat16 or (half and kind in TOLERANCE) else TOLERANCE.get(kind)
+    allowed = TOLERANCE.get("FP16" if half and datatype.name in TOLERANCE else datatype.name)
     if allowed is None:
         return bool(np.array_equal(got, expected))
-    if bfloat16:
-        got, expected = _widened(got), _widened(expected)
+    got, expected = datatype.widened(got), datatype.widened(expected)
     wide, reference = got.astype(np.float64), expected.astype(np.float64)
     same = (wide == reference) | (np.isnan(wide) & np.isnan(reference))
     with np.errstate(invalid="ignore"):  # inf - inf, where both are the same
         far = float(np.max(np.abs(wide - reference), where=~same, initial=0.0))
     scale = float(np.max(np.abs(reference), where=np.isfinite(reference), initial=0.0))
     return far <= allowed * scale
-
-
-def _widened(bits: NDArray[Any]) -> NDArray[np.float32]:
-    """bfloat16 as float32."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)

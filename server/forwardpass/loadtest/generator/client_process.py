@@ -22,17 +22,20 @@ import numpy as np
 
 from forwardpass.errors import Status
 from forwardpass.loadtest.generator import schedule
-from forwardpass.loadtest.generator.connection import Body, ClientConnection, Ended
-from forwardpass.loadtest.generator.headers import HeaderError, Text, request_block
 from forwardpass.loadtest.generator.recording import UNANSWERED, WRONG, Recording
+from forwardpass.transport.http2.client_connection import (
+    ClientConnection,
+    Ended,
+    framed,
+    request_fields,
+    timeout_field,
+)
 
 SPIN = 250e-6  # seconds before a request is due from which on the process does not sleep
 FOLD_AT = 2048  # answers that are brought into the histograms at a time: a tenth of a millisecond
 FOLD_EVERY = 0.25  # seconds, where answers are few
 RECONNECT = 0.1  # seconds between attempts to replace a connection
 MAX_IN_FLIGHT = 200_000  # calls of one process; what is due beyond that is counted as unanswered
-
-_TIMEOUT_DIGITS = 9  # characters of grpc-timeout, which ends the header block
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ def main(order: ProcessPlan, memory_name: str, pipe: Any) -> None:
         pipe.send("ready")
         begin = pipe.recv()
         told = client.run(begin)
-    except (OSError, HeaderError) as error:
+    except OSError as error:
         told.error = str(error)
     except (EOFError, KeyboardInterrupt):
         return  # the other end is gone
@@ -107,7 +110,7 @@ class ClientLoop:
         self._order = order
         self._recording = recording
         self._told = ProcessStats()
-        self._bodies = [Body(message) for message in order.messages]
+        self._bodies = [framed(message) for message in order.messages]
         self._connections: list[ClientConnection] = []
         self._leaving: list[ClientConnection] = []  # replaced, with calls in flight
         self._by_file: dict[int, ClientConnection] = {}
@@ -123,8 +126,9 @@ class ClientLoop:
         self._slept = 0.0  # seconds
         self._finished = 0  # calls that ended
         authority = f"{order.host}:{order.port}"
-        deadline = None if order.deadline is None else int(order.deadline * 1e6)
-        self._block = request_block(order.path, authority, deadline)
+        self._fields = request_fields(order.path, authority)
+        if order.deadline is not None:
+            self._fields.append(timeout_field(int(order.deadline * 1e6)))  # the last, and made anew in an open loop
 
     def _connect(self, timeout: float) -> ClientConnection:
         order = self._order
@@ -169,7 +173,7 @@ class ClientLoop:
         moments = self._moments([*phases, *order.phases], self._begin - order.warm_up)
         pick = self._picks()
         note_due, note_lag = self._lag_due.append, self._lag.append
-        clock, bodies, block, expected = time.monotonic, self._bodies, self._block, bool(order.expected)
+        clock, bodies, fields, expected = time.monotonic, self._bodies, self._fields, bool(order.expected)
         deadline = order.deadline
         idle = 0.0
         turn = sent = 0
@@ -180,13 +184,12 @@ class ClientLoop:
             while due is not None and due <= now:
                 place = next(pick)
                 if deadline is not None:
-                    left = int((due + deadline - now) * 1e6)
-                    block = self._block[:-_TIMEOUT_DIGITS] + b"%08du" % min(max(left, 1), 99_999_999)
+                    fields = [*self._fields[:-1], timeout_field(int((due + deadline - now) * 1e6))]
                 connections = self._connections
                 if connections and sent - self._finished < MAX_IN_FLIGHT:
                     turn += 1
                     connection = connections[turn % len(connections)]
-                    connection.start((due, place) if expected else due, block, bodies[place])
+                    connection.start((due, place) if expected else due, fields, bodies[place])
                     sent += 1
                     note_due(due)
                     note_lag(now - due)
@@ -214,9 +217,8 @@ class ClientLoop:
                 if not self._connections:
                     break
                 place = next(pick)
-                block = self._block
                 connection = min(self._connections, key=_load)
-                connection.start((now, place) if order.expected else now, block, self._bodies[place])
+                connection.start((now, place) if order.expected else now, self._fields, self._bodies[place])
             self._flush()
             # Asked again and again, as in the open loop: being woken would be part of every latency.
             if not self._take(0.0):
@@ -263,7 +265,7 @@ class ClientLoop:
     def _note(self, ended: Sequence[Ended], now: float) -> None:
         expected = self._order.expected
         self._finished += len(ended)
-        for token, status, message, answer in ended:
+        for token, status, text, answer in ended:
             due = token
             if expected:
                 due, place = token
@@ -277,7 +279,7 @@ class ClientLoop:
             else:
                 self._recording.add_outcome(self._slice_of(due), status)
                 if status not in self._told.examples:
-                    self._told.examples[status] = message.read() if isinstance(message, Text) else message or ""
+                    self._told.examples[status] = text
         if len(self._done_due) >= FOLD_AT or now > self._fold_by:
             self._fold()
             self._fold_by = now + FOLD_EVERY

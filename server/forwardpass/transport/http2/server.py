@@ -1,4 +1,4 @@
-"""The direct door: the port, with HTTP/2 in this process (libnghttp2) and no server of gRPC's between.
+"""The direct transport: the port, with HTTP/2 in this process (libnghttp2) and no server of gRPC's between.
 
 One thread reads what clients send, decodes and queues their ModelInfer calls, runs short batches itself and writes the
 answers: a small network's request never changes threads. Other methods go to the event loop. Answers that leave
@@ -217,7 +217,7 @@ class Http2Server:
             except ListenerGone:
                 raise
             except Exception:
-                logger.exception("the direct door failed on a group of calls")
+                logger.exception("the direct transport failed on a group of calls")
                 self._release()
             try:
                 self._take(sockets.sweep())
@@ -226,7 +226,7 @@ class Http2Server:
             except ListenerGone:
                 raise
             except Exception:
-                logger.exception("the direct door failed on what was overdue")
+                logger.exception("the direct transport failed on what was overdue")
 
     def _drain(self) -> None:
         if not self._departed:

@@ -1,4 +1,4 @@
-"""The direct door's sockets: connections come and go, bytes go in and out. Needs Linux (epoll).
+"""The direct transport's sockets: connections come and go, bytes go in and out. Needs Linux (epoll).
 
 One thread polls and reads. `transmit` is for any thread: what a socket does not take at once is kept and sent when it
 does, and nothing is read meanwhile from a client that leaves too much unread.
@@ -39,7 +39,7 @@ SWEEP_SECONDS = 1.0  # between two looks for what is overdue
 MESSAGE_AGES = 30  # sweeps for which nothing may come of a call's message
 ANSWER_AGES = 60  # sweeps for which a client may take nothing of what it is sent
 GREETING_AGES = 10  # sweeps that a client may take to say that it speaks HTTP/2, TLS before it included
-CLOSE_SECONDS = 1.0  # for what is unsent when the door closes
+CLOSE_SECONDS = 1.0  # for what is unsent when the transport closes
 
 Tls = Callable[[], ssl.SSLContext]  # what a new connection is to speak TLS by
 

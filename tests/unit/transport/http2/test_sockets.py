@@ -1,4 +1,4 @@
-"""The direct door's sockets, driven by hand: who is let go when, and that what was answered still leaves."""
+"""The direct transport's sockets, driven by hand: who is let go when, and that what was answered still leaves."""
 
 from __future__ import annotations
 

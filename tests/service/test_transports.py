@@ -1,4 +1,4 @@
-"""Two doors, one server behind them: whichever answers, a client sees the same bytes, codes, words and metadata."""
+"""Two transports, one server behind them: whichever answers, a client sees equal bytes, codes, words and metadata."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def doors(repository: Path) -> Iterator[tuple[Caller, Caller]]:
-    """The same repository behind the direct door and behind the other."""
+def sinks(repository: Path) -> Iterator[tuple[Caller, Caller]]:
+    """The same repository behind the direct transport and behind the other."""
     options = ["--max-message-bytes", "1000000", "--max-batch-size", "64"]
     with (
         ServerProcess(repository, "--transport", "direct", *options) as direct,
@@ -101,10 +101,10 @@ MESSAGES: dict[str, Any] = {
 
 @pytest.mark.parametrize("case", MESSAGES)
 @pytest.mark.parametrize("metadata", [(), TIMINGS], ids=["", "timings"])
-def test_both_doors_say_the_same(doors: tuple[Caller, Caller], case: str, metadata: Any) -> None:
+def test_both_doors_say_the_same(sinks: tuple[Caller, Caller], case: str, metadata: Any) -> None:
     """Answers to the byte, refusals to the word, and what comes along by name; figures aside."""
     found = []
-    for caller in doors:
+    for caller in sinks:
         try:
             answer, trailers = caller.send(MESSAGES[case], metadata=metadata)
             found.append(("OK", answer, sorted(trailers)))
@@ -122,14 +122,14 @@ def without_figures(text: str) -> str:
 @pytest.mark.parametrize("method", sorted(set(protocol.METHODS) - {"ModelInfer", "ModelStreamInfer"}))
 @pytest.mark.parametrize("data", [b"", b"\xff\xff"], ids=["empty", "junk"])
 def test_all_other_methods_are_the_same_by_way_of_the_direct_door(
-    doors: tuple[Caller, Caller], method: str, data: bytes
+    sinks: tuple[Caller, Caller], method: str, data: bytes
 ) -> None:
-    """They are passed on to the other door; names of services and of models included."""
+    """They are passed on to the other transport; names of services and of models included."""
     named = {"ModelMetadata", "ModelConfig", "ModelStatistics", "ModelReady"}
     if not data and method in named:
         data = protocol.METHODS[method].request(name="chain").SerializeToString()
     found = []
-    for caller in doors:
+    for caller in sinks:
         try:
             answer, _ = caller.send(data, path=protocol.METHODS[method].path)
             # As messages: protobuf writes maps in any order. What was counted, and when, differs.
@@ -140,10 +140,10 @@ def test_all_other_methods_are_the_same_by_way_of_the_direct_door(
     assert found[0] == found[1]
 
 
-def test_both_doors_of_one_server_feed_one_queue(doors: tuple[Caller, Caller]) -> None:
-    """Unary calls come in by the direct door, streamed ones by the other: they share runs, and nobody's answer is
+def test_both_doors_of_one_server_feed_one_queue(sinks: tuple[Caller, Caller]) -> None:
+    """Unary calls come in by the direct transport, streamed ones by the other: they share runs, and nobody's answer is
     another's."""
-    direct = doors[0]
+    direct = sinks[0]
     rng = np.random.default_rng(1)
     streamed = [rng.standard_normal((1, 4)).astype(np.float32) for _ in range(60)]
     expected = {str(i): outputs(direct.send(request("busy", x))[0])[0] for i, x in enumerate(streamed)}

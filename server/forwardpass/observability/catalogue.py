@@ -1,0 +1,239 @@
+"""Every metric, declared once: name, kind, labels, meaning. HELP texts and the README's table are made from this.
+
+To add one: a Metric here, and `samples.add(...)` where its value is known when a scrape asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import Metric as MetricFamily
+from prometheus_client.registry import Collector
+
+from forwardpass.errors import Reason
+from forwardpass.observability.histogram import Histogram
+
+_KINDS: dict[str, Callable[..., Any]] = {
+    "histogram": HistogramMetricFamily,
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric. A counter's name ends in _total; times are in seconds, sizes in bytes."""
+
+    name: str
+    kind: Literal["histogram", "counter", "gauge"]
+    labels: tuple[str, ...]
+    meaning: str
+
+
+STAGE_SECONDS = Metric(
+    "forwardpass_stage_seconds",
+    "histogram",
+    ("model", "version", "stage"),
+    "Seconds a request spent in each stage: decode, queue, run (its matrix in the network), encode (the answer, "
+    "and handing it to the transport), total (from arrival to there). Decode, run and encode are those of its "
+    "group or batch, counted for each request in it.",
+)
+BATCH_ROWS = Metric(
+    "forwardpass_batch_rows",
+    "histogram",
+    ("model", "version"),
+    "Rows in each matrix that was run.",
+)
+REQUESTS_TOTAL = Metric(
+    "forwardpass_requests_total",
+    "counter",
+    ("model", "version", "code"),
+    "Requests answered, by gRPC status. A model that is not known counts under an empty name.",
+)
+REFUSED_TOTAL = Metric(
+    "forwardpass_refused_total",
+    "counter",
+    ("model", "version", "reason"),
+    f"Requests refused or failed, by reason: {', '.join(Reason)}.",
+)
+ROWS_TOTAL = Metric(
+    "forwardpass_rows_total",
+    "counter",
+    ("model", "version"),
+    "Rows run through the network.",
+)
+BATCHES_TOTAL = Metric(
+    "forwardpass_batches_total",
+    "counter",
+    ("model", "version"),
+    "Matrices run through the network.",
+)
+ISOLATED_TOTAL = Metric(
+    "forwardpass_isolated_total",
+    "counter",
+    ("model", "version"),
+    "Batches that failed and were run again in halves, to answer all but the culprit.",
+)
+QUEUE_REQUESTS = Metric(
+    "forwardpass_queue_requests",
+    "gauge",
+    ("model", "version"),
+    "Requests waiting for an instance.",
+)
+QUEUE_ROWS = Metric(
+    "forwardpass_queue_rows",
+    "gauge",
+    ("model", "version"),
+    "Rows waiting for an instance.",
+)
+RUNNING_REQUESTS = Metric(
+    "forwardpass_running_requests",
+    "gauge",
+    ("model", "version"),
+    "Requests in a matrix that is being run.",
+)
+RUN_SECONDS_FITTED = Metric(
+    "forwardpass_run_seconds_fitted",
+    "gauge",
+    ("model", "version", "term"),
+    "The run-time model a + b·rows that deadlines are judged by: term a in seconds, term b in seconds a row.",
+)
+MODEL_INFO = Metric(
+    "forwardpass_model_info",
+    "gauge",
+    ("model", "version", "provider", "batch_invariance"),
+    "1 for each model version that serves. batch_invariance: exact, rounding, dependent, asserted or none.",
+)
+MODEL_STATE = Metric(
+    "forwardpass_model_state",
+    "gauge",
+    ("model", "version", "state"),
+    "1 for the state that each model version is in: loading, ready, stale (it serves as it was; what is on disk "
+    "now could not be loaded), unloading, failed, not_loaded (unloaded, or not asked for), skipped (a folder that "
+    "looks like a model or a version and is none).",
+)
+MODEL_LOAD_FAILURES_TOTAL = Metric(
+    "forwardpass_model_load_failures_total",
+    "counter",
+    ("model",),
+    "Loads of a model that failed.",
+)
+MODEL_INSTANCES = Metric(
+    "forwardpass_model_instances",
+    "gauge",
+    ("model", "version"),
+    "Runs of the model that may go on at the same time.",
+)
+GPU_BATCHES_TOTAL = Metric(
+    "forwardpass_gpu_batches_total",
+    "counter",
+    ("model", "version", "device", "way"),
+    "Batches run on a GPU, by way: graph (a captured CUDA graph was replayed), bound (in fixed buffers, kernel by "
+    "kernel), plain (ONNX Runtime copied in and out by itself).",
+)
+GPU_STAGE_SECONDS = Metric(
+    "forwardpass_gpu_stage_seconds",
+    "histogram",
+    ("model", "version", "device", "stage"),
+    "Seconds on the device of those batches that were timed, in each stage: copy_in (host to device), run, "
+    "copy_out (device to host).",
+)
+GPU_UTILIZATION_RATIO = Metric(
+    "forwardpass_gpu_utilization_ratio",
+    "gauge",
+    ("device",),
+    "Share of the driver's last sampling period, 0 to 1, in which any kernel ran on a GPU in use, by NVML.",
+)
+GPU_MEMORY_USED_BYTES = Metric(
+    "forwardpass_gpu_memory_used_bytes",
+    "gauge",
+    ("device",),
+    "Memory taken on a GPU in use, by all processes, by NVML.",
+)
+GPU_MEMORY_TOTAL_BYTES = Metric(
+    "forwardpass_gpu_memory_total_bytes",
+    "gauge",
+    ("device",),
+    "Memory that a GPU in use has, by NVML.",
+)
+IN_FLIGHT_REQUESTS = Metric(
+    "forwardpass_in_flight_requests",
+    "gauge",
+    (),
+    "Requests accepted and not yet answered, over all models.",
+)
+IN_FLIGHT_BYTES = Metric(
+    "forwardpass_in_flight_bytes",
+    "gauge",
+    (),
+    "Bytes of those requests.",
+)
+FILE_RELOADS_TOTAL = Metric(
+    "forwardpass_file_reloads_total",
+    "counter",
+    ("files", "result"),
+    "Changes seen of certificates or tokens, ok or failed: after a failed one the last good files stay in use.",
+)
+REPOSITORY_ERRORS_TOTAL = Metric(
+    "forwardpass_repository_errors_total",
+    "counter",
+    (),
+    "Looks at the repository's folder that failed; the models stay as they are then.",
+)
+BUILD_INFO = Metric(
+    "forwardpass_build_info",
+    "gauge",
+    ("version", "onnxruntime"),
+    "1, with the versions of Forwardpass and of ONNX Runtime.",
+)
+READY = Metric(
+    "forwardpass_ready",
+    "gauge",
+    (),
+    "1 while the server is ready for traffic.",
+)
+
+METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
+
+
+class Samples:
+    """What one scrape reads."""
+
+    def __init__(self) -> None:
+        self._families = {m: _KINDS[m.kind](m.name, m.meaning, labels=list(m.labels)) for m in METRICS}
+
+    def add(self, metric: Metric, labels: Sequence[str], value: float) -> None:
+        """One sample of a counter or a gauge; `labels` are the values of its labels, in their order."""
+        self._families[metric].add_metric(labels, value)
+
+    def add_histogram(self, metric: Metric, labels: Sequence[str], histogram: Histogram) -> None:
+        """All of a histogram."""
+        self._families[metric].add_metric(labels, histogram.buckets(), histogram.total)
+
+    def __iter__(self) -> Iterator[MetricFamily]:
+        yield from self._families.values()
+
+
+class Exporter(Collector):
+    """What the registry asks at a scrape. `source` adds the samples of everything that is there."""
+
+    def __init__(self, source: Callable[[Samples], object]) -> None:
+        self._source = source
+
+    def describe(self) -> Iterable[MetricFamily]:
+        return Samples()
+
+    def collect(self) -> Iterator[MetricFamily]:
+        samples = Samples()
+        self._source(samples)
+        yield from samples
+
+
+def table() -> str:
+    """The README's table of metrics, as Markdown."""
+    lines = ["| metric | kind | labels | meaning |", "| --- | --- | --- | --- |"]
+    lines += [f"| `{m.name}` | {m.kind} | {', '.join(m.labels) or '-'} | {m.meaning} |" for m in METRICS]
+    return "\n".join(lines)
