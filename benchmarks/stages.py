@@ -109,9 +109,11 @@ def transport(message: bytes, answer: bytes, batch: int) -> tuple[float, float]:
 
 def exchange(out: SendSide) -> None:
     """What the server sends reaches the client, and its answers are forgotten."""
+    client = out.owner
+    assert isinstance(client, ngh2.Connection)
     if data := out.data_to_send(1 << 30):
-        out.owner.receive_data(data)
-        out.owner.events()
+        client.receive_data(data)
+        client.events()
 
 
 def measure(repository: Path, model: str, batch: int, rows: int) -> list[tuple[str, float]]:

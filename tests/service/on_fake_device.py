@@ -7,6 +7,7 @@ rest of the command line is the server's own.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def serve(folder: Path, arguments: list[str]) -> int:
         return CudaSession(path, where, optimizations, driver=driver, opener=runtime, name=name)
 
     runtime.before = before
-    repository.load = partial(load, opens=opens, look=lambda: Devices(2))
+    repository.load = lambda request: load(replace(request, opens=opens, look=lambda: Devices(2)))
     server.place = partial(place, look=lambda: Devices(2))
     return main(["serve", *arguments])
 

@@ -16,7 +16,7 @@ from forwardpass.cli.main import main
 from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.model.contract import CONTRACT_FILE, MODEL_FILE, Contract
 from forwardpass.model.options import ModelConfig
-from forwardpass.repository.loader import load
+from forwardpass.repository.loader import LoadRequest, load
 from forwardpass.settings import Settings
 
 NETWORK = '''
@@ -160,7 +160,9 @@ def test_half_precision_is_reported_and_recorded(project: Path, capsys: pytest.C
     assert contract.precision == "fp16"
     assert f"allowed: {contract.tolerance.atol:g} + {contract.tolerance.rtol:g}" in said
     # It serves like any other; on a CPU, too.
-    loaded = load("net", "1", place, ModelConfig(), Settings(), CpuBudget(1, "for a test"), Admission(1, 1))
+    loaded = load(
+        LoadRequest("net", "1", place, ModelConfig(), Settings(), CpuBudget(1, "for a test"), Admission(1, 1))
+    )
     assert loaded.batches
     assert "contract of 8 rows holds" in loaded.why
 

@@ -7,6 +7,8 @@ imported, in a fresh interpreter.
 from __future__ import annotations
 
 import ast
+import importlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -200,3 +202,78 @@ def test_tests_mirror_the_packages() -> None:
         path.parent.relative_to(ROOT / "tests/unit").parts[0] for path in (ROOT / "tests/unit").glob("*/**/test_*.py")
     }
     assert folders <= set(PACKAGES), "tests of a package are in the folder of its name"
+
+
+def defined_in(path: Path) -> set[str]:
+    """The names at a module's top: its own, and those it imports."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text("utf-8")).body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+            case ast.Assign(targets=targets):
+                names |= {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                names.add(name)
+            case ast.ImportFrom(names=imported) | ast.Import(names=imported):
+                names |= {alias.asname or alias.name for alias in imported}
+            case ast.Try(body=body):
+                names |= {alias.asname or alias.name for n in body if isinstance(n, ast.Import) for alias in n.names}
+    return names
+
+
+def listed(package: str) -> dict[str, set[str]]:
+    """What a package's docstring names as public: `module` (Name, Name)."""
+    doc = ast.get_docstring(ast.parse((PACKAGE / package / "__init__.py").read_text("utf-8"))) or ""
+    _, _, text = " ".join(doc.split()).partition("Public are ")
+    found = re.findall(r"`([\w.]+)`(?: \(([\w, ]+)\))?", text)
+    return {module: set(re.findall(r"\w+", names)) for module, names in found}
+
+
+def used_elsewhere(package: str) -> Iterator[tuple[str, str, str]]:
+    """(where, module below the package, name or "") of what other packages import of it."""
+    for path in FILES:
+        if package_of(name_of(path)) in (package, ""):
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith(f"forwardpass.{package}."):
+                module = str(node.module).removeprefix(f"forwardpass.{package}").lstrip(".")
+                for alias in node.names:
+                    below = ".".join(filter(None, (module, alias.name)))
+                    file = (PACKAGE / package).joinpath(*below.split("."))
+                    where = f"{path.relative_to(ROOT)}:{node.lineno}"
+                    if file.with_suffix(".py").is_file():
+                        yield where, below, ""
+                    elif module:
+                        yield where, module, alias.name
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_says_what_it_is_for_and_names_what_is_public(package: str) -> None:
+    tree = ast.parse((PACKAGE / package / "__init__.py").read_text("utf-8"))
+    doc = ast.get_docstring(tree) or ""
+    assert "Imports " in doc or package == "export"
+    if "__all__" in defined_in(PACKAGE / package / "__init__.py"):
+        module = importlib.import_module(f"forwardpass.{package}")
+        assert module.__all__ and all(hasattr(module, name) for name in module.__all__)
+        return
+    public = listed(package)
+    for module, names in public.items():
+        assert not names - defined_in((PACKAGE / package).joinpath(*module.split(".")).with_suffix(".py")), module
+    wrong = [
+        f"{where} imports {module} {name}"
+        for where, module, name in used_elsewhere(package)
+        if module not in public or (name and name not in public[module])
+    ]
+    assert not wrong, f"not named in {package}/__init__.py:\n" + "\n".join(wrong)
+
+
+def test_class_names_are_unique() -> None:
+    # A client's error has the name of the server's and is one of its kind, so that one `except` does for both.
+    found: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(name_of(path))
+    both = ["forwardpass.client.errors", "forwardpass.errors"]
+    assert not {name: where for name, where in found.items() if len(where) > 1 and sorted(where) != both}

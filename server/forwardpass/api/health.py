@@ -13,7 +13,7 @@ from typing import Any
 
 from forwardpass import protocol
 from forwardpass.errors import UnknownModel, printable
-from forwardpass.repository.model_version import ModelState
+from forwardpass.repository.model_version import VersionState
 from forwardpass.repository.repository import Repository
 
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
@@ -49,7 +49,7 @@ class Health:
         states = [e.state for e in self._repository.entries() if e.name == service]
         if not states:
             return SERVICE_UNKNOWN
-        return SERVING if ModelState.READY in states and self._accepting() else NOT_SERVING
+        return SERVING if VersionState.READY in states and self._accepting() else NOT_SERVING
 
     def check(self, request: Any) -> Any:
         status = self.status(request.service)

@@ -16,7 +16,7 @@ from forwardpass.errors import InvalidRequest, Reason, RequestError, printable
 from forwardpass.model.signature import TensorSpec
 from forwardpass.model.triton_config import PLATFORM
 from forwardpass.repository.control import ModelControl
-from forwardpass.repository.model_version import ModelState
+from forwardpass.repository.model_version import VersionState
 from forwardpass.repository.repository import Repository
 
 # What works on every server, by the names that Triton gives it.
@@ -121,12 +121,12 @@ class ControlService:
         await self._control.refresh()
         response = protocol.RepositoryIndexResponse()
         for entry in self._repository.entries():
-            if entry.state is ModelState.READY or not request.ready:
+            if entry.state is VersionState.READY or not request.ready:
                 reason = entry.reason or (entry.loaded.reservation if entry.loaded is not None else "")
                 response.models.add(name=entry.name, version=entry.version, state=entry.state.value, reason=reason)
         for name, version, why in [] if request.ready else self._repository.skipped():
             response.models.add(
-                name=name, version=version, state=ModelState.UNAVAILABLE.value, reason=f"skipped: {why}"
+                name=name, version=version, state=VersionState.UNAVAILABLE.value, reason=f"skipped: {why}"
             )
         return response
 

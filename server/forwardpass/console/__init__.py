@@ -1,1 +1,5 @@
-"""What the commands share: arguments, tables, array files, connection options."""
+"""What the commands share: arguments, tables, array files, connection options.
+
+Imports `client`, `protocol` and `errors`. Public are `arguments`, `array_files`, `connection_options`, `tables`
+(count, shape, si, table).
+"""

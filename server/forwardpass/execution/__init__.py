@@ -1,1 +1,8 @@
-"""Networks opened and run by an execution provider. The only package that imports onnxruntime."""
+"""Networks opened and run by an execution provider. The only package that imports onnxruntime.
+
+Imports `model`, `protocol` and `observability`. Public are `bound_row` (bind), `cpu_budget` (CpuBudget),
+`cuda.detect` (driver), `interruption` (Interruption), `onnx_runtime` (ort), `ort_session` (OrtSession,
+new_run_options, read_signature, reason, share_threads), `placement` (CPU, Devices, Placement), `providers`
+(OpenSession, available, open_session, place), `session` (Runnable, Session, Task), `stacking` (Buffer, elements, raw,
+stack, stack_into).
+"""

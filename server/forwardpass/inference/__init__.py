@@ -1,1 +1,6 @@
-"""A request's way from bytes to bytes: decoded, admitted, queued, run in a batch, encoded."""
+"""A request's way from bytes to bytes: decoded, admitted, queued, run in a batch, encoded.
+
+Imports `transport.interface`, `execution`, `batching`, `model` and what is below them. Public are `intake` (Intake),
+`request` (InferenceRequest), `shared_memory` (SharedMemoryRegions, SharedMemoryService), `tensor_contents`
+(ELEMENT_LIMIT), `worker` (Worker).
+"""

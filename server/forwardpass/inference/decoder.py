@@ -7,7 +7,7 @@ is remembered by the other bytes, as a RequestTemplate; everything else is parse
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -26,8 +26,9 @@ from forwardpass.inference.parameters import (
     parse_request_parameters,
     parse_shared_memory,
 )
-from forwardpass.inference.request_template import NAME_LIMIT, RequestTemplate, ServingModel, TemplateMemory
+from forwardpass.inference.request_template import NAME_LIMIT, Replies, RequestTemplate, ServingModel, TemplateMemory
 from forwardpass.model.signature import ModelSignature, TensorSpec
+from forwardpass.protocol.request_messages import InferRequest, Parameters
 from forwardpass.protocol.wire import ID_TAG, varint
 
 KNOWN_REPLIES = 1024  # memories of replies, one for each model, outputs and number of rows
@@ -63,7 +64,9 @@ class Decoder:
         self._max = max_message_bytes
         self._regions = regions
         self._memory = TemplateMemory()
-        self._replies: dict[Any, dict[Any, tuple[bytes, ...]]] = {}  # by what RequestTemplate.replies depends on
+        self._replies: dict[
+            tuple[ServingModel, int, tuple[int, ...]], Replies
+        ] = {}  # by what RequestTemplate.replies depends on
         self._current = models.generation
 
     def refresh(self) -> None:
@@ -85,7 +88,7 @@ class Decoder:
 
     def _parse(self, message: bytes) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
         try:
-            request = protocol.ModelInferRequest.FromString(message)
+            request: InferRequest = protocol.ModelInferRequest.FromString(message)
         except (DecodeError, RuntimeError):
             raise InvalidRequest("the message is not a ModelInferRequest") from None
         _names(request)
@@ -103,7 +106,7 @@ class Decoder:
                 f"{rows} rows in one request; model '{target.name}' takes at most {target.max_request_rows}"
             )
         outputs = _outputs(request, signature)
-        response_options = self._wishes(request, signature, outputs, said.typed)
+        response_options = self._response_options(request, signature, outputs, said.typed)
         shared = 0
         # Last, once nothing else can be wrong with the request: these are copies.
         for place, window in windows.items():
@@ -119,7 +122,7 @@ class Decoder:
             self._memory.remember(message, template, order, buffers, bool(request.raw_input_contents))
         return template, buffers, _id_field(request.id)
 
-    def _replies_of(self, target: ServingModel, rows: int, outputs: tuple[int, ...]) -> dict[Any, tuple[bytes, ...]]:
+    def _replies_of(self, target: ServingModel, rows: int, outputs: tuple[int, ...]) -> Replies:
         key = (target, rows, outputs)
         found = self._replies.get(key)
         if found is None:
@@ -129,7 +132,7 @@ class Decoder:
         return found
 
     def _inputs(
-        self, request: Any, signature: ModelSignature
+        self, request: InferRequest, signature: ModelSignature
     ) -> tuple[list[Buffer], tuple[tuple[int, ...], ...], dict[int, RegionView], list[int]]:
         """Raw bytes and shape of every input, in the model's order; by place those still to be read; and which of the
         request's inputs each is."""
@@ -187,14 +190,14 @@ class Decoder:
             raise TooLarge(f"input '{tensor.name}': {place.nbytes} bytes, the limit is {regions.most}")
         return window
 
-    def _wishes(
-        self, request: Any, signature: ModelSignature, outputs: tuple[int, ...], typed: bool
+    def _response_options(
+        self, request: InferRequest, signature: ModelSignature, outputs: tuple[int, ...], typed: bool
     ) -> ResponseOptions | None:
         """How the answer is to be sent; None: the plain way."""
         if not typed and not (request.outputs and any(o.parameters for o in request.outputs)):
             return None
         tensors = [signature.outputs[place] for place in outputs]
-        named: Sequence[Any] = [o.parameters for o in request.outputs] or [{}] * len(outputs)
+        named: list[Parameters] = [o.parameters for o in request.outputs] or [{}] * len(outputs)
         wanted = [
             parse_output_parameters(parameters, tensor) for parameters, tensor in zip(named, tensors, strict=True)
         ]
@@ -217,7 +220,7 @@ def _id_field(request_id: str) -> bytes:
     return bytes((ID_TAG,)) + varint(len(text)) + text
 
 
-def _names(request: Any) -> None:
+def _names(request: InferRequest) -> None:
     names = request.model_name, request.model_version, request.id
     if max(map(len, names)) > NAME_LIMIT:
         for what, value in zip(("model name", "model version", "id"), names, strict=True):
@@ -235,7 +238,7 @@ def _rows(shapes: tuple[tuple[int, ...], ...], signature: ModelSignature) -> int
     return counts[0]
 
 
-def _outputs(request: Any, signature: ModelSignature) -> tuple[int, ...]:
+def _outputs(request: InferRequest, signature: ModelSignature) -> tuple[int, ...]:
     if not request.outputs:
         return signature.default_outputs
     places: list[int] = []

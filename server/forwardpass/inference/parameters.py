@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from forwardpass.errors import InvalidRequest, printable
 from forwardpass.model.signature import TensorSpec
+from forwardpass.protocol.request_messages import Parameter, Parameters
 
 NO_PRIORITY = 0
 SHARED = "shared_memory_"
@@ -64,7 +65,7 @@ class RequestParameters(NamedTuple):
 NO_PARAMETERS = RequestParameters(NO_PRIORITY, math.inf, False)
 
 
-def parse_request_parameters(parameters: Any, priority_levels: int) -> RequestParameters:
+def parse_request_parameters(parameters: Parameters, priority_levels: int) -> RequestParameters:
     """The schedule_policy parameters and `binary_data_output`. Raises InvalidRequest naming what was expected."""
     priority, timeout, typed = NO_PRIORITY, math.inf, False
     for key in parameters:
@@ -87,7 +88,7 @@ def parse_request_parameters(parameters: Any, priority_levels: int) -> RequestPa
     return RequestParameters(priority, timeout, typed)
 
 
-def parse_shared_memory(parameters: Any, what: str) -> RegionRange | None:
+def parse_shared_memory(parameters: Parameters, what: str) -> RegionRange | None:
     """Where the elements of an input lie; None: in the message. `what` names it in errors."""
     for key, parameter in parameters.items():
         if key.startswith(REFUSED) and not key.startswith(SHARED) and not _idle(parameter):
@@ -103,7 +104,7 @@ class OutputParameters(NamedTuple):
     typed: bool | None  # None: as the request as a whole
 
 
-def parse_output_parameters(parameters: Any, tensor: TensorSpec) -> OutputParameters:
+def parse_output_parameters(parameters: Parameters, tensor: TensorSpec) -> OutputParameters:
     """Read and check the parameters of a requested output."""
     what = f"output '{tensor.name}'"
     classes, typed = 0, None
@@ -140,31 +141,32 @@ def all_typed(wanted: list[OutputParameters], tensors: list[TensorSpec], default
     return typed
 
 
-def _place(parameters: Any, what: str) -> RegionRange | None:
-    found: dict[str, Any] = {}
+def _place(parameters: Parameters, what: str) -> RegionRange | None:
+    region: str | None = None
+    sizes: dict[str, int] = {}
     for key, parameter in parameters.items():
         if not key.startswith(SHARED):
             continue
         if key == "shared_memory_region":
             if parameter.WhichOneof("parameter_choice") != "string_param":
                 raise InvalidRequest(f"{what}: parameter '{key}': expected a string, got {_kind(parameter)}")
-            found[key] = parameter.string_param
+            region = parameter.string_param
         elif key in ("shared_memory_offset", "shared_memory_byte_size"):
-            found[key] = _integer(key, parameter, what)
-            if found[key] < 0:
-                raise InvalidRequest(f"{what}: parameter '{key}': expected bytes, at least 0, got {found[key]}")
+            sizes[key] = _integer(key, parameter, what)
+            if sizes[key] < 0:
+                raise InvalidRequest(f"{what}: parameter '{key}': expected bytes, at least 0, got {sizes[key]}")
         else:
             raise InvalidRequest(f"{what}: parameter '{printable(key)}' is not supported here")
-    if not found:
+    if region is None and not sizes:
         return None
-    region, nbytes = found.get("shared_memory_region"), found.get("shared_memory_byte_size")
+    nbytes = sizes.get("shared_memory_byte_size")
     if region is None or nbytes is None:
         missing = "shared_memory_region" if region is None else "shared_memory_byte_size"
         raise InvalidRequest(f"{what}: expected shared_memory_region and shared_memory_byte_size, {missing} is missing")
-    return RegionRange(region, found.get("shared_memory_offset", 0), nbytes)
+    return RegionRange(region, sizes.get("shared_memory_offset", 0), nbytes)
 
 
-def _integer(key: str, parameter: Any, what: str = "") -> int:
+def _integer(key: str, parameter: Parameter, what: str = "") -> int:
     kind = parameter.WhichOneof("parameter_choice")
     if kind not in INTEGERS:
         raise InvalidRequest(f"{what and what + ': '}parameter '{key}': expected an integer, got {_kind(parameter)}")
@@ -172,17 +174,17 @@ def _integer(key: str, parameter: Any, what: str = "") -> int:
     return value
 
 
-def _boolean(key: str, parameter: Any, what: str = "") -> bool:
+def _boolean(key: str, parameter: Parameter, what: str = "") -> bool:
     if parameter.WhichOneof("parameter_choice") != "bool_param":
         raise InvalidRequest(f"{what and what + ': '}parameter '{key}': expected a bool, got {_kind(parameter)}")
     return bool(parameter.bool_param)
 
 
-def _kind(parameter: Any) -> str:
+def _kind(parameter: Parameter) -> str:
     return parameter.WhichOneof("parameter_choice") or "nothing"
 
 
-def _idle(parameter: Any) -> bool:
+def _idle(parameter: Parameter) -> bool:
     """Whether a parameter says nothing: clients send `sequence_id` 0 and the like out of habit."""
     kind = parameter.WhichOneof("parameter_choice")
     return kind is None or not getattr(parameter, kind)

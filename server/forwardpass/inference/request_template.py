@@ -6,13 +6,16 @@ one, those of a message that was parsed in full is known, so what was parsed hol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from forwardpass.execution.stacking import Buffer
 from forwardpass.inference.parameters import ResponseOptions
 from forwardpass.model.signature import ModelSignature
 from forwardpass.protocol.wire import ID_TAG, NAME_TAG, VERSION_TAG, Span, tensor_spans
+
+if TYPE_CHECKING:
+    from forwardpass.inference.request import AnyRequest
 
 NAME_LIMIT = 1024  # characters of a model's name or version, or of a request's id
 KNOWN_TEMPLATES = 2048  # of one generation; there are two
@@ -25,6 +28,10 @@ COPY_BELOW = 4096  # bytes: below this a copy of a tensor is cheaper than a view
 
 # Datatypes whose typed contents may be the raw bytes: of any values, or of those whose varints have one byte.
 AS_RAW = {"FP32": None, "FP64": None, "BOOL": b"\0\1", "UINT8": bytes(range(128)), "INT8": bytes(range(128))}
+
+
+# By the shapes of an answer, the bytes around its id and its tensors.
+Replies = dict[Hashable, tuple[bytes, ...]]
 
 
 class ServingModel(Protocol):
@@ -40,7 +47,7 @@ class ServingModel(Protocol):
     def max_request_rows(self) -> int: ...
     @property
     def priority_levels(self) -> int: ...
-    def cancel(self, request: Any) -> None:
+    def cancel(self, request: AnyRequest) -> None:
         """The client of a request of its own is gone."""
 
 
@@ -70,7 +77,7 @@ class RequestTemplate:
         timeout: float,
         response_options: ResponseOptions | None = None,
         shared: int = 0,
-        replies: dict[Any, tuple[bytes, ...]] | None = None,
+        replies: Replies | None = None,
     ) -> None:
         self.target = target
         self.rows = rows  # rows it brings; 1 where the model is not batchable
@@ -86,7 +93,7 @@ class RequestTemplate:
         self.shared = shared  # bytes of its inputs that came from shared memory, not in its message
         # By an answer's shapes, the bytes around its id and its tensors. Shared by templates of the same target, rows
         # and outputs, which is all that they depend on.
-        self.replies: dict[Any, tuple[bytes, ...]] = {} if replies is None else replies
+        self.replies: Replies = {} if replies is None else replies
 
 
 Found = tuple[RequestTemplate, Sequence[Buffer], bytes]

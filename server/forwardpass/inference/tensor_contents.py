@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from forwardpass.errors import InvalidRequest, printable
 from forwardpass.execution.stacking import Buffer, elements
 from forwardpass.model.signature import TensorSpec
 from forwardpass.protocol.bytes_tensors import pack
+from forwardpass.protocol.request_messages import InputTensor
 from forwardpass.protocol.wire import LENGTH, varint
 
 # The length-delimited tags of fields whose elements are packed as in raw contents, by their names.
@@ -29,7 +29,7 @@ _FEW = 64  # elements, below which it is quicker to take them one by one than to
 ELEMENT_LIMIT = 1 << 40  # product of a tensor's sizes other than 0: what is larger can't be sent anyhow
 
 
-def shape_of(given: Any, expected: TensorSpec) -> tuple[int, ...]:
+def shape_of(given: InputTensor, expected: TensorSpec) -> tuple[int, ...]:
     """The shape of an InferInputTensor, once its datatype and every size are what the model's tensor asks for."""
     name = expected.name
     if given.datatype != expected.datatype.name:
@@ -73,7 +73,7 @@ def check_size(nbytes: int, tensor: TensorSpec, shape: tuple[int, ...]) -> None:
         )
 
 
-def typed(given: Any, tensor: TensorSpec, shape: tuple[int, ...]) -> bytes:
+def typed(given: InputTensor, tensor: TensorSpec, shape: tuple[int, ...]) -> bytes:
     """Typed contents as raw bytes. Values must be in the one field that belongs to the datatype, and in its range."""
     datatype = tensor.datatype
     count = math.prod(shape)

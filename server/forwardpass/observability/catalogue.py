@@ -199,7 +199,7 @@ READY = Metric(
 METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 
 
-class Samples:
+class Scrape:
     """What one scrape reads."""
 
     def __init__(self) -> None:
@@ -220,14 +220,14 @@ class Samples:
 class Exporter(Collector):
     """What the registry asks at a scrape. `source` adds the samples of everything that is there."""
 
-    def __init__(self, source: Callable[[Samples], object]) -> None:
+    def __init__(self, source: Callable[[Scrape], object]) -> None:
         self._source = source
 
     def describe(self) -> Iterable[MetricFamily]:
-        return Samples()
+        return Scrape()
 
     def collect(self) -> Iterator[MetricFamily]:
-        samples = Samples()
+        samples = Scrape()
         self._source(samples)
         yield from samples
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from forwardpass.errors import Reason
 from forwardpass.observability import catalogue
-from forwardpass.observability.catalogue import Samples
+from forwardpass.observability.catalogue import Scrape
 from forwardpass.observability.gpu import GpuMetrics
 from forwardpass.observability.histogram import Histogram
 
@@ -194,7 +194,7 @@ class ModelMetrics:
                 self._last_ms,
             )
 
-    def snapshot(self, samples: Samples) -> None:
+    def snapshot(self, samples: Scrape) -> None:
         """Add this model's samples to `samples`."""
         with self._lock:
             self._fold()

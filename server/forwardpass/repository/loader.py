@@ -64,35 +64,37 @@ class LoadedModel:
         return self.worker.run_rows if self.invariance.batches else 0
 
 
-def load(
-    name: str,
-    version: str,
-    folder: Path,
-    config: ModelConfig,
-    settings: Settings,
-    cores: CpuBudget,
-    admission: Admission,
-    model_folder: Path | None = None,
-    metrics: ModelMetrics | None = None,
-    lost: Callable[[str], None] = lambda _: None,
-    interruption: Interruption | None = None,
-    opens: OpenSession = open_session,
-    look: Callable[[], Devices] | None = None,
-) -> LoadedModel:
-    """Load the version in `folder` of the model `name`. Raises ModelError; may take seconds.
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadRequest:
+    """What is to be loaded, by what options, and what the worker that comes of it belongs to."""
 
-    `home`: the model's folder, where labels and the like are; by default that above the version. `metrics`: where
-    to go on counting. `lost`: see Worker. `interruption`: ends this early, with Stopping. `opens` and `look`: for
-    tests, on devices that are not there.
-    """
+    name: str
+    version: str
+    folder: Path  # of the version
+    config: ModelConfig
+    settings: Settings
+    cores: CpuBudget
+    admission: Admission
+    model_folder: Path | None = None  # where labels and the like are; by default that above the version
+    metrics: ModelMetrics | None = None  # where to go on counting
+    lost: Callable[[str], None] = lambda _: None  # see Worker
+    interruption: Interruption | None = None  # ends the load early, with Stopping
+    opens: OpenSession = open_session  # for tests, on devices that are not there, as `look`
+    look: Callable[[], Devices] | None = None
+
+
+def load(request: LoadRequest) -> LoadedModel:
+    """Load a version. Raises ModelError; may take seconds."""
+    name, version, folder, config = request.name, request.version, request.folder, request.config
+    settings, cores = request.settings, request.cores
     began = time.monotonic()
-    interruption = interruption or Interruption()
-    model_folder = folder.parent if model_folder is None else model_folder
+    interruption = request.interruption or Interruption()
+    model_folder = request.model_folder or folder.parent
     contract = _contract(folder, config.model_file)
     external_data.check(folder / config.model_file, model_folder)
-    placement = _placement(config, settings, cores, look)
+    placement = _placement(config, settings, cores, request.look)
     with SessionPool(
-        folder / config.model_file, placement, config, f"{name}/{version}", opens, interruption.opening
+        folder / config.model_file, placement, config, f"{name}/{version}", request.opens, interruption.opening
     ) as sessions:
         session = interruption.network(sessions.first)
         signature = reconcile(session.signature, config, contract, model_folder)
@@ -135,10 +137,12 @@ def load(
         queue_timeouts=_queue_timeouts(config),
         inline_run_limit=inline_run_limit(settings, cores),
     )
-    counted = metrics or ModelMetrics(name, version)
+    counted = request.metrics or ModelMetrics(name, version)
     for session_of_instance in sessions.serving:
         session_of_instance.report_to(counted.gpu.ran)
-    worker = Worker(name, version, sessions.serving, signature, options, run_time, counted, admission, lost=lost)
+    worker = Worker(
+        name, version, sessions.serving, signature, options, run_time, counted, request.admission, lost=request.lost
+    )
     reservation = _reservation(invariance, why, contract)
     if reservation:
         logger.warning("model %s version %s: %s", name, version, reservation)

@@ -11,7 +11,7 @@ from forwardpass.repository.loader import LoadedModel
 from forwardpass.repository.model_folder import Fingerprint, ModelFolder
 
 
-class ModelState(enum.Enum):
+class VersionState(enum.Enum):
     """Of one model version. `value` is its name in the protocol's RepositoryIndex."""
 
     LOADING = "LOADING"
@@ -30,7 +30,7 @@ class ModelVersion:
     name: str
     version: str  # empty for a model of which no version can be named
     folder: Path
-    state: ModelState
+    state: VersionState
     reason: str = ""
     loaded: LoadedModel | None = None
     model_folder: ModelFolder | None = None
@@ -40,7 +40,7 @@ class ModelVersion:
     @property
     def phase(self) -> str:
         """Its state as the metrics have it, where what failed and what nobody wants differ."""
-        if self.state is ModelState.UNAVAILABLE:
+        if self.state is VersionState.UNAVAILABLE:
             return "failed" if self.asked_for else "not_loaded"
         return "stale" if self.loaded is not None and self.reason else self.state.value.lower()
 
@@ -60,7 +60,7 @@ def idle(model_folder: ModelFolder) -> ModelVersion:
         model_folder.name,
         "",
         model_folder.folder,
-        ModelState.UNAVAILABLE,
+        VersionState.UNAVAILABLE,
         "not loaded",
         model_folder=model_folder,
         asked_for=False,
@@ -72,6 +72,6 @@ def refusal(entry: ModelVersion) -> RequestError:
     what = f"version {entry.version} of model '{entry.name}'" if entry.version else f"model '{entry.name}'"
     if not entry.asked_for:
         return UnknownModel(f"{what} is not loaded", reason=Reason.NOT_LOADED)
-    if entry.state is ModelState.LOADING:
+    if entry.state is VersionState.LOADING:
         return ModelLoading(f"{what} is still loading", retry_after=0.5)
     return ModelUnusable(f"{what} could not be loaded: {entry.reason}")

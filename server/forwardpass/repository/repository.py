@@ -31,9 +31,9 @@ from forwardpass.inference.worker import Worker
 from forwardpass.model.contract import MODEL_FILE
 from forwardpass.model.options import ModelConfig
 from forwardpass.repository.listing import RepositoryListing
-from forwardpass.repository.loader import LoadedModel, load
+from forwardpass.repository.loader import LoadedModel, LoadRequest, load
 from forwardpass.repository.model_folder import ModelFolder
-from forwardpass.repository.model_version import ModelState, ModelVersion, idle, number, refusal
+from forwardpass.repository.model_version import ModelVersion, VersionState, idle, number, refusal
 from forwardpass.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ class Repository:
                 found.append(
                     self._enter(
                         ModelVersion(
-                            model_folder.name, str(version), folder, ModelState.LOADING, model_folder=model_folder
+                            model_folder.name, str(version), folder, VersionState.LOADING, model_folder=model_folder
                         )
                     )
                 )
@@ -188,7 +188,7 @@ class Repository:
             except Exception as error:
                 reason = self._failed(entry.name, entry.version, error)
             return self._enter(
-                dataclasses.replace(entry, state=ModelState.UNAVAILABLE, reason=reason, model_folder=model_folder)
+                dataclasses.replace(entry, state=VersionState.UNAVAILABLE, reason=reason, model_folder=model_folder)
             )
 
     def reload(self, model_folder: ModelFolder, config: ModelConfig | None = None) -> list[ModelVersion]:
@@ -209,7 +209,7 @@ class Repository:
                 if before.get(str(version), idle(model_folder)).loaded is None:
                     self._enter(
                         ModelVersion(
-                            model_folder.name, str(version), folder, ModelState.LOADING, model_folder=model_folder
+                            model_folder.name, str(version), folder, VersionState.LOADING, model_folder=model_folder
                         )
                     )
             wanted = [self._renew(model_folder, config, str(n), f, before.get(str(n))) for n, f in chosen.items()]
@@ -224,9 +224,11 @@ class Repository:
         """Stop serving a model; what was accepted is answered first. Blocks. Whether there was such a model."""
         with self._changing:
             entries = [e for e in self.entries() if e.name == name]
-            going = [dataclasses.replace(e, state=ModelState.UNLOADING, loaded=None, asked_for=False) for e in entries]
+            going = [
+                dataclasses.replace(e, state=VersionState.UNLOADING, loaded=None, asked_for=False) for e in entries
+            ]
             self._replace(name, going)
-            gone = [dataclasses.replace(e, state=ModelState.UNAVAILABLE, reason="unloaded") for e in going]
+            gone = [dataclasses.replace(e, state=VersionState.UNAVAILABLE, reason="unloaded") for e in going]
             self._replace(name, gone)
         if entries:
             logger.info("model %s was unloaded", name)
@@ -275,30 +277,23 @@ class Repository:
         fingerprint = model_folder.fingerprint(folder, config)  # first: what changes from here on counts as changed
         # Counters go on over a reload, so that none ever falls.
         metrics = before.worker.metrics if before is not None else None
-        settings, cores, admission, stop = self._settings, self._cores, self._admission, self.interruption
 
         def lost(reason: str) -> None:
             self.lost(reason)
 
+        request = LoadRequest(
+            model_folder.name, version, folder, config, self._settings, self._cores, self._admission,
+            model_folder.folder, metrics, lost, self.interruption,
+        )  # fmt: skip
         try:
-            loaded = load(
-                model_folder.name,
-                version,
-                folder,
-                config,
-                settings,
-                cores,
-                admission,
-                model_folder.folder,
-                metrics,
-                lost,
-                stop,
-            )
+            loaded = load(request)
         except DeviceLost as error:
             lost(str(error))
             raise
         loaded.worker.start()
-        return ModelVersion(model_folder.name, version, folder, ModelState.READY, "", loaded, model_folder, fingerprint)
+        return ModelVersion(
+            model_folder.name, version, folder, VersionState.READY, "", loaded, model_folder, fingerprint
+        )
 
     def _renew(
         self, model_folder: ModelFolder, config: ModelConfig, version: str, folder: Path, before: ModelVersion | None
@@ -317,7 +312,7 @@ class Repository:
         if before is not None and serving:
             return dataclasses.replace(before, reason=f"serves as it was; it could not be loaded again: {reason}")
         return ModelVersion(
-            model_folder.name, version, folder, ModelState.UNAVAILABLE, reason, model_folder=model_folder
+            model_folder.name, version, folder, VersionState.UNAVAILABLE, reason, model_folder=model_folder
         )
 
     def _failed(self, name: str, version: str, error: Exception) -> str:
@@ -345,7 +340,7 @@ class Repository:
                     model_folder.name,
                     latest,
                     model_folder.folder,
-                    ModelState.UNAVAILABLE,
+                    VersionState.UNAVAILABLE,
                     reason,
                     model_folder=model_folder,
                 )

@@ -1,1 +1,5 @@
-"""Who may call: bearer tokens, TLS certificates, and what the settings ask for of both."""
+"""Who may call: bearer tokens, TLS certificates, and what the settings ask for of both.
+
+Imports `errors`, `settings` and `watched_files`. Public are `certificates` (Certificates, ServerCertificate),
+`policy` (SecurityConfig), `tokens` (Role, Tokens, role_of).
+"""

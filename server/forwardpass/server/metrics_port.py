@@ -13,7 +13,7 @@ from forwardpass.batching.admission import Admission
 from forwardpass.execution.cuda.detect import driver
 from forwardpass.execution.onnx_runtime import ort
 from forwardpass.observability import catalogue
-from forwardpass.observability.catalogue import Exporter, Samples
+from forwardpass.observability.catalogue import Exporter, Scrape
 from forwardpass.observability.gpu import GpuReader
 from forwardpass.observability.model_metrics import ModelMetrics
 from forwardpass.repository.repository import Repository
@@ -48,7 +48,7 @@ class MetricsSource:
         self.registry = CollectorRegistry()
         self.registry.register(Exporter(self._collect))
 
-    def _collect(self, samples: Samples) -> None:
+    def _collect(self, samples: Scrape) -> None:
         self._admission.wait_empty(self._patience)
         self._metrics.snapshot(samples)
         self._security.collect(samples)

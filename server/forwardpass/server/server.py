@@ -37,7 +37,7 @@ from forwardpass.inference.intake import Intake
 from forwardpass.inference.shared_memory import SharedMemoryRegions, SharedMemoryService
 from forwardpass.observability.model_metrics import ModelMetrics
 from forwardpass.repository.control import ModelControl
-from forwardpass.repository.model_version import ModelState, ModelVersion
+from forwardpass.repository.model_version import ModelVersion, VersionState
 from forwardpass.repository.repository import Repository
 from forwardpass.security.policy import SecurityConfig
 from forwardpass.security.tokens import Role
@@ -300,7 +300,7 @@ class Server:
                 return False
             loaded = loading.result()
             self._say(_report(loaded))
-            usable = usable or loaded.state is ModelState.READY
+            usable = usable or loaded.state is VersionState.READY
         stopped.cancel()
         return usable
 

@@ -1,1 +1,4 @@
-"""A server in a process of its own, for tests, demonstrations and load tests."""
+"""A server in a process of its own, for tests, demonstrations and load tests.
+
+Imports `errors`. Public are `server_process` (ServerProcess).
+"""

@@ -1,1 +1,7 @@
-"""Connections, calls and statuses: bytes of a network come in, bytes go out. Knows no model."""
+"""Connections, calls and statuses: bytes of a network come in, bytes go out. Knows no model.
+
+Imports `protocol`, `security`, `observability` and `errors`. Public are `addresses` (endpoint), `grpcio_server`
+(GrpcioServer), `http2.client_connection` (ClientConnection, Ended, framed, request_fields, timeout_field),
+`http2.server` (Http2Limits, Http2Server), `http2.sockets`, `interface` (Answer, CallContext, Handler, PendingRequest,
+ReplySink), `listeners` (accepts).
+"""

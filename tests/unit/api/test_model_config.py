@@ -14,7 +14,7 @@ from forwardpass.batching.admission import Admission
 from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.model import triton_config
 from forwardpass.model.options import ModelConfig
-from forwardpass.repository.loader import LoadedModel, load
+from forwardpass.repository.loader import LoadedModel, LoadRequest, load
 from forwardpass.settings import Settings
 
 CORES = CpuBudget(2, "for a test")
@@ -67,7 +67,7 @@ def loaded(folder: Path, network: Any, config: ModelConfig) -> LoadedModel:
     if not version.exists():
         models.save(folder, "m", network)
     settings = Settings(repository=folder, max_batch_size=32)
-    return load("m", "1", version, config, settings, CORES, Admission(10, 1 << 20))
+    return load(LoadRequest("m", "1", version, config, settings, CORES, Admission(10, 1 << 20)))
 
 
 @pytest.mark.parametrize("which", OPTIONS)

@@ -17,7 +17,7 @@ from forwardpass.execution.openvino_session import detect_openvino
 from forwardpass.execution.placement import OPENVINO
 from forwardpass.execution.providers import available, open_session, place
 from forwardpass.model.options import ModelConfig
-from forwardpass.repository.loader import load
+from forwardpass.repository.loader import LoadRequest, load
 from forwardpass.settings import Settings
 
 HERE = detect_openvino()
@@ -55,7 +55,9 @@ def test_it_answers_as_the_cpu_provider_does(rows: int, tmp_path: Path) -> None:
 def test_a_model_is_served_by_it(tmp_path: Path) -> None:
     folder = models.save(tmp_path, "m", models.chain())
     settings = Settings(repository=tmp_path, provider="openvino", max_batch_size=8)
-    loaded = load("m", "1", folder, ModelConfig(), settings, CpuBudget(2, "for a test"), Admission(100, 1 << 20))
+    loaded = load(
+        LoadRequest("m", "1", folder, ModelConfig(), settings, CpuBudget(2, "for a test"), Admission(100, 1 << 20))
+    )
     assert loaded.placement.label == "openvino" and loaded.invariance.batches
     loaded.worker.start()
     assert loaded.worker.close(5.0)

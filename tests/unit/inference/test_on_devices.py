@@ -38,7 +38,7 @@ from forwardpass.inference.request import AnyRequest
 from forwardpass.model.options import ModelConfig
 from forwardpass.observability.catalogue import GPU_BATCHES_TOTAL, GPU_STAGE_SECONDS, Metric
 from forwardpass.repository.batch_invariance import Invariance
-from forwardpass.repository.loader import LoadedModel, load
+from forwardpass.repository.loader import LoadedModel, LoadRequest, load
 from forwardpass.settings import Settings
 
 
@@ -67,10 +67,10 @@ class Machinery:
         folder = models.save(self.root, f"m{next(ids)}", model)
         told = Settings(repository=self.root, **{"max_batch_size": 8, "provider": "cuda", **(settings or {})})
         self.loaded.append(
-            load(
+            load(LoadRequest(
                 "m", "1", folder, ModelConfig(**options), told, CpuBudget(4, "for a test"), Admission(1000, 1 << 24),
                 lost=self.lost.append, opens=self._opens, look=lambda: Devices(self.driver.count),
-            )
+            ))
         )  # fmt: skip
         self.runtime.ways.clear()
         self.driver.calls.clear()
@@ -203,10 +203,10 @@ def test_a_contract_is_held_against_the_graphs(machine: Machinery, digits_reposi
     folder = digits_repository / "digits" / "1"
 
     def load_digits() -> LoadedModel:
-        return load(
+        return load(LoadRequest(
             "digits", "1", folder, ModelConfig(), Settings(repository=digits_repository, provider="cuda"),
             CpuBudget(1, ""), Admission(10, 1 << 20), opens=machine._opens, look=lambda: Devices(1),
-        )  # fmt: skip
+        ))  # fmt: skip
 
     found = load_digits()
     machine.loaded.append(found)

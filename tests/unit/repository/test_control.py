@@ -35,7 +35,7 @@ from forwardpass.repository import control as control_module
 from forwardpass.repository import repository as repository_module
 from forwardpass.repository.control import ModelControl
 from forwardpass.repository.model_folder import ModelFolder
-from forwardpass.repository.model_version import ModelState, ModelVersion
+from forwardpass.repository.model_version import ModelVersion, VersionState
 from forwardpass.repository.repository import Repository
 from forwardpass.settings import Settings
 
@@ -397,7 +397,9 @@ def test_looking_follows_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (house.root / "m" / "config.pbtxt").write_text("max_batch_size: 4\nresponse_cache { enable: true }")
     house.control.look()
     ((entry,), _) = [[e for e in house.repository.entries() if e.name == n] for n in ("m", "other")]
-    assert entry.state is ModelState.READY and "config.pbtxt:2: response_cache.enable is not supported" in entry.reason
+    assert (
+        entry.state is VersionState.READY and "config.pbtxt:2: response_cache.enable is not supported" in entry.reason
+    )
     shutil.rmtree(house.root / "m" / "2")
     (house.root / "m" / "config.pbtxt").unlink()
     house.control.look()
@@ -478,6 +480,6 @@ def test_what_nobody_foresaw_is_one_models_misfortune(house: House, monkeypatch:
         house.load("m")
     assert house.ask("m") == before
     entry = ModelVersion(
-        "n", "1", house.root / "m" / "1", ModelState.LOADING, model_folder=ModelFolder("n", house.root / "m")
+        "n", "1", house.root / "m" / "1", VersionState.LOADING, model_folder=ModelFolder("n", house.root / "m")
     )
-    assert house.repository.load(entry).state is ModelState.UNAVAILABLE
+    assert house.repository.load(entry).state is VersionState.UNAVAILABLE

@@ -16,7 +16,7 @@ from tests.unit.repository.test_control import House
 from forwardpass.errors import RepositoryUnreadable, SettingsError
 from forwardpass.repository import control as control_module
 from forwardpass.repository.listing import RepositoryListing
-from forwardpass.repository.model_version import ModelState
+from forwardpass.repository.model_version import VersionState
 
 NOBODY = 65534
 
@@ -93,7 +93,7 @@ def test_a_repository_that_cannot_be_read_loses_no_model(house: House, broken: B
     assert house.repository.listing.failures == 2
     house.control.look()
     assert [house.repository.resolve(name, "") for name in ("plain", "told")] == workers
-    assert all(not e.reason and e.state is ModelState.READY for e in house.repository.entries())
+    assert all(not e.reason and e.state is VersionState.READY for e in house.repository.entries())
     house.put("plain", 2)
     house.control.look()
     assert house.ask("plain")[0] == "2"  # and it goes on following what changes
@@ -109,7 +109,7 @@ def test_a_model_that_cannot_be_read_stays(house: House, broken: Breaks, where: 
         assert house.ask(name) == before
         if where != "plain/1":  # a version's file is found in a folder that can't be listed
             (entry,) = [e for e in house.repository.entries() if e.name == name]
-            assert entry.state is ModelState.READY and "serves as it was" in entry.reason
+            assert entry.state is VersionState.READY and "serves as it was" in entry.reason
     house.control.look()
     assert house.ask(name) == before
     assert not [e.reason for e in house.repository.entries() if e.reason]

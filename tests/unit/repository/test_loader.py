@@ -18,14 +18,18 @@ from forwardpass.errors import ModelError
 from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.model.options import ModelConfig
 from forwardpass.repository.batch_invariance import Invariance
-from forwardpass.repository.loader import LoadedModel, load
+from forwardpass.repository.loader import LoadedModel, LoadRequest, load
 from forwardpass.settings import Settings
 
 
 def loaded(root: Path, model: onnx.ModelProto, settings: Any = None, cores: int = 1, **options: Any) -> LoadedModel:
     folder = models.save(root, "m", model)
     told = Settings(repository=root, **{"max_batch_size": 32, **(settings or {})})
-    return load("m", "1", folder, ModelConfig(**options), told, CpuBudget(cores, "for a test"), Admission(100, 1 << 20))
+    return load(
+        LoadRequest(
+            "m", "1", folder, ModelConfig(**options), told, CpuBudget(cores, "for a test"), Admission(100, 1 << 20)
+        )
+    )
 
 
 def answer(of: LoadedModel, x: np.ndarray) -> np.ndarray:
@@ -131,7 +135,7 @@ def test_the_contracts_verdict_binds_unless_the_operator_overrules_it(
     folder = models.save(tmp_path, "m", models.chain())
     models.add_contract(folder, {"x": np.ones((2, 4), np.float32)}, contract)
     options, settings = ModelConfig(batch_invariance=told), Settings(repository=tmp_path, max_batch_size=32)
-    found = load("m", "1", folder, options, settings, CpuBudget(1, "for a test"), Admission(100, 1 << 20))
+    found = load(LoadRequest("m", "1", folder, options, settings, CpuBudget(1, "for a test"), Admission(100, 1 << 20)))
     assert found.invariance is verdict
     assert found.worker.options.limits.max_batch_rows == (32 if verdict.batches else 1)
     assert found.reservation.startswith(reservation) and bool(found.reservation) == bool(reservation)
@@ -161,7 +165,7 @@ def test_a_folder_without_a_network_is_refused(tmp_path: Path) -> None:
     folder = models.save(tmp_path, "m", models.chain())
     (folder / "model.onnx").unlink()
     with pytest.raises(ModelError, match=r"there is no model\.onnx"):
-        load("m", "1", folder, ModelConfig(), Settings(), CpuBudget(1, ""), Admission(1, 1))
+        load(LoadRequest("m", "1", folder, ModelConfig(), Settings(), CpuBudget(1, ""), Admission(1, 1)))
 
 
 def test_made_up_values_that_the_network_rejects_do_not_stop_it(tmp_path: Path) -> None:

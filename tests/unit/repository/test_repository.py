@@ -16,7 +16,8 @@ from forwardpass.batching.admission import Admission
 from forwardpass.errors import InvalidRequest, ModelLoading, ModelUnusable, SettingsError, UnknownModel
 from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.repository import repository as repository_module
-from forwardpass.repository.model_version import ModelState, ModelVersion
+from forwardpass.repository.loader import LoadedModel, LoadRequest
+from forwardpass.repository.model_version import ModelVersion, VersionState
 from forwardpass.repository.repository import Repository
 from forwardpass.settings import Settings
 
@@ -39,18 +40,18 @@ def test_a_model_is_loading_until_it_is_loaded(opened: Repository, tmp_path: Pat
     changes = []
     opened.changed = lambda: changes.append([e.state for e in opened.entries()])
     (entry,) = opened.discover()
-    assert (entry.name, entry.version, entry.state) == ("m", "1", ModelState.LOADING)
+    assert (entry.name, entry.version, entry.state) == ("m", "1", VersionState.LOADING)
     for version in ("", "1"):
         with pytest.raises(ModelLoading, match="version 1 of model 'm' is still loading") as caught:
             opened.resolve("m", version)
         assert caught.value.retry_after is not None
     generation = opened.generation
-    assert opened.load(entry).state is ModelState.READY
+    assert opened.load(entry).state is VersionState.READY
     assert opened.generation > generation
     worker = opened.resolve("m", "")
     assert worker is opened.resolve("m", "1") is opened.loaded("m", "").worker
     assert (worker.name, worker.version) == ("m", "1")
-    assert changes == [[ModelState.LOADING], [ModelState.READY]]
+    assert changes == [[VersionState.LOADING], [VersionState.READY]]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_a_model_that_cannot_be_loaded_says_why_and_harms_no_other(
     models.save(tmp_path, "good", models.chain())
     (models.save(tmp_path, "bad", models.chain()) / "model.onnx").write_bytes(content)
     entries = load_all(opened)
-    assert (entries["good"].state, entries["bad"].state) == (ModelState.READY, ModelState.UNAVAILABLE)
+    assert (entries["good"].state, entries["bad"].state) == (VersionState.READY, VersionState.UNAVAILABLE)
     assert "model.onnx" in entries["bad"].reason and "\n" not in entries["bad"].reason
     with pytest.raises(ModelUnusable, match="version 1 of model 'bad' could not be loaded: "):
         opened.resolve("bad", "")
@@ -109,7 +110,7 @@ def test_wrong_options_are_that_models_alone(opened: Repository, tmp_path: Path,
     models.save(tmp_path, "bad", models.chain(), options)
     (tmp_path / "bad" / "binary.txt").write_bytes(b"\xff\xfe\x00")
     entries = load_all(opened)
-    assert (entries["good"].state, entries["bad"].state) == (ModelState.READY, ModelState.UNAVAILABLE)
+    assert (entries["good"].state, entries["bad"].state) == (VersionState.READY, VersionState.UNAVAILABLE)
     assert words in entries["bad"].reason
 
 
@@ -133,7 +134,7 @@ def test_tampered_files_are_refused(opened: Repository, tmp_path: Path, digits_r
         case "no contract file":
             (folder / "contract.json").write_text("{}")
     entry = load_all(opened)["digits"]
-    assert entry.state is ModelState.UNAVAILABLE and entry.reason
+    assert entry.state is VersionState.UNAVAILABLE and entry.reason
     if change.startswith("a b"):
         assert "model.onnx: was changed: sha256 is" in entry.reason
 
@@ -172,7 +173,7 @@ def test_a_repository_of_nothing_is_an_error(opened: Repository, tmp_path: Path)
 def test_one_models_own_folder_is_a_repository(tmp_path: Path) -> None:
     models.save(tmp_path, "mine", models.chain())
     made = Repository(Settings(repository=tmp_path / "mine", max_batch_size=8), CpuBudget(1, ""), Admission(10, 1000))
-    assert load_all(made)["mine"].state is ModelState.READY
+    assert load_all(made)["mine"].state is VersionState.READY
     assert made.close(5.0)
 
 
@@ -183,15 +184,15 @@ def test_what_nobody_foresaw_is_one_models_misfortune(
     models.save(tmp_path, "good", models.chain())
     really = repository_module.load
 
-    def load(name: str, *rest: object) -> object:
-        if name == "bad":
+    def load(request: LoadRequest) -> LoadedModel:
+        if request.name == "bad":
             raise KeyError("surprise")
-        return really(name, *rest)  # type: ignore[arg-type]
+        return really(request)
 
     monkeypatch.setattr(repository_module, "load", load)
     with caplog.at_level(logging.ERROR):
         entries = load_all(opened)
-    assert entries["good"].state is ModelState.READY
+    assert entries["good"].state is VersionState.READY
     assert entries["bad"].reason == "internal error; the server's log has the details"
     assert "surprise" in caplog.text
 
@@ -205,7 +206,7 @@ def test_a_network_whose_answers_are_not_its_contracts_is_refused(
     contract["samples"]["expected"]["logits"][0][0] += 0.5
     path.write_text(json.dumps(contract))
     entry = load_all(opened)["digits"]
-    assert entry.state is ModelState.UNAVAILABLE
+    assert entry.state is VersionState.UNAVAILABLE
     assert "output 'logits' at [0, 0]: expected" in entry.reason
 
 

@@ -88,7 +88,7 @@ class Connection:
         infer_path: bytes,
         open_call: Callable[[ServerStream], StreamListener | None],
         transmit: Callable[[SendSide], None],
-        owner: Any = None,
+        owner: object = None,
     ) -> None:
         """`open_call`: makes the listener of a call of another path; None: there is no such method. It is called with
         the lock held. `transmit`: sends what `out.data_to_send` gives."""

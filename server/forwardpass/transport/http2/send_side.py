@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Final, ParamSpec, Protocol
 
 from ngh2 import Connection as Engine
 from ngh2.exceptions import NGH2Error
@@ -18,6 +18,8 @@ from forwardpass.transport.http2.grpc_framing import MESSAGE_STRUCT
 from forwardpass.transport.http2.request_head import RequestHead
 from forwardpass.transport.http2.response_fields import OPENING, SUCCESS, Fields
 from forwardpass.transport.interface import Metadata, PendingRequest
+
+P = ParamSpec("P")
 
 STREAM_WINDOW: Final = 1 << 20  # bytes of one call that a client may have on their way
 MESSAGE_OVERHEAD: Final = 256  # bytes that a message which waits counts for beside its own
@@ -90,7 +92,7 @@ class SendSide:
     """
 
     def __init__(
-        self, engine: Engine, transmit: Callable[[SendSide], None], budget: ReceiveBudget, owner: Any = None
+        self, engine: Engine, transmit: Callable[[SendSide], None], budget: ReceiveBudget, owner: object = None
     ) -> None:
         """`transmit`: sends what `data_to_send` gives, as far as the socket takes it. `owner`: of the socket."""
         self.lock = threading.Lock()
@@ -345,7 +347,7 @@ class SendSide:
             self._transmit(self)
 
 
-def attempt(function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+def attempt(function: Callable[P, object], *arguments: P.args, **options: P.kwargs) -> None:
     """Have the engine do something for a stream that may have ended, or a connection that may have failed."""
     with contextlib.suppress(NGH2Error, ValueError):
         function(*arguments, **options)

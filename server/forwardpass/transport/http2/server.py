@@ -12,9 +12,9 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import sched_yield
 from time import monotonic, sleep
-from typing import Any
 
 from forwardpass import protocol
 from forwardpass.errors import RequestError
@@ -77,7 +77,7 @@ class Http2Server:
         bounds: Http2Limits,
         make_sink: Callable[[ReplySink[ServerStream]], RequestSink[ServerStream]],
         handlers: Handlers,
-        call_soon: Callable[[Callable[[], None]], Any],
+        call_soon: Callable[[Callable[[], None]], object],
         authorize: Authorize | None = None,
         tls: Tls | None = None,
         lost: Callable[[str], None] = lambda _: None,
@@ -96,7 +96,7 @@ class Http2Server:
         paths = {f"/{service}/{name}".encode(): h for service, of in handlers.items() for name, h in of.items()}
         self._handlers = {path: handler for path, handler in paths.items() if path != INFER_PATH}
         self._call_soon = call_soon
-        self._posted: list[tuple[Any, ...]] = []
+        self._posted: list[Callable[[], object]] = []
         self._posting = threading.Lock()
         self._authorize = authorize
         self._sink = make_sink(self)
@@ -293,7 +293,7 @@ class Http2Server:
                     sink.refuse(call, error)
             except Exception:  # its calls that were not queued would never be answered
                 logger.exception("a connection is closed: its calls could not be queued")
-                self._sockets.close_peer(connection.out.owner)
+                self._sockets.close_connection(connection)
         sink.flush()
         for connection in news:
             if connection.cancelled:
@@ -335,10 +335,10 @@ class Http2Server:
         handler = self._handlers.get(call.head.path)
         return None if handler is None else Http2CallContext(call, handler, self._post)
 
-    def _post(self, *what: Any) -> None:
+    def _post(self, function: Callable[..., object], *arguments: object) -> None:
         """Have the event loop call a function; those of one thread in their order. From any thread."""
         with self._posting:
-            self._posted.append(what)
+            self._posted.append(partial(function, *arguments))
             if len(self._posted) > 1:
                 return
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
@@ -347,8 +347,8 @@ class Http2Server:
     def _run_posted(self) -> None:
         with self._posting:
             posted, self._posted = self._posted, []
-        for function, *arguments in posted:
+        for function in posted:
             try:
-                function(*arguments)
+                function()
             except Exception:
                 logger.exception("a call's news could not be told")

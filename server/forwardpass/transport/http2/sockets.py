@@ -71,7 +71,7 @@ class Sockets:
 
     def transmit(self, out: SendSide) -> None:
         """Send what the protocol has to send, as far as the socket takes it. With `out.lock` held."""
-        peer: Peer = out.owner
+        peer: Peer = out.owner  # type: ignore[assignment]  # as `_begin` gave it
         if peer.closed or peer.handshaking:
             return
         while not peer.unsent:
@@ -342,6 +342,10 @@ class Sockets:
         with out.lock:
             peer.push()
             out.flush()
+
+    def close_connection(self, connection: Connection) -> None:
+        """As `close_peer`, by the connection."""
+        self.close_peer(connection.out.owner)  # type: ignore[arg-type]  # as `_begin` gave it
 
     def close_peer(self, peer: Peer) -> None:
         """A connection is over: nobody waits for its calls, which become its news."""

@@ -1,0 +1,65 @@
+"""Types of a ModelInferRequest's messages, as the decoder reads them: protobuf makes its classes at run time, without.
+
+Containers are protobuf's: a slice of one is a list, made in one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+
+class Message(Protocol):
+    """What every message has."""
+
+    def HasField(self, name: str) -> bool: ...  # noqa: N802
+    def ListFields(self) -> Sequence[tuple[FieldDescriptor, object]]: ...  # noqa: N802
+    def SerializeToString(self) -> bytes: ...  # noqa: N802
+
+
+class FieldDescriptor(Protocol):
+    name: str
+
+
+class Parameter(Protocol):
+    """InferParameter: one of its fields is set, or none."""
+
+    bool_param: bool
+    int64_param: int
+    uint64_param: int
+    string_param: str
+    double_param: float
+
+    def WhichOneof(self, name: str) -> str | None: ...  # noqa: N802
+
+
+Parameters = Mapping[str, Parameter]
+
+
+class InputTensor(Message, Protocol):
+    """InferInputTensor."""
+
+    name: str
+    datatype: str
+    shape: Sequence[int]
+    parameters: Parameters
+    contents: Message  # InferTensorContents
+
+
+class RequestedOutput(Protocol):
+    """InferRequestedOutputTensor."""
+
+    name: str
+    parameters: Parameters
+
+
+class InferRequest(Protocol):
+    """ModelInferRequest."""
+
+    model_name: str
+    model_version: str
+    id: str
+    parameters: Parameters
+    inputs: Sequence[InputTensor]
+    outputs: Sequence[RequestedOutput]
+    raw_input_contents: Sequence[bytes]
