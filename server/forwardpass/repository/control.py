@@ -231,9 +231,9 @@ class ModelControl:
             except RepositoryUnreadable:  # logged and counted; the next look tries again
                 continue
             except (SettingsError, RequestError) as error:
-                logger.error("the repository was not looked at: %s", error)
+                logger.error("the repository could not be listed: %s", error)
             except Exception:
-                logger.exception("looking at the repository failed")
+                logger.exception("the repository could not be listed")
 
     def look(self) -> None:
         """Load what is new or was changed, forget what is gone, try again what failed.

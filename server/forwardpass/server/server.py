@@ -326,7 +326,7 @@ class Server:
         if self.lost:
             return
         self.lost = reason
-        self._say(f"{reason}; the server ends, to be started anew")
+        self._say(f"{reason}; the server exits, so that it can be restarted")
         stop.signalled()
         stop.signalled()
 

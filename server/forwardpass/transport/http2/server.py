@@ -226,7 +226,7 @@ class Http2Server:
             except ListenerGone:
                 raise
             except Exception:
-                logger.exception("the direct transport failed on what was overdue")
+                logger.exception("the direct transport could not expire stalled calls")
 
     def _drain(self) -> None:
         if not self._departed:
@@ -351,4 +351,4 @@ class Http2Server:
             try:
                 function()
             except Exception:
-                logger.exception("a call's news could not be told")
+                logger.exception("an event of a call could not be handled")

@@ -177,7 +177,7 @@ class Sockets:
             try:
                 self._age(peer, now)
             except Exception:
-                logger.exception("a connection is closed: giving up what is overdue failed")
+                logger.exception("a connection is closed: its stalled calls could not be expired")
                 self.close_peer(peer)
         return [c for c in connections if c.refused or c.cancelled]
 
