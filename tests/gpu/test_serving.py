@@ -131,7 +131,7 @@ def test_what_nothing_survives_ends_the_server_after_the_calls_were_told(digits_
                         client.infer("digits", {"x": x}, timeout=30.0)
             rest = process.stdout.read()
             assert process.wait(60.0) == 1, rest
-            assert "to be started anew" in rest
+            assert "so that it can be restarted" in rest
         finally:
             process.kill()
 

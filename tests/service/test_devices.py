@@ -157,6 +157,6 @@ def test_a_device_that_fails_for_good_ends_the_process(device: OnDevice, model: 
     with contextlib.suppress(grpc.RpcError):
         assert next(watched).status == health_pb2.HealthCheckResponse.NOT_SERVING
     assert device.process.wait(60) == 1
-    device.wait_for(r"^cuda:[01] is lost: an illegal memory access .*; the server ends, to be started anew$")
+    device.wait_for(r"^cuda:[01] is lost: an illegal memory access .*; the server exits, so that it can be restarted$")
     device.wait_for("^stopped$")
     caller.close()

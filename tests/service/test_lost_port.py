@@ -91,7 +91,7 @@ def test_a_loop_of_grpcio_that_ends_ends_the_process(repository: Path, serve: Se
         client.close()
     assert heard == [1, 2], "SERVING, NOT_SERVING"
     said = [line for line in server.lines if "the gRPC port serves no more" in line]
-    assert len(said) == 1 and said[0].endswith("the server ends, to be started anew")
+    assert len(said) == 1 and said[0].endswith("the server exits, so that it can be restarted")
 
 
 @pytest.mark.parametrize(("transport", "port"), [("direct", "grpc"), ("direct", "metrics"), ("grpcio", "metrics")])
