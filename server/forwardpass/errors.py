@@ -1,7 +1,7 @@
 """Every error of the project, on one page.
 
     ForwardpassError
-    ├── RequestError                 one request was refused or failed; carries its gRPC status and its reason
+    ├── RequestError                 one request was rejected or failed; carries its gRPC status and its reason
     │   ├── InvalidRequest           INVALID_ARGUMENT     the request cannot be right; sending it again will not help
     │   ├── UnknownModel             NOT_FOUND            no such model or version
     │   ├── UnknownRegion            NOT_FOUND            no shared-memory region is registered under this name
@@ -9,32 +9,32 @@
     │   ├── UnknownMethod            UNIMPLEMENTED        not offered here
     │   ├── ModelLoading             UNAVAILABLE          not ready yet; try again
     │   ├── ModelUnusable            FAILED_PRECONDITION  it failed to load; the text says why
-    │   ├── RepositoryUnreadable     UNAVAILABLE          its folder cannot be read just now; try again
-    │   ├── ControlRefused           FAILED_PRECONDITION  the server was not told to let models be changed by request
+    │   ├── RepositoryUnreadable     UNAVAILABLE          its folder cannot be read for now; try again
+    │   ├── ControlRefused           FAILED_PRECONDITION  model control by request is not turned on
     │   ├── Overloaded               RESOURCE_EXHAUSTED   a bound on rows, requests or bytes is reached
     │   ├── TooLarge                 RESOURCE_EXHAUSTED   the message, or what it asks for, exceeds a limit
-    │   ├── DeadlineExceeded         DEADLINE_EXCEEDED    expired, or could not have made it
+    │   ├── DeadlineExceeded         DEADLINE_EXCEEDED    expired, or could not have been met
     │   ├── Cancelled                CANCELLED            the client is gone
     │   ├── Draining                 UNAVAILABLE          the server is stopping; try another
     │   ├── Unauthenticated          UNAUTHENTICATED      no token, or a wrong one
     │   ├── PermissionDenied         PERMISSION_DENIED    the token's role does not allow it
     │   ├── RunFailed                INTERNAL             the network could not be run on these rows
-    │   │   └── DeviceLost           INTERNAL             a GPU failed for good: the server ends, to be started anew
+    │   │   └── DeviceLost           INTERNAL             a GPU failed for good: the server exits, to be restarted
     │   └── CallError                any                  a call failed, as its client sees it; the tree below it is in
-    │                                                     `client.errors`; what has a name here is a subclass of that
+    │                                                     `client.errors`; same-named classes there subclass these
     ├── ModelError                   a model could not be loaded (repository, contract, configuration, provider)
     │   ├── ConfigError              its options are wrong: names the field and the file
-    │   ├── ContractError            what it answers is not what its contract promises, or its files were changed
-    │   └── Stopping                 the server stops: the load was given up
+    │   ├── ContractError            its outputs are not what its contract promises, or its files were changed
+    │   └── Stopping                 the server is stopping: the load was given up
     ├── SettingsError                the server's own settings cannot be used
     ├── ExportError                  an export was refused; nothing was written
-    ├── InsightError                 a look into a model could not be taken: no such model, data that do not fit it
-    └── LoadTestError                a load test could not be made: nobody answers, options that contradict each other
+    ├── InsightError                 a model could not be inspected: no such model, data that do not fit it
+    └── LoadTestError                a load test could not be run: no server answers, options that contradict each other
 
-Which step raises what: `auth` Unauthenticated, PermissionDenied; `wire` and `wishes` InvalidRequest, TooLarge;
-`shared_memory` UnknownRegion, AlreadyExists; `admission` Overloaded, Draining; `batch_queue`
-DeadlineExceeded, Cancelled; `worker` RunFailed, TooLarge (out of memory), DeviceLost; `repository` UnknownModel,
-ModelLoading, ModelUnusable. Transports turn a RequestError into a gRPC status in one place: `status_of`.
+Which step raises what: `tokens` Unauthenticated, PermissionDenied; `decoder` and `parameters` InvalidRequest, TooLarge;
+`shared_memory` UnknownRegion, AlreadyExists; `admission` Overloaded, Draining; `rejections` DeadlineExceeded; sessions
+RunFailed, TooLarge (out of memory), DeviceLost; `repository` UnknownModel, ModelLoading, ModelUnusable; clients
+Cancelled. Transports turn a RequestError into a gRPC status in one place: `status_of`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Reason(enum.StrEnum):
     INVALID = "invalid"
     TOO_LARGE = "too_large"
     UNKNOWN_MODEL = "unknown_model"
-    NOT_LOADED = "not_loaded"  # it is on disk, and nobody asked for it
+    NOT_LOADED = "not_loaded"  # it is on disk, but its load was not requested
     LOADING = "loading"
     UNLOADING = "unloading"  # another version, or nothing, takes its place
     UNUSABLE = "unusable"
@@ -82,7 +82,7 @@ class Reason(enum.StrEnum):
     SERVER_BYTES = "server_bytes"
     DEADLINE_REFUSED = "deadline_refused"  # on arrival
     DEADLINE_EXPIRED = "deadline_expired"  # while it waited
-    DEADLINE_HOPELESS = "deadline_hopeless"  # while it waited: not yet expired, and not to be met
+    DEADLINE_HOPELESS = "deadline_hopeless"  # while it waited: not yet expired, but it cannot be met
     DEADLINE_LATE = "deadline_late"  # while it ran
     RUN_TIMEOUT = "run_timeout"
     RUN_FAILED = "run_failed"
@@ -105,11 +105,11 @@ class ForwardpassError(Exception):
 
 
 class RequestError(ForwardpassError):
-    """One request was refused or failed. `status` is its gRPC code, `reason` its label in the metrics."""
+    """One request was rejected or failed. `status` is its gRPC code, `reason` its label in the metrics."""
 
     status = Status.INTERNAL
     reason = Reason.ERROR
-    retry_after: float | None = None  # seconds; sent as google.rpc.RetryInfo where it is set
+    retry_after: float | None = None  # seconds; sent as google.rpc.RetryInfo if set
 
     def __init__(self, text: str, *, reason: Reason | None = None, retry_after: float | None = None) -> None:
         super().__init__(text)
@@ -148,7 +148,7 @@ class ModelUnusable(RequestError):
 
 
 class RepositoryUnreadable(RequestError):
-    """The repository's folder could not be listed. What is served stays."""
+    """The repository's folder could not be listed. Models that are served stay."""
 
     status, reason = Status.UNAVAILABLE, Reason.REPOSITORY
 
@@ -190,7 +190,7 @@ class RunFailed(RequestError):
 
 
 class DeviceLost(RunFailed):
-    """A device failed in a way that nothing can run on it in this process any more."""
+    """A device failed so that nothing can run on it in this process any more."""
 
     reason = Reason.DEVICE_LOST
 
@@ -204,11 +204,11 @@ class ConfigError(ModelError):
 
 
 class ContractError(ModelError):
-    """A model's files or answers are not what its contract promises."""
+    """A model's files or outputs are not what its contract promises."""
 
 
 class Stopping(ModelError):
-    """The server stops before the model was loaded."""
+    """The server is stopping before the model was loaded."""
 
 
 class SettingsError(ForwardpassError):
@@ -220,11 +220,11 @@ class ExportError(ForwardpassError):
 
 
 class InsightError(ForwardpassError):
-    """A look into a model could not be taken; nothing was served from it."""
+    """A model could not be inspected; nothing was served from it."""
 
 
 def printable(text: str, limit: int = 80) -> str:
-    """Somebody else's text, safe for one line of an error or a log."""
+    """Untrusted text, made safe for one line of an error or a log."""
     if len(text) <= limit and text.isprintable():
         return text
     shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:limit])
@@ -232,4 +232,4 @@ def printable(text: str, limit: int = 80) -> str:
 
 
 class LoadTestError(ForwardpassError):
-    """A load test could not be made; what was measured until then is not shown as a result."""
+    """A load test could not be run; what was measured until then is not reported as a result."""

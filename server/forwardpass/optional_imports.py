@@ -1,4 +1,4 @@
-"""Packages that one kind of look needs and the serving install has not: loaded when used, or refused in one line."""
+"""Packages that only inspection needs and a serving install lacks: imported when used, else a one-line error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from forwardpass.errors import InsightError
 
 
 def need(module: str, extra: str) -> Any:
-    """The module `module`; `extra` is the extra of forwardpass that brings it. Raises InsightError naming both."""
+    """Import `module`, which the extra `extra` of forwardpass installs. Raises InsightError naming both."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Every setting of the server, once: its name, unit, default and advice.
+"""Every setting of the server, declared once: its name, unit, default and advice.
 
 The command line (`--grpc-port`), the environment (`FORWARDPASS_GRPC_PORT`) and the README's table are made from the
 fields below. Precedence: command line, then environment, then default. What belongs to one model rather than to the
@@ -22,7 +22,7 @@ MIB = 1 << 20
 
 
 class Settings(BaseModel):
-    """What one server is told. Times are in seconds, sizes in bytes, unless the text says otherwise."""
+    """One server's settings. Times are in seconds, sizes in bytes, unless the description states otherwise."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -179,7 +179,7 @@ def _annotation(name: str) -> Any:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """One option per setting. Absent ones stay absent, so that the environment and the defaults get their turn."""
+    """Add one option per setting. Options not given stay absent, so that the environment and the defaults apply."""
     for name, field in Settings.model_fields.items():
         default = field.default
         text = f"{field.description} [{default}; {PREFIX}{name.upper()}]".replace("%", "%%")
@@ -211,7 +211,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def from_sources(arguments: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
     """Settings from parsed arguments, then the environment, then the defaults.
 
-    Raises SettingsError, which names each setting that cannot be used, what it may be and what came.
+    Raises SettingsError, which names each invalid setting, what was expected and what came.
     """
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}

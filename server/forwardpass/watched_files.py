@@ -1,7 +1,7 @@
-"""What some files say, read again when they change: certificates, tokens. The last good reading stays in force.
+"""Values read from files, and again when these change: certificates, tokens. The last valid value stays in use.
 
-A change is seen by the files' times, sizes and numbers, links followed: so also where a mounted secret is replaced by
-turning a link.
+A change is detected by the files' modification times, sizes and inode numbers, following links: also when a mounted
+secret is replaced by switching a symbolic link.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ State = tuple[tuple[int, int, int] | None, ...]
 class Watched(Generic[T]):
     """Thread-safe. `value` is always the last one that could be read.
 
-    - A reading that fails is logged and counted once for each state of the files; the next change is tried again.
+    - A failed read is logged and counted once for each state of the files; the next change is tried again.
     - Files that change while they are read are read again at the next look.
     """
 
@@ -36,9 +36,9 @@ class Watched(Generic[T]):
         every: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Read for the first time. `read` raises SettingsError for what can't be used, and so does this.
+        """Read for the first time. `read` raises SettingsError for contents that can't be used, and so does this.
 
-        `every`: seconds between two looks at the files, at least.
+        `every`: seconds between two checks of the files, at least.
         """
         self._what = what
         self._paths = tuple(paths)
@@ -53,7 +53,7 @@ class Watched(Generic[T]):
         self.failures = 0
 
     def look(self) -> bool:
-        """Read the files again if they changed. Whether `value` is another one now."""
+        """Read the files again if they changed. Returns whether `value` is another one now."""
         if self._every and self._clock() < self._next:
             return False
         with self._lock:
@@ -64,12 +64,12 @@ class Watched(Generic[T]):
             return not self._read_again(state, "changed")
 
     def read_again(self) -> str:
-        """Read the files whether they changed or not. Why they can't be used; empty: they are in use."""
+        """Read the files even if unchanged. Returns the reason they can't be used; empty: they are in use."""
         with self._lock:
             return self._read_again(self._state(), "was read again")
 
     def _read_again(self, state: State, why: str) -> str:
-        """Lock held. `state`: of the files, before they are read."""
+        """`state`: that of the files, before they are read. Lock held."""
         self._seen = state
         try:
             self.value = self._read()
@@ -94,7 +94,7 @@ class Watched(Generic[T]):
 
 
 def read_bytes(path: Path, what: str) -> bytes:
-    """A file's content. Raises SettingsError naming what it is for and why it can't be read."""
+    """A file's content. Raises SettingsError naming its purpose and the reason it can't be read."""
     try:
         return path.read_bytes()
     except OSError as error:

@@ -1,8 +1,8 @@
-"""grpc.health.v1: what the server says of itself and of each model, and who is watching for a change.
+"""grpc.health.v1: the health of the server and of each model, and watching it for changes.
 
 Service names: "" for the server, "inference.GRPCInferenceService" for the same, a model's name for that model, and
-"grpc.health.v1.Health" for the process: SERVING as long as it answers, which is what a liveness probe is to ask.
-Lives on the event loop: no locks.
+"grpc.health.v1.Health" for the process: SERVING as long as it answers, which is what a liveness probe must check.
+Used on the event loop: no locks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Health:
     """Answers Check, Watch and List."""
 
     def __init__(self, repository: Repository, ready: Callable[[], bool], accepting: Callable[[], bool]) -> None:
-        """`ready`: whether the server is, as a whole. `accepting`: whether a model that serves is answered for."""
+        """`ready`: whether the server as a whole is ready. `accepting`: whether models that serve take calls."""
         self._repository = repository
         self._ready = ready
         self._accepting = accepting
@@ -31,17 +31,17 @@ class Health:
         self._over = False
 
     def changed(self) -> None:
-        """Something that `status` depends on changed: tell those who watch."""
+        """Wake the watchers: something that `status` depends on changed."""
         self._changed.set()
         self._changed = asyncio.Event()
 
     def end(self) -> None:
-        """The server is going: let every watcher go after its last word."""
+        """The server is stopping: end every watch after its last status."""
         self._over = True
         self.changed()
 
     def status(self, service: str) -> int:
-        """Of one service name; SERVICE_UNKNOWN where there is no such thing."""
+        """The status of one service name; SERVICE_UNKNOWN if there is no such service."""
         if service == protocol.HEALTH_SERVICE:
             return SERVING
         if service in ("", protocol.INFERENCE_SERVICE):
@@ -64,7 +64,7 @@ class Health:
         return response
 
     async def watch(self, request: Any) -> AsyncIterator[Any]:
-        """The status now and after every change of it, until the client leaves or the server ends."""
+        """Yield the status now and after every change of it, until the client leaves or the server ends."""
         last = -1
         while True:
             change = self._changed

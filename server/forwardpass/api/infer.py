@@ -1,6 +1,6 @@
-"""ModelInfer for calls that live on the event loop: those of the grpcio transport, and those of streams of any.
+"""ModelInfer for calls on the event loop: those of the grpcio transport, and those of streams on any transport.
 
-Calls that arrive in one turn of the loop form one group for the intake, and each has a future for its answer.
+Calls that arrive in one turn of the loop form one group for the intake, and each has a future for its response.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Call = asyncio.Future[Reply]
 
 
 class AsyncInference:
-    """Everything but `deliver` is called on the event loop."""
+    """Everything except `deliver` is called on the event loop."""
 
     def __init__(self, make_intake: Callable[[ReplySink[Call]], Intake[Call]]) -> None:
         self._intake = make_intake(self)
@@ -30,13 +30,13 @@ class AsyncInference:
         self._arrived: list[tuple[Call, bytes, float | None, bool]] = []
         self._requests: dict[Call, InferenceRequest[Call]] = {}
         self._replies: deque[tuple[Call, Reply]] = deque()
-        self._scheduled = False  # a call of _flush is on its way
+        self._scheduled = False  # a call of _flush is scheduled
         self._stepping = False  # a call of _step is
 
     def submit(self, message: bytes, seconds_left: float | None, timings: bool) -> Call:
-        """Queue one message; its answer to come. Calls that arrive in one turn of the loop form one group.
+        """Queue one message. Returns its future response. Calls that arrive in one turn of the loop form one group.
 
-        Whoever is done with the future, answered or not, says so by `abandon`.
+        The caller must call `abandon` once it is done with the future, answered or not.
         """
         future: Call = self._loop.create_future()
         self._arrived.append((future, message, seconds_left, timings))
@@ -46,7 +46,7 @@ class AsyncInference:
         return future
 
     def abandon(self, future: Call) -> None:
-        """Nobody waits for this answer any more. If it has not come, its request is cancelled."""
+        """The caller no longer waits for this response. If it has not arrived, its request is cancelled."""
         request = self._requests.pop(future, None)
         future.cancel()
         if request is not None and future.cancelled():
@@ -58,7 +58,7 @@ class AsyncInference:
         intake = self._intake
         intake.begin()
         for future, message, seconds_left, timings in arrived:
-            if future.done():  # cancelled before it was looked at
+            if future.done():  # cancelled before it was taken
                 continue
             request = intake.take(future, message, seconds_left, timings)
             if request is not None:
@@ -81,7 +81,7 @@ class AsyncInference:
                     request.call.set_result((answer, timing))
             return
         self._replies.extend((r.call, (a, timing)) for r, a in zip(requests, answers, strict=True))
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no client waits any more
             self._loop.call_soon_threadsafe(self._settle)
 
     def _settle(self) -> None:

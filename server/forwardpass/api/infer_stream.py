@@ -1,8 +1,8 @@
-"""ModelStreamInfer: many requests on one stream, several in flight, one answer for each in the order they came.
+"""ModelStreamInfer: many requests on one stream, several in flight, one response to each in order of arrival.
 
-A request that fails is answered in-band with its error's text, and the stream goes on; a client that sends the metadata
-`triton_grpc_error: true` has the stream ended with the error's status instead. Knows the stream and nothing of
-batches; lives on the event loop.
+A request that fails is answered in-band with its error's text, and the stream goes on; for a client that sends the
+metadata `triton_grpc_error: true` the stream ends with the error's status instead. Independent of batches; used on the
+event loop.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from forwardpass.transport.interface import Answer, CallContext
 
 logger = logging.getLogger(__name__)
 
-IN_FLIGHT = 1024  # requests of one stream; one more is read when the first of them was answered
+IN_FLIGHT = 1024  # requests of one stream; one more is read once the first of them is answered
 STRICT_KEY: Final = "triton_grpc_error"  # request metadata
 
 Reply = tuple[Answer, BatchTiming | None]
 
-# Every request has one response, so each response is its request's last. Said in the words that clients look for:
-# the entry of ModelInferResponse.parameters, as it stands behind any serialised response.
+# Every request has one response, so each response is its request's last. This is the entry of
+# ModelInferResponse.parameters by which clients recognise the last one, to append to any serialised response.
 _FINAL = protocol.ModelInferResponse()
 _FINAL.parameters["triton_final_response"].bool_param = True
 FINAL: Final[bytes] = _FINAL.SerializeToString()
@@ -37,28 +37,28 @@ INFER_RESPONSE = b"\x12"  # tag of ModelStreamInferResponse.infer_response (fiel
 
 
 class Infer(Protocol):
-    """Where requests go."""
+    """The destination of requests."""
 
     def submit(self, message: bytes, seconds_left: float | None, timings: bool) -> asyncio.Future[Reply]: ...
 
     def abandon(self, future: asyncio.Future[Reply]) -> None:
-        """Nobody waits for this any more, or it was answered."""
+        """The caller no longer waits for this, or it was answered."""
 
 
 class InferStream:
-    """One call. `serve` is all of its life; every request that was read is answered or abandoned by its end."""
+    """One call. `serve` is its whole life; every request that was read is answered or abandoned by its end."""
 
     def __init__(self, infer: Infer, context: CallContext) -> None:
         self._infer = infer
         self._context = context
         self._strict = any(k == STRICT_KEY and v == "true" for k, v in context.metadata)
-        # Requests in the order they came; None: there will be no more.
+        # Requests in order of arrival; None: there are no more.
         self._sent: asyncio.Queue[tuple[bytes, asyncio.Future[Reply]] | None] = asyncio.Queue(IN_FLIGHT)
         self._reading: asyncio.Task[None] | None = None
         self._ending = False
 
     def end(self) -> None:
-        """Read no more, answer what was read, then end with UNAVAILABLE: the server is going."""
+        """Read no more, answer what was read, then end with UNAVAILABLE: the server is stopping."""
         self._ending = True
         if self._reading is not None:
             self._reading.cancel()
@@ -108,7 +108,7 @@ class InferStream:
                 await self._context.write(stream_response(answer))
 
     async def _next(self) -> tuple[bytes, asyncio.Future[Reply]] | None:
-        """The oldest request that was not answered yet; None: there will be no more."""
+        """The oldest unanswered request; None: there are no more."""
         assert self._reading is not None
         if self._reading.done() and self._sent.empty():
             return None
@@ -116,7 +116,7 @@ class InferStream:
 
 
 def _seen(reading: asyncio.Task[None]) -> None:
-    """A read that failed ended the stream, which is all there is to say; without this asyncio would say more."""
+    """Retrieve a failed read's exception, which only ended the stream; otherwise asyncio would log an error."""
     if not reading.cancelled() and reading.exception() is not None:
         logger.debug("a stream could not be read to its end: %s", reading.exception())
 
@@ -127,7 +127,7 @@ def stream_response(answer: bytes) -> bytes:
 
 
 def stream_error(message: bytes, error: RequestError) -> bytes:
-    """An error as a ModelStreamInferResponse that names the request by what can be read of it."""
+    """An error as a ModelStreamInferResponse that identifies the request by whatever can be parsed of it."""
     response = protocol.ModelStreamInferResponse(error_message=text_of(error))
     request = protocol.ModelInferRequest()
     with contextlib.suppress(DecodeError, RuntimeError):

@@ -1,6 +1,7 @@
-"""Trace and log settings over the wire: what they are, and what of them can be changed while the server runs.
+"""Trace and log settings over the wire: reading them, and changing those that can change while the server runs.
 
-Tracing is not offered, and says so. Of the log only the level can be changed: it goes to stderr, in one format.
+Tracing is not offered, and turning it on is an error. Of the log only the level can be changed: it goes to stderr, in
+one format.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from forwardpass import protocol
 from forwardpass.errors import InvalidRequest, UnknownMethod, printable
 
-# What tools show for a server that traces nothing.
+# The settings of a server that traces nothing, for tools to show.
 TRACE = {
     "trace_level": ["OFF"],
     "trace_rate": ["0"],
@@ -21,7 +22,7 @@ TRACE = {
     "trace_file": [""],
     "trace_mode": ["triton"],
 }
-# The protocol's switches by the level they belong to. A logger has one level, so each includes those after it.
+# The protocol's switches and their levels. A logger has one level, so each includes those after it.
 SWITCHES = {"log_info": logging.INFO, "log_warning": logging.WARNING, "log_error": logging.ERROR}
 SILENT = logging.CRITICAL + 1
 
@@ -30,7 +31,7 @@ class LogSettings:
     """The RPCs TraceSetting and LogSettings, as functions from request message to response message."""
 
     def __init__(self, resolve: Callable[[str, str], object], logger: logging.Logger | None = None) -> None:
-        """`resolve(model, version)` raises for a model that is not there. `logger`: the root of all by default."""
+        """`resolve(model, version)` raises for an unknown model. `logger`: the root logger by default."""
         self._resolve = resolve
         self._logger = logger or logging.getLogger()
         self.methods: Mapping[str, Callable[[Any], Any]] = {
@@ -39,7 +40,7 @@ class LogSettings:
         }
 
     def trace_setting(self, request: Any) -> Any:
-        """What is traced, which is nothing. Raises UnknownMethod for a setting that would trace something."""
+        """Return the trace settings: nothing is traced. Raises UnknownMethod for one that would trace something."""
         if request.model_name:
             self._resolve(request.model_name, "")
         for name, value in request.settings.items():
@@ -53,7 +54,7 @@ class LogSettings:
         return response
 
     def log_settings(self, request: Any) -> Any:
-        """What is logged, after the changes that the request asks for: all of them, or none where one can't be."""
+        """Return the log settings, after applying the request's changes: all of them, or none if one is invalid."""
         level = self._level(request.settings)
         if level is not None:
             self._logger.setLevel(level)
@@ -67,7 +68,7 @@ class LogSettings:
         return response
 
     def _level(self, settings: Any) -> int | None:
-        """The level that `settings` ask for; None: they ask for none."""
+        """The level that `settings` request; None: they request none."""
         now = self._logger.getEffectiveLevel()
         on = {name: now <= threshold for name, threshold in SWITCHES.items()}
         verbose = now <= logging.DEBUG

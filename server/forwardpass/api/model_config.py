@@ -1,7 +1,7 @@
-"""A loaded model's options as the protocol's ModelConfig: what was given, completed by what became of it. Pure.
+"""A loaded model's options as the protocol's ModelConfig: the given ones, completed by the effective ones. Pure.
 
-Where the two differ the second counts: a model that asked for batching and whose rows turned out to depend on each
-other is shown without it.
+Where the two differ the effective ones count: a model that asked for batching and whose rows turned out to depend on
+each other is shown without it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _INPUT, _OUTPUT = protocol.message("inference.ModelInput"), protocol.message("in
 
 
 def describe(loaded: LoadedModel) -> Any:
-    """An inference.ModelConfig with every choice made."""
+    """An inference.ModelConfig with every choice filled in."""
     config, worker = loaded.config, loaded.worker
     message = protocol.ModelConfig()
     if config.origin.given is not None:
@@ -49,7 +49,7 @@ def describe(loaded: LoadedModel) -> Any:
 
 
 def _largest(loaded: LoadedModel) -> int:
-    """Rows of the largest run; 0 where axis 0 is no batch. Rows that depend on each other are run as they come."""
+    """Rows of the largest run; 0 if axis 0 is no batch. Rows that depend on each other are run as they arrive."""
     if not loaded.worker.signature.batchable:
         return 0
     return loaded.max_batch_size or loaded.config.max_batch_size or 1
@@ -65,7 +65,7 @@ def _versions(policy: Any, config: ModelConfig) -> None:
 
 
 def _tensors(message: Any, loaded: LoadedModel, in_rows: bool) -> None:
-    """Inputs and outputs as they are served, with what else was given of them. Hidden outputs are the metadata's."""
+    """Inputs and outputs as served, with the other options given for them. Hidden outputs are in the metadata only."""
     signature, config = loaded.worker.signature, loaded.config
     answered = [signature.outputs[place] for place in signature.default_outputs]
     labels = {o.name: o.labels or "" for o in config.outputs}
@@ -94,7 +94,7 @@ def _tensor(tensor: TensorSpec, given: Any, in_rows: bool, kind: Any) -> Any:
 
 
 def _number_of(data_type: str) -> int:
-    """Of a value of inference.DataType by its name."""
+    """The number of a value of inference.DataType, by its name."""
     return int(protocol.POOL.FindEnumTypeByName("inference.DataType").values_by_name[data_type].number)
 
 

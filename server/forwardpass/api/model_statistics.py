@@ -1,4 +1,4 @@
-"""What a model version did, as the protocol's ModelStatistics: made from the metrics when somebody asks. Pure."""
+"""A model version's statistics as the protocol's ModelStatistics, made from the metrics on demand. Pure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ NANOSECONDS = 1e9
 
 
 def statistics(metrics: ModelMetrics) -> Any:
-    """An inference.ModelStatistics. Counts and times go on over a reload of the version.
+    """An inference.ModelStatistics. Counts and times continue across a reload of the version.
 
-    compute_input is reading requests, out of what they wait; stacking them belongs to compute_infer.
+    compute_input is the time to decode requests, taken out of their wait; stacking them belongs to compute_infer.
     """
     counts: ModelCounts = metrics.counts()
     name, version = metrics.labels
@@ -45,5 +45,5 @@ def statistics(metrics: ModelMetrics) -> Any:
 
 
 def _fill(duration: Any, count: int, seconds: float) -> None:
-    duration.SetInParent()  # tools read all of them, also those that are zero
+    duration.SetInParent()  # tools read all of them, including those that are zero
     duration.count, duration.ns = count, round(seconds * NANOSECONDS)

@@ -1,6 +1,6 @@
-"""Server reflection: which services there are and the descriptors of their messages, for tools without .proto files.
+"""Server reflection: the services offered and the descriptors of their messages, for tools without .proto files.
 
-Answers from the same descriptors that the messages are made of. No gRPC, no I/O: a request message in, a response out.
+Uses the same descriptors that the messages are made from. No gRPC, no I/O: a request message in, a response out.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from google.protobuf import descriptor_pb2
 from forwardpass import protocol
 from forwardpass.errors import Status, printable
 
-# Tools ask by the name they know. The messages of both are the same on the wire.
+# Tools may use either name. The messages of both are the same on the wire.
 SERVICES = (protocol.REFLECTION_SERVICE, "grpc.reflection.v1alpha.ServerReflection")
 METHOD = "ServerReflectionInfo"
 
 
 class Reflection:
-    """`services`: full names of what the server offers."""
+    """`services`: full names of the services offered."""
 
     def __init__(self, services: Sequence[str]) -> None:
         self._services = tuple(services)
 
     def answer(self, request: Any) -> Any:
-        """A ServerReflectionResponse. What is not there is an error within it, and not of the call."""
+        """Return a ServerReflectionResponse. An unknown name is an error within it, not of the call."""
         response = protocol.ServerReflectionResponse(valid_host=request.host, original_request=request)
         kind = request.WhichOneof("message_request")
         if kind == "list_services":
@@ -53,7 +53,7 @@ class Reflection:
 
 
 def _with_imports(file: Any) -> list[bytes]:
-    """A file and all that it imports, each once."""
+    """A file's descriptor and those of all its imports, each once."""
     found: dict[str, bytes] = {}
     left = [file]
     while left:

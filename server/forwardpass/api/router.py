@@ -1,7 +1,7 @@
 """The handler of each method, by service and name, for every transport; the direct one has its own for ModelInfer.
 
 Messages come and go as bytes and are parsed here, so that a malformed one is INVALID_ARGUMENT and nothing internal is
-shown. Lives on the event loop.
+exposed. Used on the event loop.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Router:
         tokens: Tokens | None = None,
         reflection: bool = False,
     ) -> None:
-        """`methods`: the inference service's unary methods but ModelInfer, from message to message.
+        """`methods`: the inference service's unary methods except ModelInfer, from message to message.
 
-        `tokens` None: whoever reaches the port may call everything. `reflection`: offer server reflection.
+        `tokens` None: anyone who reaches the port may call everything. `reflection`: offer server reflection.
         """
         self._health = health
         self._metrics = metrics
@@ -66,7 +66,7 @@ class Router:
                 self.handlers[name] = {METHOD: Handler(self._reflecting(answering), True)}
 
     def _of_health(self) -> dict[str, Handler]:
-        """Of grpc.health.v1, which needs no token."""
+        """The handlers of grpc.health.v1, which needs no token."""
         return {
             "Check": self._unary(self._plain(protocol.HealthCheckRequest, self._health.check)),
             "List": self._unary(self._plain(protocol.HealthListRequest, self._health.list)),
@@ -74,7 +74,7 @@ class Router:
         }
 
     async def end_streams(self, seconds: float) -> None:
-        """The server is going: read no stream any further, and wait for each to end when what it sent was answered."""
+        """Stop reading every stream, and wait up to `seconds` for each to end once its requests are answered."""
         for stream in self._streams:
             stream.end()
         until = time.monotonic() + seconds
@@ -82,7 +82,7 @@ class Router:
             await asyncio.sleep(0.005)
 
     def _allow(self, context: CallContext, role: Role) -> None:
-        """Raises Unauthenticated or PermissionDenied for a call that its token does not allow, and counts it."""
+        """Raises Unauthenticated or PermissionDenied for a call that its token does not allow, and counts the call."""
         if self._tokens is not None:
             refusal = self._tokens.refusal(context.metadata, role)
             if refusal is not None:
@@ -90,7 +90,7 @@ class Router:
                 raise refusal
 
     def _unary(self, method: Callable[[bytes, CallContext], Awaitable[bytes]], role: Role | None = None) -> Handler:
-        """`role`: what the caller's token must have; None: nothing."""
+        """`role`: the role that the caller's token must have; None: no token is needed."""
 
         async def handle(context: CallContext) -> bytes:
             if role is not None:
@@ -117,7 +117,7 @@ class Router:
     def _plain(
         kind: protocol.MessageClass, method: Callable[[Any], Any]
     ) -> Callable[[bytes, CallContext], Awaitable[bytes]]:
-        """A method from message to message, or a coroutine of one, as one from bytes to bytes."""
+        """Wrap a method from message to message, or a coroutine of one, as one from bytes to bytes."""
 
         async def handle(message: bytes, _context: CallContext) -> bytes:
             found = method(_parse(kind, message))
@@ -151,7 +151,7 @@ class Router:
 
 
 async def _first(context: CallContext) -> bytes:
-    """A call's message. Raises InvalidRequest where there is none, or none in time."""
+    """A call's first message. Raises InvalidRequest if there is none, or none in time."""
     try:
         async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
             message = await context.read()

@@ -1,4 +1,4 @@
-"""Every unary method but ModelInfer, as functions from request message to response message. No gRPC, no I/O.
+"""Every unary method except ModelInfer, as functions from request message to response message. No gRPC, no I/O.
 
 They raise RequestError; the transport turns that into a status.
 """
@@ -19,7 +19,7 @@ from forwardpass.repository.control import ModelControl
 from forwardpass.repository.model_version import VersionState
 from forwardpass.repository.repository import Repository
 
-# What works on every server, by the names that Triton gives it.
+# The extensions that every server has, by Triton's names.
 EXTENSIONS = (
     "binary_tensor_data",
     "classification",
@@ -34,7 +34,7 @@ EXTENSIONS = (
 
 
 class ControlService:
-    """The control side of GRPCInferenceService. What changes models is a coroutine; the rest only reads."""
+    """The control side of GRPCInferenceService. Methods that change models are coroutines; the rest only read."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class ControlService:
         control: ModelControl,
         extensions: Sequence[str] = (),
     ) -> None:
-        """`extensions`: those that work on this server beside EXTENSIONS."""
+        """`extensions`: those that this server has in addition to EXTENSIONS."""
         self._repository = repository
         self._ready = ready
         self._control = control
@@ -71,7 +71,7 @@ class ControlService:
         return protocol.ServerMetadataResponse(name="forwardpass", version=__version__, extensions=self._extensions)
 
     def model_ready(self, request: Any) -> Any:
-        """Ready or not; a model that is not there at all is an error, as Triton has it."""
+        """Whether a model is ready. One that does not exist is an error, as in Triton."""
         try:
             self._repository.resolve(request.name, request.version)
         except RequestError as error:
@@ -102,9 +102,9 @@ class ControlService:
         return protocol.ModelConfigResponse(config=describe(self._repository.loaded(request.name, request.version)))
 
     def model_statistics(self, request: Any) -> Any:
-        """Of one version; of all versions of a model that are served; or, without a name, of all models."""
+        """Statistics of one version; of all served versions of a model; or, without a name, of all models."""
         if request.name:
-            self._repository.resolve(request.name, request.version)  # raises for what is not served
+            self._repository.resolve(request.name, request.version)  # raises if it is not served
         response = protocol.ModelStatisticsResponse()
         for entry in self._repository.entries():
             wanted = request.name in ("", entry.name) and request.version in ("", entry.version)
@@ -113,9 +113,9 @@ class ControlService:
         return response
 
     async def repository_index(self, request: Any) -> Any:
-        """Every version, its state, and why it is not as expected; and every folder that is skipped.
+        """Every version, its state, and the reason if that is not as expected; and every skipped folder.
 
-        With `ready` only what serves.
+        With `ready`, only versions that serve.
         """
         _no_repository(request)
         await self._control.refresh()
@@ -131,13 +131,13 @@ class ControlService:
         return response
 
     async def repository_model_load(self, request: Any) -> Any:
-        """Load a model, or load it again, with its options or files from the request's parameters where it has them."""
+        """Load a model, or load it again, with options or files from the request's parameters if it has them."""
         _no_repository(request)
         await self._control.load(request.model_name, request.parameters)
         return protocol.RepositoryModelLoadResponse()
 
     async def repository_model_unload(self, request: Any) -> Any:
-        """Stop serving a model. There are no models that only others need, so `unload_dependents` changes nothing."""
+        """Stop serving a model. No model depends on another, so `unload_dependents` changes nothing."""
         _no_repository(request)
         for key in request.parameters:
             if key != "unload_dependents":

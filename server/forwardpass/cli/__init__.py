@@ -1,4 +1,4 @@
-"""The `forwardpass` command and those of its subcommands that belong to no other package.
+"""The `forwardpass` command and the subcommands that belong to no other package.
 
 Imports everything; nothing imports it. Public are `main` (main).
 """

@@ -1,4 +1,4 @@
-"""The `forwardpass` command: one table of subcommands, each loaded only when it is called.
+"""The `forwardpass` command: one table of subcommands, each imported only when it is called.
 
 A command's module offers `add_arguments(parser)` and `run(args) -> int` (the exit status).
 """
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from forwardpass import __version__
 from forwardpass.errors import ForwardpassError
 
-# name: (module, what it does in one line)
+# name: (module, one-line summary)
 COMMANDS = {
     "serve": ("forwardpass.cli.serve", "serve a model repository over gRPC"),
     "models": ("forwardpass.cli.predict", "list what a server serves"),
@@ -48,11 +48,11 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit status. Errors made on purpose are one line on stderr, not a trace."""
+    """Run one command; returns its exit status. A ForwardpassError is one line on stderr, not a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     chosen = next((a for a in arguments if not a.startswith("-")), None)
     try:
-        # A command's module may need a package that is not installed, and says so as it is loaded.
+        # Importing a command's module may raise ForwardpassError for a package that is not installed.
         args = _parser(chosen).parse_args(arguments)
         return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
     except ForwardpassError as error:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of our output went away (`forwardpass models | head -1`); nothing is wrong.
+        # The reader of the output has exited (`forwardpass models | head -1`): not an error.
         sys.stderr.close()
         return 0
 

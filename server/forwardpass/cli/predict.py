@@ -1,4 +1,4 @@
-"""`forwardpass predict`: rows from files through a served model. `forwardpass models`: what a server serves."""
+"""`forwardpass predict`: send rows from files to a served model. `forwardpass models`: list a server's models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHOWN_COLUMNS = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command that `parser` is for: its last word is `predict` or `models`."""
+    """Add the options of the command in the parser's prog, whose last word is `predict` or `models`."""
     if parser.prog.split()[-1] == "predict":
         parser.add_argument("model", help="the model's name")
         parser.add_argument(
@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Either command. Raises ForwardpassError, whose text is one line."""
-    # Not health-checked: a server that is still loading shall say which of its models it is loading.
+    """Run either command. Raises ForwardpassError, whose text is one line."""
+    # No health check: a server that is still loading must be able to report which models it is loading.
     how = connection_options.options_of(args)
     with Client(args.server, timeout=args.timeout, health_check=False, **how) as client:
         return _predict(client, args) if args.command == "predict" else _models(client, args)
@@ -102,7 +102,7 @@ def _inputs(given: Sequence[str], info: ModelInfo) -> array_files.Arrays:
 
 
 def _as_rows(info: ModelInfo, arrays: array_files.Arrays) -> array_files.Arrays:
-    """The inputs as [B, ...]: what came as one row without that axis gets it."""
+    """The inputs as [B, ...]: adds the batch axis to a single row given without it."""
     if all(array.ndim == len(info.input_named[name].shape) - 1 for name, array in arrays.items()):
         return {name: array[np.newaxis] for name, array in arrays.items()}
     return arrays
@@ -134,7 +134,7 @@ def _told(timings: Timings) -> str:
 
 
 def _table_of(array: NDArray[Any], labels: Sequence[str]) -> str:
-    """One output as text: a line a row, the label of the largest place first where there are labels."""
+    """One output as text: one line per row; if there are labels, that of the largest value comes first."""
     if array.ndim > 2 or array.size == 0:
         return np.array2string(array, threshold=_SHOWN_ROWS * _SHOWN_COLUMNS)
     rows = array.reshape(len(array) if array.ndim else 1, -1)
@@ -188,7 +188,7 @@ def _describe(client: Client, state: ModelState) -> ModelInfo | None:
     try:
         return client.metadata(state.name, version=state.version)
     except CallError:
-        return None  # gone since the list was made
+        return None  # unloaded since the list was returned
 
 
 def _interface(info: ModelInfo) -> str:

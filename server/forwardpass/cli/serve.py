@@ -1,4 +1,4 @@
-"""`forwardpass serve`: settings in, a server out. The one place where the process itself is set up."""
+"""`forwardpass serve`: run a server from its settings. The only place that sets up the process itself."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ add_arguments = settings_module.add_arguments
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until SIGTERM or SIGINT; the exit status: 0 after a drain, 1 when nothing could be served.
+    """Serve until SIGTERM or SIGINT. Returns the exit status: 0 after a drain, 1 when nothing could be served.
 
-    After a device was lost the process ends here, with 1; and with 0 where a load could not be interrupted.
+    After a device was lost the process exits here, with 1; and with 0 if a load could not be interrupted.
     """
     settings = settings_module.from_sources(vars(args))
     ignore_early()
@@ -35,13 +35,13 @@ def run(args: argparse.Namespace) -> int:
     from forwardpass.server.server import Server
 
     server = Server(settings, cpu_budget.available(), say=_say)
-    # What start-up made lives as long as the process: the collector need not look at it again at every pass.
+    # Objects made at start-up live as long as the process: keep the garbage collector from scanning them on every pass.
     gc.collect()
     gc.freeze()
     status = asyncio.run(server.run())
     if server.lost or server.unfinished:
-        # As it is taken down, ONNX Runtime gives back to a device what it has of it, and where that answers no more,
-        # hangs or aborts. And the interpreter would wait for a load that cannot be interrupted, or abort over it.
+        # At teardown ONNX Runtime frees its device resources, and hangs or aborts if the device no longer responds.
+        # And the interpreter would wait for a load that cannot be interrupted, or abort because of it.
         logging.shutdown()
         sys.stdout.flush()
         os._exit(status)

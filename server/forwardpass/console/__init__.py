@@ -1,4 +1,4 @@
-"""What the commands share: arguments, tables, array files, connection options.
+"""Shared by the commands: arguments, tables, array files, connection options.
 
 Imports `client`, `protocol` and `errors`. Public are `arguments`, `array_files`, `connection_options`, `tables`
 (count, shape, si, table).

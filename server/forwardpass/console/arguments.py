@@ -1,4 +1,4 @@
-"""Kinds of command-line arguments, for argparse's `type`: each returns the value or raises ArgumentTypeError."""
+"""Parsers of command-line arguments, for argparse's `type`: each returns the value or raises ArgumentTypeError."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def duration(text: str) -> float:
 
 
 def rate(text: str) -> float:
-    """Requests a second."""
+    """Requests a second: above 0 and at most 1e7."""
     number = float(text)
     if not 0 < number <= 1e7:
         raise argparse.ArgumentTypeError(f"expected more than 0 and at most 1e7 requests/s, got {text}")

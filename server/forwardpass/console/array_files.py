@@ -1,8 +1,8 @@
-"""Arrays from files and to files, for the commands: .npy, .npz, .csv and .json. No network, no model but its tensors.
+"""Read and write arrays for the commands: .npy, .npz, .csv and .json. No network; of a model, only its tensors.
 
-A CSV file is one array [rows, columns]; a first line with a cell that is no number, where numbers are expected, is a
-header and skipped. A JSON file holds nested lists, or an object of them by input name. Errors name the file and the
-place in it.
+A CSV file is one array [rows, columns]; where numbers are expected, a first line with a non-numeric cell is skipped as
+a header. A JSON file holds nested lists, or an object of them by input name. Errors name the file and the position in
+it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ Arrays = dict[str, NDArray[Any]]
 def read(path: Path, stdin: io.TextIOBase | Any, tensors: Sequence[TensorInfo]) -> Arrays:
     """The arrays in a file, by input name; `-` reads JSON from `stdin`.
 
-    What has no names in it is the input of a model that has one, so `tensors` are all that the file may be about. The
-    dtypes are those of the file, not yet the model's.
+    `tensors` are all inputs that the file may contain; an array without a name is taken for the only one. The dtypes
+    are those of the file, not yet the model's.
     """
     try:
         if str(path) == "-":
@@ -58,9 +58,9 @@ def read(path: Path, stdin: io.TextIOBase | Any, tensors: Sequence[TensorInfo]) 
 
 
 def save(path: Path, outputs: Mapping[str, NDArray[Any]], labels: Mapping[str, Sequence[str]]) -> None:
-    """Write outputs in the format that the file's name asks for; .npy and .csv hold one output.
+    """Write outputs in the format given by the file's suffix; .npy and .csv hold one output.
 
-    CSV gets a header, `<output>_<label or place>`, and each number with the digits that give it back exactly.
+    CSV has a header, `<output>_<label or place>`, and each number with enough digits to restore it exactly.
     """
     suffix = path.suffix.lower()
     if suffix not in WRITTEN:
@@ -73,7 +73,7 @@ def save(path: Path, outputs: Mapping[str, NDArray[Any]], labels: Mapping[str, S
         if suffix == ".json":
             path.write_text(json.dumps({name: plain(array) for name, array in outputs.items()}) + "\n", "utf-8")
         elif suffix == ".npz":
-            # What np.savez does, for outputs of any name: it takes some names as its own arguments.
+            # As np.savez, but for outputs of any name: np.savez takes some names as its own arguments.
             with zipfile.ZipFile(path, "w") as archive:
                 for name, array in outputs.items():
                     with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
@@ -89,9 +89,9 @@ def save(path: Path, outputs: Mapping[str, NDArray[Any]], labels: Mapping[str, S
 
 
 def plain(array: NDArray[Any]) -> Any:
-    """Nested lists for JSON; what JSON has no number for is the word NaN, Infinity or -Infinity, bytes are latin-1."""
+    """Nested lists for JSON; non-finite numbers become the string NaN, Infinity or -Infinity, bytes latin-1 text."""
     if array.dtype.kind == "f":
-        # Through text: the shortest digits that give the number back in its own width, not in double's.
+        # Through text: the shortest digits that restore the number in its own width, not in double's.
         flat: list[Any] = [float(str(value)) for value in array.ravel()]
         flat = [value if math.isfinite(value) else _word(value) for value in flat]
     else:
@@ -117,7 +117,7 @@ def _named(content: Any, path: Path | str, tensors: Sequence[TensorInfo]) -> Arr
         return {_only(path, tensors).name: _rectangular(content, path)}
     known = {tensor.name for tensor in tensors}
     if len(tensors) == 1 and content.keys() == {"arr_0"}:
-        # What numpy.savez calls an array that it was given without a name.
+        # The name that numpy.savez gives an unnamed array.
         return {tensors[0].name: _rectangular(content["arr_0"], path)}
     for name in content:
         if name not in known:
@@ -136,7 +136,7 @@ def _rectangular(value: Any, where: Path | str) -> NDArray[Any]:
 
 
 def _exact(value: Any) -> NDArray[Any]:
-    """Nested lists as an array, exactly: numpy makes floats of whole numbers of which some need 64 bits unsigned."""
+    """Nested lists as an array, exactly: numpy turns whole numbers into floats if some need 64 bits unsigned."""
     array = np.asarray(value)
     if array.dtype != np.float64 or isinstance(value, np.ndarray):
         return array
@@ -180,14 +180,14 @@ def _csv(path: Path, tensor: TensorInfo) -> NDArray[Any]:
     if datatype is not None and datatype.name == "BOOL":
         array = array != 0
     trailing = tensor.shape[1:]
-    # Columns are all that a line has: fold them into the axes that the model wants.
+    # A line has only columns: reshape them to the axes that the model expects.
     if len(trailing) != 1 and min(trailing, default=1) >= 0 and math.prod(trailing) == columns:
         return array.reshape(len(rows), *trailing)
     return array
 
 
 def _is_number(cell: str, whole: bool = False) -> bool:
-    """As people write them: an empty cell is a missing float, and Python's 1_000 is none."""
+    """Whether a cell is a number in CSV: an empty cell is a missing float, and Python's 1_000 is not a number."""
     if "_" in cell:
         return False
     try:
@@ -201,7 +201,7 @@ def _is_number(cell: str, whole: bool = False) -> bool:
 
 
 def _without_objects(array: NDArray[Any]) -> NDArray[Any]:
-    """Texts as numpy's own fixed-width type: an array of objects could only be pickled."""
+    """Strings as numpy's fixed-width type: an object array could only be pickled."""
     if array.dtype != object:
         return array
     return array.astype(bytes if any(isinstance(value, bytes) for value in array.flat) else str)

@@ -1,4 +1,4 @@
-"""The options of commands that call a server: TLS, a token. One spelling for all of them."""
+"""The connection options of commands that call a server: TLS and a token, spelled the same for all of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from forwardpass.client import Tls
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Beside `--server`, which each command has itself."""
+    """Add the options, except `--server`, which each command adds itself."""
     options = parser.add_argument_group("connection")
     options.add_argument("--tls", action="store_true", help="call by TLS; any of the options --tls-... says so too")
     options.add_argument(
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What the arguments say, as Client takes it."""
+    """The arguments as keyword arguments of Client."""
     tls = None
     files = (args.tls_ca, args.tls_certificate, args.tls_key, args.tls_server_name)
     if args.tls or any(said is not None for said in files):

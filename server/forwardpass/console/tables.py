@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:
-    """Columns two spaces apart, right-aligned but for those at the places `left`."""
+    """Columns two spaces apart, right-aligned except those at the indices `left`."""
     every = [headers, *rows]
     widths = [max(len(row[place]) for row in every) for place in range(len(headers))]
     lines = []
@@ -20,17 +20,17 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[
 
 
 def shape(sizes: Sequence[int] | None) -> str:
-    """[4,10]; ? where it is not known."""
+    """[4,10]; ? if unknown."""
     return "?" if sizes is None else f"[{','.join(str(size) for size in sizes)}]"
 
 
 def count(number: float | None) -> str:
-    """A whole number with thin groups: 1,234,567; ? where it is not known."""
+    """A whole number with groups of three: 1,234,567; ? if unknown."""
     return "?" if number is None else f"{number:,.0f}"
 
 
 def si(number: float, unit: str = "") -> str:
-    """Three digits and a prefix: 12.3 k, 4.56 G, 780 µ. The unit is written after the prefix."""
+    """Three digits and a prefix: 12.3 k, 4.56 G, 780 µ. The unit follows the prefix."""
     if number == 0:
         return f"0 {unit}".rstrip()
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ")):

@@ -6,7 +6,7 @@ import argparse
 
 
 def parse(text: str) -> tuple[int, ...]:
-    """Ascending, each once. Raises ArgumentTypeError, for argparse, saying what was expected."""
+    """The sizes, ascending and unique. Raises ArgumentTypeError, for argparse, with the expected form."""
     try:
         sizes = sorted({int(part) for part in text.split(",")})
     except ValueError:

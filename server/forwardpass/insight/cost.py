@@ -1,9 +1,9 @@
-"""What a node costs by its shapes alone: stored numbers, floating-point operations, bytes moved. Pure.
+"""The cost of a node from its shapes alone: stored numbers, floating-point operations, bytes moved. Pure.
 
-How it is counted: a multiplication and an addition are two operations, a bias one more per place, an elementwise
+Counting rules: a multiplication and an addition are two operations, a bias one more per output element, an elementwise
 function one per element (softmax four, normalisations as listed), moving and renaming none. Bytes are those of the
-tensors read and written once; weights are read once a batch, whatever its rows. Caches and fusion are left out: they
-are why a measured time may be better than these bytes suggest.
+tensors read and written once; weights are read once per batch, whatever its rows. Caches and fusion are ignored, so a
+measured time may be better than these bytes suggest.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _PER_ELEMENT = {"Softmax": 4, "LogSoftmax": 4, "BatchNormalization": 4, "LayerNo
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one node, or of several together. None where a shape is not known."""
+    """The cost of one node, or of several together. None if a shape is unknown."""
 
-    parameters: int  # stored numbers it reads
+    parameters: int  # number of stored values read
     weight_bytes: int
-    flops: int | None  # a batch
-    activation_bytes: int | None  # a batch: inputs read and outputs written
+    flops: int | None  # per batch
+    activation_bytes: int | None  # per batch: inputs read and outputs written
 
     @property
     def batch_bytes(self) -> int | None:
@@ -35,7 +35,7 @@ class Cost:
 
 
 def of_node(graph: Graph, node: GraphNode) -> Cost:
-    """The cost of one run of a batch of `graph.rows` rows. What is computed from stored numbers alone costs nothing."""
+    """The cost of running a batch of `graph.rows` rows. A node computed from constants alone costs nothing."""
     stored = [name for name in dict.fromkeys(node.inputs) if name in graph.constants]
     parameters = sum(graph.constants[name].size for name in stored)
     weight_bytes = sum(graph.constants[name].nbytes for name in stored)
@@ -54,8 +54,7 @@ def of_node(graph: Graph, node: GraphNode) -> Cost:
 def moved_bytes(graph: Graph, groups: Iterable[Sequence[str]]) -> int | None:
     """Bytes of activations that cross from one group of nodes to another, written once and read once each.
 
-    `groups`: names of nodes that run as one. What stays inside a group is never in memory. None where a shape is not
-    known.
+    `groups`: names of nodes that run as one; a tensor inside a group never reaches memory. None if a shape is unknown.
     """
     by_name = {node.name: node for node in graph.nodes}
     moved = 0
@@ -74,7 +73,7 @@ def moved_bytes(graph: Graph, groups: Iterable[Sequence[str]]) -> int | None:
 
 
 def total(costs: Iterable[Cost]) -> Cost:
-    """All together; unknown where one is."""
+    """The sum; None for a figure that is unknown for any of the costs."""
     every = list(costs)
     flops = [c.flops for c in every]
     moved = [c.activation_bytes for c in every]

@@ -1,4 +1,4 @@
-"""A network's tensors for given rows, held against its equations in NumPy's float64: in the runtime and as served."""
+"""Compare a network's tensors for given rows, in the runtime and as served, with its equations in NumPy float64."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One tensor against its equation."""
+    """The result of comparing one tensor with its equation."""
 
     tensor: str  # "z1"
     equation: str  # "a0 W1ᵀ + b1"
     largest: float  # |difference|
-    failure: str | None  # what lies outside the tolerance, if anything does
+    failure: str | None  # the violation of the tolerance, if any
 
 
 def load_rows(path: Path, graph: Graph) -> Arrays:
-    """A file's rows in the dtypes of the network's inputs, [rows, ...] by name. Raises ForwardpassError."""
+    """A file's rows in the dtypes of the network's inputs: arrays [rows, ...] by name. Raises ForwardpassError."""
     declared = {value.name: value for value in graph.model.graph.input}
     infos = []
     for name in graph.inputs:
@@ -66,11 +66,11 @@ def _datatype(dtype: np.dtype[Any]) -> str:
 def against_equations(
     graph: Graph, found: Source, feeds: Arrays, save: Path | None, server: str | None, how: Mapping[str, Any]
 ) -> list[Check]:
-    """Every a0, z and a, and the answer as it is served, against the equations in float64.
+    """Compare every a0, z and a, and the served outputs, with the equations in float64.
 
-    `save`: a file for the tensors, as .npz. `server`: the address of a server whose answer is held against them too,
-    called as `how` says (see `Client`).
-    Raises InsightError where the network cannot be run on these rows; CallError where the server fails.
+    `save`: an .npz file for the tensors. `server`: the address of a server whose response is compared too, called with
+    the options `how` (see `Client`).
+    Raises InsightError if the network cannot be run on these rows; CallError if the server fails.
     """
     labels = {name: graph.labels[name] for node in graph.nodes for name in node.outputs if name in graph.labels}
     unknown = [name for node in graph.nodes if not equations.has_equation(node) for name in node.outputs if name]
@@ -82,7 +82,7 @@ def against_equations(
     for name, label in labels.items():
         difference = compare({label: given[name]}, {label: wanted[name]}, found.tolerance)
         checks.append(Check(label, _equation(graph, name, taken), difference.largest, difference.failure))
-    # As the server runs it: the file as it is, on a session of the server's own.
+    # As served: the unmodified file, in the server's own kind of session.
     session = OrtSession(found.path, Placement(CPU, 0, 1, "as served"))
     names = [tensor.name for tensor in session.signature.outputs]
     rows = [feeds[tensor.name] for tensor in session.signature.inputs]
@@ -99,7 +99,7 @@ def against_equations(
 
 
 def _equation(graph: Graph, tensor: str, taken: list[str]) -> str:
-    """How a tensor comes about, in the field's letters."""
+    """The equation of a tensor, in the usual notation."""
     for layer in graph.layers:
         nodes = [node for node in graph.nodes if node.layer == layer.number and not graph.is_fixed(node)]
         if any(node.name in taken for node in nodes):

@@ -1,7 +1,7 @@
-"""The forward pass by its equations, in NumPy and float64: what every tensor must be, computed by no runtime.
+"""The forward pass by its equations, in NumPy and float64: the expected value of every tensor, without a runtime.
 
-One function an operator, as ONNX defines it, for the operators that feedforward networks are made of. A node of any
-other operator is not computed: its answer is taken from the runtime, and said to be.
+One function per operator, as defined by ONNX, for the operators of feedforward networks. A node of any other operator
+is not computed: its outputs are taken from the runtime, and the node is reported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from forwardpass.errors import InsightError
 from forwardpass.model.onnx_graph import Graph, GraphNode
 
 Array = NDArray[Any]
-Equation = Callable[..., Array]  # (attributes, *inputs); an input that is left out is None
+Equation = Callable[..., Array]  # (attributes, *inputs); an omitted input is None
 
 
 def _erf(z: Array) -> Array:
@@ -27,10 +27,10 @@ def _erf(z: Array) -> Array:
 def evaluate(
     graph: Graph, feeds: Mapping[str, Array], served: Mapping[str, Array]
 ) -> tuple[dict[str, Array], list[str]]:
-    """Every tensor for the rows in `feeds`, floats in float64, and the names of nodes whose answer was taken instead.
+    """Every tensor for the rows in `feeds`, floats in float64, and the names of nodes taken from the runtime instead.
 
-    `served`: answers of a runtime by tensor, for nodes without an equation here. Raises InsightError where one is
-    missing, or where an equation does not fit its inputs.
+    `served`: a runtime's outputs by tensor, for nodes without an equation here. Raises InsightError if one is missing,
+    or if an equation does not fit its inputs.
     """
     values: dict[str, Array] = {name: _wide(array) for name, array in {**graph.constants, **feeds}.items()}
     taken = []
@@ -68,7 +68,7 @@ def _gemm(attributes: Mapping[str, Any], a: Array, b: Array, c: Array | None = N
 
 def _softmax(attributes: Mapping[str, Any], z: Array) -> Array:
     axis = attributes.get("axis", -1)
-    powers = np.exp(z - z.max(axis=axis, keepdims=True))  # the largest taken off: the same quotient, no overflow
+    powers = np.exp(z - z.max(axis=axis, keepdims=True))  # minus the maximum: the same quotient, no overflow
     return np.asarray(powers / powers.sum(axis=axis, keepdims=True))
 
 

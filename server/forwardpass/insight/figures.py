@@ -1,4 +1,4 @@
-"""Pictures by matplotlib, all in one style: 1200 pixels wide, legible when shown at 800, on a light ground."""
+"""Matplotlib figures in one style: 1200 pixels wide, legible when shown at 800, on a light background."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from forwardpass.errors import InsightError
 from forwardpass.optional_imports import need
 
-# Ten hues that stay apart on light and dark ground.
+# Ten hues that are distinguishable on light and dark backgrounds.
 HUES = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
 _STYLE = {
     "font.size": 11,
@@ -27,12 +27,12 @@ _STYLE = {
 
 
 def add_argument(parser: argparse.ArgumentParser, what: str) -> None:
-    """--png, the same for every command that draws."""
+    """Add --png, the same for every command that draws."""
     parser.add_argument("--png", type=_drawable, metavar="FILE", help=f"draw {what}")
 
 
 def _drawable(text: str) -> Path:
-    """A file for a picture, refused before anything is measured where it could not be drawn."""
+    """The path of a picture, rejected before anything is measured if it could not be drawn."""
     try:
         need("matplotlib", "insight")
     except InsightError as error:
@@ -54,7 +54,7 @@ def figure(columns: int, rows: int = 1, height: float = 4.2) -> tuple[Any, list[
 
 
 def save(drawn: Any, path: Path) -> None:
-    """Write as PNG, or as what the file's name says. Raises InsightError."""
+    """Write in the format of the file's suffix, PNG by default. Raises InsightError."""
     try:
         drawn.savefig(path)
     except (OSError, ValueError) as error:
@@ -66,14 +66,14 @@ def hue(place: int) -> str:
 
 
 def log_axis(axis: Any, ticks: Sequence[int]) -> None:
-    """Batch sizes on a logarithmic axis, each tick written out."""
+    """A logarithmic x axis for batch sizes, with each tick labelled in full."""
     axis.set_xscale("log", base=2)
     axis.set_xticks(list(ticks), [f"{tick:,}" for tick in ticks])
     axis.minorticks_off()
 
 
 def log_scale(axis: Any, values: Sequence[float]) -> None:
-    """A logarithmic scale upwards for values that may lie close together: ticks at 1, 2 and 5 times powers of ten."""
+    """A logarithmic y axis for values that may lie close together: ticks at 1, 2 and 5 times powers of ten."""
     low, high = min(values) / 1.3, max(values) * 1.3
     axis.set_yscale("log")
     axis.set_ylim(low, high)

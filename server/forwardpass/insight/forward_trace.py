@@ -1,6 +1,6 @@
 """`forwardpass trace`: a network's layers in execution order, with shapes, costs, fusion and measured times.
 
-With rows to run, also the tensors in between, and each z and a held against the equations in NumPy's float64.
+Given input rows, also the intermediate tensors, with each z and a compared with the equations in NumPy float64.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trace, print, save; 1 where a tensor is outside the tolerance. Raises InsightError, ContractError."""
+    """Trace, print, save. Returns 1 if a tensor is outside the tolerance. Raises InsightError, ContractError."""
     for option in ("activations", "server"):
         if args.input is None and getattr(args, option) is not None:
             raise InsightError(f"--{option} needs --input: the rows to run")
@@ -77,7 +77,7 @@ def _batch(wanted: int | None, feeds: equation_check.Arrays | None) -> int:
 def _report(
     graph: Graph, found: Source, executed: ort_profile.Execution, checks: list[equation_check.Check]
 ) -> dict[str, Any]:
-    """Everything, as JSON has it."""
+    """The whole trace, ready for JSON."""
     steps = {name: step for step in executed.steps for name in step.covers}
     nodes_time = executed.node_microseconds or 1.0
     nodes = []
@@ -98,7 +98,7 @@ def _report(
                 **_costs(spent, graph.rows),
                 "runs_as": step.op if step is not None else "constant",
                 "fused": step is not None and len(step.covers) > 1,
-                # A fused node's time stands with the first of those that it stands for.
+                # A fused node's time is listed with the first of the nodes that it covers.
                 "microseconds": step.microseconds if step is not None and first else None,
                 "share": step.microseconds / nodes_time if step is not None and first else None,
             }

@@ -1,7 +1,7 @@
-"""The graph of a network from left to right, as SVG: tensors as columns of units, operators between them. Pure.
+"""A network's graph from left to right, as SVG: tensors as columns of units, operators between them. Pure.
 
-800 units wide, legible at that width in pixels; light on dark where the viewer prefers it so. A graph of more steps
-than fit side by side goes on in a further line, which begins with the last tensor of the one before.
+800 units wide, legible at that width in pixels; light on dark if the viewer prefers it. A graph with more steps than
+fit side by side continues on another line, which begins with the last tensor of the previous one.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from forwardpass.model.onnx_graph import AFFINE, Graph, GraphNode
 
 WIDTH = 800
 _MARGIN = 52
-_COLUMNS = 9  # in one line
-_UNITS = 10  # drawn of one tensor; more are told by a gap
+_COLUMNS = 9  # per line
+_UNITS = 10  # maximum drawn for one tensor; a gap stands for the rest
 _SPACING = 21  # between units
 _HEAD = 54  # title and legend
 _LINE = 356  # height of one line of the graph
-_MIDDLE = 142  # of the units, from the line's top
+_MIDDLE = 142  # vertical centre of the units, from the line's top
 
 _STYLE = """
   .bg { fill: #ffffff } .text { fill: #1f2328 } .soft { fill: #59636e } .unit { fill: #0969da }
@@ -39,7 +39,7 @@ _STYLE = """
 
 @dataclass(frozen=True, slots=True)
 class ExecutedStep:
-    """One node as it is executed, over the file's nodes that it stands for."""
+    """One executed node, and the file's nodes that it covers."""
 
     op: str
     covers: tuple[str, ...]
@@ -48,12 +48,12 @@ class ExecutedStep:
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """Where a tensor is drawn, in one line of the picture."""
+    """The position of a tensor in one line of the picture."""
 
     tensor: str
     x: float
-    ys: tuple[float, ...]  # of the units that there is room for
-    gap: int  # the place among them that stands for all that there is no room for; -1: none
+    ys: tuple[float, ...]  # of the units that fit
+    gap: int  # index among them of the gap that stands for the units that do not fit; -1: none
 
     @property
     def drawn(self) -> tuple[float, ...]:
@@ -61,7 +61,7 @@ class _Column:
 
 
 def svg(graph: Graph, title: str, ran: Sequence[ExecutedStep], stored: dict[str, int]) -> str:
-    """The picture. `ran`: how it is executed; `stored`: numbers stored for a node, by its name."""
+    """The picture. `ran`: the executed nodes; `stored`: the number of stored values by node name."""
     nodes = [node for node in graph.nodes if not graph.is_fixed(node)]
     rank = dict.fromkeys(graph.inputs, 0)
     for node in nodes:
@@ -83,7 +83,7 @@ def svg(graph: Graph, title: str, ran: Sequence[ExecutedStep], stored: dict[str,
     for number, start in enumerate(starts):
         end = min(start + _COLUMNS - 1, last)
         shown = [name for name, step in rank.items() if start <= step <= end]
-        # In the middle, if it does not fill the width.
+        # Centred, if it does not fill the width.
         left = (WIDTH - gap * (end - start)) / 2 if len(starts) == 1 else _MARGIN
         top = _HEAD + number * _LINE
         columns = _columns(graph, shown, rank, start, left, gap, top)
@@ -100,7 +100,7 @@ def _columns(
 ) -> dict[str, _Column]:
     columns = {}
     for step in sorted({rank[name] for name in shown}):
-        beside = [name for name in shown if rank[name] == step]  # tensors of the same step share its height
+        beside = [name for name in shown if rank[name] == step]  # tensors of the same step share the height
         room = max(3, _UNITS // len(beside))
         for place, name in enumerate(beside):
             width = _width(graph, name)
@@ -151,7 +151,7 @@ def _tensors(graph: Graph, columns: dict[str, _Column], top: float, gap: float) 
 def _operators(
     nodes: Sequence[GraphNode], columns: dict[str, _Column], stored: dict[str, int], top: float, gap: float
 ) -> list[str]:
-    """The file's operators, below the gap that each one bridges; branches side by side share a gap."""
+    """The file's operators, below the gap between the columns that each connects; parallel branches share a gap."""
     parts = []
     beside: dict[float, list[GraphNode]] = {}
     for node in nodes:
@@ -169,7 +169,7 @@ def _operators(
 def _executed(
     nodes: Sequence[GraphNode], columns: dict[str, _Column], ran: Sequence[ExecutedStep], top: float, gap: float
 ) -> list[str]:
-    """What is executed: a bracket over the operators that it stands for, with its time."""
+    """The executed nodes: each a bracket spanning the operators that it covers, with its time."""
     parts = []
     spans: dict[tuple[float, float], list[ExecutedStep]] = {}
     for step in ran:
@@ -186,7 +186,7 @@ def _executed(
 
 
 def _width(graph: Graph, tensor: str) -> int:
-    """Units of one row: the places of the last axis; one where there is only the batch's."""
+    """Units of one row: the size of the last axis; 1 if there is only the batch axis, or the shape is unknown."""
     shape = graph.shapes.get(tensor)
     return max(shape[-1], 1) if shape is not None and len(shape) > 1 else 1
 
@@ -196,5 +196,5 @@ def _middle(column: _Column) -> float:
 
 
 def _short(text: str, width: float) -> str:
-    most = int(width / 7.2)  # of the font's usual characters
+    most = int(width / 7.2)  # characters, by the font's usual width
     return text if len(text) <= most else text[: most - 1] + "…"

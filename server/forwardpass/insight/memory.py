@@ -1,7 +1,8 @@
-"""`forwardpass memory`: what a forward pass takes with autograd's cache, without it, and in the server's session.
+"""`forwardpass memory`: memory of a forward pass with autograd's cache, without it, and in the server's session.
 
-Each point is measured in a process of its own (see memory_point, which also says how). Then a server is started, sent
-requests, and its resident memory watched: it keeps nothing of a request. Linux only: the kernel's own marks are read.
+Each point is measured in a process of its own (memory_probe describes the method). Then a server is started and sent
+requests while its resident memory is sampled, to show that it keeps nothing of a request. Linux only: reads the
+kernel's high-water mark.
 """
 
 from __future__ import annotations
@@ -37,33 +38,33 @@ MODES = {
     "session": "the server's session",
 }
 _PANELS = (("peak memory of a pass", "MB"), ("time of a row", "µs"), ("a server's memory", "MB resident"))
-_SAMPLES = 20  # of the server's memory
-_MOST_ROWS = 8  # of a request to it; they take turns from 1
+_SAMPLES = 20  # intervals between readings of the server's memory
+_MOST_ROWS = 8  # per request to the server; requests cycle from 1 row to this many
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPoint:
-    """One pass. Bytes are those over what was there before it."""
+    """One pass. Bytes are relative to the memory before it."""
 
     mode: str
     rows: int
     peak: int
-    held: int  # resident after the pass, while its answer is held
+    held: int  # resident after the pass, while its output is held
     seconds: float
-    saved: int  # bytes kept for the backward pass, by PyTorch's own count; 0 without it
+    saved: int  # bytes kept for the backward pass, by PyTorch's own count; 0 without autograd
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
     """A server's resident bytes while it was sent requests."""
 
-    requests: tuple[int, ...]  # sent so far, at each look
+    requests: tuple[int, ...]  # sent so far, at each reading
     resident: tuple[int, ...]
 
     @property
     def slope(self) -> float:
-        """Bytes a request, fitted to the second half: by then everything has grown to its size."""
+        """Bytes per request, fitted to the second half, when everything has grown to its final size."""
         half = len(self.requests) // 2
         return float(np.polyfit(self.requests[half:], self.resident[half:], 1)[0])
 
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(path: Path, sizes: Sequence[int]) -> Iterator[MemoryPoint]:
-    """Every mode at every batch size. Raises InsightError with the reason where a pass cannot be run."""
+    """Measure every mode at every batch size. Raises InsightError with the reason if a pass cannot be run."""
     command = [sys.executable, "-m", "forwardpass.insight.memory_probe"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **_ONE_THREAD}
@@ -123,7 +124,7 @@ def measure(path: Path, sizes: Sequence[int]) -> Iterator[MemoryPoint]:
 
 
 def serve(found: Source, requests: int) -> Served:
-    """Start a server with this model alone, send it `requests` requests, and look at its memory on the way."""
+    """Start a server with only this model, send it `requests` requests, and read its memory along the way."""
     with tempfile.TemporaryDirectory(prefix="forwardpass-memory-") as folder:
         version = Path(folder) / found.name / "1"
         if found.version:
@@ -153,7 +154,7 @@ def _resident(pid: int) -> int:
 
 
 def said(points: Sequence[MemoryPoint], served: Served | None) -> list[str]:
-    """What the numbers come down to."""
+    """Summary of the figures, in sentences."""
     largest = max(point.rows for point in points)
     at = {point.mode: point for point in points if point.rows == largest}
     kept, free, session = at["autograd"], at["no_grad"], at["session"]

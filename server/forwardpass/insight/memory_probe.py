@@ -1,14 +1,14 @@
-"""One forward pass in a process of its own: its peak memory, what it leaves behind, and its time.
+"""One forward pass in a process of its own: its peak memory, the memory it still holds afterwards, and its time.
 
-How it is measured. A parent that has only imported PyTorch and ONNX Runtime forks a child for each point, so that no
-point sees another's memory. The child has the allocator take every block above 64 kB from the system and give it back
-by itself (mallopt), so that what is freed is no longer resident; runs the pass once, which loads the code; resets the
-kernel's high-water mark of its resident set (5 written to /proc/self/clear_refs, Linux); runs the pass again; and
-reads the mark (VmHWM) and what is resident (VmRSS) while the answer is still held. Whatever is allocated counts, by
-whichever allocator; the resolution is the pages around each tensor. Times are taken after that, with the allocator as
-it grows by itself. One thread throughout.
+Method: a parent that has only imported PyTorch and ONNX Runtime forks a child for each point, so that no point is
+affected by another's memory. The child sets the allocator (mallopt) to map every block above 64 kB separately and to
+return freed memory to the system, so that it is no longer resident; runs the pass once, which loads the code; resets
+the kernel's high-water mark of its resident set (writes 5 to /proc/self/clear_refs, Linux); runs the pass again; and
+reads the mark (VmHWM) and the resident size (VmRSS) while the output is still held. Memory of every allocator counts;
+the resolution is the pages around each tensor. Times are measured after that, with the allocator's thresholds at the
+limits of glibc's own adaptation. One thread throughout.
 
-    python -m forwardpass.insight.memory_probe      reads one request a line from stdin, answers each on stdout, JSON
+    python -m forwardpass.insight.memory_probe      reads one JSON request per line from stdin, answers each on stdout
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ Pass = Callable[[], Any]
 
 
 def measure(path: Path, mode: str, rows: int) -> dict[str, float]:
-    """Bytes over what was there before the pass: `peak`, `held` after it; `seconds` of one (median); `saved` by count.
+    """Bytes above those before the pass: `peak`, `held` after it; median `seconds`; bytes `saved`, counted by PyTorch.
 
-    Raises ForwardpassError where the network cannot be run. Call it in a process that does nothing else.
+    Raises ForwardpassError if the network cannot be run. Call it in a process that does nothing else.
     """
     torch.set_num_threads(1)
     _allocator(1 << 16, 1 << 16)
@@ -57,7 +57,7 @@ def measure(path: Path, mode: str, rows: int) -> dict[str, float]:
     saved = 0
     if mode == "session":
         _session_pass(path, feeds)()
-        forward = _session_pass(path, feeds)  # a new one: the first one's arena has grown already
+        forward = _session_pass(path, feeds)  # a new session: the arena of the first has grown already
     else:
         network = TorchForward(graph)
         tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
@@ -72,7 +72,7 @@ def measure(path: Path, mode: str, rows: int) -> dict[str, float]:
     peak = _resident("VmHWM") - before
     held = _resident("VmRSS") - before
     del answer
-    _allocator(1 << 25, 1 << 26)  # where glibc's own adaptation ends
+    _allocator(1 << 25, 1 << 26)  # the limits of glibc's own adaptation
     return {
         "peak": max(0, peak),
         "held": max(0, held),
@@ -94,7 +94,7 @@ def _torch_pass(network: TorchForward, tensors: dict[str, torch.Tensor], mode: s
 
 
 def _session_pass(path: Path, feeds: dict[str, NDArray[Any]]) -> Pass:
-    """The server's own session, already warm with one row."""
+    """A pass in the server's own session, warmed up with one row."""
     session = OrtSession(path, Placement(CPU, 0, 1, "one thread"))
     arrays = [feeds[tensor.name] for tensor in session.signature.inputs]
     outputs = tuple(range(len(session.signature.outputs)))
@@ -103,7 +103,7 @@ def _session_pass(path: Path, feeds: dict[str, NDArray[Any]]) -> Pass:
 
 
 def _seconds(forward: Pass) -> float:
-    """Median seconds of one pass, its answer let go each time."""
+    """Median seconds of one pass, its output released each time."""
     times: list[float] = []
     began = time.perf_counter()
     while len(times) < 3 or time.perf_counter() - began < _TIMED_SECONDS:
@@ -114,7 +114,7 @@ def _seconds(forward: Pass) -> float:
 
 
 def _allocator(mapped: int, kept: int) -> None:
-    """Blocks from `mapped` bytes are mapped by themselves; up to `kept` free bytes stay resident. glibc alone."""
+    """Map blocks of at least `mapped` bytes separately, and keep up to `kept` free bytes resident. glibc only."""
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
         library.mallopt(_MMAP_THRESHOLD, mapped)
@@ -122,7 +122,7 @@ def _allocator(mapped: int, kept: int) -> None:
 
 
 def _resident(field: str) -> int:
-    """Bytes of this process's resident set: VmRSS now, VmHWM at its largest."""
+    """Bytes of this process's resident set: VmRSS current, VmHWM peak."""
     for line in _STATUS.read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024
@@ -139,7 +139,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Fork a child for every line of stdin; the child answers and ends."""
+    """Fork a child for every line of stdin; the child prints its answer and exits."""
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

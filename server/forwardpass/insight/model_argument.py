@@ -1,4 +1,4 @@
-"""Which file a MODEL on the command line is: a model's name in a repository, a version's folder, or an .onnx file.
+"""Resolve MODEL on the command line: a model's name in a repository, a version's folder, or an .onnx file.
 
 Reads folders and the contract; opens no network.
 """
@@ -12,13 +12,13 @@ from pathlib import Path
 from forwardpass.errors import InsightError
 from forwardpass.model.contract import CONTRACT_FILE, MODEL_FILE, Contract, Tolerance
 
-# What is allowed where a model brings no contract: the exporter's own bound for 32-bit floats.
+# The tolerance for a model without a contract: the exporter's own bound for 32-bit floats.
 TOLERANCE = Tolerance(rtol=1e-4, atol=1e-5)
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One network's file and what is known beside it."""
+    """One network's file, with its name, version and contract."""
 
     name: str
     version: str  # "" for a bare file
@@ -35,7 +35,7 @@ class Source:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """MODEL and --repository, the same for every command that looks into a model."""
+    """Add MODEL and --repository, the same for every command that inspects a model."""
     parser.add_argument(
         "model", metavar="MODEL", help="a model's name in the repository, the folder of a model or version, or a file"
     )
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def find(model: str, repository: Path) -> Source:
-    """The newest version of a model by name, or what lies at a path. Raises InsightError, ContractError."""
+    """The newest version of a model by name, or the network at a path. Raises InsightError, ContractError."""
     inside = "/" not in model and model not in ("", ".", "..")
     for folder in ([repository / model] if inside else []) + [Path(model)]:
         if folder.is_file():

@@ -1,7 +1,7 @@
-"""What ONNX Runtime makes of a network: which nodes it fused, how long each takes, and the tensors in between.
+"""A network as ONNX Runtime executes it: the fused nodes, the time of each, and the intermediate tensors.
 
-Its sessions are set up as the server's are: one thread a run, no spinning. Times are the runtime's own profiler's,
-whose clock ticks in microseconds, so that many runs are averaged; profiling itself costs a little per node.
+Sessions are configured like the server's: one thread per run, no spinning. Times come from the runtime's own profiler,
+which has microsecond resolution, so many runs are averaged; profiling itself adds a little per node.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from forwardpass.optional_imports import need
 
 VERSION = str(ort.__version__)
 PROVIDER = "CPUExecutionProvider"
-_WARM_UP = 10  # runs left out of the average: they allocate, and load code
+_WARM_UP = 10  # runs excluded from the average: they allocate memory and load code
 _MOST_RUNS = 2000  # the profiler keeps every event in memory
 Feeds = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One node that the runtime executes, which may stand for several of the file's."""
+    """One node that the runtime executes, which may cover several of the file's nodes."""
 
     name: str
     op: str
     covers: tuple[str, ...]  # names of the file's nodes
-    microseconds: float  # the mean of a run
+    microseconds: float  # mean per run
 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """One batch, as the runtime executes it."""
+    """The execution of one batch by the runtime."""
 
     steps: tuple[Step, ...]
-    folded: tuple[str, ...]  # the file's nodes that became constants when it was loaded, or were not needed
-    run_microseconds: float  # the median of a whole run, not profiled
+    folded: tuple[str, ...]  # the file's nodes folded into constants at load, or not needed
+    run_microseconds: float  # median of a whole run, without the profiler
     runs: int
 
     @property
@@ -58,14 +58,14 @@ class Execution:
 
 
 def example_rows(graph: Graph, contract: Contract | None) -> dict[str, NDArray[Any]]:
-    """`graph.rows` rows to run: the contract's samples, repeated, else random ones. [rows, ...] by input."""
+    """`graph.rows` rows to run: the contract's samples, repeated, or random ones. [rows, ...] by input name."""
     session = _session(graph.model.SerializeToString(), _options())
     signature = read_signature(session)
     rng = np.random.default_rng(0)
     if contract is not None:
         return {k: np.resize(v, (graph.rows, *v.shape[1:])) for k, v in contract.input_arrays().items()}
     rows = {tensor.name: example(tensor, graph.rows, rng) for tensor in signature.inputs}
-    # A fixed first axis is no batch.
+    # A first axis of fixed size is not a batch axis.
     return {
         t.name: rows[t.name] if not t.shape or t.shape[0] < 0 else np.resize(rows[t.name], (t.shape[0], *t.shape[1:]))
         for t in signature.inputs
@@ -73,7 +73,7 @@ def example_rows(graph: Graph, contract: Contract | None) -> dict[str, NDArray[A
 
 
 def tensors(graph: Graph, names: Sequence[str], feeds: Feeds) -> dict[str, NDArray[Any]]:
-    """The tensors of these names, which the file need not give out, for the rows in `feeds`. Raises InsightError."""
+    """The named tensors for the rows in `feeds`; they need not be outputs of the file. Raises InsightError."""
     onnx = need("onnx", "insight")
     opened = onnx.ModelProto()
     opened.CopyFrom(graph.model)
@@ -89,7 +89,7 @@ def tensors(graph: Graph, names: Sequence[str], feeds: Feeds) -> dict[str, NDArr
 
 
 def run(session: Any, names: Sequence[str] | None, feeds: Feeds) -> list[NDArray[Any]]:
-    """One run. Raises InsightError with the runtime's reason."""
+    """Run the session once. Raises InsightError with the runtime's reason."""
     try:
         found: list[NDArray[Any]] = session.run(names, dict(feeds))
     except Exception as error:
@@ -99,7 +99,7 @@ def run(session: Any, names: Sequence[str] | None, feeds: Feeds) -> list[NDArray
 
 
 def execute(graph: Graph, path: Path, feeds: Feeds, seconds: float = 0.15) -> Execution:
-    """Run the file at `path` for about `seconds` with the profiler and as long without. Raises InsightError."""
+    """Run the file at `path` for about `seconds` with the profiler and as long without it. Raises InsightError."""
     plain = _session(str(path), _options())
     times = _timed(plain, feeds, seconds)
     runs = max(1, min(_MOST_RUNS, int(seconds / max(statistics.median(times), 1e-6))))
@@ -118,7 +118,7 @@ def execute(graph: Graph, path: Path, feeds: Feeds, seconds: float = 0.15) -> Ex
     steps = []
     unnamed: dict[str, int] = {}
     for place, node in enumerate(optimized.graph.node):
-        # The runtime names a nameless node after its operator, with a number.
+        # The runtime names an unnamed node by its operator and a number.
         key = node.name
         if not key:
             same = [k for k in spent if k.startswith(f"{node.op_type}_") and k[len(node.op_type) + 1 :].isdecimal()]
@@ -132,9 +132,9 @@ def execute(graph: Graph, path: Path, feeds: Feeds, seconds: float = 0.15) -> Ex
 
 
 def cover(graph: Graph, optimized: Any) -> list[tuple[str, ...]]:
-    """For each node of an optimised model, the nodes of the original that it stands for, in their order.
+    """For each node of an optimised model, the original nodes that it covers, in their original order.
 
-    Found by walking back, in the original, from what the optimised node gives until what other nodes give.
+    Walks back through the original from the optimised node's outputs to the outputs of other optimised nodes.
     """
     produced = {name for node in optimized.graph.node for name in node.output if name}
     order = {node.name: place for place, node in enumerate(graph.nodes)}
@@ -154,7 +154,7 @@ def cover(graph: Graph, optimized: Any) -> list[tuple[str, ...]]:
 
 
 def _per_node(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean microseconds by node over all runs but the first ones."""
+    """Mean microseconds by node over all runs except the warm-up."""
     spent: dict[str, list[int]] = {}
     for event in events:
         name = str(event.get("name", ""))
@@ -164,7 +164,7 @@ def _per_node(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _timed(session: Any, feeds: Feeds, seconds: float) -> list[float]:
-    """Seconds of single runs, after a warm-up."""
+    """Seconds of individual runs, after a warm-up."""
     for _ in range(_WARM_UP):
         run(session, None, feeds)
     times: list[float] = []

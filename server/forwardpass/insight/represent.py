@@ -1,4 +1,4 @@
-"""`forwardpass represent`: how separable the classes are in the input and after each layer, in numbers and pictures."""
+"""`forwardpass represent`: separability of the classes in the input and after each layer, in numbers and pictures."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from forwardpass.insight import equation_check, figures, model_argument, ort_pro
 from forwardpass.insight.separability import FOLDS, Separability, check_classes, measure
 from forwardpass.model.onnx_graph import Graph, build, read
 
-_SHOWN_ROWS = 1500  # dots in a picture; the numbers are of all rows
-_PANEL = 250  # pixels of a panel of the page
+_SHOWN_ROWS = 1500  # maximum dots in a picture; the figures use all rows
+_PANEL = 250  # side of a panel of the page, in pixels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def layers_to_compare(graph: Graph) -> dict[str, str]:
-    """Tensors and their labels: the input as the first layer takes it, each a between layers, and the last z."""
+    """Tensors and their labels: the first layer's input, each a between layers, and the last z. Raises InsightError."""
     if len(graph.inputs) > 1 or not graph.layers:
         raise InsightError(
             f"the network has {len(graph.inputs)} inputs and {len(graph.layers)} layers; expected one and at least one"
@@ -90,7 +90,7 @@ def layers_to_compare(graph: Graph) -> dict[str, str]:
 
 
 def said(measured: Sequence[Separability]) -> str:
-    """What the probe's accuracy does with depth, from the numbers, whatever they are."""
+    """A sentence on how the probe's accuracy changes with depth."""
     first, last = measured[0], measured[-1]
     best = max(measured, key=lambda m: m.probe)
     falls = [
@@ -113,7 +113,7 @@ def said(measured: Sequence[Separability]) -> str:
 
 
 def _class_names(found: model_argument.Source, classes: NDArray[np.int64]) -> list[str]:
-    """A name for every class there is, in order: the contract's labels where they go that far."""
+    """A name for every class present, in order: the contract's labels if they cover all of them, else the numbers."""
     values = np.unique(classes)
     labels = next((t.labels for t in found.contract.outputs if t.labels), None) if found.contract is not None else None
     if labels is not None and values[0] >= 0 and values[-1] < len(labels):
@@ -130,7 +130,7 @@ def _table(measured: Sequence[Separability]) -> str:
 
 
 def _shown(classes: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Places of the rows that are drawn, the same in every picture."""
+    """Indices of the rows to draw, the same in every picture."""
     order = np.random.default_rng(0).permutation(len(classes))
     return np.asarray(order[:_SHOWN_ROWS])
 
@@ -157,7 +157,7 @@ def _figure(title: str, measured: Sequence[Separability], classes: NDArray[np.in
 
 
 def _page(title: str, measured: Sequence[Separability], classes: NDArray[np.int64], words: Sequence[str]) -> str:
-    """A page without anything from elsewhere: the table, and the panels as SVG whose dots tell their row and class."""
+    """A self-contained page: the table, and the panels as SVG whose dots have their row and class as tooltip."""
     shown = _shown(classes)
     values = list(np.unique(classes))
     heads = "".join(f"<th>{h}</th>" for h in ("tensor", "places", "linear probe", "Fisher ratio", "silhouette"))

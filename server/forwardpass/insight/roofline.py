@@ -1,8 +1,8 @@
-"""What a provider can do at most: floating-point operations a second in a product, bytes a second in a copy.
+"""The limits of a provider: floating-point operations a second in a matrix product, bytes a second in a copy.
 
-Both are measured in ONNX Runtime itself, on the provider and with the threads that the network is run with, their
-tensors on its device, so that nothing but the arithmetic and the memory is in the way. A copy here is a negation: it
-reads and writes every element, which the runtime would otherwise elide.
+Both are measured in ONNX Runtime itself, on the provider and with the threads that run the network, with tensors on its
+device, so that only arithmetic and memory limit them. The copy is a negation, which reads and writes every element; the
+runtime would elide a plain copy.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ from forwardpass.execution.onnx_runtime import ort
 from forwardpass.execution.placement import Placement
 from forwardpass.optional_imports import need
 
-_SIDES = (128, 256, 512, 1024)  # of square products; which is fastest depends on the caches
+_SIDES = (128, 256, 512, 1024)  # of square matrices; which product is fastest depends on the caches
 _COPIES = (1 << 17, 1 << 20, 1 << 23, 1 << 27)  # bytes read; as many are written
-_SECONDS = 0.06  # of each measurement
+_SECONDS = 0.06  # per measurement
 
 
 @dataclass(frozen=True, slots=True)
 class Roofs:
-    """Of one provider."""
+    """The limits of one provider."""
 
     flops: float  # operations a second
     bandwidths: tuple[tuple[int, float], ...]  # (bytes touched, bytes a second), by size: caches are faster
 
     def bandwidth(self, nbytes: float) -> float:
-        """Bytes a second for work that touches `nbytes` in all: that of the smallest copy that touches as much."""
+        """Bytes a second for work that touches `nbytes`: of the smallest copy at least as large, else the largest."""
         return next((speed for size, speed in self.bandwidths if size >= nbytes), self.bandwidths[-1][1])
 
     def compute_seconds(self, flops: float) -> float:
-        """The least time for as many operations."""
+        """The minimum time for `flops` operations."""
         return flops / self.flops
 
     def memory_seconds(self, nbytes: float) -> float:
-        """The least time to move as many bytes."""
+        """The minimum time to move `nbytes` bytes."""
         return nbytes / self.bandwidth(nbytes)
 
 
 def measure(placement: Placement) -> Roofs:
-    """Takes about a second. Raises what ONNX Runtime raises where the provider cannot be used."""
+    """Measure the limits, in about a second. ONNX Runtime's exceptions propagate if the provider cannot be used."""
     rng = np.random.default_rng(0)
     flops = 0.0
     for side in _SIDES:
         square = rng.standard_normal((side, side), dtype=np.float32)
         flops = max(flops, 2 * side**3 / _fastest(_bound("MatMul", [square, square.copy()], placement)))
-    # What a call takes that does nothing to speak of.
+    # The overhead of a call with negligible work.
     call = _fastest(_bound("Neg", [np.zeros(1, np.float32)], placement))
     bandwidths = []
     for size in _COPIES:
@@ -61,7 +61,7 @@ def measure(placement: Placement) -> Roofs:
 
 
 def _bound(op: str, arrays: Sequence[NDArray[np.float32]], placement: Placement) -> Any:
-    """A run of one operator on tensors that lie on the device already, its answer staying there."""
+    """A function that runs one operator on tensors already on the device, and leaves the output there."""
     onnx = need("onnx", "insight")
     kind = onnx.TensorProto.FLOAT
     names = [f"x{place}" for place in range(len(arrays))]

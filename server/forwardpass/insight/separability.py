@@ -1,6 +1,6 @@
-"""How separable classes are in a representation, by three measures, and its first two principal components.
+"""Three measures of how separable classes are in a representation, and its first two principal components.
 
-Needs scikit-learn. Every number comes with what it can be trusted to: the probe with its standard error.
+Needs scikit-learn. The probe's accuracy comes with its standard error.
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ from forwardpass.errors import InsightError
 from forwardpass.optional_imports import need
 
 FOLDS = 5
-_SILHOUETTE_ROWS = 2000  # it compares every pair
+_SILHOUETTE_ROWS = 2000  # limit, because it compares every pair
 
 
 @dataclass(frozen=True, slots=True)
 class Separability:
-    """Of the rows of one tensor by class."""
+    """Separability of the rows of one tensor by class."""
 
     tensor: str
-    places: int  # numbers in a row
-    probe: float  # part of held-out rows that a linear classifier gets right, 0 to 1
+    places: int  # values per row
+    probe: float  # share of held-out rows that a linear classifier gets right, 0 to 1
     probe_error: float  # its standard error
-    fisher: float  # scatter between the classes' means over scatter within the classes, traces of both
-    silhouette: float  # -1 to 1: how much nearer a row lies to its own class than to the next one
+    fisher: float  # scatter between the class means divided by scatter within the classes, as traces
+    silhouette: float  # -1 to 1: how much closer a row is to its own class than to the nearest other
     points: NDArray[np.float64]  # [rows, 2], the first two principal components
-    variance: tuple[float, float]  # part of the variance along each, 0 to 1
+    variance: tuple[float, float]  # share of the variance along each, 0 to 1
 
 
 def measure(tensor: str, rows: NDArray[Any], classes: NDArray[np.int64]) -> Separability:
-    """`rows` [N, ...] are flattened; `classes` [N]. Raises InsightError where a class has fewer than FOLDS rows."""
+    """`rows` [N, ...] are flattened; `classes` [N], each of at least FOLDS rows (see `check_classes`)."""
     flat = rows.reshape(len(rows), -1).astype(np.float64)
     right = probe(flat, classes)
     points, variance = principal(flat)
     silhouette = need("sklearn.metrics", "insight").silhouette_score(
         flat, classes, sample_size=min(_SILHOUETTE_ROWS, len(flat)), random_state=0
     )
-    # Of two rows more of either kind, so that it is not zero where all are right.
+    # Estimated with two more rows each right and wrong, so that the error is not zero if all are right.
     likely = (right * len(flat) + 2) / (len(flat) + 4)
     error = math.sqrt(likely * (1 - likely) / (len(flat) + 4))
     return Separability(tensor, flat.shape[1], right, error, fisher(flat, classes), float(silhouette), points, variance)
 
 
 def check_classes(classes: NDArray[Any], rows: int) -> NDArray[np.int64]:
-    """Labels as whole numbers [N], fit for a probe. Raises InsightError saying what was expected."""
+    """Labels as int64 [N], valid for a probe. Raises InsightError with what was expected."""
     if classes.ndim != 1 or len(classes) != rows:
         raise InsightError(f"labels have shape {list(classes.shape)}; expected [{rows}], one for every row")
     whole = classes.astype(np.int64)
@@ -65,7 +65,7 @@ def check_classes(classes: NDArray[Any], rows: int) -> NDArray[np.int64]:
 
 
 def probe(rows: NDArray[np.float64], classes: NDArray[np.int64]) -> float:
-    """Accuracy of logistic regression on standardised places, FOLDS-fold: each row is held out once."""
+    """Accuracy of logistic regression on standardised features, FOLDS-fold: each row is held out once."""
     linear = need("sklearn.linear_model", "insight")
     selection = need("sklearn.model_selection", "insight")
     scaler = need("sklearn.preprocessing", "insight").StandardScaler()
@@ -73,14 +73,14 @@ def probe(rows: NDArray[np.float64], classes: NDArray[np.int64]) -> float:
     pipeline = need("sklearn.pipeline", "insight").make_pipeline(scaler, classifier)
     folds = selection.StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     with warnings.catch_warnings():
-        # A probe that has not quite converged is still a linear probe, and its accuracy is measured.
+        # A probe that has not fully converged is still a linear probe, and its accuracy is measured.
         warnings.simplefilter("ignore")
         found = selection.cross_val_predict(pipeline, rows, classes, cv=folds)
     return float((found == classes).mean())
 
 
 def fisher(rows: NDArray[np.float64], classes: NDArray[np.int64]) -> float:
-    """tr S_B / tr S_W: S_B the scatter of the class means around the mean, S_W that of rows around their class's."""
+    """tr S_B / tr S_W: S_B the scatter of class means around the overall mean, S_W of rows around their class mean."""
     centre = rows.mean(axis=0)
     between = within = 0.0
     for value in np.unique(classes):
@@ -92,12 +92,12 @@ def fisher(rows: NDArray[np.float64], classes: NDArray[np.int64]) -> float:
 
 
 def principal(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], tuple[float, float]]:
-    """The rows along their two directions of largest variance, [N, 2], and the part of the variance along each."""
+    """The rows along their two directions of largest variance, [N, 2], and the share of the variance along each."""
     centred = rows - rows.mean(axis=0)
     values, vectors = np.linalg.eigh(centred.T @ centred)
     order = np.argsort(values)[::-1][:2]
     directions = vectors[:, order]
-    # An eigenvector's sign is arbitrary: its largest place is made positive, so that pictures do not flip.
+    # An eigenvector's sign is arbitrary: its largest component is made positive, so that pictures do not flip.
     directions = directions * np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(directions.shape[1])])
     points = centred @ directions
     shares = values[order] / max(float(values.sum()), 1e-300)

@@ -1,7 +1,7 @@
-"""`forwardpass sweep`: throughput and latency against batch size, row by row and as one product, under the roofs.
+"""`forwardpass sweep`: throughput and latency against batch size, row by row and as one product, with the roofline.
 
-As the server runs it: its session, on each provider there is, arrays in the host's memory. The roofs are measured on
-the same provider with the same threads (see roofs). The knee is what max_batch_size is for a model that does not say.
+Runs the server's session on each available provider, with arrays in host memory. The roofs are measured on the same
+provider with the same threads (see roofline). The knee is the max_batch_size of a model that does not set it.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from forwardpass.model.onnx_graph import open_graph
 from forwardpass.repository.knee import RUN_COST, SIZES, SURPLUS, knee
 
 _SIZES = tuple(1 << power for power in range(13))
-_LOOP_SECONDS = 1.0  # a loop expected to take longer is not made
+_LOOP_SECONDS = 1.0  # a loop expected to take longer is not run
 
 
 @dataclass(frozen=True, slots=True)
 class SweepPoint:
-    """One batch size. Seconds are medians of a whole batch."""
+    """One batch size. Seconds are medians for a whole batch."""
 
     rows: int
     product: float  # as one matrix product
-    loop: float | None  # row by row; None where that would take too long
-    compute_roof: float | None  # the least seconds its arithmetic takes; None where it is not known
-    memory_roof: float | None  # the least seconds its bytes take
+    loop: float | None  # row by row; None if that would take too long
+    compute_roof: float | None  # the minimum seconds for its arithmetic; None if unknown
+    memory_roof: float | None  # the minimum seconds for its bytes; None if unknown
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """One provider."""
+    """The results for one provider."""
 
     provider: str
     threads: int
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure every provider, print, draw. Raises InsightError where none can be measured."""
+    """Measure every provider, print, draw. Raises InsightError if none can be measured."""
     found = model_argument.find(args.model, args.repository)
     sweeps = []
     for provider in args.provider or available():
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def sweep(found: Source, provider: str, threads: int, sizes: Sequence[int], seconds: float) -> Sweep:
-    """One provider, at these batch sizes. Raises ForwardpassError where it cannot be used or the network not be run."""
+    """Measure one provider at these batch sizes. Raises ForwardpassError if it or the network cannot be run."""
     placement = place(provider, threads, "as asked")
     session = open_session(found.path, placement)
     if not session.signature.batchable:
@@ -103,7 +103,7 @@ def sweep(found: Source, provider: str, threads: int, sizes: Sequence[int], seco
     limits = roofline.measure(placement)
     graph = open_graph(found.path, 1)
     feeds = ort_profile.example_rows(graph, found.contract)
-    # What is fused stays out of memory: bytes are counted between the nodes that are really run.
+    # Tensors inside a fused node never reach memory: bytes are counted between the nodes actually executed.
     groups = [step.covers for step in ort_profile.execute(graph, found.path, feeds, 0.01).steps]
     weights = cost.total(cost.of_node(graph, node) for node in graph.nodes)
     outputs = session.signature.default_outputs
@@ -126,7 +126,7 @@ def sweep(found: Source, provider: str, threads: int, sizes: Sequence[int], seco
                 None if moved is None else limits.memory_seconds(weights.weight_bytes + moved),
             )
         )
-    # A server chooses among these.
+    # The server chooses only among SIZES.
     tried = [(point.rows, point.product) for point in points if point.rows in SIZES]
     tried = tried or [(point.rows, point.product) for point in points]
     return Sweep(placement.label, threads, limits, tuple(points), knee(tried))
@@ -138,7 +138,7 @@ def _loop(session: Session, rows: Sequence[Sequence[NDArray[Any]]], outputs: tup
 
 
 def _seconds(run: Callable[[], Any], enough: float) -> float:
-    """Median seconds of a run; at least three, for `enough` seconds."""
+    """Median seconds of a run, over at least three runs and `enough` seconds."""
     run()
     times: list[float] = []
     began = time.perf_counter()
@@ -150,7 +150,7 @@ def _seconds(run: Callable[[], Any], enough: float) -> float:
 
 
 def said(one: Sweep) -> str:
-    """What the numbers come down to."""
+    """Summary of the figures, as text."""
     at = {point.rows: point for point in one.points}
     first, chosen = one.points[0], at[one.knee]
     best = max(one.points, key=lambda point: point.rows / point.product)
@@ -195,7 +195,7 @@ def _text(found: Source, one: Sweep) -> str:
 
 
 def _roof(point: SweepPoint) -> float | None:
-    """The least seconds by both roofs."""
+    """The minimum seconds by both roofs, or by the known one; None if neither is known."""
     known = [seconds for seconds in (point.compute_roof, point.memory_roof) if seconds is not None]
     return max(known) if known else None
 

@@ -1,7 +1,7 @@
-"""A network from its ONNX file as a forward pass in PyTorch, with its weights as parameters that would be trained.
+"""A network from its ONNX file as a forward pass in PyTorch, with its weights as trainable parameters.
 
-For the operators of plain feedforward networks. A tensor is let go after its last use, so that what stays in memory is
-what autograd keeps for the backward pass, and nothing else.
+Supports the operators of plain feedforward networks. A tensor is released after its last use, so that only what
+autograd keeps for the backward pass stays in memory.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Operator = Callable[..., torch.Tensor]
 
 
 class TorchForward:
-    """Calling it with tensors [B, ...] by input name gives the first output."""
+    """A callable that takes tensors [B, ...] by input name and returns the first output."""
 
     def __init__(self, graph: Graph) -> None:
-        """Raises InsightError naming an operator that is not known here."""
+        """Raises InsightError with the names of unsupported operators."""
         unknown = sorted({node.op for node in graph.nodes if node.op not in _OPERATORS or node.domain not in _DOMAINS})
         if unknown:
             raise InsightError(f"cannot run {', '.join(unknown)} in PyTorch; known are {', '.join(_OPERATORS)}")
@@ -57,9 +57,9 @@ class TorchForward:
 
 
 def saved_bytes(forward: TorchForward, feeds: Mapping[str, torch.Tensor]) -> int:
-    """Bytes that autograd keeps of one forward pass until the backward pass, as PyTorch itself counts them.
+    """Bytes that autograd keeps from one forward pass for the backward pass, by PyTorch's own count.
 
-    Without the weights and the inputs, which are there anyway; what is kept twice is counted once.
+    Excludes the weights and the inputs, which exist anyway; storage kept twice is counted once.
     """
     there = {tensor.untyped_storage().data_ptr() for tensor in (*forward.parameters, *feeds.values())}
     kept: dict[int, torch.UntypedStorage] = {}

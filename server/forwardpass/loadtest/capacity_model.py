@@ -1,11 +1,11 @@
-"""A server core as a queue that serves batches, simulated event by event; and how its figures are fitted. Pure, seeded.
+"""A server core as a queue that serves batches: discrete-event simulation and parameter fit. Pure, seeded.
 
-The model: requests arrive at random; an idle core takes all that wait, up to `max_batch`, and is busy for a·x + b·n
-seconds with n of them, x drawn from how much lone calls vary; all n are answered when it is done, and `d` seconds later
-the client has its answer. Whatever else stops the core (the hypervisor, the scheduler, a collector) is a stall: stalls
-begin at random, with durations as they were observed. What is left out (a kernel and several threads that share the
-core, flow control, priorities, refusals, cores that help each other) is put in as it was measured: by how much
-latencies at some loads differed from the simulated ones.
+The model: requests arrive at random; an idle core takes all waiting requests, up to `max_batch`, and is busy for
+a·x + b·n seconds with n of them, x drawn from the variation of lone calls; all n responses are sent when it is done,
+and reach the client `d` seconds later. Anything else that stops the core (the hypervisor, the scheduler, a garbage
+collector) is a stall: stalls begin at random, with the observed durations. Effects not modelled (a kernel and several
+threads that share the core, flow control, priorities, rejections, cores that help each other) enter as measured
+residuals: the ratio of measured to simulated latency at some loads.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from forwardpass.errors import LoadTestError
 from forwardpass.loadtest.generator import histogram
 from forwardpass.loadtest.generator.histogram import Counts
 
-REQUESTS: Final = 40_000  # simulated for one answer, at least: 360 of them lie beyond the p99
-SECONDS: Final = 10.0  # simulated for one answer, at least: stalls are rare
+REQUESTS: Final = 40_000  # minimum per simulation: 360 of them lie beyond the p99
+SECONDS: Final = 10.0  # minimum per simulation: stalls are rare
 LATENCY_QUANTILES: Final = (0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)  # at which residuals are kept
 _LONG: Final = 4.0  # a lone request that takes more than this many medians met a stall
-_KEPT: Final = 500  # values of a sample
-_NEARBY: Final = 0.06  # of the highest rate: how far away a residual counts
+_KEPT: Final = 500  # maximum values in a sample
+_NEARBY: Final = 0.06  # width of the residual smoothing kernel, as a fraction of the highest rate
 
 
 @dataclass(frozen=True, slots=True)
 class Residual:
-    """Measured latency over simulated at a rate in requests/s, for each of LATENCY_QUANTILES."""
+    """Ratio of measured to simulated latency at a rate in requests/s, for each of LATENCY_QUANTILES."""
 
     rate: float
     ratios: tuple[float, ...]
@@ -42,35 +42,35 @@ class Residual:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One core (or GPU) with one model. Seconds; `rows` of each request that it was measured with."""
+    """One core (or GPU) with one model. Times in seconds; `rows`: mean rows per request when it was measured."""
 
     model: str
-    a: float  # of a batch, however many requests are in it
-    b: float  # of each request in it
-    d: float  # from there to the client, keeping nobody else waiting
+    a: float  # per batch, however many requests are in it
+    b: float  # per request in the batch
+    d: float  # from the end of the batch to the client; does not occupy the core
     max_batch: int  # requests
     rows: float
     stalls_per_second: float
     stalls: tuple[float, ...]  # durations, as a sample
     varies: tuple[float, ...] = (1.0,)  # factors of `a`, as a sample
-    sustained: float = math.inf  # requests/s that were answered while more were offered
+    sustained: float = math.inf  # requests/s answered while more were offered
     residuals: tuple[Residual, ...] = ()  # by rate
-    client_limited: bool = False  # `sustained` is what the client could do
+    client_limited: bool = False  # `sustained` is the client's limit
 
     @property
     def capacity(self) -> float:
-        """Requests/s beyond which the queue grows without end."""
+        """Requests/s above which the queue grows without bound."""
         fitted = _going(self.stalls_per_second, self.stalls) * self.max_batch / (self.a + self.b * self.max_batch)
         return min(self.sustained, fitted)
 
     def as_json(self) -> dict[str, Any]:
         said = asdict(self)
-        # JSON has no infinity: never offered more than was answered.
+        # JSON has no infinity; infinite here means that no more was ever offered than was answered.
         return {**said, "sustained": said["sustained"] if math.isfinite(said["sustained"]) else None}
 
     @classmethod
     def from_json(cls, said: Any) -> Curve:
-        """Raises LoadTestError where it is none."""
+        """Raises LoadTestError if the JSON is not a curve."""
         try:
             residuals = tuple(Residual(r["rate"], tuple(r["ratios"])) for r in said["residuals"])
             sustained = math.inf if said["sustained"] is None else said["sustained"]
@@ -81,9 +81,9 @@ class Curve:
 
 
 def simulate(curve: Curve, rate: float, seed: int = 0, requests: int = REQUESTS) -> NDArray[np.float64]:
-    """Latencies in seconds of `requests` requests at `rate` a second on one core, the first tenth left out.
+    """Latencies in seconds of `requests` requests at `rate` a second on one core, without the first tenth.
 
-    Without the residuals.
+    Residuals are not applied.
     """
     generator = np.random.default_rng(seed)
     arrivals = np.cumsum(generator.exponential(1.0 / rate, requests))
@@ -96,7 +96,7 @@ def simulate(curve: Curve, rate: float, seed: int = 0, requests: int = REQUESTS)
     first = stall = 0
     while first < requests:
         now = max(free, times[first])
-        # Stalls that fell into an idle time keep waiting whoever arrives in them.
+        # A stall that began while the core was idle delays the requests that arrive during it.
         while begins[stall] <= now:
             now = max(now, begins[stall] + durations[stall])
             stall += 1
@@ -112,14 +112,14 @@ def simulate(curve: Curve, rate: float, seed: int = 0, requests: int = REQUESTS)
 
 
 def _stalls(curve: Curve, seconds: float, generator: np.random.Generator) -> tuple[list[float], list[float]]:
-    """Beginnings and durations, ended by one that never comes.
+    """Start times and durations in seconds, with a sentinel at infinity at the end.
 
-    One in each of equal stretches of time, with durations spread evenly over the sample: a simulation of some seconds
-    has few stalls, and that they are as many and as long as they were observed must not be left to chance.
+    Stratified: one stall in each of equal intervals, with durations spread evenly over the sample. A simulation of a
+    few seconds has few stalls, and their number and lengths must match the observed ones rather than vary by chance.
     """
     if not curve.stalls or not curve.stalls_per_second:
         return [math.inf], [0.0]
-    # The queue may go on after the last arrival.
+    # The queue may drain after the last arrival.
     count = math.ceil(curve.stalls_per_second * (seconds * 1.5 + 10))
     begins = (np.arange(count) + generator.uniform(0, 1, count)) / curve.stalls_per_second
     turns = math.ceil(count / len(curve.stalls))
@@ -133,15 +133,15 @@ def _simulated(curve: Curve, rate: float, seed: int) -> Counts:
 
 
 def quantile(curve: Curve, rate: float, q: float, seed: int = 0) -> float:
-    """Seconds, by simulation and by what was measured around that rate; inf beyond the capacity."""
+    """Seconds, simulated and corrected by the residuals measured near that rate; inf at or above the capacity."""
     if rate >= curve.capacity:
         return math.inf
     return histogram.quantile(_simulated(curve, rate, seed), q) * _ratio(curve, rate, q)
 
 
 def _ratio(curve: Curve, rate: float, q: float) -> float:
-    """The residual at a rate and a quantile: a straight line through those measured nearby, so that one's noise counts
-    less; beyond them the last one's."""
+    """The residual at a rate and a quantile: a weighted linear fit through those measured nearby, which averages out
+    noise; a rate outside the measured range is clipped to it."""
     if not curve.residuals:
         return 1.0
     rates = np.array([residual.rate for residual in curve.residuals])
@@ -156,9 +156,9 @@ def _ratio(curve: Curve, rate: float, q: float) -> float:
 
 
 def highest_rate(curve: Curve, q: float, seconds: float, seed: int = 0) -> float:
-    """The highest rate on one core whose quantile `q` is at most `seconds`; 0 where none is. Within 1 %.
+    """The highest rate on one core whose quantile `q` is at most `seconds`, within 1 %; 0 if there is none.
 
-    Not more than the highest that was measured: how a server behaves so near to its end is no matter for a model.
+    At most the highest measured rate: the model does not extrapolate to how a server behaves closer to its limit.
     """
     low, high = 0.0, curve.residuals[-1].rate if curve.residuals else curve.capacity
     if quantile(curve, 0.001 * high, q, seed) > seconds:
@@ -177,7 +177,7 @@ def highest_rate(curve: Curve, q: float, seconds: float, seed: int = 0) -> float
 def stalls_of(lone: Counts, seconds: float) -> tuple[float, tuple[float, ...]]:
     """Stalls a second, and a sample of their durations, from the latencies of a closed loop with one call in flight.
 
-    Its calls follow each other without a gap, so whatever stopped the server for a while is part of one of them.
+    Its calls follow each other without a gap, so every stall of the server is part of one of them.
     """
     median = histogram.quantile(lone, 0.5)
     durations = _values(np.where(_LONG * median < histogram.MIDDLES, lone, 0)) - median
@@ -187,12 +187,12 @@ def stalls_of(lone: Counts, seconds: float) -> tuple[float, tuple[float, ...]]:
 
 
 def _going(per_second: float, stalls: Sequence[float]) -> float:
-    """The share of the time that is no stall."""
+    """The share of the time outside stalls."""
     return max(0.0, 1.0 - per_second * (sum(stalls) / len(stalls) if stalls else 0.0))
 
 
 def varies_of(lone: Counts) -> tuple[float, ...]:
-    """A sample of lone latencies that met no stall, over their mean."""
+    """A sample of lone latencies without a stall, divided by their mean."""
     body = _values(np.where(_LONG * histogram.quantile(lone, 0.5) < histogram.MIDDLES, 0, lone))
     return _sample(body / body.mean())
 
@@ -220,7 +220,7 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """A closed loop with one call in flight: its latencies, over `seconds`."""
+    """A closed loop with one call in flight: latencies collected over `seconds`."""
 
     latency: Counts
     seconds: float
@@ -228,8 +228,8 @@ class Alone:
 
 @dataclass(frozen=True, slots=True)
 class Full:
-    """The most that is answered, in requests/s: in a closed loop with `in_flight` calls, and in an open loop that
-    offered more than it (`sustained`)."""
+    """Maximum throughput in requests/s: in a closed loop with `in_flight` calls, and in an overloaded open loop
+    (`sustained`)."""
 
     closed: float
     in_flight: int
@@ -238,16 +238,17 @@ class Full:
 
 
 def fit(model: str, rows: float, max_batch: int, full: Full, lone: Alone, observed: Sequence[Observed]) -> Curve:
-    """A curve from what was measured. Raises LoadTestError where no curve comes near it.
+    """Fit a curve to measurements. Raises LoadTestError if no curve fits.
 
-    The most that was answered fixes a + b·n; how the median grows with the rate tells a from d: what occupies the core
-    makes others wait, what does not only adds. What the simulation then lacks at each rate becomes its residual.
+    Maximum throughput fixes a + b·n; the growth of the median with the rate separates a from d: time that occupies the
+    core delays other requests, other time only adds latency. The remaining ratio of measured to simulated latency at
+    each rate becomes its residual.
     """
     per_second, stalls = stalls_of(lone.latency, lone.seconds)
     varies = varies_of(lone.latency)
     alone = histogram.quantile(lone.latency, 0.5)
     batch = min(full.in_flight, max_batch)
-    # Seconds of a batch of `batch`. More than in a closed loop may be answered where its clients are slow.
+    # Seconds per batch of `batch` requests. The open loop may exceed the closed one, whose clients may be slow.
     whole = batch * _going(per_second, stalls) / max(full.closed, full.sustained)
     best: tuple[float, Curve] | None = None
     for share in np.geomspace(0.02, 1.5, 24):

@@ -1,4 +1,4 @@
-"""`forwardpass loadtest`: load on any gRPC server that speaks the Open Inference Protocol v2, and what came of it.
+"""`forwardpass loadtest`: load any gRPC server that implements the Open Inference Protocol v2, and report the results.
 
 Exit status: 0; 1 when nothing could be measured; 3 when the figures are the client's own limit, not the server's.
 """
@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print, write the reports. Raises LoadTestError or CallError where that cannot be done."""
+    """Measure, print, write the reports. Raises LoadTestError or CallError on failure."""
     targets = _targets(args)
     knees: list[Knee] = []
     points: list[Measurement] = []
@@ -133,7 +133,7 @@ def _targets(args: argparse.Namespace) -> list[LoadTarget]:
 
 
 def _loads(args: argparse.Namespace, targets: Sequence[LoadTarget]) -> list[Measurement]:
-    """Every load on every target, in turns."""
+    """Measure every load on every target, alternating between the targets."""
     points = []
     for rate in args.steps or [args.rate or 0.0]:
         for target in targets:
@@ -149,7 +149,7 @@ def _loads(args: argparse.Namespace, targets: Sequence[LoadTarget]) -> list[Meas
 
 
 def _said(target: LoadTarget) -> objective_search.Measure:
-    """Its open loop, each probe told on stderr."""
+    """The target's open loop, with each probe printed to stderr."""
 
     def measure(rate: float, seconds: float) -> Measurement:
         point = target.at_rate(rate, seconds)
@@ -160,7 +160,7 @@ def _said(target: LoadTarget) -> objective_search.Measure:
 
 
 def describe(knee: Knee) -> str:
-    """What a search found, as text."""
+    """The result of a search, as text."""
     point = knee.confirmed
     text = (
         f"{point.offer.target}: {knee.objective} up to {knee.rate:,.0f} requests/s "

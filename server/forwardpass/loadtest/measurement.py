@@ -1,4 +1,4 @@
-"""One measurement as figures: what was offered, what came of it, how quickly, and whether to believe the client."""
+"""One measurement as figures: offered load, outcomes, latencies, and whether the client was saturated."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from forwardpass.loadtest.generator.recording import OUTCOME_NAMES, Recording
 
 QUANTILES: Final = (0.5, 0.9, 0.95, 0.99, 0.999, 0.9999)
 
-# The client counts as saturated where its own lateness is more than a share of what it measured, or it had hardly a
-# moment without something to do. A lag below the floor is the machine's timer, whatever share it is.
+# The client counts as saturated when its own lag exceeds a share of the latency it measured, or it was hardly ever
+# idle. A lag below the floor is the machine's timer resolution, whatever its share.
 LAG_SHARE: Final = 0.1
 LAG_FLOOR: Final = 100e-6  # seconds
 BUSY: Final = 0.95
-BUSY_ENOUGH: Final = 0.8  # a client that sends late and was less busy than this was kept from its work
+BUSY_ENOUGH: Final = 0.8  # a client that sends late though less busy than this was preempted
 
 
 @dataclass(frozen=True, slots=True)
 class OfferedLoad:
-    """What was asked for. Exactly one of `rate` (requests/s, the mean over the time) and `in_flight` is not 0."""
+    """The load to offer. Exactly one of `rate` (requests/s, the mean over the time) and `in_flight` is not 0."""
 
     target: str
     model: str
@@ -41,15 +41,15 @@ class OfferedLoad:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What came of an offer. Latencies in seconds, of the answers with status OK, from when a request was due."""
+    """The result of an offered load. Latencies in seconds, of OK responses, from when the request was due."""
 
     offer: OfferedLoad
     recording: Recording
-    busy: float  # the busiest client process: share of its time with something to do
+    busy: float  # the busiest client process: share of its time not idle
     cpu: float  # CPU seconds a second, all client processes
-    held: int
+    held: int  # the most calls at a time that one connection held back: flow control or the stream limit
     examples: Mapping[str, str] = field(default_factory=dict)
-    server: Mapping[str, Any] | None = None  # what the server's metrics say about the same time
+    server: Mapping[str, Any] | None = None  # the server's metrics over the same time
 
     @property
     def requests(self) -> int:
@@ -57,12 +57,12 @@ class Measurement:
 
     @property
     def throughput(self) -> float:
-        """OK answers a second."""
+        """OK responses a second."""
         return self.recording.ok / self.offer.seconds
 
     @property
     def answered_late(self) -> float:
-        """OK answers that came in the second half of the time, a second: in an overload, the most that is answered."""
+        """OK responses a second received in the second half of the time: under overload, the maximum throughput."""
         recording, seconds = self.recording, self.offer.seconds
         count = 0
         for place, counts in enumerate(recording.latency):
@@ -73,7 +73,7 @@ class Measurement:
 
     @property
     def goodput(self) -> float:
-        """OK answers within the deadline a second; all of them, where there is none."""
+        """OK responses within the deadline, a second; all OK responses if there is no deadline."""
         deadline = self.offer.deadline
         if deadline is None:
             return self.throughput
@@ -85,21 +85,21 @@ class Measurement:
 
     @property
     def errors(self) -> float:
-        """The share of requests that did not get an OK answer."""
+        """The share of requests without an OK response."""
         return self.recording.failed / self.requests if self.requests else 0.0
 
     def quantile(self, q: float, *, of_all: bool = False) -> float:
-        """Seconds; `of_all`: requests that failed count as infinitely late."""
+        """Latency quantile in seconds; `of_all`: failed requests count as infinitely late."""
         failed = self.recording.failed if of_all else 0
         return histogram.quantile(self.recording.total_latency, q, failed)
 
     def lag(self, q: float) -> float:
-        """How late requests were sent by the client's own fault, in seconds; nan in a closed loop."""
+        """Quantile of the client's own delay in sending requests that are due, in seconds; nan in a closed loop."""
         return histogram.quantile(self.recording.lag, q)
 
     @property
     def saturation(self) -> list[str]:
-        """Why these figures are the client's rather than the server's; empty where they are not."""
+        """The reasons why these figures show the client's limit rather than the server's; empty if they do not."""
         found = []
         lag, latency = self.lag(0.99), self.quantile(0.99)
         if not math.isnan(lag) and lag > LAG_FLOOR and not lag <= LAG_SHARE * latency:
@@ -146,7 +146,7 @@ class Measurement:
 
 
 def finite(value: float) -> float | None:
-    """A number as JSON can have it."""
+    """The value if JSON can represent it, else None."""
     return value if math.isfinite(value) else None
 
 
@@ -174,7 +174,7 @@ def line(measured: Measurement) -> str:
 
 
 def ms(seconds: float) -> str:
-    """A latency to three digits."""
+    """A latency to three significant digits."""
     if math.isnan(seconds):
         return "-"
     if math.isinf(seconds):

@@ -1,7 +1,7 @@
-"""The highest rate at which a latency objective is met: a search with repeats, and how sure it is. No I/O of its own.
+"""Search for the highest rate that meets a latency objective, with a confidence interval. No I/O of its own.
 
-A request that failed counts as infinitely late, so an objective cannot be met by refusing. A probe that misses while
-the client itself was late is made again, and if that goes on, the answer is a lower bound, and says so.
+A failed request counts as infinitely late, so an objective cannot be met by rejecting requests. A probe that misses the
+objective while the client was saturated is repeated; if that persists, the result is marked as a lower bound.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from forwardpass.loadtest.measurement import Measurement
 Measure = Callable[[float, float], Measurement]  # requests/s, seconds
 
 START = 250.0  # requests/s, where the search begins
-LEAST = 1.0  # requests/s, where it gives up
+LEAST = 1.0  # requests/s, where the search gives up
 STEPS = 5  # halvings of the bracket in each repeat: 2 % apart at the end
-AGAIN = 2  # times that a probe spoiled by the client is made again
+AGAIN = 2  # repeats of a probe spoiled by the client
 _UNITS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 
 # Two-sided 95 % points of Student's t by degrees of freedom.
@@ -29,7 +29,7 @@ _T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A share `q` of all requests is answered within `seconds`."""
+    """A share `q` of all requests must be answered within `seconds`."""
 
     q: float
     seconds: float
@@ -43,7 +43,7 @@ class Objective:
 
 
 def parse(text: str) -> Objective:
-    """ "p99=10ms", "p99.9=500us". Raises ValueError saying what was expected."""
+    """ "p99=10ms", "p99.9=500us". Raises ValueError with the expected form."""
     found = re.fullmatch(r"p(\d{1,2}(?:\.\d+)?)\s*[=<]=?\s*(\d+(?:\.\d+)?)\s*(us|µs|ms|s)", text.strip())
     if found is None or not float(found[2]):
         raise ValueError(f"expected an objective like p99=10ms, got {text!r}")
@@ -52,11 +52,12 @@ def parse(text: str) -> Objective:
 
 @dataclass(frozen=True, slots=True)
 class Knee:
-    """Where the objective stops being met. Rates in requests/s.
+    """The rate above which the objective is no longer met. Rates in requests/s.
 
-    `estimates`: of each repeat; `rate`: their geometric mean; [`low`, `high`]: its 95 % confidence interval.
-    `confirmed`: a longer measurement that met the objective, at `low` or where that did not hold below it.
-    `client_limited`: the client gave out before the server; the rates are lower bounds.
+    `estimates`: one per repeat; `rate`: their geometric mean; [`low`, `high`]: its 95 % confidence interval.
+    `confirmed`: a longer measurement that met the objective, at `low` (at least half of `rate`) or, if that failed,
+    below it.
+    `client_limited`: the client saturated before the server; the rates are lower bounds.
     """
 
     objective: Objective
@@ -70,8 +71,9 @@ class Knee:
 
 
 def search(measure: Measure, objective: Objective, seconds: float, repeats: int, start: float = START) -> Knee:
-    """Find it: double (or halve) the rate until the objective changes sides, then halve that bracket, `repeats` times
-    over, then confirm. `seconds`: of one probe. Raises LoadTestError where no rate meets it.
+    """Double (or halve) the rate until the objective is crossed, bisect that bracket `repeats` times, then confirm.
+
+    `seconds`: duration of one probe. Raises LoadTestError if no rate meets the objective.
     """
     points: list[Measurement] = []
     limited = False
@@ -111,7 +113,7 @@ def search(measure: Measure, objective: Objective, seconds: float, repeats: int,
                 above = middle
         estimates.append(below)
     centre, least, most = interval(estimates)
-    # The bracket's lower end has met it, but for a short time; what is promised has to hold for longer.
+    # The lower end met the objective only in short probes; a reported rate must hold for longer.
     rate = max(least, 0.5 * centre)
     while not met(rate, 2 * seconds):
         rate *= 0.95
@@ -121,7 +123,7 @@ def search(measure: Measure, objective: Objective, seconds: float, repeats: int,
 
 
 def interval(estimates: Sequence[float]) -> tuple[float, float, float]:
-    """The geometric mean and its 95 % confidence interval, by Student's t; of one estimate, that estimate."""
+    """The geometric mean and its 95 % confidence interval, by Student's t; a single estimate is all three."""
     logs = [math.log(estimate) for estimate in estimates]
     centre = statistics.fmean(logs)
     if len(logs) < 2:

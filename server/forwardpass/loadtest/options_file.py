@@ -1,6 +1,7 @@
-"""A model's options file with some of its options changed in place: a model.toml, or Triton's config.pbtxt.
+"""Edit options in place in a model's options file: a model.toml, or Triton's config.pbtxt.
 
-What is not changed stays as it was written, comments and all. Pure, but for `check`, which reads a file back.
+Everything else in the file is preserved, comments included. Pure, except `check`, which reads a file back, and
+`path_of`, which looks for the file.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from forwardpass.model import options, triton_config
 from forwardpass.model.options import ModelConfig
 from forwardpass.model.pbtxt_lines import TextNode, read_lines
 
-MARK = "# Tuned "  # how the comment that is replaced the next time begins
+MARK = "# Tuned "  # prefix of the comment, which the next run replaces
 _THREADS = "intra_op_thread_count"
 
 
 def edited(text: str, name: str, options: Mapping[str, int]) -> str:
-    """The text of an options file called `name` with these options of model.toml changed or added."""
+    """The text of an options file named `name` with these options of model.toml changed or added."""
     return _pbtxt(text, options) if name == triton_config.FILE_NAME else _toml(text, options)
 
 
@@ -29,9 +30,9 @@ def nameless(text: str) -> str:
 
 
 def commented(text: str, lines: Iterable[str]) -> str:
-    """The text below a comment of these lines, the first of which begins with MARK; an earlier such comment is gone.
+    """The text with a comment of these lines, the first of which begins with MARK, at its top.
 
-    An empty line parts it from comments that follow.
+    Replaces an earlier such comment. An empty line separates it from comments that follow.
     """
     if text.startswith(MARK):
         text = re.sub(r"\A(?:#.*\n)*\n?", "", text)
@@ -39,7 +40,7 @@ def commented(text: str, lines: Iterable[str]) -> str:
 
 
 def check(folder: Path, options: Mapping[str, int]) -> None:
-    """The options file in `folder` has these values. Raises LoadTestError, for a file that is written unusually."""
+    """Verify the values in the options file in `folder`. Raises LoadTestError if its format prevented the edit."""
     try:
         triton = folder / triton_config.FILE_NAME
         found = triton_config.load(triton, None) if triton.exists() else ModelConfig.load(folder)
@@ -51,7 +52,7 @@ def check(folder: Path, options: Mapping[str, int]) -> None:
 
 
 def _toml(text: str, options: Mapping[str, int]) -> str:
-    # A first table ends the options that are no table's.
+    # Top-level options end at the first table.
     table = re.search(r"^[ \t]*\[", text, re.MULTILINE)
     head, rest = (text[: table.start()], text[table.start() :]) if table else (text, "")
     added = ""
@@ -78,7 +79,7 @@ def _pbtxt(text: str, options: Mapping[str, int]) -> str:
     return text + "".join(f"{line}\n" for line in added)
 
 
-_Change = tuple[list[tuple[int, int, str]], str]  # places and what to put there; a line to add at the end
+_Change = tuple[list[tuple[int, int, str]], str]  # (start, end, replacement) edits; a line to append
 
 
 def _size(root: TextNode, value: int) -> _Change:
@@ -91,7 +92,7 @@ def _instances(root: TextNode, value: int) -> _Change:
     groups = root.children.get("instance_group", [])
     if not groups:
         return [], f"instance_group [ {{ count: {value} }} ]"
-    # `count` of all groups together is how many there are: several are left as they are, and `check` objects.
+    # The number of instances is the sum of all groups' `count`: several groups are left unchanged, and `check` raises.
     return [_within(groups[0], "count", value)] if len(groups) == 1 else [], ""
 
 
@@ -112,7 +113,7 @@ def _delay(root: TextNode, value: int) -> _Change:
 
 
 def _within(node: TextNode, name: str, value: int) -> tuple[int, int, str]:
-    """A scalar field of a message: changed, or put first in it."""
+    """The edit that changes a scalar field of a message, or inserts it first."""
     there = node.child(name)
     if there is not None:
         return there.start, there.end, f"{name}: {value}"
@@ -134,6 +135,6 @@ def _replaced(text: str, changes: Iterable[tuple[int, int, str]]) -> str:
 
 
 def path_of(folder: Path) -> Path:
-    """Where a model's options are, or would be written."""
+    """The path of a model's options file, which need not exist."""
     triton = folder / triton_config.FILE_NAME
     return triton if triton.exists() else folder / options.FILE_NAME

@@ -1,8 +1,8 @@
 """`forwardpass plan`: how many cores (or GPUs) and pods a load needs, by simulation from a measured curve.
 
-A curve is measured on one core (or GPU) of the kind to be bought, saved, and used again; `--check` measures that server
-at other loads than the curve's and says by how much the simulation is wrong. Everything is measured several times, in
-turns, and medians count: a machine has better and worse seconds. Requests are taken to spread evenly over cores.
+A curve is measured on one core (or GPU) of the kind to be bought, saved, and reused; `--check` measures that server at
+loads other than the curve's and reports the simulation's error. Everything is measured several times, interleaved, and
+medians count, because a machine's performance varies over time. Requests are assumed to spread evenly over cores.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from forwardpass.loadtest.report import charts, page
 from forwardpass.loadtest.report.charts import Series
 from forwardpass.loadtest.target import LoadClient, LoadTarget
 
-IN_FLIGHT = 256  # of the closed loop that shows what a full batch costs
-OVERLOAD = 1.25  # of what was answered, offered to see whether more can be
-OVERLOAD_SECONDS = 2.0  # at least: by their second half what was due before them has been answered
-KEPT_UP = 0.97  # a server that answers this part of what is offered is not overloaded
-FITTED_AT = (0.12, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.8, 0.9)  # parts of the capacity where the curve is measured
-CHECKED_AT = (0.3, 0.5, 0.7, 0.85)
-MOST_FAILED = 0.01  # of the requests of a measurement, if it is to count
+IN_FLIGHT = 256  # calls in flight in the closed loop that measures the cost of a full batch
+OVERLOAD = 1.25  # offered load relative to the throughput so far, to find whether more is possible
+OVERLOAD_SECONDS = 2.0  # minimum: by the second half, everything due before the measurement has been answered
+KEPT_UP = 0.97  # a server that answers this share of the offered load is not overloaded
+FITTED_AT = (0.12, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.8, 0.9)  # shares of the capacity where the curve is measured
+CHECKED_AT = (0.3, 0.5, 0.7, 0.85)  # shares of the capacity where it is checked
+MOST_FAILED = 0.01  # share of failed requests above which a measurement does not count
 MOST = 1e7  # requests/s, the end of the plots
 
 
@@ -116,10 +116,10 @@ def _read(path: Path) -> Curve:
 def measure(
     target: LoadTarget, max_batch: int, seconds: float, rounds: int, also: Sequence[float] = ()
 ) -> tuple[Curve, dict[float, list[Measurement]]]:
-    """The curve of a server that has one core to itself; and what was measured, by rate, at the parts `also` of its
-    capacity, in turns with what the curve is made of and twice as often, but no part of that.
+    """The curve of a server that has one core to itself, and check measurements by rate.
 
-    Raises LoadTestError where requests fail.
+    The check measurements are taken at the shares `also` of the capacity, interleaved with the curve's own and twice as
+    often, but are not used for the fit. Raises LoadTestError if requests fail.
     """
     full = _sound(_told(target.closed(IN_FLIGHT, seconds)))
     sustained, limited = sustained_rate(target, full.throughput, seconds)
@@ -139,12 +139,12 @@ def measure(
 
 
 def sustained_rate(target: LoadTarget, start: float, seconds: float) -> tuple[float, bool]:
-    """Requests/s that are answered while more are offered, which is what drains a queue once something has filled it;
-    and whether it was the client that could do no more.
+    """Requests/s answered under overload, which is the rate that drains a full queue; and whether the client was the
+    limit.
 
-    A closed loop does not tell: its clients wait for each other, for better (full batches) and for worse. Nor does the
-    highest rate that goes well for a while: beyond this one the first long stall is the end. Raises LoadTestError where
-    nothing is answered.
+    A closed loop cannot measure this: its clients wait for each other, for better (full batches) and for worse. Nor can
+    the highest rate that works for a while: above the sustained rate, the queue never recovers from the first long
+    stall. Raises LoadTestError if no request is answered.
     """
     offered = OVERLOAD * start
     seconds = max(seconds, OVERLOAD_SECONDS)
@@ -162,7 +162,7 @@ def sustained_rate(target: LoadTarget, start: float, seconds: float) -> tuple[fl
 def in_turns(
     target: LoadTarget, rates: Sequence[float], seconds: float, rounds: int, lone: list[Measurement] | None = None
 ) -> dict[float, list[Measurement]]:
-    """In each round all rates as they come, and before that a lone call in a closed loop, which goes into `lone`."""
+    """Measure all rates in order in each round, after a one-call closed loop whose result is appended to `lone`."""
     found: dict[float, list[Measurement]] = {rate: [] for rate in rates}
     for _ in range(rounds):
         if lone is not None:
@@ -184,8 +184,8 @@ def _sound(point: Measurement) -> Measurement:
 
 
 def typical(points: Sequence[Measurement], q: float) -> float:
-    """The median of a quantile in seconds; without those where the client was late or requests failed, unless that was
-    nearly always so. Raises LoadTestError where nothing was answered."""
+    """The median of a quantile in seconds over the measurements without client saturation or too many failures, or over
+    all unless those are a majority. Raises LoadTestError if nothing was answered."""
     points = [point for point in points if point.recording.ok]
     if not points:
         raise LoadTestError("nothing was answered at one of the loads: there is nothing to plan with")
@@ -196,7 +196,7 @@ def typical(points: Sequence[Measurement], q: float) -> float:
 def plan(
     curve: Curve, rate: float, objective: objective_search.Objective, cores_per_pod: int, spare: float, seed: int
 ) -> dict[str, Any]:
-    """What the load needs. Raises LoadTestError where a single request on an idle core misses the objective."""
+    """The capacity that the load needs. Raises LoadTestError if a request on an idle core misses the objective."""
     most = capacity_model.highest_rate(curve, objective.q, objective.seconds, seed)
     if not most:
         alone = capacity_model.quantile(curve, 0.001 * curve.capacity, objective.q, seed)
@@ -220,7 +220,7 @@ def plan(
 
 
 def compare(curve: Curve, rate: float, points: Sequence[Measurement], q: float, seed: int) -> dict[str, float]:
-    """Prediction and measurements at a rate; error: predicted / measured - 1."""
+    """The prediction and the measurements at a rate; error: predicted / measured - 1."""
     each = [point.quantile(q) for point in points if point.recording.ok]
     predicted, actual = capacity_model.quantile(curve, rate, q, seed), typical(points, q)
     return {

@@ -1,6 +1,6 @@
-"""What is sent: ModelInfer requests made from a file, or at random from what the model says it takes.
+"""ModelInfer request bodies, built from a file, or from random values that match the model's metadata.
 
-Knows the protocol, not the load. Requests are made once, before the load begins, and sent again and again.
+Depends on the protocol, not on the load. Requests are built once, before the load begins, and sent repeatedly.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from forwardpass.console import array_files
 from forwardpass.errors import LoadTestError
 
 PATH = protocol.METHODS["ModelInfer"].path
-DISTINCT = 64  # different requests for each count of rows, where there are so many
-ENOUGH_BYTES = 16 << 20  # of requests in all; beyond that fewer different ones are made
-OPEN_AXIS = 16  # the size of an axis that may have any, but the batch's
+DISTINCT = 64  # maximum number of different requests for each row count
+ENOUGH_BYTES = 16 << 20  # approximate limit for all requests; above it, fewer different ones are built
+OPEN_AXIS = 16  # the size used for an axis of unspecified size, except the batch axis
 
-Mix = Mapping[int, float]  # rows of a request: how often, in any unit
+Mix = Mapping[int, float]  # rows per request: relative frequency, in any unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Requests:
     messages: Sequence[bytes]
     rows: Sequence[int]
     weights: Sequence[float]
-    source: str  # where the values come from, for the report
+    source: str  # the origin of the values, for the report
 
     @property
     def mean_rows(self) -> float:
@@ -75,7 +75,7 @@ def read_mix(path: Path) -> dict[int, float]:
 
 
 def parse_mix(text: str) -> dict[int, float]:
-    """ "8" or "1:70,8:20,64:10". Raises ValueError saying what was expected."""
+    """ "8" or "1:70,8:20,64:10". Raises ValueError with the expected form."""
     found: dict[int, float] = {}
     for part in text.split(","):
         rows, _, weight = part.partition(":")
@@ -89,13 +89,13 @@ def parse_mix(text: str) -> dict[int, float]:
 
 
 def info(address: str, model: str, version: str = "") -> ModelInfo:
-    """What the model takes and gives. Raises CallError where nobody answers, or it is not there."""
+    """The model's inputs and outputs. Raises CallError if the server does not respond or has no such model."""
     with Client(address, health_check=False, timeout=10.0, attempts=1) as client:
         return client.metadata(model, version=version)
 
 
 def make(model: ModelInfo, version: str, mix: Mix, file: Path | None, seed: int) -> Requests:
-    """Requests for every row count of the mix. Raises LoadTestError, or InvalidArgument for values that don't fit."""
+    """Build requests for every row count of the mix. Raises LoadTestError, or InvalidArgument if values do not fit."""
     total = sum(mix.values())
     arrays = None if file is None else array_files.read(file, sys.stdin, model.inputs)
     generator = np.random.default_rng(seed)
@@ -143,12 +143,12 @@ def _random(tensor: TensorInfo, rows: int, generator: np.random.Generator) -> ND
         return texts.reshape(shape)
     if dtype.kind == "f":
         return generator.standard_normal(shape).astype(dtype)
-    # Whatever they index or count, 0 and 1 exist.
+    # Whether integers are indices or counts, 0 and 1 are valid.
     return generator.integers(0, 2, shape).astype(dtype)
 
 
 def _slice(arrays: Mapping[str, NDArray[Any]], at: int, rows: int, file: Path | None) -> dict[str, NDArray[Any]]:
-    """Rows from `at` on, beginning again at the end."""
+    """`rows` rows from `at` on, wrapping around at the end."""
     found = {}
     for name, array in arrays.items():
         if array.ndim == 0 or not len(array):
@@ -158,7 +158,7 @@ def _slice(arrays: Mapping[str, NDArray[Any]], at: int, rows: int, file: Path | 
 
 
 def model_config(address: str, model: str) -> Any:
-    """A model as the server runs it, an inference.ModelConfig. Raises LoadTestError where the server tells none."""
+    """A model's configuration in the server, an inference.ModelConfig. Raises LoadTestError if it returns none."""
     method = protocol.METHODS["ModelConfig"]
     with RawChannel(address) as channel:
         try:
@@ -169,14 +169,14 @@ def model_config(address: str, model: str) -> Any:
 
 
 def max_batch_rows(address: str, model: str) -> int:
-    """Rows that the server runs of a model at once, by its configuration. Raises LoadTestError where it tells none."""
+    """The model's max_batch_size in the server's configuration. Raises LoadTestError if the server returns none."""
     return max(1, int(model_config(address, model).max_batch_size))
 
 
 def answers(address: str, requests: Requests, every: bool) -> list[bytes]:
-    """What the server answers to the first message, or to every one, each with gRPC's five bytes before it.
+    """The server's response to the first message, or to every one, each with gRPC's five-byte prefix.
 
-    Proves before the load that these requests can be answered at all. Raises CallError as a client would.
+    Verifies before the load that these requests can be answered at all. Raises CallError as a client would.
     """
     found = []
     with RawChannel(address) as channel:

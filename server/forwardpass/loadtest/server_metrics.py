@@ -1,6 +1,6 @@
-"""What a server's own metrics say about the time of a measurement: two scrapes, and the difference between them.
+"""A server's own metrics over the time of a measurement: the difference between two scrapes.
 
-Reads Prometheus text over HTTP: Forwardpass' histograms, or Triton's counters, from which only means can be had.
+Reads Prometheus text over HTTP: Forwardpass' histograms, or Triton's counters, which yield only means.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _STAGES = ("decode", "queue", "run", "encode", "total")
 
 
 def scrape(url: str) -> Samples | None:
-    """Every sample by name and labels; None where nobody answers with metrics, or `url` is empty."""
+    """Every sample by name and labels; None if no metrics can be read, or `url` is empty."""
     if not url:
         return None
-    # No proxy: the metrics of a server under load are asked for directly.
+    # No proxy: the server under load is scraped directly.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=_TIMEOUT) as response:
@@ -37,10 +37,10 @@ def scrape(url: str) -> Samples | None:
 
 
 def window(before: Samples | None, after: Samples | None, model: str) -> dict[str, Any] | None:
-    """What `model` did between two scrapes, as JSON has it; None where the metrics do not know it.
+    """The activity of `model` between two scrapes, ready for JSON; None if the metrics do not include it.
 
-    "requests"; "batch_rows" and "queue_seconds": {"mean", and where the server has a histogram "buckets": [[bound,
-    count], ...]}; "stages": {name: mean seconds}; "refused": {reason: count}.
+    "requests"; "rows"; "batches"; "batch_rows" and "queue_seconds": {"mean", and if the server has a histogram
+    "buckets": [[bound, count], ...]}; "stages": {name: mean seconds}; "refused": {reason: count}.
     """
     if before is None or after is None:
         return None
@@ -98,7 +98,7 @@ def _sum(change: Samples, name: str, *wanted: tuple[str, str]) -> float:
 
 
 def _histogram(change: Samples, name: str, *wanted: tuple[str, str]) -> dict[str, Any]:
-    """Its mean, and how many values lie in each bucket: [upper bound or None for no bound, count]."""
+    """The mean, and the number of values in each bucket: [upper bound or None for no bound, count]."""
     running: dict[float, float] = {}
     for (found, labels), value in change.items():
         if found == f"{name}_bucket" and labels.issuperset(wanted):

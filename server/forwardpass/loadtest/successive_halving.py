@@ -1,7 +1,7 @@
-"""Which settings to measure next, and for how long: successive halving over a grid. Pure: what measures is passed in.
+"""Successive halving over a grid of settings: which to measure next, and for how long. Pure: `measure` is passed in.
 
 All settings are measured briefly, the best fifth of them for longer, and so on until the last few are measured at
-length. What was measured already, in this run or an earlier one, is not measured again.
+length. `measure` may return a stored result, of this run or an earlier one, instead of measuring again.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 Setting = tuple[tuple[str, int], ...]  # option of model.toml, value; in the grid's order
 
-KEEP = 5  # of as many settings one goes on to the next rung
-CLOSE = 0.01  # settings that differ by less are alike, however well that is measured
-FINALISTS = 2  # that are measured at length, at least; the present setting comes on top
+KEEP = 5  # one in this many settings advances to the next rung
+CLOSE = 0.01  # settings that differ by less count as equal, however precise the measurement
+FINALISTS = 2  # minimum number measured at length, in addition to the present setting
 
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One round: how long a setting is measured, in seconds, and how often. The medians count."""
+    """One round: how long each setting is measured, in seconds, and how often. Medians are compared."""
 
     seconds: float
     repeats: int
@@ -32,14 +32,14 @@ RUNGS = (Rung(0.3, 1), Rung(1.2, 1), Rung(4.0, 3))
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one measurement of a setting came to: answers in time a second, and the latency quantile in seconds."""
+    """One measurement of a setting: responses in time a second, and the latency quantile in seconds."""
 
     in_time: float
     latency: float
 
 
 class Score:
-    """What a setting came to: the medians of its samples; and whether another one's differs by more than they do."""
+    """The medians of a setting's samples, compared with another's beyond the samples' own spread."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = tuple(samples)
@@ -47,43 +47,43 @@ class Score:
         self.latency = statistics.median(sample.latency for sample in samples)
 
     def more_in_time(self, other: Score) -> bool:
-        """More answers in time than the other, beyond CLOSE and in every sample."""
+        """Whether more responses are in time than the other's, beyond CLOSE and in every sample."""
         least, most = min(s.in_time for s in self.samples), max(s.in_time for s in other.samples)
         return least > most and self.in_time > (1.0 + CLOSE) * other.in_time
 
     def quicker(self, other: Score) -> bool:
-        """A lower latency than the other, beyond CLOSE and in every sample."""
+        """Whether the latency is lower than the other's, beyond CLOSE and in every sample."""
         most, least = max(s.latency for s in self.samples), min(s.latency for s in other.samples)
         return most < least and self.latency < (1.0 - CLOSE) * other.latency
 
     def better(self, other: Score) -> bool:
-        """More in time; or as many, and quicker. What is within the noise is not better."""
+        """Whether more are in time, or as many with lower latency. A difference within the noise does not count."""
         return self.more_in_time(other) or (not other.more_in_time(self) and self.quicker(other))
 
 
-Measure = Callable[[Setting, Rung, int], Sample]  # the number counts a setting's measurements on a rung, from 0
+Measure = Callable[[Setting, Rung, int], Sample]  # the int numbers a setting's measurements on a rung, from 0
 
 
 def grid(options: Mapping[str, Sequence[int]]) -> list[Setting]:
-    """Every combination."""
+    """Every combination of the options' values."""
     return [tuple(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
 
 
 def best(scores: Mapping[Setting, Score]) -> Setting:
-    """The setting with the most answers in time; of those that noise does not tell from it, the quickest."""
+    """The setting with the lowest latency among those whose responses in time equal the maximum within the noise."""
     top = max(scores.values(), key=lambda score: score.in_time)
     close = [setting for setting, score in scores.items() if not top.more_in_time(score)]
     return min(close, key=lambda setting: scores[setting].latency)
 
 
 def choose(scores: Mapping[Setting, Score], present: Setting) -> Setting:
-    """The best, if it is better than the present one; else the present one."""
+    """The best setting, if it is better than the present one; else the present one."""
     found = best(scores)
     return found if scores[found].better(scores[present]) else present
 
 
 def search(settings: Sequence[Setting], measure: Measure, rungs: Sequence[Rung] = RUNGS) -> list[dict[Setting, Score]]:
-    """The scores of each rung; the winner is chosen from the last. The first setting, the present one, is in all."""
+    """The scores of each rung; the winner is in the last. The first setting, the present one, is in every rung."""
     found: list[dict[Setting, Score]] = []
     left = list(settings)
     for number, rung in enumerate(rungs):
@@ -96,7 +96,7 @@ def search(settings: Sequence[Setting], measure: Measure, rungs: Sequence[Rung] 
 
 
 def measured(settings: Sequence[Setting], measure: Measure, rung: Rung) -> dict[Setting, Score]:
-    """The settings by turns, so that a machine that changes meanwhile does so for all of them."""
+    """Measure the settings in turn, so that drift of the machine affects all of them."""
     samples: dict[Setting, list[Sample]] = {setting: [] for setting in settings}
     for turn in range(rung.repeats):
         for setting in settings:
@@ -105,7 +105,7 @@ def measured(settings: Sequence[Setting], measure: Measure, rung: Rung) -> dict[
 
 
 def _ranked(scores: Mapping[Setting, Score], count: int) -> list[Setting]:
-    """The best one, the best of the others, and so on."""
+    """The `count` best settings, best first: `best` applied repeatedly to the remaining ones."""
     left = dict(scores)
     found: list[Setting] = []
     while left and len(found) < count:

@@ -1,4 +1,4 @@
-"""One server under test: what it is called with, its metrics, and a measurement of it at one load."""
+"""One server under test: its requests, its metrics, and measurements at a given load."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from forwardpass.loadtest.generator.client_process import ProcessPlan
 from forwardpass.loadtest.generator.recording import Recording
 from forwardpass.loadtest.measurement import Measurement, OfferedLoad, ms
 
-PER_PROCESS = 15_000.0  # requests/s of single rows that one client process is given: half of what it can do
+PER_PROCESS = 15_000.0  # requests/s of single rows assigned to one client process: half of its capacity
 DEFAULT_METRICS_PORT = 8002  # of Forwardpass and of Triton
 _SLICES = 100
 
 
 @dataclass(frozen=True, slots=True)
 class LoadClient:
-    """How the load is made, whatever its height. Times in seconds."""
+    """Load generator settings that do not depend on the rate. Times in seconds."""
 
     arrivals: schedule.Arrivals = "poisson"
-    connections: int = 8  # of each process
+    connections: int = 8  # per process
     processes: int = 0  # 0: as many as the rate needs and the machine has cores for
-    core: int | None = None  # pin the first process to this core, the next to the next one
+    core: int | None = None  # pin the first process to this core, the others to the following ones
     deadline: float | None = None
     warm_up: float = 1.0
     patience: float = 2.0
@@ -39,7 +39,7 @@ class LoadClient:
 
 
 class LoadTarget:
-    """A server and the requests that it gets. Raises CallError where it does not answer them."""
+    """A server and the requests sent to it. Raises CallError if it does not answer them."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class LoadTarget:
         metrics_url: str | None = None,
         verify: bool = False,
     ) -> None:
-        """`metrics_url` None: where Forwardpass and Triton have them by default; empty: nobody looks at them."""
+        """`metrics_url` None: the default metrics port of Forwardpass and Triton; empty: metrics are not read."""
         host, _, port = address.rpartition(":")
         if not host or not port.isdecimal():
             raise LoadTestError(f"expected HOST:PORT, got {address!r}")
@@ -70,14 +70,14 @@ class LoadTarget:
         return self.phases([schedule.Phase(seconds, rate, rate)])
 
     def phases(self, phases: Sequence[schedule.Phase]) -> Measurement:
-        """An open loop whose rate changes as the phases say."""
+        """An open loop whose rate follows the phases."""
         seconds = sum(phase.seconds for phase in phases)
         rate = sum(phase.requests for phase in phases) / seconds
         highest = max(max(phase.begin, phase.end) for phase in phases)
         return self._measure(rate, 0, seconds, phases, highest)
 
     def closed(self, in_flight: int, seconds: float) -> Measurement:
-        """A closed loop: as many calls in flight, each begun when one ends."""
+        """A closed loop: `in_flight` calls at a time, each started when another ends."""
         return self._measure(0.0, in_flight, seconds, (), 0.0)
 
     def _measure(
@@ -135,9 +135,9 @@ class LoadTarget:
 
 
 class _Progress:
-    """A bar with what was measured in the last second: on a terminal, on stderr.
+    """A progress bar on stderr with the figures of the last second. Used only on a terminal.
 
-    Looks only at that second's counts: the processes that generate the load may need the core.
+    Computes from that second's counts alone: the processes that generate the load may need the core.
     """
 
     def __init__(self, offer: OfferedLoad) -> None:
@@ -150,7 +150,7 @@ class _Progress:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
     def show(self, seconds: float, recordings: Sequence[Recording]) -> None:
-        """What was counted until `seconds` after the beginning."""
+        """Show the counts as of `seconds` after recording began."""
         if seconds < 0:
             return
         slice_ = self._offer.seconds / _SLICES

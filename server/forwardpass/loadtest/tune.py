@@ -1,9 +1,9 @@
-"""`forwardpass tune`: the options under which a model answers most requests in time, found by measuring.
+"""`forwardpass tune`: measure which options let a model answer the most requests in time.
 
-All candidates are models of one real server process, so that none waits for a start; the first is the model as it is,
-with what the server makes of its options. Each is offered a load that grows through what can be answered, by the
-open-loop client with the objective as deadline; what counts is how many answers came in time. A state file remembers
-every measurement: a second run goes on where the first ended. Nothing is written unless it is better beyond the noise.
+All candidates are models in one real server process, so that none needs a server start; the first is the model as it
+is, with the server's effective options. The open-loop client offers each a load that ramps up past its capacity, with
+the objective as deadline; candidates are ranked by the number of responses in time. A state file keeps every
+measurement, so a second run continues where the first ended. Options are written only if better beyond the noise.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ GRID = {
     "intra_op_threads": (1, 2),
     "max_queue_delay_us": (0, 200, 1000),
 }
-RAMP = 0.3, 1.3  # of what the present setting answers in a closed loop: from easy to more than can be done
-PRESENT = "present"  # the model as it is, among the candidates
-_CLOSED = 128  # requests in flight there
+RAMP = 0.3, 1.3  # ramp relative to the present setting's closed-loop throughput: from easy to overload
+PRESENT = "present"  # name of the unchanged model among the candidates
+_CLOSED = 128  # requests in flight in that closed loop
 _WARM_UP = 0.25  # seconds
 
 
@@ -74,11 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclasses.dataclass(slots=True)
 class _State:
-    """What was measured, in a file. `scores`: [answers in time a second, latency, seconds that measuring it took] by
-    setting, rung and turn, in words."""
+    """The measurements so far, kept in a file. `scores`: [responses in time a second, latency in seconds, seconds the
+    measurement took] by `_key`: the setting, rung and turn as text."""
 
     path: Path
-    key: str  # of what was tuned, for what: another one begins anew
+    key: str  # the model, objective, rows and present options; a different key starts afresh
     rate: float = 0.0
     scores: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
@@ -106,13 +106,13 @@ class _State:
         beside.replace(self.path)
 
     def spent(self, rungs: Sequence[Iterable[Setting]], lengths: Sequence[Rung]) -> float:
-        """Seconds that measuring these settings for these lengths took, in this run or an earlier one."""
+        """Seconds spent measuring these settings on these rungs, in this run or an earlier one."""
         by_rung = [(setting, length) for rung, length in zip(rungs, lengths, strict=True) for setting in rung]
         return sum(self.scores[_key(*of, turn)][2] for of in by_rung for turn in range(of[1].repeats))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure what is left to measure, write options that gain anything, and the report. Raises LoadTestError."""
+    """Measure what the state lacks, write options that are better, and the report. Raises LoadTestError."""
     model_folder = ModelFolder(args.model, args.repository / args.model)
     try:
         config = model_folder.config()
@@ -151,9 +151,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _as_it_runs(address: str, config: ModelConfig) -> Setting:
-    """What the server makes of the options as they are: what is not set is what it chose."""
+    """The present setting as the server runs it, with the server's own choice for each option that is not set."""
     found = request_bodies.model_config(address, PRESENT)
-    threads = config.intra_op_threads or 1  # a server that is told nothing gives a run one
+    threads = config.intra_op_threads or 1  # without the option, the server gives a run one
     delay = config.max_queue_delay_us
     chosen = (max(1, found.max_batch_size), max(1, sum(g.count for g in found.instance_group)), threads, delay)
     return tuple(zip(GRID, chosen, strict=True))
@@ -162,7 +162,7 @@ def _as_it_runs(address: str, config: ModelConfig) -> Setting:
 def _repository(
     made: Path, model_folder: ModelFolder, versions: Mapping[int, Path], settings: Sequence[Setting]
 ) -> dict[Setting, str]:
-    """A repository with the model as it is, called PRESENT, and one for each setting; the names of these."""
+    """Create a repository with the unchanged model, named PRESENT, and a model for each setting; their names."""
     others = {folder.name for folder in model_folder.folder.iterdir() if folder.name.isdecimal()}
     others -= {folder.name for folder in versions.values()}
     path = options_file.path_of(model_folder.folder)
@@ -171,7 +171,7 @@ def _repository(
         text = options_file.nameless(text)
     names = {setting: f"candidate-{number:03d}" for number, setting in enumerate(settings)}
     for setting, name in [((), PRESENT), *names.items()]:
-        # Links to the same files: the weights are there once.
+        # Hard links: the weights are stored once.
         shutil.copytree(
             model_folder.folder,
             made / name,
@@ -186,7 +186,7 @@ def _repository(
 
 
 def _ignored(model_folder: ModelFolder, at: str, others: set[str]) -> set[str]:
-    """Versions that are not served, and the options, which each candidate has of its own."""
+    """Names not to copy: versions that are not served, and the options file, which each candidate has of its own."""
     return {*others, options_file.path_of(model_folder.folder).name} if Path(at) == model_folder.folder else set()
 
 
@@ -206,7 +206,7 @@ def _text(path: Path) -> str:
 
 
 def _write(folder: Path, output: Path | None, winner: Setting, comment: Sequence[str]) -> Path:
-    """The model's options with the winner's; the file that was there is kept beside it. Returns where."""
+    """Write the model's options with the winner's, keeping an existing file as .old. Returns the path."""
     own = options_file.path_of(folder)
     text = options_file.commented(options_file.edited(_text(own), own.name, dict(winner)), comment)
     path = output or own
@@ -218,7 +218,7 @@ def _write(folder: Path, output: Path | None, winner: Setting, comment: Sequence
 
 @contextlib.contextmanager
 def _on(core: int | None) -> Iterator[None]:
-    """What is started meanwhile runs on that core, and knows it has no more."""
+    """Pin processes started within the context to that core; they also detect that it is their only one."""
     before = os.sched_getaffinity(0)
     try:
         if core is not None:
@@ -229,7 +229,7 @@ def _on(core: int | None) -> Iterator[None]:
 
 
 class _Bench:
-    """Measures one setting after the other on one server."""
+    """Measures settings one at a time on one server."""
 
     def __init__(
         self, server: ServerProcess, names: Mapping[Setting, str], state: _State, args: argparse.Namespace
@@ -245,22 +245,22 @@ class _Bench:
     def _target(self, setting: Setting, deadline: float | None) -> LoadTarget:
         address, name, args = self._server.address, self._names[setting], self._args
         requests = request_bodies.make(request_bodies.info(address, name), "", {args.rows: 1.0}, None, 0)
-        # What comes later than the deadline and a while is too late whatever it is.
+        # A response this long after the deadline is late in any case: do not wait for it.
         client = LoadClient(core=args.core, deadline=deadline, warm_up=_WARM_UP, patience=0.25)
         return LoadTarget(address, name, requests, client, metrics_url="")
 
     def measure(self, setting: Setting, rung: Rung, turn: int) -> Sample:
-        """Looks first whether it is known."""
+        """A sample of a setting, from the state if it is already there."""
         state, objective = self._state, self._args.slo
         key = _key(setting, rung, turn)
         if key not in state.scores:
             began = time.monotonic()
             target = self._target(setting, objective.seconds)
             point = target.phases([Phase(rung.seconds, RAMP[0] * state.rate, RAMP[1] * state.rate)])
-            # The latency is that of the easy half: in the other one it says how long the queue got.
+            # Latency is taken from the first half of the ramp: in the second it only reflects the queue length.
             easy = point.recording.latency[: point.recording.slices // 2].sum(axis=0)
             latency = histogram.quantile(easy, objective.q)
-            # JSON has no nan: a setting that answered nothing comes last.
+            # JSON has no nan: a setting without responses ranks last.
             state.scores[key] = [point.goodput, latency if latency == latency else 1e9, time.monotonic() - began]
             state.save()
             print(f"{key}: {point.goodput:,.0f}/s in time, {ms(latency)}", file=sys.stderr)
@@ -278,7 +278,7 @@ def _words(setting: Setting) -> str:
 def comment(
     winner: Setting, rungs: Sequence[Mapping[Setting, Score]], key: str, rate: float, spent: float
 ) -> list[str]:
-    """Why the winner's options are there, as lines above them."""
+    """Comment lines for the options file with the reason for the winner's options."""
     today = datetime.datetime.now(datetime.UTC).date()
     lines = [
         f"{options_file.MARK}{today} by `forwardpass tune`: {key}.",
@@ -304,7 +304,7 @@ def _told(winner: Setting, first: Setting, rungs: Sequence[Mapping[Setting, Scor
 
 
 def _compared(winner: Setting, whole: Mapping[Setting, Score], spent: float, grid_seconds: float) -> str:
-    """Against the grid, measured at length. The finalists' measurements count for both."""
+    """The winner against the whole grid, measured at length. The finalists' measurements count for both."""
     champion = successive_halving.best(whole)
     return (
         f"whole grid: best {_words(champion)} with {whole[champion].in_time:,.0f}/s in time; the one chosen has "

@@ -1,6 +1,6 @@
 """Every metric, declared once: name, kind, labels, meaning. HELP texts and the README's table are made from this.
 
-To add one: a Metric here, and `samples.add(...)` where its value is known when a scrape asks.
+To add one: declare a Metric here, and call `samples.add(...)` at a scrape, where its value is available.
 """
 
 from __future__ import annotations
@@ -200,17 +200,17 @@ METRICS = tuple(value for value in list(globals().values()) if isinstance(value,
 
 
 class Scrape:
-    """What one scrape reads."""
+    """The samples of one scrape."""
 
     def __init__(self) -> None:
         self._families = {m: _KINDS[m.kind](m.name, m.meaning, labels=list(m.labels)) for m in METRICS}
 
     def add(self, metric: Metric, labels: Sequence[str], value: float) -> None:
-        """One sample of a counter or a gauge; `labels` are the values of its labels, in their order."""
+        """Add one sample of a counter or a gauge; `labels` are the values of its labels, in their order."""
         self._families[metric].add_metric(labels, value)
 
     def add_histogram(self, metric: Metric, labels: Sequence[str], histogram: Histogram) -> None:
-        """All of a histogram."""
+        """Add a whole histogram."""
         self._families[metric].add_metric(labels, histogram.buckets(), histogram.total)
 
     def __iter__(self) -> Iterator[MetricFamily]:
@@ -218,7 +218,7 @@ class Scrape:
 
 
 class Exporter(Collector):
-    """What the registry asks at a scrape. `source` adds the samples of everything that is there."""
+    """The collector that the registry calls at a scrape. `source` adds all samples."""
 
     def __init__(self, source: Callable[[Scrape], object]) -> None:
         self._source = source

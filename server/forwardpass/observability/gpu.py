@@ -1,7 +1,7 @@
-"""What GPUs do: the times of every batch on one, as sessions tell them; utilisation and memory, read at a scrape.
+"""GPU metrics: the times of every batch on one, reported by sessions; utilisation and memory, read at a scrape.
 
-The latter come from NVML by nvidia-ml-py, which the extra `gpu` brings. Without it those gauges have no samples, the
-log says so once, and everything else goes on.
+The latter come from NVML through nvidia-ml-py, which the extra `gpu` installs. Without it those gauges have no samples,
+that is logged once, and everything else works.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from forwardpass.observability.histogram import Histogram
 logger = logging.getLogger(__name__)
 
 STAGES = ("copy_in", "run", "copy_out")
-# How a batch was run: by a captured graph; in fixed buffers, kernel by kernel; or with copies of the runtime's.
+# How a batch was run: by a captured graph; in fixed buffers, kernel by kernel; or with copies made by the runtime.
 RunKind = Literal["graph", "bound", "plain"]
-# Seconds. A copy of a few rows takes some microseconds, a replay of a small graph ten.
+# Seconds. A copy of a few rows takes a few microseconds, a replay of a small graph ten.
 BOUNDS = (
     2e-6, 5e-6, 10e-6, 15e-6, 20e-6, 30e-6, 50e-6, 75e-6, 100e-6, 150e-6, 200e-6, 300e-6, 500e-6, 1e-3, 2e-3, 5e-3,
     10e-3, 20e-3, 50e-3, 0.1, 0.5, 1.0,
 )  # fmt: skip
-FOLD_AT = 100  # batches noted before they are folded into the histograms
+FOLD_AT = 100  # batches recorded before they are folded into the histograms
 
 
 class GpuBatchRecord(NamedTuple):
-    """One batch was run on a device. Times in seconds; None where it was not timed, or its copies not apart."""
+    """One batch run on a device. Times in seconds; None if it was not timed, or its copies not separately."""
 
     device: int  # CUDA's number, as in cuda:N
     way: RunKind
@@ -40,7 +40,7 @@ class GpuBatchRecord(NamedTuple):
 
 
 class GpuMetrics:
-    """What one model version's batches took on its devices. Thread-safe; `ran` is called once per batch."""
+    """The times of one model version's batches on its devices. Thread-safe; `ran` is called once per batch."""
 
     def __init__(self) -> None:
         self._notes: deque[GpuBatchRecord] = deque()
@@ -49,14 +49,14 @@ class GpuMetrics:
         self._lock = threading.Lock()
 
     def ran(self, note: GpuBatchRecord) -> None:
-        """A batch was run. From any thread; costs an append, and every hundredth time a millisecond at most."""
+        """Record a batch. From any thread; costs an append, and every hundredth time a millisecond at most."""
         self._notes.append(note)
         if len(self._notes) >= FOLD_AT:
             with self._lock:
                 self._fold()
 
     def _fold(self) -> None:
-        """Bring what was noted since into the histograms. Lock held; notes may be added meanwhile."""
+        """Fold the records made since into the histograms. Lock held; records may be added meanwhile."""
         notes = [self._notes.popleft() for _ in range(len(self._notes))]
         self._batches.update((note.device, note.way) for note in notes)
         took: dict[tuple[int, str], list[float]] = {}
@@ -68,7 +68,7 @@ class GpuMetrics:
             self._stages.setdefault(key, Histogram(BOUNDS)).record(times, [1] * len(times))
 
     def snapshot(self, labels: tuple[str, str], samples: Scrape) -> None:
-        """Add the samples of the model version `labels` to `samples`; none where nothing ran on a GPU."""
+        """Add the samples of the model version `labels` to `samples`; none if nothing ran on a GPU."""
         with self._lock:
             self._fold()
             for (device, stage), histogram in self._stages.items():
@@ -78,7 +78,7 @@ class GpuMetrics:
 
 
 def load_nvml() -> Any:
-    """The module of nvidia-ml-py. Raises ImportError where it is not installed."""
+    """The module of nvidia-ml-py. Raises ImportError if it is not installed."""
     import pynvml
 
     return pynvml
@@ -87,17 +87,17 @@ def load_nvml() -> Any:
 class GpuReader:
     """Utilisation and memory of the devices in use, by NVML. Thread-safe.
 
-    - Nothing is loaded before the first scrape with a device, and nothing is read but at a scrape.
-    - What can't be read has no sample and is logged once; no scrape fails for it.
+    - Nothing is loaded before the first scrape with a device, and nothing is read except at a scrape.
+    - A value that can't be read has no sample and is logged once; no scrape fails because of it.
     """
 
     def __init__(self, bus_id: Callable[[int], str], load: Callable[[], Any] = load_nvml) -> None:
-        """`bus_id`: the PCI address of CUDA's device N, since NVML counts devices in an order of its own."""
+        """`bus_id` returns the PCI address of CUDA's device N, since NVML numbers devices in its own order."""
         self._bus_id = bus_id
         self._load = load
         self._nvml: Any = None
         self._handles: dict[int, Any] = {}
-        self._told: set[tuple[int, str]] = set()  # what was logged: device and what could not be read
+        self._told: set[tuple[int, str]] = set()  # already logged: device and the value that could not be read
         self._absent = False
         self._lock = threading.Lock()
 
@@ -110,7 +110,7 @@ class GpuReader:
                 self._read(device, samples)
 
     def _ready(self) -> bool:
-        """Whether NVML is there; tried once."""
+        """Whether NVML is available; tried once."""
         if self._nvml is None and not self._absent:
             try:
                 nvml = self._load()
@@ -132,7 +132,7 @@ class GpuReader:
             self._tell(device, "handle", error)
             return
         handle = self._handles[device]
-        # Each by itself: a slice of a GPU (MIG) has memory, and no utilisation of its own.
+        # Read separately: a slice of a GPU (MIG) has memory, and no utilisation of its own.
         try:
             samples.add(catalogue.GPU_UTILIZATION_RATIO, label, nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
         except Exception as error:

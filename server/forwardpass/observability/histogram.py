@@ -1,4 +1,4 @@
-"""Counts of values by upper bound, as Prometheus wants them. A leaf: it knows of no metric."""
+"""Counts of values by upper bound, as Prometheus expects them. A leaf: independent of any metric."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Histogram:
         self.total = 0.0
 
     def record(self, values: Sequence[float], times: Sequence[int]) -> None:
-        """Count each of `values` as often as `times` says."""
+        """Count each of `values` the number of times given in `times`."""
         places = np.searchsorted(self.bounds, values)
         for place, count in enumerate(np.bincount(places, times, len(self.counts)).tolist()):
             self.counts[place] += int(count)
         self.total += float(np.dot(values, times))
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Cumulative, as Prometheus wants them."""
+        """Upper bounds with cumulative counts, as Prometheus expects them."""
         found: list[tuple[str, float]] = []
         running = 0
         for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):

@@ -1,4 +1,4 @@
-"""Keeps a log line that repeats to one a second: for the loggers of what clients can cause as often as they like."""
+"""Limits a repeated log line to one per second: for loggers of events that clients can cause as often as they like."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ TEXTS = 64  # lines remembered; beyond that the oldest is forgotten, and may be 
 class LogLimit(logging.Filter):
     """`logger.addFilter(LogLimit())`. Thread-safe.
 
-    A line that comes again within SECONDS is left out, its traceback as well; the next that is logged has their count.
+    A line repeated within SECONDS is dropped, with its traceback; the next one that is logged has their count.
     """
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         super().__init__()
         self._clock = clock
-        self._known: dict[str, tuple[float, int]] = {}  # by text: when it was logged last, how often left out since
+        self._known: dict[str, tuple[float, int]] = {}  # by text: when it was last logged, how often dropped since
         self._lock = threading.Lock()
 
     def filter(self, record: logging.LogRecord) -> bool:

@@ -1,8 +1,8 @@
-"""What each model version did. Fed once per batch (or group of arrivals), read once per scrape.
+"""Metrics of each model version. Updated once per batch (or group of arrivals), read once per scrape.
 
 One labelled observation in a metrics library costs about as much as parsing a request, so requests are not observed
-one by one: a batch of 32 that arrived in three groups records three queue times, each with its weight. What is
-exported are plain Prometheus histograms and counters all the same.
+one by one: a batch of 32 that arrived in three groups records three queue times, each with its weight. The exported
+metrics are plain Prometheus histograms and counters all the same.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from forwardpass.observability.catalogue import Scrape
 from forwardpass.observability.gpu import GpuMetrics
 from forwardpass.observability.histogram import Histogram
 
-# Seconds. From 50 µs, under which nothing crosses a network, to 10 s.
+# Seconds. From 50 µs, below which nothing crosses a network, to 10 s.
 LATENCY_BOUNDS = (
     50e-6, 100e-6, 200e-6, 300e-6, 500e-6, 750e-6, 1e-3, 1.5e-3, 2e-3, 3e-3, 5e-3, 7.5e-3, 10e-3, 15e-3, 20e-3, 30e-3,
     50e-3, 75e-3, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
 )  # fmt: skip
 ROWS_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-KNOWN_SIZES = 1024  # sizes of runs that are counted each for itself
-FOLD_AT = 100  # batches noted before they are folded into the histograms
+KNOWN_SIZES = 1024  # sizes of runs that are counted individually
+FOLD_AT = 100  # batches recorded before they are folded into the histograms
 STAGES = ("decode", "queue", "run", "encode", "total")
 
 
 class DecodeRecord(NamedTuple):
-    """A group of requests was decoded."""
+    """A group of requests that was decoded."""
 
     requests: int
     seconds: float
 
 
 class BatchRecord(NamedTuple):
-    """A batch was run. Times are on the server's clock."""
+    """A batch that was run. Times are on the server's clock."""
 
-    waits: Sequence[tuple[float, int]]  # when its requests arrived, and how many did then
+    waits: Sequence[tuple[float, int]]  # arrival times of its requests, and how many arrived then
     matrices: Sequence[int]  # rows of each matrix it took
     taken: float
     run: float  # seconds in the network
@@ -49,25 +49,25 @@ class BatchRecord(NamedTuple):
 
 
 class ModelCounts(NamedTuple):
-    """What a model version did since it was first loaded. Times are sums over requests, in seconds."""
+    """Totals of a model version since it was first loaded. Times are sums over requests, in seconds."""
 
     answered: int  # requests
     answered_seconds: float  # from arrival to answer
     answered_rows: int
-    failed: int  # requests that failed or were refused
+    failed: int  # requests that failed or were rejected
     failed_seconds: float
     ran: int  # requests that were in a run
     decode_seconds: float
-    queue_seconds: float  # waiting, without being decoded
+    queue_seconds: float  # waiting, without the time to decode
     run_seconds: float
     encode_seconds: float
     batches: int  # runs of the network
-    runs: list[tuple[int, int, float, float]]  # rows; runs of so many, and their seconds in the network and after it
-    last_ms: int  # when the last request came, in milliseconds since 1970; 0: none has
+    runs: list[tuple[int, int, float, float]]  # rows; runs of that many, their seconds in the network and after it
+    last_ms: int  # when the last request arrived, in milliseconds since 1970; 0: none has
 
 
 class ModelMetrics:
-    """What one model version did. Thread-safe; its methods are called per batch or per group of arrivals."""
+    """Metrics of one model version. Thread-safe; its methods are called per batch or per group of arrivals."""
 
     def __init__(self, model: str, version: str) -> None:
         self.labels = (model, version)
@@ -78,31 +78,31 @@ class ModelMetrics:
         self.rows = self.batches = self.isolated = 0
         self._answered_rows = self._last_ms = 0
         self._runs: dict[int, list[float]] = {}  # rows -> runs, seconds in the network, seconds after it
-        self._lost_seconds = self._refused_seconds = 0.0  # of requests that ran for nothing, and that did not run
+        self._lost_seconds = self._refused_seconds = 0.0  # of requests that ran in vain, and that did not run
         self._queue_told = 0.0
         self._lock = threading.Lock()
-        # Noted as they happen, folded in a hundred at a time or at a scrape: a note costs a request that runs alone
-        # a tenth of what five histograms do.
+        # Recorded as they happen, folded in a hundred at a time or at a scrape: a record costs a request that runs
+        # alone a tenth of updating five histograms.
         self.gpu = GpuMetrics()
         self._notes: deque[BatchRecord] = deque()
         self._decodes: deque[DecodeRecord] = deque()
 
     def decoded(self, requests: int, seconds: float) -> None:
-        """A group of `requests` was decoded in `seconds`, all together."""
+        """Record a group of `requests` that was decoded in `seconds` altogether."""
         self._decodes.append(DecodeRecord(requests, seconds))
-        if len(self._decodes) >= 10 * FOLD_AT:  # nothing has run for long: all are refused
+        if len(self._decodes) >= 10 * FOLD_AT:  # nothing has run for a long time: all are rejected
             with self._lock:
                 self._fold()
 
     def ran(self, note: BatchRecord) -> None:
-        """A batch was run and its requests were told."""
+        """Record a batch that was run and whose requests were answered."""
         self._notes.append(note)
         if len(self._notes) >= FOLD_AT:
             with self._lock:
                 self._fold()
 
     def _fold(self) -> None:
-        """Bring what was noted since into the histograms. Lock held; notes may be added meanwhile."""
+        """Fold the records made since into the histograms. Lock held; records may be added meanwhile."""
         decodes = [self._decodes.popleft() for _ in range(len(self._decodes))]
         notes = [self._notes.popleft() for _ in range(len(self._notes))]
         stages = self.stages
@@ -134,7 +134,7 @@ class ModelMetrics:
         self._last_ms = round((time.time() - time.monotonic() + notes[-1].waits[-1][0]) * 1e3)
 
     def _fold_unevenly(self, notes: Sequence[BatchRecord], requests: Sequence[int]) -> None:
-        """The part of `_fold` that is about runs, where some batch took several or some request was not answered."""
+        """The part of `_fold` for runs, if some batch took several or some request was not answered with success."""
         for note, count in zip(notes, requests, strict=True):
             total = sum(note.matrices)
             shares = [rows / total if total else 1 / len(note.matrices) for rows in note.matrices]
@@ -143,7 +143,7 @@ class ModelMetrics:
             if note.answered == count:
                 self._answered_rows += total
             else:
-                # A batch that was run again in halves has its whole first. Its requests are taken to be alike.
+                # A batch that was run again in halves lists the whole first. Its requests are assumed to be alike.
                 answered = note.answered / count
                 self._answered_rows += round(answered * note.matrices[0]) if note.matrices else 0
                 self._lost_seconds += (1 - answered) * sum([(note.done - at) * many for at, many in note.waits])
@@ -160,7 +160,7 @@ class ModelMetrics:
                 known[rows] = [1, run, encode]
 
     def refused(self, code: str, reason: Reason, times: int = 1, seconds: float = 0.0) -> None:
-        """`times` requests were refused or failed; those that did not run had waited `seconds` altogether."""
+        """Count `times` requests rejected or failed; those that did not run had waited `seconds` altogether."""
         with self._lock:
             self._refused_seconds += seconds
             self.codes[code] = self.codes.get(code, 0) + times
@@ -171,11 +171,11 @@ class ModelMetrics:
             self.isolated += 1
 
     def counts(self) -> ModelCounts:
-        """All that was counted, up to now. No number is ever smaller than the last time."""
+        """The totals up to now. No number ever decreases."""
         with self._lock:
             self._fold()
             total = {stage: histogram.total for stage, histogram in self.stages.items()}
-            # Requests are decoded while they wait; what was decoded and has not run yet must not make this fall.
+            # Requests are decoded while they wait; those decoded that have not run yet must not make this decrease.
             self._queue_told = max(self._queue_told, total["queue"] - total["decode"])
             answered = self.codes.get("OK", 0)
             return ModelCounts(

@@ -1,6 +1,6 @@
 """The server's certificate, its key and the authority of its clients: checked before use, read again when they change.
 
-Transports ask for them at every new connection. A pair that does not fit, or is half written, is never handed to them.
+Transports get them at every new connection. A pair that does not match, or is half written, is never passed to them.
 """
 
 from __future__ import annotations
@@ -14,40 +14,41 @@ from forwardpass.watched_files import Watched, read_bytes
 
 
 class ServerCertificate(NamedTuple):
-    """What was read, in PEM, and a context of Python's with it."""
+    """The files' contents, in PEM, and Python's SSL context made from them."""
 
     chain: bytes
     key: bytes
-    authority: bytes | None  # of clients; None: they need no certificate
+    authority: bytes | None  # of clients; None: clients need no certificate
     context: ssl.SSLContext
 
 
 class Certificates:
-    """With `client_ca`, only clients with a certificate of that authority get in."""
+    """With `client_ca`, only clients with a certificate from that authority are accepted."""
 
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
-        """Raises SettingsError for files that can't be read or don't fit together."""
+        """Raises SettingsError for files that can't be read or don't match."""
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
         paths = [certificate, key, *([client_ca] if client_ca is not None else [])]
         self.watched: Watched[ServerCertificate] = Watched("the server's certificate", paths, self._read)
 
     def current(self) -> ServerCertificate:
-        """What is in use, after a look at the files: another object where they were read again."""
+        """The one in use, after checking the files: another object if they were read again."""
         self.watched.look()
         return self.watched.value
 
     def context(self) -> ssl.SSLContext:
-        """For a new connection."""
+        """The SSL context for a new connection."""
         return self.current().context
 
     def _read(self) -> ServerCertificate:
         certificate = read_bytes(self._certificate, "tls_certificate")
         key = read_bytes(self._key, "tls_key")
         authority = None if self._client_ca is None else read_bytes(self._client_ca, "tls_client_ca")
-        # Checked here, because gRPC would only say "invalid private key" and nobody would count it. Files that change
-        # just now may differ from what was read above: then gRPC keeps its last pair, and the next look reads again.
+        # Checked here, because gRPC would only report "invalid private key" and the failure would not be counted. Files
+        # that change just now may differ from the bytes read above: then gRPC keeps its last pair, and the next look
+        # reads them again.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2  # HTTP/2 asks for no less
+        context.minimum_version = ssl.TLSVersion.TLSv1_2  # HTTP/2 requires at least this
         context.options |= ssl.OP_NO_RENEGOTIATION  # HTTP/2 forbids it, and a read would have to wait for a write
         context.set_alpn_protocols(["h2"])
         try:

@@ -1,4 +1,4 @@
-"""What the settings ask for of security: TLS, tokens, and whether clients may share memory with the server."""
+"""Security as configured: TLS, tokens, and whether clients may share memory with the server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class SecurityConfig:
-    """`certificates` and `tokens` are None where they are not asked for."""
+    """`certificates` and `tokens` are None if they are not configured."""
 
     def __init__(self, settings: Settings, local: bool) -> None:
         """`local`: only this machine can reach the port.
@@ -41,13 +41,13 @@ class SecurityConfig:
             )  # fmt: skip
 
     def collect(self, samples: Scrape) -> None:
-        """Add what became of the files to the metrics."""
+        """Add the counts of the files' reloads to a scrape."""
         for what, files in self._watched().items():
             samples.add(catalogue.FILE_RELOADS_TOTAL, (what, "ok"), files.reloads)
             samples.add(catalogue.FILE_RELOADS_TOTAL, (what, "failed"), files.failures)
 
     def read_again(self) -> dict[str, str]:
-        """Read the files whether they changed or not: for each kind why it can't be used, or empty. Blocks."""
+        """Read the files even if unchanged. Returns, by kind, the reason it can't be used, or "". Blocks."""
         return {what: files.read_again() for what, files in self._watched().items()}
 
     def _watched(self) -> dict[str, Watched[Any]]:

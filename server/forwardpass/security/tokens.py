@@ -1,7 +1,7 @@
-"""Who may call what: bearer tokens from a file, each with a role. No gRPC: metadata in, a refusal or nothing out.
+"""Who may call what: bearer tokens from a file, each with a role. No gRPC: metadata in, an error or None out.
 
 The file has a line for each token, `ROLE TOKEN`, where ROLE is infer or admin, and TOKEN is the token itself or
-`sha256:` and its digest in hexadecimal. Empty lines and lines that begin with # mean nothing. It is read again when it
+`sha256:` and its digest in hexadecimal. Empty lines and lines that begin with # are ignored. It is read again when it
 changes.
 """
 
@@ -19,22 +19,22 @@ from typing import Final
 from forwardpass.errors import PermissionDenied, RequestError, SettingsError, Unauthenticated
 from forwardpass.watched_files import Watched, read_bytes
 
-KEY: Final = "authorization"  # of the request metadata: "Bearer TOKEN"
-SHORTEST = 16  # characters of a token: one that can be guessed is worse than none
-LOOK_EVERY = 1.0  # seconds between two looks at the file
+KEY: Final = "authorization"  # a key of the request metadata; its value: "Bearer TOKEN"
+SHORTEST = 16  # characters of a token, at least: one that can be guessed is worse than none
+LOOK_EVERY = 1.0  # seconds between two checks of the file
 _TOKEN = re.compile(r"[!-~]+")
 _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
 
 
 class Role(enum.IntEnum):
-    """What a token is good for; a higher one includes the lower."""
+    """What a token permits; a higher role includes the lower."""
 
     INFER = 1
     ADMIN = 2
 
 
-# Methods that change what the server serves, or give it memory of its machine to read and write. All others of the
-# inference service need INFER; health needs nothing.
+# Methods that change what the server serves, or have it read and write memory of its machine. All others of the
+# inference service need INFER; health needs no role.
 ADMIN_METHODS = frozenset(
     {
         "RepositoryModelLoad", "RepositoryModelUnload", "TraceSetting", "LogSettings",
@@ -47,12 +47,12 @@ Digests = tuple[tuple[bytes, Role], ...]
 
 
 def role_of(method: str) -> Role:
-    """What a method of the inference service needs."""
+    """The role that a method of the inference service needs."""
     return Role.ADMIN if method in ADMIN_METHODS else Role.INFER
 
 
 class Tokens:
-    """The tokens that are good now. Thread-safe."""
+    """The tokens that are valid now. Thread-safe."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises SettingsError for a file that can't be used, naming the line but no token."""
@@ -61,9 +61,9 @@ class Tokens:
         )
 
     def refusal(self, metadata: Iterable[tuple[str, str | bytes]], needed: Role) -> RequestError | None:
-        """Why a call with this metadata may not be made; None: it may.
+        """The error to reject a call with this metadata; None: it is allowed.
 
-        Takes as long whichever token is wrong and wherever it differs.
+        The time it takes does not depend on which token is wrong or where it differs.
         """
         self.watched.look()
         given = [value for key, value in metadata if key == KEY]
@@ -75,7 +75,7 @@ class Tokens:
         digest = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
         role = 0
         for known, its_role in self.watched.value:
-            # Every one is compared, also after the right one.
+            # Every one is compared, even after a match.
             role = max(role, its_role * hmac.compare_digest(digest, known))
         if not role:
             return Unauthenticated("the token is not known here")

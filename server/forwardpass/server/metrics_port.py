@@ -1,4 +1,4 @@
-"""The port for Prometheus: what a scrape reads, and nothing but /metrics over HTTP."""
+"""The Prometheus port: collects a scrape's samples, and serves nothing except /metrics over HTTP."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from forwardpass.transport.listeners import accepts
 
 PATH = "/metrics"
 
-Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]  # of WSGI
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]  # a WSGI application
 
 
 class MetricsSource:
-    """Reads the counters of everything that there is."""
+    """Collects the metrics of the whole server."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class MetricsSource:
         ready: Callable[[], bool],
         patience: float,
     ) -> None:
-        """`metrics`: of what belongs to no model. `patience`: seconds that what is in flight may take to be counted."""
+        """`metrics`: of requests without a model. `patience`: seconds to wait for requests in flight to be counted."""
         self._repository = repository
         self._admission = admission
         self._metrics = metrics
@@ -83,10 +83,10 @@ class MetricsSource:
 
 
 class MetricsPort:
-    """Answers /metrics on threads of its own, at every address on one port."""
+    """Serves /metrics on its own threads, at every address on one port."""
 
     def __init__(self, registry: CollectorRegistry, hosts: Sequence[str], port: int) -> None:
-        """`port` 0 picks one. Raises OSError where it can't listen."""
+        """`port` 0 picks one. Raises OSError if it can't listen."""
         self._servers: list[tuple[Any, threading.Thread]] = []
         self.port = port
         try:
@@ -102,7 +102,7 @@ class MetricsPort:
             raise
 
     def accepts(self) -> bool:
-        """Whether somebody still listens."""
+        """Whether every listener still works."""
         return all(thread.is_alive() and accepts(server.socket) for server, thread in self._servers)
 
     def stop(self) -> None:
@@ -113,7 +113,7 @@ class MetricsPort:
 
 
 def only_metrics(application: Application) -> Application:
-    """An application that answers 404 to every other path: 200 would pass for health."""
+    """Wrap an application to return 404 for every other path: 200 would pass for health."""
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ["PATH_INFO"] == PATH:

@@ -1,13 +1,13 @@
 """Start, ready, drain, stop, in a fixed order; signals; the watchdog.
 
-start   ports listen (not ready: models load) -> models load, off the event loop -> ready
-        A signal ends a load between two runs; the server does not wait for it any longer than `grace`.
-stop    SIGTERM or SIGINT -> not ready, still accepting for `drain_wait` seconds, while clients look elsewhere -> close
-        the port, ask clients to connect elsewhere, take what is on its way -> refuse new calls -> finish what is in
+start   ports listen (not ready) -> models load, off the event loop -> ready
+        A signal ends a load between two runs; the server waits for it no longer than `grace`.
+stop    SIGTERM or SIGINT -> not ready, still accepting for `drain_wait` seconds, while clients move elsewhere -> close
+        the port, ask clients to connect elsewhere, take calls on their way -> reject new calls -> finish requests in
         flight, for `grace` seconds at most -> close the ports -> exit 0. A second signal ends the waits at once.
 HUP     tokens, certificates and the repository are read again. USR1: threads' stacks, models and counters on stderr
-lost    a device failed for good, or a port accepts nothing any more -> not ready -> refuse new calls and what waits ->
-        close the ports -> exit 1, so that whoever watches the process starts it anew: nothing less brings them back
+lost    a device failed for good, or a port no longer accepts -> not ready -> reject new and waiting requests -> close
+        the ports -> exit 1, so that a supervisor restarts the process: nothing less brings the device or port back
 """
 
 from __future__ import annotations
@@ -57,50 +57,50 @@ CallT = TypeVar("CallT")
 
 logger = logging.getLogger(__name__)
 
-# A request is answered before it is counted. Who asks for counts waits for those that are in flight, for so long at
-# most, so that a client that has its answer finds it counted.
+# Responses are sent before accounting. Statistics readers wait up to this long for in-flight accounting, so a client
+# sees its own request counted.
 ACCOUNTS_SECONDS = 0.02
 
-# How long a server that stops waits for calls that were on their way when it asked its clients to leave. They answer
-# within a round trip; those who do not are given one sweep of the sockets.
+# How long a stopping server waits for calls that were on their way when it asked its clients to leave. Clients
+# acknowledge that within a round trip; those that do not are given one sweep of the sockets.
 SETTLE_SECONDS = 2.5
 
-# How long a thread may keep the interpreter while others want it. The default of 5 ms is longer than many a request;
-# much less, and threads that decode a group of calls are interrupted in the middle of it.
+# How long a thread may keep the interpreter while others wait for it. The default of 5 ms is longer than many a
+# request; much less would interrupt threads in the middle of decoding a group of calls.
 SWITCH_INTERVAL = 0.001
 
-# Objects made and not yet gone that set off Python's cycle collector. A request's objects go by themselves when it is
-# answered; with the default of 700 those in flight alone set it off, for a twentieth of a small request's time.
+# Objects created and not yet freed that trigger Python's cycle collector. A request's objects are freed without it when
+# it is answered; with the default of 700 those in flight alone trigger it, for 5 % of a small request's time.
 COLLECT_AFTER = 50_000
 
 
-# How often requests are looked for whose queue timeout is over, while every instance is busy with something long.
+# Seconds between checks for requests past their queue timeout, while every instance is busy with a long run.
 QUEUE_TIMEOUT_LOOK = 0.1
 
 
 class Endpoints(NamedTuple):
-    """What clients reach the server by."""
+    """The objects through which clients reach the server."""
 
     router: Router
     server: GrpcioServer
-    front: Http2Server | None  # listens in the server's place
+    front: Http2Server | None  # the direct transport; listens in the server's place
 
 
 class Server:
-    """One server: every object, wired. `run` is all of its life."""
+    """One server with all its objects, wired. `run` is its whole life."""
 
     def __init__(self, settings: Settings, cores: CpuBudget, say: Callable[[str], None] = print) -> None:
         self.settings = settings
         self._cores = cores
         self._say = say
-        self._accepting = False  # models were loaded, and it does not stop
-        self._complete = not settings.strict  # every model that should serve did, at some time
-        self.lost = ""  # why a device runs nothing any more, or a port accepts nothing
+        self._accepting = False  # models were loaded, and the server is not stopping
+        self._complete = not settings.strict  # every model that should serve has served at some time
+        self.lost = ""  # the reason, once a device or a port has failed for good
         self._metrics_listen: Callable[[], bool] = lambda: True
-        self.unfinished = False  # a load could not be ended: the process must not wait for its thread
-        place(settings.provider, 1, "")  # what is not there is said before anything is opened
+        self.unfinished = False  # a load could not be stopped: the process must not wait for its thread
+        place(settings.provider, 1, "")  # raises for a missing provider before anything is opened
         self._admission = Admission(settings.max_requests, settings.max_bytes)
-        self._metrics = ModelMetrics("", "")  # of what belongs to no model
+        self._metrics = ModelMetrics("", "")  # of requests without a model
         self._security = SecurityConfig(settings, addresses.is_loopback(settings.host))
         self._regions = SharedMemoryRegions(settings.max_bytes) if self._security.shared_memory else None
         self.repository = Repository(settings, cores, self._admission)
@@ -111,13 +111,13 @@ class Server:
         self._background: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
-        """Serve until a signal says otherwise; the exit status. Raises SettingsError when it can't start."""
+        """Serve until a signal. Returns the exit status. Raises SettingsError if the server can't start."""
         sys.setswitchinterval(SWITCH_INTERVAL)
         health = Health(self.repository, self._is_ready, lambda: self._accepting)
         loop = asyncio.get_running_loop()
 
         def changed() -> None:
-            with contextlib.suppress(RuntimeError):  # a load that ends after the loop did
+            with contextlib.suppress(RuntimeError):  # a load may end after the loop did
                 loop.call_soon_threadsafe(self._changed, health)
 
         self.repository.changed = changed
@@ -144,7 +144,7 @@ class Server:
             try:
                 if await self._load(entries, stop):
                     gc.collect()
-                    gc.freeze()  # what was made until now stays, and is not to be looked at again and again
+                    gc.freeze()  # objects made until now stay: exempt them from collections
                     gc.set_threshold(COLLECT_AFTER)
                     self._accepting = True
                     if self._complete:
@@ -168,7 +168,7 @@ class Server:
                 stop_metrics()
 
     async def _open(self, health: Health, stack: contextlib.AsyncExitStack, lost: Callable[[str], None]) -> Endpoints:
-        """What clients come in by, listening. `stack` closes it at the latest; `lost`: what it calls if it ends."""
+        """Create the endpoints and listen. `stack` closes them at the latest; they call `lost` if they end."""
         settings, security, regions = self.settings, self._security, self._regions
         extensions = ("system_shared_memory",) if regions is not None else ()
         service = ControlService(self.repository, self._is_ready, self._control, extensions)
@@ -246,7 +246,7 @@ class Server:
         return self.settings.transport != "grpcio" and sockets.AVAILABLE
 
     def _serve_metrics(self) -> Callable[[], None]:
-        """Returns what stops it."""
+        """Listen for scrapes. Returns the function that stops it."""
         host, port = self.settings.host, self.settings.metrics_port
         if port < 0:
             return lambda: None
@@ -258,13 +258,13 @@ class Server:
         return stop
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        """Let it go on beside everything else, until the server ends at most."""
+        """Run a coroutine in the background, until the server ends at most."""
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
     async def _read_again(self) -> None:
-        """SIGHUP: read what can be read again, and say what came of it."""
+        """On SIGHUP: read again what can be read again, and print the outcome."""
         found = await asyncio.to_thread(self._security.read_again)
         for what, reason in found.items():
             self._say(f"SIGHUP: {what}: {f'NOT in use, the last good ones stay: {reason}' if reason else 'in use'}")
@@ -274,7 +274,7 @@ class Server:
             self._say(f"SIGHUP: repository: models stay as they are: {error}")
 
     def _dump(self) -> None:
-        """SIGUSR1: what the server has, beside its threads' stacks, which are written before this. Blocks."""
+        """On SIGUSR1: log the server's state. The threads' stacks are written before this. Blocks."""
         for line in dump(self.repository, self._scrape.registry):
             logger.warning("state: %s", line)
 
@@ -282,15 +282,15 @@ class Server:
         return self._accepting and self._complete
 
     def _changed(self, health: Health) -> None:
-        """Something changed among the models, or in what the server does with calls."""
+        """Handle a change of the models, or of whether the server accepts calls."""
         if self._accepting and not self._complete and not self.repository.missing():
-            # For good: all replicas look at one folder, and a model that fails later must not take all of them out.
+            # Stays set: all replicas read the same folder, and a model that fails later must not take all of them out.
             self._complete = True
             self._say("ready")
         health.changed()
 
     async def _load(self, entries: list[ModelVersion], stop: Stop) -> bool:
-        """Load every model, saying what became of it. Whether any is or may come to be served, and nobody said stop."""
+        """Load every model and print its outcome. Returns whether any is or may be served; False if stopped."""
         usable = self.settings.model_control != "none"
         stopped = asyncio.ensure_future(stop.first.wait())
         for entry in entries:
@@ -305,8 +305,8 @@ class Server:
         return usable
 
     def _watch(self, over: threading.Event, lost: Callable[[str], None]) -> None:
-        """End runs that take longer than the server allows, and waits of which the queue timeout is over; see that
-        /metrics is served (the gRPC ports watch themselves). A thread, since a run may hold up the event loop."""
+        """End runs longer than `run_timeout`, reject requests past their queue timeout, and check that /metrics is
+        served (the gRPC ports watch themselves). Runs on a thread, since a run may hold up the event loop."""
         limit = self.settings.run_timeout
         nap = QUEUE_TIMEOUT_LOOK
         while not over.wait(nap):
@@ -322,7 +322,7 @@ class Server:
                     logger.warning("model %s: ended %d run(s) of more than %g s", worker.name, ended, limit)
 
     def _give_up(self, reason: str, stop: Stop) -> None:
-        """Stop as after two signals, and say why. What waits is refused at once, so that it can go elsewhere."""
+        """Stop as after two signals, and print the reason. Waiting requests are rejected at once, to go elsewhere."""
         if self.lost:
             return
         self.lost = reason
@@ -335,13 +335,13 @@ class Server:
         was_accepting, self._accepting = self._accepting, False
         health.changed()
         wait = self.settings.drain_wait
-        if was_accepting and wait:  # one that never was has been sent nobody
+        if was_accepting and wait:  # one that never accepted calls has no clients
             self._say(f"draining: not ready, accepting calls for another {wait:g} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.second.wait(), wait)
         deadline = time.monotonic() + self.settings.grace
         if endpoints.front is not None:
-            # Nobody who is asked to leave is refused: what was on its way is served, what comes after goes elsewhere.
+            # No client that is asked to leave is rejected: calls on their way are served, later ones go elsewhere.
             endpoints.front.drain()
             settled = min(deadline, time.monotonic() + SETTLE_SECONDS)
             while not endpoints.front.settled.is_set() and time.monotonic() < settled and not stop.second.is_set():
@@ -355,14 +355,14 @@ class Server:
         left = max(0.0, deadline - time.monotonic()) if not stop.second.is_set() else 0.0
         await asyncio.to_thread(self.repository.close, min(left, 1.0) if not self._admission.requests else 0.0)
         health.end()
-        # Answers that were just handed to the transports are still on their way out.
+        # Responses that were just passed to the transports are still on their way out.
         await asyncio.sleep(0.05)
         await endpoints.router.end_streams(min(left, 0.5))
         if endpoints.front is not None:
             await asyncio.to_thread(endpoints.front.close)
         await endpoints.server.stop(min(left, 0.5))
-        # Nobody waits for these runs any more, and one that goes on in native code while the interpreter ends aborts
-        # the process.
+        # No client waits for these runs any more, and one that is still in native code while the interpreter ends
+        # aborts the process.
         for worker in self.repository.workers():
             worker.end_runs_since(float("inf"))
         await asyncio.to_thread(self.repository.close, 2.0)
@@ -375,7 +375,7 @@ class Server:
 
 
 def _bind(listen: Callable[[], Any], address: str) -> Any:
-    """`listen()`, with a failure to bind as one clear error."""
+    """Call `listen()`, and raise a failure to bind as one clear error."""
     try:
         return listen()
     except (OSError, RuntimeError) as error:
@@ -383,7 +383,7 @@ def _bind(listen: Callable[[], Any], address: str) -> Any:
 
 
 def _report(entry: ModelVersion) -> str:
-    """What became of one model, on one line."""
+    """The outcome of loading one model, on one line."""
     if entry.loaded is None:
         return f"model {entry.name} version {entry.version}: NOT served: {entry.reason}"
     worker, placement = entry.loaded.worker, entry.loaded.placement

@@ -1,6 +1,6 @@
-"""What a server has, in lines for its log: models with their states, queues, counters. For the search of a fault.
+"""A server's state as lines for its log: models with their states, queues, counters. For debugging.
 
-The stacks of its threads are not part of it: `stop` has those written without the interpreter's help.
+Its threads' stacks are not part of it: `stop` has those written without the interpreter's help.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from forwardpass.repository.repository import Repository
 
 
 def dump(repository: Repository, registry: CollectorRegistry) -> Iterator[str]:
-    """Every model version and folder that is skipped, then every metric that is not 0, without histograms' buckets."""
+    """Yield every model version and skipped folder, then every metric that is not 0, without histogram buckets."""
     for entry in repository.entries():
         reason = f": {printable(entry.reason, 300)}" if entry.reason else ""
         yield f"model {printable(entry.name)} version {entry.version or '-'} is {entry.phase}{reason}"

@@ -1,4 +1,4 @@
-"""Signals, as the event loop hears of them: the end, and how many ask for it; files read again; the state shown."""
+"""Signal handling on the event loop: stopping, by one signal or two; reading files again; dumping the state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STDERR = 2  # the process's own, whatever sys.stderr is
 
 
 class Stop:
-    """`first` is set by the first signal, `second` by one more."""
+    """`first` is set by the first signal, `second` by the next."""
 
     def __init__(self) -> None:
         self.first = asyncio.Event()
@@ -26,10 +26,10 @@ class Stop:
 
 @contextlib.contextmanager
 def signals(stop: Stop, read_again: Callable[[], None], dump: Callable[[], None]) -> Iterator[None]:
-    """Heed signals for as long as this is entered; the callbacks run on the event loop.
+    """Handle signals while this context is entered; the callbacks run on the event loop.
 
-    SIGTERM and SIGINT stop. SIGHUP reads again, or stops where it comes because the terminal was closed. SIGUSR1 writes
-    the stack of every thread to stderr, even where the interpreter hangs, and then dumps.
+    SIGTERM and SIGINT stop. SIGHUP calls `read_again`, or stops if the terminal was closed. SIGUSR1 writes the stack of
+    every thread to stderr, even if the interpreter hangs, and then calls `dump`.
     """
     loop = asyncio.get_running_loop()
     on_terminal = _on_terminal()
@@ -56,15 +56,15 @@ def signals(stop: Stop, read_again: Callable[[], None], dump: Callable[[], None]
         for number in handlers:
             loop.remove_signal_handler(number)
             if number in (signal.SIGHUP, signal.SIGUSR1):
-                signal.signal(number, signal.SIG_IGN)  # as `ignore_early`: nothing is left to read or to show
+                signal.signal(number, signal.SIG_IGN)  # as in `ignore_early`: nothing is left to read or to dump
 
 
 def ignore_early() -> None:
-    """Until `signals`, while modules are imported: what would be read again was not read yet. Main thread only."""
+    """Ignore SIGHUP and SIGUSR1 until `signals`: during imports, nothing was read yet. Main thread only."""
     for number in (signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
 def _on_terminal() -> bool:
-    """Whether the process has a terminal for its input; not any more once that was closed."""
+    """Whether the process's input is a terminal that was not closed."""
     return sys.stdin is not None and os.isatty(0)

@@ -1,6 +1,6 @@
-"""`forwardpass serve` as a child process on free ports of 127.0.0.1: for what measures or tests a whole server.
+"""`forwardpass serve` as a child process on free ports of 127.0.0.1, to measure or test a whole server.
 
-The server's output is read by a thread and kept, so that whoever waits for the server in vain can be told why.
+A thread reads and keeps the server's output, so that an error about a server that is not ready can include the reason.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _TAIL = 30  # lines of output in an error
 
 
 class ServerProcess:
-    """A server that is ready when this is made. Leaving the context stops it, whatever happened.
+    """A server that is ready once constructed. Leaving the context stops it, also after an exception.
 
     `options` go to the command line ("--transport", "grpcio"). Raises ForwardpassError, with the end of the server's
-    output, when it ends, or `patience` seconds pass, before it is ready.
+    output, if it exits, or `patience` seconds pass, before it is ready.
     """
 
     def __init__(self, repository: Path, *options: str, patience: float = 60.0) -> None:
@@ -40,7 +40,7 @@ class ServerProcess:
             text=True,
             errors="replace",
         )
-        self.lines: list[str] = []  # everything that it said so far
+        self.lines: list[str] = []  # all output so far
         self.address = ""  # "127.0.0.1:PORT", for gRPC
         self.metrics_url = ""
         self._is_ready = False
@@ -77,12 +77,12 @@ class ServerProcess:
 
     @property
     def returncode(self) -> int | None:
-        """Its exit status once it has ended; negative: the signal that ended it."""
+        """The exit status, None while the server runs; negative: the signal that ended it."""
         return self._process.poll()
 
     def metrics(self) -> str:
-        """What /metrics says now, in Prometheus' text format. Raises OSError where nobody answers."""
-        # Loopback: no proxy, whatever the environment says.
+        """The current /metrics, in Prometheus' text format. Raises OSError if the server does not respond."""
+        # Loopback: no proxy, regardless of the environment.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(self.metrics_url, timeout=10) as response:
             text: str = response.read().decode()
@@ -97,7 +97,7 @@ class ServerProcess:
         self._process.send_signal(number)
 
     def wait(self, timeout: float = 30.0) -> int:
-        """Its exit status, when it has ended. Raises ForwardpassError, and kills it, if it does not end in time."""
+        """Wait for the exit status. Kills the server and raises ForwardpassError after `timeout` seconds."""
         try:
             status = self._process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -107,12 +107,12 @@ class ServerProcess:
         return status
 
     def stop(self, timeout: float = 30.0) -> int:
-        """SIGTERM, and `wait`."""
+        """Send SIGTERM, and `wait`."""
         self.send(signal.SIGTERM)
         return self.wait(timeout)
 
     def kill(self) -> None:
-        """SIGKILL, and wait for the end."""
+        """Send SIGKILL, and wait for the end."""
         self._process.kill()
         self._process.wait()
         self._reader.join()

@@ -1,4 +1,4 @@
-"""Connections, calls and statuses: bytes of a network come in, bytes go out. Knows no model.
+"""Connections, calls and statuses: bytes from the network come in, bytes go out. Independent of any model.
 
 Imports `protocol`, `security`, `observability` and `errors`. Public are `addresses` (endpoint), `grpcio_server`
 (GrpcioServer), `http2.client_connection` (ClientConnection, Ended, framed, request_fields, timeout_field),

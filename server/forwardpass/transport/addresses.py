@@ -1,9 +1,9 @@
-"""Where a server listens: from `--host` and a port to sockets. Nothing is accepted here.
+"""Listening addresses: from `--host` and a port to bound sockets. Nothing is accepted here.
 
-- An address is one listener; a name as many as addresses are found for it, all on one port.
-- `::` takes IPv4 as well; where the machine has no IPv6 it is 0.0.0.0.
-- `unix:/path` is a socket for processes of this machine, open to its owner and group. Its file goes with the server;
-  one that a dead server left is replaced, one that is listened to is not.
+- An address gives one listener; a name gives one for each address found for it, all on one port.
+- `::` also takes IPv4; on a machine without IPv6 it means 0.0.0.0.
+- `unix:/path` is a socket for processes of this machine, open to its owner and group. Its file is removed with the
+  server; a file left by a dead server is replaced, one that a server still listens on is not.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Final
 UNIX: Final = "unix:"
 UNIX_MODE: Final = 0o660
 BACKLOG: Final = 1024
-PORT_TRIES: Final = 20  # ports that are picked until one is free at every address
-_ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # an address of a kind that this machine does not have
+PORT_TRIES: Final = 20  # attempts to pick a port that is free at every address
+_ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # this machine has no address of this kind
 
 
 def unix_path(host: str) -> str | None:
@@ -37,7 +37,7 @@ def is_loopback(host: str) -> bool:
 
 
 def endpoint(host: str, port: int) -> str:
-    """Host and port as one word, as gRPC has it; an IPv6 address in brackets."""
+    """Host and port as one string in gRPC's form; an IPv6 address in brackets."""
     if (path := unix_path(host)) is not None:
         return UNIX + path
     host = host.strip("[]")
@@ -45,18 +45,18 @@ def endpoint(host: str, port: int) -> str:
 
 
 def beside(host: str) -> str:
-    """Where ports of their own (metrics, health) listen: this machine alone, where calls come by a file."""
+    """The host for the separate ports (metrics, health): `host` itself, or localhost for a `unix:` host."""
     return host if unix_path(host) is None else "localhost"
 
 
 def found(host: str) -> list[str]:
-    """The addresses of a host, in the order of preference. Raises OSError where there is none."""
+    """The addresses of a host, in order of preference. Raises OSError if there are none."""
     infos = socket.getaddrinfo(host.strip("[]") or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     return list(dict.fromkeys(str(info[4][0]) for info in infos))
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
-    """Listeners that do not block, all on one port; 0 picks one. Raises OSError where that cannot be."""
+    """Return non-blocking listeners, all on one port; 0 picks one. Raises OSError if binding fails."""
     if (path := unix_path(host)) is not None:
         return [_listen_unix(path)]
     addresses = found(host)
@@ -70,7 +70,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 
 def bindable(host: str) -> list[str]:
-    """Of `found`, those that this machine has, for a library that binds by itself. Raises OSError without any."""
+    """The addresses of `found` that this machine has, for a library that binds itself. Raises OSError if none."""
     if unix_path(host) is not None:
         return [host]
     with contextlib.ExitStack() as stack:
@@ -123,7 +123,7 @@ def _listen_unix(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(path)
-        Path(path).chmod(UNIX_MODE)  # before anybody can be accepted
+        Path(path).chmod(UNIX_MODE)  # before anyone can connect
         listener.listen(BACKLOG)
         listener.setblocking(False)
     except OSError:
@@ -133,7 +133,7 @@ def _listen_unix(path: str) -> socket.socket:
 
 
 def clear_unix(path: str) -> None:
-    """Remove the file that a dead server left. Raises OSError where a server listens, or it is no socket."""
+    """Remove the file left by a dead server. Raises OSError if a server listens on it or it is not a socket."""
     try:
         if not stat.S_ISSOCK(Path(path).stat().st_mode):
             raise OSError(errno.EADDRINUSE, f"{path} is there and is not a socket")
@@ -149,7 +149,7 @@ def clear_unix(path: str) -> None:
 
 
 def close(listener: socket.socket) -> None:
-    """Close a listener, and remove its file where it has one."""
+    """Close a listener, and remove its file if it has one."""
     path = listener.getsockname() if listener.family == socket.AF_UNIX else None
     listener.close()
     if path:

@@ -1,7 +1,7 @@
-"""The grpcio transport: every method, on grpcio's asyncio server, with TLS where it is asked for.
+"""The grpcio transport: every method, on grpcio's asyncio server, with TLS if configured.
 
-Unary methods are registered as client-streaming ones, which look the same on the wire: grpcio's asyncio server sends no
-status at all to a unary call that ends without a message, and would wait for ever for one that never comes.
+Unary methods are registered as client-streaming ones, which are the same on the wire: grpcio's asyncio server sends no
+status at all to a unary call that ends without a message, and would wait for ever for a message that never comes.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ logger = logging.getLogger(__name__)
 logger.addFilter(LogLimit())
 
 CODES = {code.value[0]: code for code in grpc.StatusCode}
-LOOK_SECONDS = 1.0  # between two looks whether a server serves
+LOOK_SECONDS = 1.0  # between two checks that a server still serves
 
 
 class GrpcioServer:
-    """Owns the grpcio servers: of all methods, and of health alone. Lives on the event loop.
+    """Owns the grpcio servers: one for all methods, one for health alone. Used on the event loop.
 
-    A call whose path is not UTF-8 ends the loop of grpcio's server, and with it the port: `lost` is called then.
+    A call whose path is not UTF-8 ends the loop of grpcio's server, and with it the port; `lost` is then called.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class GrpcioServer:
         max_connection_age: float = 0.0,
     ) -> None:
         self._handlers = handlers
-        # gRPC adds a jitter of a tenth to the age by itself; calls under way have as long as they need.
+        # gRPC itself adds a jitter of a tenth to the age; calls under way may take as long as they need.
         aging = [("grpc.max_connection_age_ms", int(max_connection_age * 1000))] if max_connection_age else []
         self._options = [
             *aging,
@@ -57,14 +57,14 @@ class GrpcioServer:
             ("grpc.so_reuseport", 0),  # two servers on one port would share its traffic silently
         ]
         self._server: Any = None
-        self._probed: Any = None  # the server of health alone
+        self._probed: Any = None  # the server for health alone
         self._stopping = False
         self._watches: list[asyncio.Task[None]] = []
 
     def listen(self, host: str, port: int, certificates: Certificates | None = None) -> int:
-        """Bind before `start`; the port. `certificates` None: plaintext.
+        """Bind, before `start`. Returns the port. `certificates` None: plaintext.
 
-        Raises OSError or RuntimeError where it cannot.
+        Raises OSError or RuntimeError if binding fails.
         """
         self._server = grpc.aio.server(options=self._options)
         self._server.add_generic_rpc_handlers(_generic_handlers(self._handlers))
@@ -74,7 +74,7 @@ class GrpcioServer:
         return _bind(self._server.add_insecure_port, host, port)
 
     def listen_health(self, host: str, port: int) -> int:
-        """As `listen`: a port for health alone, in plaintext, for probes, which bring no certificate."""
+        """As `listen`, for a plaintext port that serves health alone: for probes, which have no certificate."""
         self._probed = grpc.aio.server(options=[("grpc.max_receive_message_length", 4096), ("grpc.so_reuseport", 0)])
         self._probed.add_generic_rpc_handlers(
             _generic_handlers({protocol.HEALTH_SERVICE: self._handlers[protocol.HEALTH_SERVICE]})
@@ -82,7 +82,7 @@ class GrpcioServer:
         return _bind(self._probed.add_insecure_port, host, port)
 
     async def start(self, lost: Callable[[str], None]) -> None:
-        """`lost` is called with the reason when a server ends that nobody has stopped."""
+        """Start serving. `lost` is called with the reason if a server ends without `stop`."""
         for server, port in ((self._server, "the gRPC port"), (self._probed, "the port for health")):
             if server is not None:
                 await server.start()
@@ -99,7 +99,7 @@ class GrpcioServer:
             lost(f"{port} serves no more: {why}")
 
     async def stop(self, seconds: float) -> None:
-        """Take no more calls, give those under way `seconds`."""
+        """Accept no more calls, and give those under way `seconds` to finish."""
         self._stopping = True
         if self._probed is not None:
             await self._probed.stop(0.0)
@@ -108,7 +108,7 @@ class GrpcioServer:
 
 
 def _bind(add: Callable[[str], int], host: str, port: int) -> int:
-    """Listen on every address of the host; the port."""
+    """Listen on every address of the host. Returns the port."""
     path = addresses.unix_path(host)
     if path is not None:
         addresses.clear_unix(path)
@@ -121,11 +121,11 @@ def _bind(add: Callable[[str], int], host: str, port: int) -> int:
 
 
 def _credentials(certificates: Certificates) -> Any:
-    """For `add_secure_port`. Connections that are open keep what they were made with."""
+    """Credentials for `add_secure_port`. Open connections keep the certificate they were made with."""
     given = certificates.current()
 
     def changed() -> Any:
-        """Called by gRPC, on a thread of its own, at each new connection; None: nothing changed."""
+        """Called by gRPC, on its own thread, at each new connection. Returns None if nothing changed."""
         nonlocal given
         current = certificates.current()
         if current is given:
@@ -152,7 +152,7 @@ def _generic_handlers(handlers: Handlers) -> tuple[Any, ...]:
 
 
 def _adapted(handler: Handler) -> Callable[[Any, Any], Any]:
-    """A handler as grpcio calls one."""
+    """Wrap a handler in the signature that grpcio calls."""
 
     async def call(_iterator: Any, context: Any) -> bytes | None:
         try:

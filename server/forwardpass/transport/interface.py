@@ -1,7 +1,7 @@
-"""What a transport and those above it know of each other: calls, handlers of methods, and where ModelInfer goes.
+"""The interface between a transport and the layers above it: calls, method handlers, and the sink for ModelInfer.
 
-A transport knows no model and no batch. It hands each call of ModelInfer to a RequestSink, whose answers come back by
-the transport's `deliver`; a call of any other method goes to the Handler of its path, on the event loop.
+A transport is independent of models and batches. It passes each ModelInfer call to a RequestSink, whose responses come
+back through the transport's `deliver`; a call of any other method goes to the Handler of its path, on the event loop.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import NamedTuple, Protocol, TypeVar
 from forwardpass.errors import RequestError
 from forwardpass.protocol.timings import BatchTiming
 
-Metadata = Sequence[tuple[str, str | bytes]]  # of a call: keys in lower case, bytes for those that end in -bin
-Authorize = Callable[[Metadata], RequestError | None]  # why a call with this metadata may not be made; None: it may
-Answer = bytes | RequestError  # a response's message, or why there is none
+Metadata = Sequence[tuple[str, str | bytes]]  # of a call: lower-case keys; bytes values for keys that end in -bin
+Authorize = Callable[[Metadata], RequestError | None]  # the error to reject a call with this metadata; None: allowed
+Answer = bytes | RequestError  # a response message, or the error sent instead
 
 CallT = TypeVar("CallT")
 CallT_co = TypeVar("CallT_co", covariant=True)
@@ -22,30 +22,30 @@ CallT_contra = TypeVar("CallT_contra", contravariant=True)
 
 
 class CallContext(Protocol):
-    """One call, as the handler of its method sees it. Lives on the event loop."""
+    """One call, as its method's handler sees it. Used on the event loop only."""
 
     @property
     def metadata(self) -> Metadata:
-        """What the client sent with its headers."""
+        """The metadata in the client's headers."""
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the call's deadline, at least 0; None: it has none."""
+        """Seconds until the call's deadline, at least 0; None: no deadline."""
 
     async def read(self) -> bytes | None:
-        """The client's next message; None once it has sent all."""
+        """Return the client's next message, or None after the last one."""
 
     async def write(self, message: bytes) -> None:
         """Send a message. Returns when the client has room for the next one."""
 
     def set_trailers(self, trailers: Metadata) -> None:
-        """Metadata to send with the status, where the call succeeds."""
+        """Set the metadata to send with the status if the call succeeds."""
 
 
 class Handler(NamedTuple):
-    """A method. `function` returns the one message of the response, or None if the method `streams`.
+    """A method's handler. `function` returns the response's only message, or None if the method `streams`.
 
-    It ends a call with a status by raising RequestError; anything else it raises is INTERNAL, and logged.
+    To end a call with a status it raises RequestError; any other exception is logged and becomes INTERNAL.
     """
 
     function: Callable[[CallContext], Awaitable[bytes | None]]
@@ -56,35 +56,35 @@ Handlers = Mapping[str, Mapping[str, Handler]]  # by service and method
 
 
 class PendingRequest(Protocol[CallT_co]):
-    """A request that was queued for a call, until it is answered."""
+    """A call's queued request, until it is answered."""
 
     @property
     def call(self) -> CallT_co: ...
     @property
     def arrival(self) -> float:
-        """Seconds, on the monotonic clock."""
+        """Time of arrival in seconds, on the monotonic clock."""
 
     @property
     def timings(self) -> bool:
-        """Whether its response is to carry what its batch took."""
+        """Whether its response must carry the timings of its batch."""
 
     def cancel(self) -> None:
-        """The client does not wait for it any more."""
+        """Cancel the request: its client no longer waits for it."""
 
 
 class RequestSink(Protocol[CallT]):
-    """Where calls of ModelInfer go. For one thread.
+    """The destination of ModelInfer calls. For one thread.
 
-    Collect what has arrived between `begin` and `flush`, then `run_pending` until it returns False.
+    Pass each arrived call to `take` between `begin` and `flush`, then call `run_pending` until it returns False.
     """
 
-    now: float  # when the group of calls that was begun last arrived, on the monotonic clock
-    saturated: bool  # whether all that was flushed last waits for models that are saturated
-    before_run: Callable[[float], None] | None  # called with the predicted seconds of a run that follows another
+    now: float  # arrival time of the latest group of calls, on the monotonic clock
+    saturated: bool  # whether every request of the last flush waits for a saturated model
+    before_run: Callable[[float], None] | None  # called before a run that follows another, with its predicted seconds
 
     @property
     def slack(self) -> float:
-        """Estimated seconds in which a new request of the models that were saturated last can't start."""
+        """Estimated seconds until a new request for the models that were saturated last can start."""
 
     @property
     def mixed(self) -> bool:
@@ -95,25 +95,25 @@ class RequestSink(Protocol[CallT]):
         """Whether a full batch waits for this thread."""
 
     def begin(self) -> None:
-        """A group of calls has arrived: they share one time of arrival."""
+        """Start a group of calls that share one arrival time."""
 
     def take(
         self, call: CallT, message: bytes, seconds_left: float | None, timings: bool = False
     ) -> PendingRequest[CallT] | None:
-        """Queue one call's message with the next `flush`. None: it was rejected, and has been answered."""
+        """Take one call's message; the next `flush` queues it. None: it was rejected, and its error was delivered."""
 
     def refuse(self, call: CallT, error: RequestError) -> None:
-        """Answer a call with an error without decoding it, and count that."""
+        """Reject a call with `error` without decoding it, and count the rejection."""
 
     def flush(self) -> None:
-        """Queue what was taken since `begin`."""
+        """Queue the requests taken since `begin`."""
 
     def run_pending(self) -> bool:
-        """Run what is this thread's to run. Returns whether to call again, after a look for new arrivals."""
+        """Run the batches due on this thread. Returns whether to call again, after polling for new arrivals."""
 
 
 class ReplySink(Protocol[CallT_contra]):
-    """Where answers go: the transport. `deliver` is called from any thread, once per request, and does not block."""
+    """The destination of responses: a transport. `deliver` never blocks; called from any thread, once per request."""
 
     def deliver(
         self,

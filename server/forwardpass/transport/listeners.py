@@ -1,4 +1,4 @@
-"""The direct transport's listening sockets: what is accepted from them, and whether they accept at all."""
+"""The direct transport's listening sockets: accepting connections, and checking that they still listen."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from forwardpass.transport import addresses
 logger = logging.getLogger(__name__)
 logger.addFilter(LogLimit())
 
-ACCEPTS = 64  # connections taken in one go
+ACCEPTS = 64  # connections accepted in one go, at most
 
-# Errors of accept(2) that concern one connection, which is gone: Linux hands its network's errors on. Any other is the
-# listener's or the machine's, and would come again at once.
+# Errors of accept(2) that concern one connection, which is gone: Linux passes its pending network errors on. Any other
+# error is the listener's or the machine's, and would recur at once.
 ONE_CONNECTION = {
     errno.ECONNABORTED, errno.ECONNRESET, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.ENETDOWN,
     errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET, errno.ETIMEDOUT,
@@ -26,18 +26,18 @@ ONE_CONNECTION = {
 
 
 class ListenerGone(Exception):
-    """The port accepts nothing any more, and never will again."""
+    """The port no longer accepts connections, and never will again."""
 
 
 class Listeners:
-    """Every address of a host, on one port. For one thread, which waits for `epoll`."""
+    """Listeners on every address of a host, on one port. For the one thread that waits on `epoll`."""
 
     def __init__(self, host: str, port: int, epoll: select.epoll) -> None:
-        """Binds; raises OSError where it cannot."""
+        """Bind. Raises OSError if that fails."""
         self._sockets = {listener.fileno(): listener for listener in addresses.listen(host, port)}
         first = next(iter(self._sockets.values()))
         self.port: int = 0 if first.family == socket.AF_UNIX else first.getsockname()[1]
-        self.accept_paused = False  # no connection is accepted: there are no descriptors left
+        self.accept_paused = False  # nothing is accepted for now, as when no descriptors are left
         self._epoll = epoll
         for fd in self._sockets:
             epoll.register(fd, select.EPOLLIN)
@@ -49,7 +49,7 @@ class Listeners:
         return iter(self._sockets)
 
     def accept(self, fd: int) -> Iterator[socket.socket]:
-        """New connections, ACCEPTS of them at most."""
+        """Yield new connections, at most ACCEPTS of them."""
         for _ in range(ACCEPTS):
             try:
                 sock, _ = self._sockets[fd].accept()
@@ -58,14 +58,14 @@ class Listeners:
             except OSError as error:
                 if error.errno in ONE_CONNECTION:
                     continue
-                # It would be ready for ever. The next `look` sees whether it accepts at all, and tries again.
+                # Else epoll would report it for ever. The next `look` checks that it still listens, and accepts again.
                 logger.warning("no connection can be accepted: %s", error.strerror)
                 self._deafen()
                 return
             yield sock
 
     def look(self) -> None:
-        """Accept again after a failure. Raises ListenerGone."""
+        """Accept again after a failure. Raises ListenerGone if a socket no longer listens."""
         if not all(map(accepts, self._sockets.values())):
             raise ListenerGone(f"port {self.port} accepts no connection any more")
         if self.accept_paused:
@@ -84,12 +84,12 @@ class Listeners:
         if not self.accept_paused:
             self.accept_paused = True
             for fd in self._sockets:
-                with contextlib.suppress(OSError, ValueError):  # where the listener is gone
+                with contextlib.suppress(OSError, ValueError):  # if the listener is gone
                     self._epoll.unregister(fd)
 
 
 def accepts(listener: socket.socket) -> bool:
-    """Whether it listens still, by the system's word."""
+    """Whether the socket still listens, according to the kernel."""
     try:
         return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
     except OSError:

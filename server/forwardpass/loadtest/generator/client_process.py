@@ -1,8 +1,8 @@
-"""One load-generating process: sends when the schedule says so, times what comes back, writes it to shared memory.
+"""One load-generating process: sends on schedule, times the responses, counts them in shared memory.
 
-One thread, a few connections, no waiting while something may be due: the loop sleeps only until shortly before the
-next request and then asks the sockets again and again, because waking up takes longer than a request may be late.
-Latency counts from when a request was due. Nothing here knows what a model is. Linux only (epoll).
+One thread, a few connections, no blocking while something may be due: the loop sleeps only until shortly before the
+next request and then polls the sockets, because waking up takes longer than a request may be late. Latency counts
+from when a request was due. Requests are opaque bytes, independent of any model. Linux only (epoll).
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ from forwardpass.transport.http2.client_connection import (
     timeout_field,
 )
 
-SPIN = 250e-6  # seconds before a request is due from which on the process does not sleep
-FOLD_AT = 2048  # answers that are brought into the histograms at a time: a tenth of a millisecond
-FOLD_EVERY = 0.25  # seconds, where answers are few
+SPIN = 250e-6  # seconds before a request is due in which the process spins instead of sleeping
+FOLD_AT = 2048  # responses added to the histograms at a time: takes a tenth of a millisecond
+FOLD_EVERY = 0.25  # seconds between folds when responses are few
 RECONNECT = 0.1  # seconds between attempts to replace a connection
-MAX_IN_FLIGHT = 200_000  # calls of one process; what is due beyond that is counted as unanswered
+MAX_IN_FLIGHT = 200_000  # calls of one process; requests due above that count as unanswered
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessPlan:
-    """What one process is to do. Times in seconds; rates are those of all processes together."""
+    """The work of one process. Times in seconds; rates are those of all processes together."""
 
     host: str
     port: int
     path: str  # of the method
     messages: Sequence[bytes]
-    weights: Sequence[float]  # how often each message is sent
-    seconds: float  # that are recorded
+    weights: Sequence[float]  # relative frequency of each message
+    seconds: float  # recorded
     warm_up: float
-    phases: Sequence[schedule.Phase] = ()  # without the warm-up
+    phases: Sequence[schedule.Phase] = ()  # excluding the warm-up
     arrivals: schedule.Arrivals = "poisson"
-    in_flight: int = 0  # of this process; more than 0: a closed loop, and no schedule
+    in_flight: int = 0  # of this process; above 0: a closed loop without a schedule
     connections: int = 8
     deadline: float | None = None
-    patience: float = 2.0  # that answers are waited for after the end
-    expected: Sequence[bytes] = ()  # by message: the answer it must get; empty: not compared
+    patience: float = 2.0  # time to wait for responses after the end
+    expected: Sequence[bytes] = ()  # by message: the response it must get; empty: not compared
     seed: int = 0
     share: int = 0
     shares: int = 1
@@ -65,18 +65,18 @@ class ProcessPlan:
 
 @dataclass(slots=True)
 class ProcessStats:
-    """What a process says at its end, beside its counts."""
+    """A process's final report, in addition to its counts."""
 
-    busy: float = 0.0  # share of its time in which there was something to do
-    cpu: float = 0.0  # seconds of CPU time for each second
-    held: int = 0  # the most calls at a time that waited for the server's flow control or its limit of streams
+    busy: float = 0.0  # share of its time not idle
+    cpu: float = 0.0  # CPU seconds a second
+    held: int = 0  # the most calls of one connection at a time held back by the server's flow control or stream limit
     most_in_flight: int = 0
-    examples: dict[int, str] = field(default_factory=dict)  # a text for each status that is not OK
-    error: str = ""  # why it could not go on
+    examples: dict[int, str] = field(default_factory=dict)  # one message for each status other than OK
+    error: str = ""  # the reason if it failed
 
 
 def main(order: ProcessPlan, memory_name: str, pipe: Any) -> None:
-    """The process. Says "ready", is sent the moment at which recording begins, says a Told."""
+    """Process entry point. Sends "ready", receives the moment at which recording begins, sends a ProcessStats."""
     if order.core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {order.core})
     memory = SharedMemory(memory_name)
@@ -91,20 +91,20 @@ def main(order: ProcessPlan, memory_name: str, pipe: Any) -> None:
     except OSError as error:
         told.error = str(error)
     except (EOFError, KeyboardInterrupt):
-        return  # the other end is gone
+        return  # the parent has gone
     finally:
         if client is not None:
             client.close()
     with contextlib.suppress(OSError):
         pipe.send(told)
-    # The arrays look into the memory: it cannot be closed while they live.
+    # The arrays view the shared memory, which cannot be closed while they exist.
     del client, flat
     gc.collect()
     memory.close()
 
 
 class ClientLoop:
-    """Connections, the loop over them, and what is noted on the way. Raises OSError where nobody answers."""
+    """The connections, the loop over them, and the records. Raises OSError if the server does not respond."""
 
     def __init__(self, order: ProcessPlan, recording: Recording) -> None:
         self._order = order
@@ -112,7 +112,7 @@ class ClientLoop:
         self._told = ProcessStats()
         self._bodies = [framed(message) for message in order.messages]
         self._connections: list[ClientConnection] = []
-        self._leaving: list[ClientConnection] = []  # replaced, with calls in flight
+        self._leaving: list[ClientConnection] = []  # replaced, but with calls still in flight
         self._by_file: dict[int, ClientConnection] = {}
         self._poll = select.epoll()
         for _ in range(order.connections):
@@ -124,11 +124,11 @@ class ClientLoop:
         self._begin = 0.0
         self._fold_by = 0.0
         self._slept = 0.0  # seconds
-        self._finished = 0  # calls that ended
+        self._finished = 0  # completed calls
         authority = f"{order.host}:{order.port}"
         self._fields = request_fields(order.path, authority)
         if order.deadline is not None:
-            self._fields.append(timeout_field(int(order.deadline * 1e6)))  # the last, and made anew in an open loop
+            self._fields.append(timeout_field(int(order.deadline * 1e6)))  # last; an open loop replaces it per request
 
     def _connect(self, timeout: float) -> ClientConnection:
         order = self._order
@@ -144,7 +144,7 @@ class ClientLoop:
         self._poll.close()
 
     def run(self, begin: float) -> ProcessStats:
-        """Send, and record what is due from `begin` on, on time.monotonic's clock. Returns when it is over."""
+        """Send requests, and record those due from `begin` (time.monotonic) on. Blocks until the end."""
         order = self._order
         self._begin = begin
         gc.collect()
@@ -166,7 +166,7 @@ class ClientLoop:
     # -- the two loops ----------------------------------------------------------------------------------------------
 
     def _open(self) -> float:
-        """Seconds in which there was nothing to do."""
+        """Run the open loop. Returns the idle seconds."""
         order, told = self._order, self._told
         first = order.phases[0].begin
         phases = [schedule.Phase(order.warm_up, first, first)] if order.warm_up else []
@@ -207,7 +207,7 @@ class ClientLoop:
         return idle + self._slept
 
     def _closed(self) -> float:
-        """As `_open`; a call begins when another ends."""
+        """Run the closed loop, starting a call when another ends. Returns the idle seconds."""
         order, clock = self._order, time.monotonic
         end = self._begin + order.seconds
         pick = self._picks()
@@ -220,14 +220,14 @@ class ClientLoop:
                 connection = min(self._connections, key=_load)
                 connection.start((now, place) if order.expected else now, self._fields, self._bodies[place])
             self._flush()
-            # Asked again and again, as in the open loop: being woken would be part of every latency.
+            # Poll without sleeping, as in the open loop: a wake-up would be part of every latency.
             if not self._take(0.0):
                 idle += clock() - now
         self._told.most_in_flight = order.in_flight
         return idle
 
     def _wait(self, until: float) -> None:
-        """Wait for the answers that are outstanding."""
+        """Wait for outstanding responses."""
         while time.monotonic() < until and any(c.in_flight for c in (*self._connections, *self._leaving)):
             self._flush()
             self._take(0.01)
@@ -242,7 +242,7 @@ class ClientLoop:
                 self._told.held = connection.held
 
     def _take(self, seconds: float) -> bool:
-        """Read what has come, after waiting up to `seconds` for it; whether anything had."""
+        """Read from the sockets after waiting up to `seconds`. Returns whether any socket had events."""
         if seconds > 0:
             asked = time.monotonic()
             select.select([self._poll], [], [], seconds)
@@ -285,7 +285,7 @@ class ClientLoop:
             self._fold_by = now + FOLD_EVERY
 
     def _fold(self) -> None:
-        """Bring what was noted into the histograms."""
+        """Add the noted times to the histograms."""
         due, done = np.array(self._done_due), np.array(self._done_at)
         self._recording.add_latencies(self._slices(due), done - due)
         due, lag = np.array(self._lag_due), np.array(self._lag)
@@ -300,7 +300,7 @@ class ClientLoop:
         return int((due - self._begin) // self._slice)
 
     def _replace(self, connection: ClientConnection) -> None:
-        """The server goes away on this one: use another, and let its calls end."""
+        """Replace a connection that the server is closing; its calls in flight may still end."""
         if connection in self._connections:
             self._connections.remove(connection)
             self._leaving.append(connection)
@@ -322,7 +322,7 @@ class ClientLoop:
         except OSError:
             self._retry = now + RECONNECT
 
-    # -- what is sent, and when -------------------------------------------------------------------------------------
+    # -- requests and their times -----------------------------------------------------------------------------------
 
     def _moments(self, phases: Sequence[schedule.Phase], start: float) -> Iterator[float]:
         order = self._order
@@ -330,7 +330,7 @@ class ClientLoop:
             yield from (chunk + start).tolist()
 
     def _picks(self) -> Iterator[int]:
-        """Which message comes next."""
+        """Yields the index of the next message."""
         order = self._order
         if len(order.messages) == 1:
             while True:

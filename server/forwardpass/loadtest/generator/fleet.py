@@ -1,7 +1,7 @@
-"""Several load-generating processes as one: starts them, gives them one beginning, merges what they measured.
+"""Several load-generating processes as one: starts them, gives them a common start time, merges their counts.
 
-Each process has its share of the rate (or of the calls in flight) and a piece of shared memory that it counts in; while
-they work, whoever wants to can look at the counts. Blocks until it is over.
+Each process has its share of the rate (or of the calls in flight) and a piece of shared memory that it counts in; a
+callback can read the counts while they work. Blocks until all are done.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from forwardpass.loadtest.generator import client_process
 from forwardpass.loadtest.generator.client_process import ProcessPlan, ProcessStats
 from forwardpass.loadtest.generator.recording import Recording
 
-START_SECONDS = 30.0  # a process that is not ready by then never will be
-SET_OUT = 0.05  # seconds between the word to begin and the first request
-LEAD = 0.25  # seconds before recording begins at which `at_begin` is called: what that costs the server must be over
-LOOK_EVERY = 0.25  # seconds between two looks at the counts; without anybody who looks this process sleeps
+START_SECONDS = 30.0  # timeout for a process to become ready
+SET_OUT = 0.05  # seconds between the start message and the first request
+LEAD = 0.25  # seconds from calling `at_begin` to the start of recording: its load on the server must be over by then
+LOOK_EVERY = 0.25  # seconds between two calls of `look`; without `look` this process sleeps
 
-Look = Callable[[float, Sequence[Recording]], None]  # seconds since recording began, what each process counted so far
+Look = Callable[[float, Sequence[Recording]], None]  # seconds since recording began, each process's counts so far
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What all processes measured together."""
+    """The merged results of all processes."""
 
     recording: Recording
     told: Sequence[ProcessStats]
@@ -57,7 +57,7 @@ class _Process:
         other.close()
 
     def hear(self, seconds: float) -> Any:
-        """What it says next. Raises LoadTestError where it says nothing in time, or ended, or could not begin."""
+        """The next message from the process. Raises LoadTestError on timeout, or if the process ended or failed."""
         try:
             if not self.pipe.poll(max(0.0, seconds)):
                 raise LoadTestError(f"a client process said nothing for {seconds:.0f} s")
@@ -74,14 +74,14 @@ class _Process:
             self._process.terminate()
         self._process.join(10.0)
         self.recording = None
-        with contextlib.suppress(BufferError):  # somebody still looks at the counts
+        with contextlib.suppress(BufferError):  # the counts are still referenced
             self._memory.close()
         self._memory.unlink()
 
 
 @contextlib.contextmanager
 def unwinding() -> Iterator[None]:
-    """SIGTERM as an exception for as long as this is entered, so that whoever started a process ends it.
+    """Raise SIGTERM as SystemExit within the context, so that the code that started a process ends it.
 
     Does nothing outside the main thread, where signals do not arrive.
     """
@@ -90,7 +90,7 @@ def unwinding() -> Iterator[None]:
         return
 
     def end(number: int, _: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # do not interrupt the cleanup
         raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, end)
@@ -103,7 +103,7 @@ def unwinding() -> Iterator[None]:
 def run(
     order: ProcessPlan, processes: int = 1, look: Look | None = None, at_begin: Callable[[], None] | None = None
 ) -> Finished:
-    """Do what `order` says with that many processes. Raises LoadTestError.
+    """Execute `order` with that many processes. Raises LoadTestError.
 
     `at_begin` is called just before recording begins, `look` a few times a second; both in this process.
     """
@@ -141,12 +141,12 @@ def _run(order: ProcessPlan, processes: int, look: Look | None, at_begin: Callab
 
 
 def _watch(workers: Sequence[_Process], order: ProcessPlan, begin: float, look: Look | None) -> list[ProcessStats]:
-    """Wait until all have said what they have to."""
+    """Wait until all processes have sent their stats. Raises LoadTestError if one does not finish in time."""
     last = begin + order.seconds + order.patience + START_SECONDS
     waiting = {worker.pipe: worker for worker in workers}
     told = []
     while waiting:
-        # Waking up takes a core from a client or from the server for a moment, so it is done only for somebody.
+        # Waking up briefly takes a core from a client or the server, so it is done only if `look` is given.
         pause = LOOK_EVERY if look is not None else max(0.0, last - time.monotonic())
         ready = select.select(list(waiting), [], [], pause)[0]
         told += [waiting.pop(pipe).hear(0.0) for pipe in ready]

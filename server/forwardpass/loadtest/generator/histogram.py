@@ -1,7 +1,7 @@
 """A histogram of seconds with a bounded relative error, after HdrHistogram: linear within each octave. Pure, numpy.
 
-Counts are int64 arrays, so histograms of several processes or moments merge by addition. A value is told to within
-0.4 % of itself (0.05 µs below 26 µs).
+Counts are int64 arrays, so histograms of several processes or moments merge by addition. The error of a value is at
+most 0.4 % (0.05 µs below 26 µs).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ UNIT: Final = 1e-7  # seconds
 _BITS: Final = 8  # values below 2**8 units have a bucket each; every octave above has half as many
 _HALF: Final = 1 << (_BITS - 1)
 _OCTAVES: Final = 26
-BUCKETS: Final = _HALF * (_OCTAVES + 2)  # up to 2**34 units: 1,717 s; what is longer counts as that
+BUCKETS: Final = _HALF * (_OCTAVES + 2)  # up to 2**34 units: 1,717 s; longer values are clamped to that
 
 Counts = NDArray[np.int64]
 
@@ -41,14 +41,14 @@ MIDDLES: Final = (BOUNDS[:-1] + BOUNDS[1:]) / 2
 
 
 def of(seconds: NDArray[np.float64]) -> Counts:
-    """A histogram of these values."""
+    """A histogram of these values in seconds."""
     return np.bincount(places(seconds), minlength=BUCKETS).astype(np.int64)
 
 
 def quantile(counts: Counts, q: float, failed: int = 0) -> float:
-    """The value below or at which a share `q` of all lie, in seconds; nan where there are none.
+    """The value at or below which a share `q` of all lie, in seconds; nan if there are none.
 
-    `failed` further ones never came: they count as infinitely late.
+    `failed` further ones count as infinitely late.
     """
     total = int(counts.sum()) + failed
     if not total:
@@ -60,7 +60,7 @@ def quantile(counts: Counts, q: float, failed: int = 0) -> float:
 
 
 def share_within(counts: Counts, seconds: float, failed: int = 0) -> float:
-    """The share of all at or below `seconds`, to within a bucket; nan where there are none."""
+    """The share of all at or below `seconds`, to within a bucket; nan if there are none."""
     total = int(counts.sum()) + failed
     if not total:
         return float("nan")
@@ -68,6 +68,6 @@ def share_within(counts: Counts, seconds: float, failed: int = 0) -> float:
 
 
 def mean(counts: Counts) -> float:
-    """Seconds; nan where there are none."""
+    """The mean in seconds; nan if there are none."""
     total = int(counts.sum())
     return float((counts * MIDDLES).sum()) / total if total else float("nan")

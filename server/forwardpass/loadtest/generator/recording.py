@@ -1,7 +1,7 @@
-"""What one or several clients measured, as one flat array of counts: fit for shared memory, merged by addition.
+"""The measurements of one or several clients as one flat array of counts, for shared memory; merged by addition.
 
-Counted by when a request was due, in slices of time. Latencies are those of answers with status OK, from the time they
-were due; everything else is counted by what became of it.
+Requests are counted in time slices by when they were due. Latencies are those of OK responses, from when the request
+was due; all requests are counted by outcome.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from forwardpass.errors import Status
 from forwardpass.loadtest.generator.histogram import BUCKETS, Counts, places
 
-UNANSWERED: Final = 17  # no answer came before the client gave up waiting
-WRONG: Final = 18  # an answer, but not the one that the same request got before
+UNANSWERED: Final = 17  # no response came before the client gave up waiting
+WRONG: Final = 18  # a response that differs from the earlier one to the same request
 OUTCOMES: Final = 19
 OUTCOME_NAMES: Final = (*(status.name for status in sorted(Status)), "UNANSWERED", "WRONG_ANSWER")
 
 
 class Recording:
-    """Counts over `slices` slices of time. `memory`: where to keep them; int64, `size(slices)` long."""
+    """Counts over `slices` time slices. `memory`: int64 array of length `size(slices)` that holds them."""
 
     def __init__(self, slices: int, memory: NDArray[np.int64] | None = None) -> None:
         self.slices = slices
@@ -29,15 +29,15 @@ class Recording:
         cut = np.cumsum([slices * BUCKETS, slices * OUTCOMES, BUCKETS])
         latency, outcomes, lag = np.split(self.flat, cut)[:3]
         self.latency = latency.reshape(slices, BUCKETS)
-        self.outcomes = outcomes.reshape(slices, OUTCOMES)  # how many requests of a slice ended how
-        self.lag = lag  # how late requests were sent, by the client's own fault
+        self.outcomes = outcomes.reshape(slices, OUTCOMES)  # requests per slice and outcome
+        self.lag = lag  # histogram of the client's own delay in sending requests
 
     @staticmethod
     def size(slices: int) -> int:
         return slices * BUCKETS + slices * OUTCOMES + BUCKETS
 
     def add_latencies(self, slices: NDArray[np.int64], seconds: NDArray[np.float64]) -> None:
-        """OK answers: the slice in which each was due, and how long it took. Those outside are left out."""
+        """OK responses: the slice in which each was due, and its latency. Those outside the slices are ignored."""
         inside = (slices >= 0) & (slices < self.slices)
         chosen = slices[inside]
         np.add.at(self.latency, (chosen, places(seconds[inside])), 1)
@@ -65,7 +65,7 @@ class Recording:
         return int(self.outcomes.sum()) - self.ok
 
     def by_outcome(self) -> dict[str, int]:
-        """Requests by what became of them; what did not happen is left out."""
+        """Requests by outcome, without outcomes that did not occur."""
         return {
             name: count for name, count in zip(OUTCOME_NAMES, self.outcomes.sum(axis=0).tolist(), strict=True) if count
         }

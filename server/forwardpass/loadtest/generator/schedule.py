@@ -1,6 +1,6 @@
-"""When requests are due: Poisson or evenly spaced, at a rate that may change with time. Pure and seeded.
+"""The times at which requests are due: Poisson or evenly spaced, at a rate that may change. Pure and seeded.
 
-The schedule does not know what was answered: that is what makes the loop open.
+The schedule does not depend on responses: that is what makes the loop open.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-CHUNK = 1024  # requests: making one takes less time than passes between two requests at the highest rates
+CHUNK = 1024  # requests: generating a chunk takes less time than the gap between two requests at the highest rates
 
 Arrivals = Literal["poisson", "constant"]
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Seconds during which the rate goes in a straight line from `begin` to `end`, in requests per second."""
+    """A time in seconds during which the rate changes linearly from `begin` to `end`, in requests per second."""
 
     seconds: float
     begin: float
@@ -35,8 +35,8 @@ def times(
 ) -> Iterator[NDArray[np.float64]]:
     """Seconds from the first phase's beginning, ascending, in chunks of at most CHUNK.
 
-    This is the part `share` of `shares` equal ones: Poisson streams that are merged are Poisson again; evenly spaced
-    ones are interleaved.
+    Yields the part `share` of `shares` equal ones: merged Poisson streams are Poisson again; evenly spaced ones are
+    interleaved.
     """
     generator = np.random.default_rng([seed, share])
     total = sum(phase.requests for phase in phases) / shares
@@ -53,7 +53,7 @@ def times(
 
 
 def _inverse(phases: Sequence[Phase], expected: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The moments by which as many requests as `expected` says are due."""
+    """The times at which the cumulative number of due requests reaches each of `expected`."""
     found = np.empty_like(expected)
     began = done = 0.0
     for number, phase in enumerate(phases):
@@ -62,7 +62,7 @@ def _inverse(phases: Sequence[Phase], expected: NDArray[np.float64]) -> NDArray[
             inside &= expected < done + phase.requests
         y = expected[inside] - done
         slope = (phase.end - phase.begin) / phase.seconds
-        # begin*t + slope*t*t/2 = y, in the form that has no cancellation where the slope is small.
+        # Solves begin*t + slope*t*t/2 = y, in the form without cancellation when the slope is small.
         root = np.sqrt(np.maximum(phase.begin**2 + 2 * slope * y, 0.0))
         with np.errstate(invalid="ignore"):
             found[inside] = began + np.where(y > 0, 2 * y / (phase.begin + root), 0.0)

@@ -1,6 +1,6 @@
 """Plots as inline SVG: lines, bars, heat. Pure: numbers in, text out; colours come from the page's style sheet.
 
-Drawn for about 440 units of width, so that the letters keep their size on a phone; wider pages put plots side by side.
+Drawn 440 units wide, so that text stays legible on a phone; wider pages put plots side by side.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 44
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """`ticks`: (value, what is written there). A logarithmic axis leaves out what is not above 0."""
+    """`ticks`: (value, label). A logarithmic axis clamps values that are not above 0."""
 
     label: str
     low: float
@@ -25,7 +25,7 @@ class Axis:
     log: bool = False
 
     def place(self, value: float) -> float:
-        """0 at the low end, 1 at the high one; what lies beyond is put there."""
+        """0 at the low end, 1 at the high one; values beyond an end are clamped to it."""
         if self.log:
             value, low, high = math.log(max(value, 1e-12)), math.log(self.low), math.log(self.high)
         else:
@@ -35,18 +35,18 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A line. `style`: classes of the style sheet: s0 and s1 are the servers, dash and dots how it is drawn."""
+    """A line. `style`: CSS classes: s0 and s1 for the servers, dash and dots for the line style."""
 
     name: str
     points: Sequence[tuple[float, float]]
     style: str = "s0"
     marks: bool = True
-    joined: bool = True  # with a line from point to point
+    joined: bool = True  # connect the points with a line
 
 
 @dataclass(frozen=True, slots=True)
 class Guide:
-    """A straight line across the plot with a word at it, or, with `until`, a band."""
+    """A straight line across the plot with a label, or, with `until`, a band."""
 
     value: float
     name: str
@@ -60,7 +60,7 @@ class Legend:
 
 
 def linear(label: str, values: Sequence[float], form: Callable[[float], str] | None = None) -> Axis:
-    """From 0 to beyond the largest value."""
+    """An axis from 0 to beyond the largest value."""
     high = max([v for v in values if math.isfinite(v)], default=1.0) or 1.0
     step = _nice(high / 4)
     high = math.ceil(high * 1.02 / step) * step
@@ -69,7 +69,7 @@ def linear(label: str, values: Sequence[float], form: Callable[[float], str] | N
 
 
 def logarithmic(label: str, values: Sequence[float], form: Callable[[float], str]) -> Axis:
-    """Whole decades or thirds of one around the values."""
+    """A logarithmic axis around the values that begins and ends at 1, 2 or 5 times a power of ten."""
     good = [v for v in values if math.isfinite(v) and v > 0]
     low, high = (min(good), max(good)) if good else (1.0, 10.0)
     steps = [

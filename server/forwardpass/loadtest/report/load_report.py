@@ -1,6 +1,6 @@
-"""Measurements as a page with plots, as JSON and as CSV. Pure: text out.
+"""Measurements as a page with plots, as JSON and as CSV. Pure: returns text.
 
-Of each server one measurement is looked at closely: the one that confirmed an objective, else the highest load. Its
+One measurement of each server is shown in detail: the one that confirmed an objective, else the highest load. Its
 distributions come from the client; batch sizes and queue times from the server's own metrics over the same time.
 """
 
@@ -45,7 +45,7 @@ def as_json(points: Sequence[Measurement], knees: Sequence[Knee]) -> str:
 
 
 def as_csv(points: Sequence[Measurement]) -> str:
-    """A line for each measurement; latencies in milliseconds."""
+    """One line per measurement; latencies in milliseconds."""
     names = [f"p{100 * q:g}_ms" for q in QUANTILES]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -69,7 +69,7 @@ def _milli(seconds: float) -> str:
 
 
 def as_html(points: Sequence[Measurement], knees: Sequence[Knee]) -> str:
-    """One document, nothing beside it."""
+    """One self-contained document."""
     names = list(dict.fromkeys(point.offer.target for point in points))
     groups = [[point for point in points if point.offer.target == name] for name in names]
     looked_at = [_chosen(group, knees) for group in groups]
@@ -152,7 +152,7 @@ def _latency(groups: Sequence[Sequence[Measurement]], knees: Sequence[Knee]) -> 
 
 
 def _curve(group: Sequence[Measurement], q: float) -> list[tuple[float, float]]:
-    """A quantile by offered rate; measurements at nearly one rate are one point, by their median."""
+    """A quantile by offered rate; measurements within 2 % of one rate form one point, their median."""
     found: list[tuple[float, float]] = []
     together: list[Measurement] = []
     for point in [*sorted(group, key=_load), None]:
@@ -167,7 +167,7 @@ def _curve(group: Sequence[Measurement], q: float) -> list[tuple[float, float]]:
 
 
 def _load(point: Measurement) -> float:
-    """What was offered; in a closed loop that is what was answered."""
+    """The offered rate; in a closed loop, the throughput."""
     return point.offer.rate or point.throughput
 
 
@@ -187,7 +187,7 @@ def _throughput(groups: Sequence[Sequence[Measurement]]) -> str:
 
 
 def _cdf(looked_at: Sequence[Measurement]) -> str:
-    """Latency by percentile, the axis stretched towards the slowest: 90, 99, 99.9 % are equally far apart."""
+    """Latency by percentile, on an axis stretched towards the slowest: 90, 99, 99.9 % are equally far apart."""
     series = []
     for place, point in enumerate(looked_at):
         counts = point.recording.total_latency
@@ -211,7 +211,7 @@ def _thin(points: Sequence[tuple[float, float]], most: int = 300) -> list[tuple[
 
 
 def _strip(point: Measurement, place: int) -> str:
-    """Latencies over time: the darker, the more answers; its p50 and p99 in each slice."""
+    """Latencies over time, darker for more responses, with the p50 and p99 of each slice."""
     latency = point.recording.latency
     seen = np.flatnonzero(latency.sum(axis=0))
     title = f"{point.offer.target}: latency over time"
@@ -265,7 +265,7 @@ def _mean(told: Any, form: Any) -> str:
 
 
 def _bars(title: str, label: str, key: str, told: Sequence[tuple[int, Measurement]], form: Any) -> str:
-    """A histogram of the server's, by its own bounds; empty where no server has one."""
+    """A histogram from the servers' metrics, with their own bounds; empty if no server has one."""
     found = [(place, point, (point.server or {})[key].get("buckets", [])) for place, point in told]
     found = [(place, point, buckets) for place, point, buckets in found if sum(count for _, count in buckets)]
     if not found:

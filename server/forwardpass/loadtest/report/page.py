@@ -1,4 +1,4 @@
-"""The page around the plots: one HTML file with its own style, light and dark, for phones too. No script."""
+"""The page around the plots: one HTML file with inline style, light and dark, also for phones. No script."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def plots(*figures: str) -> str:
 
 
 def tiles(style: str, values: Sequence[tuple[str, str]]) -> str:
-    """(figure, what it is) side by side; `style` o0 or o1 says whose."""
+    """(figure, caption) pairs side by side; `style` o0 or o1 marks the server."""
     return (
         '<div class="tiles">'
         + "".join(f'<div class="tile {style}"><b>{escape(v)}</b><span>{escape(k)}</span></div>' for v, k in values)
@@ -79,7 +79,7 @@ def text(words: str) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The first column to the left, the others to the right; scrolls sideways where it is too wide."""
+    """First column left-aligned, the others right-aligned; scrolls sideways if too wide."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

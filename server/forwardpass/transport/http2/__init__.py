@@ -1,1 +1,1 @@
-"""The direct transport: gRPC over libnghttp2, on one thread that reads, with epoll."""
+"""The direct transport: gRPC over libnghttp2, on one receiving thread, with epoll."""

@@ -1,7 +1,7 @@
 """A call of the direct transport on the event loop, as its handler sees it (`CallContext`).
 
-The receiving thread passes on what came (`StreamListener`); the handler reads and writes. A client that sends more than
-is read, or reads less than is sent, is held up by the windows of its call.
+The receiving thread passes on events (`StreamListener`); the handler reads and writes. A client that sends more than
+the handler reads, or reads less than it is sent, is held back by its call's flow-control windows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Post = Callable[..., None]  # (function, *arguments), to be called on the event 
 
 
 class Http2CallContext:
-    """From its headers to its status. Made on the receiving thread; the rest of its life is on the event loop."""
+    """One call, from its headers to its status. Created on the receiving thread, then used on the event loop."""
 
     def __init__(self, stream: ServerStream, handler: Handler, post: Post) -> None:
         self._stream = stream
@@ -36,8 +36,8 @@ class Http2CallContext:
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._messages: deque[tuple[bytes, int]] = deque()
         self._ended = False  # no more messages will come
-        self._changed: asyncio.Future[None] | None = None  # that `read` waits for
-        self._drained: asyncio.Future[None] | None = None  # that `write` waits for
+        self._changed: asyncio.Future[None] | None = None  # awaited by `read`
+        self._drained: asyncio.Future[None] | None = None  # awaited by `write`
         self._trailers: Metadata = ()
         self._task: asyncio.Task[None] | None = None
         post(self._start)
@@ -92,14 +92,14 @@ class Http2CallContext:
             self._out.flush()
 
     async def _outcome(self) -> bytes | RequestError | None:
-        """The one message of the response, None where all were written, or the error that the call ends with."""
+        """Return the response's only message, None if all were written, or the error that ends the call."""
         limit = asyncio.timeout(self.seconds_left)
         try:
             async with limit:
                 return await self._handler.function(self)
         except RequestError as error:
             return error
-        except asyncio.CancelledError:  # by a client that is gone, or a server that is going
+        except asyncio.CancelledError:  # the client is gone, or the server is stopping
             return Draining("the server is stopping; send this to another one")
         except Exception:
             if limit.expired():

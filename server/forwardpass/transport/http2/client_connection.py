@@ -1,8 +1,8 @@
-"""One plaintext HTTP/2 connection that makes unary gRPC calls, for load tests: many at a time, none waited for.
+"""One plaintext HTTP/2 connection that makes unary gRPC calls, for load tests: many at a time, without blocking.
 
-libnghttp2 (by the library ngh2) does the framing, HPACK and flow control. A call's end is returned with the token that
-it was started with. Why not grpcio's client: it makes a quarter as many calls on a core, and ends a late call by
-itself, so that a server which answers late is never seen to.
+libnghttp2 (through the ngh2 library) does the framing, HPACK and flow control. A call's outcome is returned with the
+token that it was started with. grpcio's client is not used because it makes a quarter as many calls on a core, and ends
+late calls itself, which hides that a server responds late.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from forwardpass.transport.http2.grpc_framing import MESSAGE_STRUCT
 
 Fields = list[tuple[bytes, bytes]]
 
-INITIAL_WINDOW_SIZE: Final = 4  # a setting's number
+INITIAL_WINDOW_SIZE: Final = 4  # a setting number
 LARGEST_WINDOW: Final = (1 << 31) - 1
 LAST_STREAM: Final = (1 << 31) - 1
 _READ: Final = 1 << 18
 _ENGINE: Final = Configuration(peer_max_concurrent_streams=LAST_STREAM)
-# What RST_STREAM's code means for a call, by gRPC's table; any other is INTERNAL.
+# Status by RST_STREAM error code, from gRPC's table; any other code is INTERNAL.
 _RESETS = {7: Status.UNAVAILABLE, 8: Status.CANCELLED, 11: Status.RESOURCE_EXHAUSTED, 12: Status.PERMISSION_DENIED}
 _HTTP = {400: Status.INTERNAL, 401: Status.UNAUTHENTICATED, 403: Status.PERMISSION_DENIED, 404: Status.UNIMPLEMENTED}
 
@@ -45,11 +45,11 @@ class Ended(NamedTuple):
     token: Any
     status: int
     text: str = ""
-    answer: bytes = b""  # the message with its five bytes before it, where answers are kept
+    answer: bytes = b""  # the message with its five-byte prefix, if `keep_answers`
 
 
 def framed(message: bytes) -> bytes:
-    """A message as a call's body."""
+    """A message with its gRPC prefix, as a call's body."""
     return MESSAGE_STRUCT.pack(0, len(message)) + message
 
 
@@ -61,16 +61,16 @@ def request_fields(path: str, authority: str, metadata: Sequence[tuple[str, str]
 
 
 def timeout_field(microseconds: int) -> tuple[bytes, bytes]:
-    """A deadline; at least 1 µs, at most 99 s."""
+    """The header field for a deadline, clamped to at least 1 µs and just under 100 s."""
     return b"grpc-timeout", b"%du" % min(max(microseconds, 1), 99_999_999)
 
 
 class ClientConnection:
-    """Not thread-safe; the socket does not block.
+    """Not thread-safe; the socket is non-blocking.
 
-    - Every call that was started ends exactly once: by `receive` or by `fail_all`.
-    - A body is sent when the server's windows allow it, a call begun when its limit does.
-    - `usable` turns False when the server goes away; calls in flight may still be answered.
+    - Every started call ends exactly once: by `receive` or by `fail_all`.
+    - A body is sent when the server's windows allow it, a call begun when its stream limit does.
+    - `usable` becomes False when the server goes away; calls in flight may still be answered.
     """
 
     def __init__(self, host: str, port: int, timeout: float = 5.0, *, keep_answers: bool = False) -> None:
@@ -81,12 +81,12 @@ class ClientConnection:
         self.usable = True
         self.lost = False
         self._keeps = keep_answers
-        self._answers: dict[int, bytes] = {}  # by stream, where they are kept
-        self._streams: dict[int, Any] = {}  # stream: token
-        self._unstarted: list[Ended] = []  # of calls that could not be begun
+        self._answers: dict[int, bytes] = {}  # by stream number, if kept
+        self._streams: dict[int, Any] = {}  # token by stream number
+        self._unstarted: list[Ended] = []  # calls that could not be begun
         self._unsent = b""
         self.wants_to_write = True  # `flush` has something to send
-        self.held = 0  # calls that waited at the last `flush` for the server's flow control or its limit of streams
+        self.held = 0  # calls that waited at the last `flush` for the server's flow control or stream limit
         engine = self._engine = Engine(Role.CLIENT, _ENGINE)
         engine.initiate_connection({INITIAL_WINDOW_SIZE: LARGEST_WINDOW})
         engine.set_local_window_size(LARGEST_WINDOW)
@@ -102,7 +102,7 @@ class ClientConnection:
         try:
             stream = engine.send_request(fields)
             engine.send_data(stream, body, end_stream=True)
-        except NGH2Error as error:  # the server has gone, or the numbers of streams are used up
+        except NGH2Error as error:  # the server has gone, or stream numbers are used up
             self.usable = False
             self._unstarted.append(Ended(token, Status.UNAVAILABLE, str(error)))
             return
@@ -110,7 +110,7 @@ class ClientConnection:
         self.wants_to_write = True
 
     def flush(self) -> None:
-        """Send what the socket takes."""
+        """Send as much as the socket takes."""
         engine = self._engine
         while True:
             try:
@@ -131,7 +131,7 @@ class ClientConnection:
             if self._unsent:
                 return
         self.wants_to_write = False
-        if not engine.want_read:  # it has ended: with GOAWAY and no call, or by what is no HTTP/2
+        if not engine.want_read:  # it has ended: by GOAWAY with no call open, or by input that is not HTTP/2
             self._lose()
             return
         if engine.queued_body_size():
@@ -140,7 +140,7 @@ class ClientConnection:
             self.held = 0
 
     def receive(self) -> list[Ended]:
-        """The calls that ended."""
+        """Read from the socket. Returns the calls that ended."""
         ended, self._unstarted = self._unstarted, []
         try:
             data = self.socket.recv(_READ)
@@ -183,7 +183,7 @@ class ClientConnection:
                 self.usable = False
 
     def fail_all(self, status: Status, text: str) -> list[Ended]:
-        """End every call here and now."""
+        """End every call now, with this status. Returns all of them."""
         ended = [*self._unstarted, *(Ended(token, status, text) for token in self._streams.values())]
         self._unstarted.clear()
         self._streams.clear()
@@ -193,10 +193,10 @@ class ClientConnection:
     def close(self) -> None:
         self.socket.close()
 
-    # -- what is rare -------------------------------------------------------------------------------------------------
+    # -- rare cases ---------------------------------------------------------------------------------------------------
 
     def _ended(self, stream: int, token: Any, fields: Sequence[tuple[bytes, bytes]]) -> Ended:
-        """By its trailers, or by a response that is nothing but those."""
+        """A call's outcome, from its trailers or from a trailers-only response."""
         answer = self._answers.pop(stream, b"") if self._keeps else b""
         status, text = None, ""
         for name, value in fields:
@@ -209,7 +209,7 @@ class ClientConnection:
         return Ended(token, status, text, answer)
 
     def _response_received(self, event: ResponseReceived, ended: list[Ended]) -> None:
-        """A response without a message, or none of gRPC's."""
+        """Handle a response without a message, or one that is not gRPC."""
         stream = event.stream_id
         token = self._streams.pop(stream, None)
         if token is None:
@@ -225,7 +225,7 @@ class ClientConnection:
         ended.append(outcome)
 
     def _stream_closed(self, event: StreamClosed, ended: list[Ended]) -> None:
-        """Without a status: reset, refused by GOAWAY, or ended with its data."""
+        """Handle a call that ended without a status: reset, refused by GOAWAY, or ended with its data."""
         token = self._streams.pop(event.stream_id)
         self._answers.pop(event.stream_id, None)
         if event.error_code:
@@ -239,5 +239,5 @@ class ClientConnection:
         self.lost = True
         self._unsent = b""
         self.wants_to_write = False
-        with contextlib.suppress(OSError):  # so that epoll lets `receive` be called, which then ends the calls
+        with contextlib.suppress(OSError):  # so that epoll reports it, and `receive` then ends the calls
             self.socket.shutdown(socket.SHUT_RDWR)

@@ -1,15 +1,15 @@
 """One client's HTTP/2 connection as gRPC uses it, without a socket: bytes in, calls and bytes out.
 
-libnghttp2 (by the library ngh2) does the framing, HPACK, flow control and the limits on resets, settings and
-CONTINUATION. This file does gRPC's part: calls, their messages and how they end. What a client can make grow has a
-bound:
+libnghttp2 (through the ngh2 library) does the framing, HPACK, flow control and the limits on resets, settings and
+CONTINUATION. This module does gRPC's part: calls, their messages and how they end. Everything a client can make grow is
+bounded:
 
-- A message is refused by the length it claims, before it is read; a compressed one is inflated no further than it may.
-- Messages that are incomplete, or not yet read, count in a `ReceiveBudget` over all connections; a call has a window.
-- Calls at once, bytes of metadata and headers that go on have limits; beyond them the call or the connection ends.
-- A response that the client's windows do not let out is given up when nothing of it has left for a while.
+- A message is rejected by its claimed length, before it is read; a compressed one is inflated only up to the limit.
+- Messages that are incomplete or unread count in a `ReceiveBudget` over all connections; each call has a window.
+- Concurrent calls, bytes of metadata and continued headers have limits; beyond them the call or the connection ends.
+- A response that the client's windows hold back is given up when nothing of it has left for a while.
 
-`receive`, `expire_stalled` and `lose` belong to one thread and take the lock; `out` is for every thread, with its lock.
+`receive`, `expire_stalled` and `lose` are for one thread and take the lock; any thread may use `out` with its lock.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ from forwardpass.transport.http2.send_side import (
     attempt,
 )
 
-WINDOW: Final = 1 << 30  # bytes of all calls of a connection: their own windows and the receive budget bound them
-NARROW: Final = 8  # the part of it, as a divisor, below which a connection is to be replaced
-LARGEST_FRAME: Final = 1 << 16  # that a client may send: fewer of them for a large message
-CONTINUATIONS: Final = 64  # frames that one call's headers may go on for
-# Resets that a client may send: a burst, and so many a second. A deadline that passes is one, so under overload there
-# are thousands; one costs no more here than a call.
+WINDOW: Final = 1 << 30  # bytes per connection; the calls' own windows and the receive budget are the real bounds
+NARROW: Final = 8  # a divisor of it: a connection with less than this part left must be replaced
+LARGEST_FRAME: Final = 1 << 16  # bytes, that a client may send: a large message takes fewer frames
+CONTINUATIONS: Final = 64  # CONTINUATION frames that one call's headers may take
+# Resets that a client may send: a burst, and a number per second. Each deadline that passes is one, so overload brings
+# thousands; a reset costs no more here than a call.
 RESETS: Final = (100_000, 20_000)
-HEARD: Final = b"departed"  # of the PING whose answer follows whatever a client sent before it read our GOAWAY
-MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 3, 4, 5, 6  # settings' numbers
+HEARD: Final = b"departed"  # payload of a PING: its ACK follows all that the client sent before it read our GOAWAY
+MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 3, 4, 5, 6  # setting numbers
 
 
 class ConnectionFailed(Exception):
-    """The client broke HTTP/2's rules, beyond what a GOAWAY could still tell it."""
+    """The client broke HTTP/2's rules so that not even a GOAWAY can be sent."""
 
 
 @functools.lru_cache(8)
@@ -71,13 +71,13 @@ def _configuration(max_metadata_bytes: int) -> Configuration:
         auto_window_update=False,
         stream_reset_rate_limit=RESETS,
         max_continuations=CONTINUATIONS,
-        # A call whose metadata is over the limit is refused; one far beyond it ends the connection.
+        # A call whose metadata exceeds the limit is rejected; one far beyond it ends the connection.
         max_inbound_header_list_size=max(1 << 16, 4 * max_metadata_bytes),
     )
 
 
 class Connection:
-    """The protocol of one connection. Its owner empties `arrived`, `refused` and `cancelled` after each `receive`."""
+    """One connection's protocol state. Its owner empties `arrived`, `refused` and `cancelled` after each `receive`."""
 
     def __init__(
         self,
@@ -90,8 +90,8 @@ class Connection:
         transmit: Callable[[SendSide], None],
         owner: object = None,
     ) -> None:
-        """`open_call`: makes the listener of a call of another path; None: there is no such method. It is called with
-        the lock held. `transmit`: sends what `out.data_to_send` gives."""
+        """`open_call` makes the listener for a call of another path, or returns None if there is no such method. It is
+        called with the lock held. `transmit` sends what `out.data_to_send` returns."""
         engine = self._engine = Engine(Role.SERVER, _configuration(max_metadata_bytes))
         engine.initiate_connection(
             {
@@ -105,13 +105,13 @@ class Connection:
         self.out = SendSide(engine, transmit, budget, owner)
         self.streams = self.out.streams
         self.arrived: list[tuple[ServerStream, bytes]] = []  # calls of ModelInfer and their messages
-        self.refused: list[tuple[ServerStream, RequestError]] = []  # calls of ModelInfer that are malformed
-        self.cancelled: list[ServerStream] = []  # given up by the client
-        self.last_stream = 0  # the number of the call that began last
-        self.greeted = False  # the client speaks HTTP/2
-        self.departing = False  # the client was asked to go, and may have calls on their way
-        self.draining = False  # no more calls are taken
-        self.closed = False  # nothing more will be received, or sent beside what is queued
+        self.refused: list[tuple[ServerStream, RequestError]] = []  # rejected calls, to be counted by the sink
+        self.cancelled: list[ServerStream] = []  # calls whose client no longer waits
+        self.last_stream = 0  # the stream number of the latest call
+        self.greeted = False  # the client's SETTINGS arrived: it speaks HTTP/2
+        self.departing = False  # the client was asked to leave, and may have calls on their way
+        self.draining = False  # no more calls are accepted
+        self.closed = False  # nothing more is received, and only what is queued is sent
         self._max_streams = max_streams
         self._max_metadata = max_metadata_bytes
         self._max_message = max_message_bytes
@@ -129,13 +129,13 @@ class Connection:
         }
 
     def receive(self, data: bytes) -> None:
-        """Take what the socket gave, and transmit what became due.
+        """Process bytes from the socket, and transmit what they make due.
 
-        What breaks HTTP/2's rules is told to the client, and `closed` is set; where not even that can be done, this
-        raises ConnectionFailed.
+        A violation of HTTP/2's rules is reported to the client and sets `closed`; if not even that is possible, raises
+        ConnectionFailed.
         """
         if self.closed:
-            return  # while the last of what was sent leaves
+            return  # while the last queued bytes leave
         if self._idle_resets is not None:
             data = self._idle_resets.filter(data)
         engine, out = self._engine, self.out
@@ -148,7 +148,7 @@ class Connection:
                     engine.receive_data(rest)
                 if engine.want_write or out.waits:
                     out.flush()
-                    self._handle(engine.events())  # of streams that it has reset
+                    self._handle(engine.events())  # of streams that the flush reset
                     self.closed = not self._wants_to_read()
                 elif not engine.want_read:
                     self.closed = True
@@ -157,8 +157,8 @@ class Connection:
                 raise ConnectionFailed(str(error)) from None
 
     def expire_stalled(self, for_message: int, for_response: int) -> None:
-        """Give up on calls that have waited for as many calls of this: of ModelInfer, for more of their message; of all
-        kinds, for the client to take more of their response."""
+        """End calls that have waited for more than so many calls of this method: `for_message`, calls of ModelInfer for
+        more of their message; `for_response`, calls of any kind for the client to take more of their response."""
         with self.out.lock:
             for stream in self.out.expire_blocked(for_response):
                 self._cancel(stream)
@@ -169,24 +169,24 @@ class Connection:
                 if stream.age > for_message:
                     self._refuse(stream, InvalidRequest(f"nothing more of the message within {for_message} s"))
             self.out.flush()
-            self._handle(self._engine.events())  # of streams that ended where others sent
+            self._handle(self._engine.events())  # of streams that ended while other threads sent
             self.closed = self.closed or not self._wants_to_read()
 
     @property
     def narrow(self) -> bool:
-        """Whether little is left of the window of all calls: the client should connect anew before it is stuck.
+        """Whether little is left of the connection's window: the client should reconnect before it is stuck.
 
-        libnghttp2 counts the bytes of a DATA frame as they come, and ngh2 does not return those of a frame that it has
-        not delivered: its call was reset when a part had come, or contradicts its content-length.
+        libnghttp2 counts the bytes of a DATA frame as they arrive, and ngh2 does not return those of a frame that it
+        never delivers: one whose call was reset after a part had arrived, or contradicts its content-length.
         """
         with self.out.lock:
             try:
                 return self._engine.local_window_size < WINDOW // NARROW
-            except NGH2Error:  # it has ended
+            except NGH2Error:  # the connection has ended
                 return False
 
     def lose(self) -> None:
-        """The connection is no more: its calls are cancelled, and what arrived goes nowhere."""
+        """The connection is lost: cancel its calls, and drop what arrived."""
         with self.out.lock:
             self.closed = True
             self.arrived.clear()
@@ -197,8 +197,8 @@ class Connection:
     def depart(self, why: str = "") -> None:
         """Ask the client to go elsewhere, in two steps, so that no call fails (RFC 9113, 6.8).
 
-        First: open no more calls; those on their way are served. Once the client has answered the PING behind it, or
-        this is called again: the number of the last call that is served; later ones are not, and their client knows.
+        The first GOAWAY asks for no more calls; those on their way are served. Once the client has acknowledged the
+        PING behind it, or this is called again, a second one names the last call that is served and rejects later ones.
         """
         with self.out.lock:
             self._depart(why)
@@ -217,7 +217,7 @@ class Connection:
     def _wants_to_read(self) -> bool:
         try:
             return self._engine.want_read
-        except NGH2Error:  # it has failed
+        except NGH2Error:  # the connection has failed
             return False
 
     # -- events, with the lock held -----------------------------------------------------------------------------------
@@ -228,12 +228,12 @@ class Connection:
         for event in events:
             kind = type(event)
             if kind is WindowUpdated:
-                continue  # which the engine has heeded
+                continue  # already applied by the engine
             if kind is DataReceived:
                 number, data = event.stream_id, event.data
                 stream = streams.get(number)
                 if stream is not None and stream.plain and event.end_stream and len(data) >= 5:
-                    # One whole message in one frame, as most calls have it.
+                    # One whole message in one frame, as in most calls.
                     compressed, size = unpack(data)
                     if not compressed and size == len(data) - 5 and size <= most:
                         stream.ended, stream.plain = True, False
@@ -251,7 +251,7 @@ class Connection:
                 handler(event)
 
     def _request_received(self, number: int, fields: Fields, ended: bool) -> None:
-        """A call begins."""
+        """Begin a call."""
         self.last_stream = number
         head = self._last_head
         if fields != head.fields:
@@ -272,7 +272,7 @@ class Connection:
             self._other_call(stream)
 
     def _other_call(self, stream: ServerStream) -> None:
-        """A call that is not a sound one of ModelInfer."""
+        """Handle a call that is not a valid one of ModelInfer."""
         head, out = stream.head, self.out
         if head.http_status:
             out.refuse_http(stream, head.http_status)
@@ -281,7 +281,7 @@ class Connection:
         elif out.listeners >= self._max_streams:  # calls that were reset are still being wound up
             out.reset(stream, REFUSED_STREAM)
         else:
-            out.listeners += 1  # the listener itself counts down, at its end
+            out.listeners += 1  # the listener itself decrements this, at its end
             listener = stream.listener = self._open_call(stream)
             if listener is None:
                 out.listeners -= 1
@@ -291,8 +291,8 @@ class Connection:
                 listener.half_closed()
 
     def _data_received(self, number: int, stream: ServerStream | None, data: bytes, end: bool) -> None:
-        """Some of a call's messages: whatever is not one whole message in one frame."""
-        if stream is None or stream.refused:  # answered before it had sent everything
+        """Handle data of a call that is not one whole message in one frame."""
+        if stream is None or stream.refused:  # answered before its client had sent everything
             if stream is not None:
                 stream.ended = stream.ended or end
             elif not end:
@@ -311,18 +311,18 @@ class Connection:
             self._half_closed(stream)
 
     def _messages(self, stream: ServerStream, payload: bytes) -> None:
-        """Take the messages that are complete now off a call's bytes.
+        """Remove the messages that are now complete from a call's bytes.
 
-        What belongs to an incomplete one may be sent again at once: its size bounds what is kept of it. What belongs to
-        a complete one counts until its listener has read it. Raises the RequestError to end the call with.
+        Bytes of an incomplete one are returned to the client's window at once: its size bounds what is kept of it.
+        Those of a complete one count until its listener has read it. Raises the RequestError to end the call with.
         """
         if stream.parts is None:
             stream.parts = bytearray()
         parts, held, due = stream.parts, stream.held, 0
-        returned = len(parts)  # of the first message, while it was incomplete
+        returned = len(parts)  # bytes of the first message, while it was incomplete
         held -= returned
         parts += payload
-        stream.unacknowledged += len(payload)  # which `forget` gives back where this raises
+        stream.unacknowledged += len(payload)  # `forget` returns these if this raises
         while (taken := take_message(parts, stream.head.encoding, self._max_message)) is not None:
             if stream.listener is not None:
                 due -= returned
@@ -358,7 +358,7 @@ class Connection:
             stream.message = None
 
     def _refuse(self, stream: ServerStream, error: RequestError) -> None:
-        """Answer a call with an error, whatever else comes of it."""
+        """Reject a call, whatever else arrives for it."""
         stream.refused, stream.plain = True, False
         listener = stream.listener
         if stream.parts:
@@ -373,7 +373,7 @@ class Connection:
             listener.cancelled()
 
     def _trailers_received(self, event: TrailersReceived) -> None:
-        """A client of gRPC has none, but HTTP/2 lets a call end with some."""
+        """End a call by trailers: gRPC clients send none, but HTTP/2 allows them."""
         stream = self.streams.get(event.stream_id)
         if stream is not None and not stream.ended:
             self._half_closed(stream)
@@ -391,7 +391,7 @@ class Connection:
             self._cancel(stream)
 
     def _cancel(self, stream: ServerStream) -> None:
-        """The client does not wait for this call any more."""
+        """Cancel a call whose client no longer waits for it."""
         self.cancelled.append(stream)
         if stream.listener is not None:
             stream.listener.cancelled()

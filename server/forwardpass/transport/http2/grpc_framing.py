@@ -1,4 +1,4 @@
-"""gRPC's length-prefixed messages, taken off the bytes of a call as they come, each within a bound. Pure."""
+"""Parses gRPC's length-prefixed messages from the bytes of a call as they arrive, each within a bound. Pure."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Final, NamedTuple
 
 from forwardpass.errors import RequestError, RunFailed, TooLarge, UnknownMethod
 
-MESSAGE_STRUCT: Final = struct.Struct(">BI")  # before every message: whether it is compressed, its length
+MESSAGE_STRUCT: Final = struct.Struct(">BI")  # the prefix of every message: whether it is compressed, its length
 
-# What a client may compress with, and zlib's number for it.
+# The compressions that a client may use, with zlib's `wbits` for each.
 COMPRESSIONS: Final = {b"gzip": 31, b"deflate": 15}
 
 
 class FramedMessage(NamedTuple):
     message: bytes
-    size: int  # bytes that it took of the call's, its prefix included
+    size: int  # bytes that it took up in the call's data, its prefix included
 
 
 def take_message(parts: bytearray, encoding: bytes, most: int) -> FramedMessage | None:
-    """The first message of `parts`, removed from them; None while it is not complete.
+    """Remove and return the first message of `parts`; None while it is incomplete.
 
-    Raises TooLarge for one of more than `most` bytes, by what it claims, or inflated, no further than to there;
-    RunFailed or UnknownMethod for one whose compression is none.
+    Raises TooLarge for one of more than `most` bytes, by its claimed length or once inflated, which stops there;
+    RunFailed or UnknownMethod for one whose compression is invalid or unsupported.
     """
     if len(parts) < 5:
         return None

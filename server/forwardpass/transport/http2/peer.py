@@ -1,14 +1,14 @@
-"""One client's socket on the direct transport: what is unsent, and how it leaves over plain TCP and over TLS.
+"""One client's socket on the direct transport: its unsent bytes, and how they leave over plain TCP and over TLS.
 
-OpenSSL's rules, which `Client` keeps:
+OpenSSL's rules, which `Peer` follows:
 
-- It reads and writes by one state, so both are done with the lock of `connection.out` held.
-- A write that it has begun and could not finish must be repeated with the same bytes and the same length. What is
-  unsent leaves in pieces of one TLS record at most, and a piece that was begun is repeated as it was.
-- A write may wait until there is something to read, and a read until the socket can be written (key updates): waiting
-  for the other, the socket would be ready for ever.
+- Reads and writes share one state, so both happen with the lock of `connection.out` held.
+- A write that was begun and not finished must be repeated with the same bytes and the same length. Unsent bytes leave
+  in pieces of one TLS record at most, and a piece that was begun is repeated unchanged.
+- A write may have to wait until the socket is readable, and a read until it is writable (key updates): watched for the
+  other event, the socket would be ready for ever.
 
-Nothing here raises for what a client or its network does.
+Nothing here raises because of what a client or its network does.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RECORD: Final = 1 << 14  # bytes of one TLS record, at most
 
 
 class Peer:
-    """One socket. What is unsent, and whether it is read, changes with the lock of `connection.out` held."""
+    """One socket. Its unsent bytes, and whether it is read, change with the lock of `connection.out` held."""
 
     connection: Connection
 
@@ -38,33 +38,33 @@ class Peer:
         self.unsent = bytearray()
         self.watched = select.EPOLLIN
         self.secure = isinstance(sock, ssl.SSLSocket)
-        self.handshaking = self.secure  # hands, as TLS has it: nothing can be sent or received yet
-        self.piece = RECORD if self.secure else sys.maxsize  # bytes that are handed to the socket at once
+        self.handshaking = self.secure  # the TLS handshake is under way: nothing can be sent or received yet
+        self.piece = RECORD if self.secure else sys.maxsize  # bytes passed to the socket at once, at most
         self.begun = 0  # bytes of `unsent` that OpenSSL has begun to write
-        self.crossed = 0  # EPOLLIN: writing waits for something to read; EPOLLOUT: reading waits to write
-        self.closed = False  # nothing is sent any more; it is to be lost, if it is not yet
-        self.age = 0  # sweeps since it came, or since it took something of what is unsent
-        self.deadline = deadline  # when it is asked to connect anew, on the monotonic clock
+        self.crossed = 0  # EPOLLIN: a write waits for input; EPOLLOUT: a read waits to write
+        self.closed = False  # nothing is sent any more; it must be closed if it is not yet
+        self.age = 0  # sweeps since it connected, or since it took unsent bytes
+        self.deadline = deadline  # when it is asked to reconnect, on the monotonic clock
 
     @property
     def wanted(self) -> int:
-        """The events to ask epoll for."""
+        """The events to watch with epoll."""
         if self.crossed:
             return self.crossed
         if not self.unsent:
             return select.EPOLLIN
-        # What waits for the client's windows must not keep this from reading, for it is reading that opens them; but
-        # what waits behind a socket that is full was read from the same client.
+        # Data that waits for the client's windows must not stop reading, since reading is what opens them; but data
+        # that waits behind a full socket results from what was read from the same client.
         unread = len(self.unsent) + self.connection.out.queued
         return select.EPOLLOUT | select.EPOLLIN if unread < BACKLOG else select.EPOLLOUT
 
     def push(self) -> None:
-        """Send what the socket takes of what is unsent; no more than BACKLOG, for others wait. With the lock held."""
+        """Send unsent bytes as far as the socket takes them; at most BACKLOG, since others wait. With the lock held."""
         unsent, left = self.unsent, BACKLOG
         while unsent and left > 0:
             size = self.begun or min(len(unsent), self.piece, BACKLOG)
             try:
-                # Released whatever happens: an error's traceback would keep `unsent` from being changed.
+                # Released whatever happens: a view kept by an error's traceback would stop `unsent` from being resized.
                 with memoryview(unsent) as whole, whole[:size] as piece:
                     sent = self.sock.send(piece)
             except Exception as error:
@@ -89,12 +89,12 @@ class Peer:
             return True
         self.closed = True
         self.unsent.clear()
-        with contextlib.suppress(OSError):  # so that epoll tells the thread that reads; SSLSocket's own does more
+        with contextlib.suppress(OSError):  # so that epoll wakes the receiving thread; SSLSocket's own does more
             socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
         return False
 
     def decrypt(self) -> bytes | None:
-        """What has come over TLS; b"" if nothing more will, None if nothing has. With the lock held."""
+        """Return bytes received over TLS; b"" at the end, None if there are none yet. With the lock held."""
         try:
             data = self.sock.recv(READ)
         except ssl.SSLWantWriteError:
@@ -111,5 +111,5 @@ class Peer:
 
     @property
     def undelivered(self) -> bool:
-        """Whether TLS holds something that was read off the socket already, so that no poll tells of it."""
+        """Whether TLS holds bytes already read off the socket, which no poll reports."""
         return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0

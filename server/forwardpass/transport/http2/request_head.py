@@ -1,6 +1,6 @@
-"""The head of a gRPC call: what a request's header fields say about it. Pure.
+"""The head of a gRPC call, parsed from a request's header fields. Pure.
 
-Most calls need their path, deadline and encoding only, so metadata is decoded when somebody asks for it.
+Most calls need only their path, deadline and encoding, so metadata is decoded on demand.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Final
 
 from forwardpass.protocol.timings import TIMINGS_KEY
 
-BINARIES: Final = 16  # values that one "-bin" field may have, with commas between them
-ENTRY_OVERHEAD: Final = 32  # bytes that a field counts for beside its name and value (RFC 9113, 10.5.1)
+BINARIES: Final = 16  # comma-separated values that one "-bin" field may have
+ENTRY_OVERHEAD: Final = 32  # bytes counted for a field in addition to its name and value (RFC 9113, 10.5.1)
 UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
-# Not metadata: HTTP's own fields, and what gRPC says about the call itself.
+# Not metadata: HTTP's own fields, and those that describe the gRPC call itself.
 RESERVED: Final = frozenset({b"te", b"content-type", b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding"})
 
 Fields = tuple[tuple[bytes, bytes], ...]
@@ -25,21 +25,21 @@ _TIMINGS: Final = TIMINGS_KEY.encode()
 
 
 class RequestHead:
-    """One call's header fields, read."""
+    """One call's header fields, parsed."""
 
-    # Most calls have these.
+    # Defaults, which most calls keep.
     timeout: float | None = None  # seconds
     encoding = b"identity"
     timings = False  # whether the caller asks for the timings
-    problem = ""  # why the call fails whatever its message is; empty: nothing
-    http_status = 0  # of the answer to a request that is no gRPC call; 0: it is one
+    problem = ""  # the reason to reject the call whatever its message is; empty: none
+    http_status = 0  # of the response to a request that is not a gRPC call; 0: it is one
     _metadata: Metadata | None = None
 
     def __init__(self, fields: Fields) -> None:
-        """`fields`: as the HTTP/2 library delivers them, each checked by HTTP's own rules."""
+        """`fields`: as the HTTP/2 library delivers them, each already checked against HTTP's rules."""
         self.fields = fields
-        named = dict(fields)  # of repeated fields the last; only metadata may repeat
-        # As SETTINGS_MAX_HEADER_LIST_SIZE counts them.
+        named = dict(fields)  # the last of repeated fields; only metadata may repeat
+        # Counted as for SETTINGS_MAX_HEADER_LIST_SIZE.
         if len(named) == len(fields):  # without a loop in Python
             self.nbytes = sum(map(len, named)) + sum(map(len, named.values())) + ENTRY_OVERHEAD * len(fields)
         else:
@@ -58,7 +58,7 @@ class RequestHead:
 
     @property
     def metadata(self) -> Metadata:
-        """(key, value) of the caller's metadata; bytes for keys that end with "-bin"."""
+        """(key, value) pairs of the caller's metadata; bytes values for keys that end with "-bin"."""
         if self._metadata is None:
             found: list[tuple[str, str | bytes]] = []
             for name, value in self.fields:
@@ -73,7 +73,7 @@ class RequestHead:
         return self._metadata
 
     def field(self, name: bytes) -> bytes:
-        """The value of one field as it came; empty where it is missing."""
+        """The raw value of one field; empty if it is missing."""
         return dict(self.fields).get(name, b"")
 
 
@@ -86,7 +86,7 @@ def _http_status(named: Mapping[bytes, bytes]) -> int:
 
 
 def seconds(value: bytes) -> float | None:
-    """grpc-timeout, such as b"20m", in seconds; None where it is malformed."""
+    """Parse a grpc-timeout, such as b"20m", into seconds; None if it is malformed."""
     digits, unit = value[:-1], UNITS.get(value[-1:])
     if unit is None or not digits.isdigit() or len(digits) > 8:
         return None
@@ -94,7 +94,7 @@ def seconds(value: bytes) -> float | None:
 
 
 def binary(value: bytes) -> bytes:
-    """The value of a "-bin" key: base64, with or without padding; empty where it is malformed."""
+    """Decode the value of a "-bin" key from base64, with or without padding; empty if it is malformed."""
     value = value.strip()
     try:
         return base64.b64decode(value + b"=" * (-len(value) % 4))

@@ -1,4 +1,4 @@
-"""The header fields of gRPC's responses: how a call begins, and how it ends, with its status and metadata. Pure."""
+"""The header fields of gRPC responses: the opening, and the trailers with status and metadata. Pure."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Fields = tuple[tuple[bytes, bytes], ...]
 
 OPENING: Final[Fields] = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 SUCCESS: Final[Fields] = ((b"grpc-status", b"0"),)
-TEXT_BYTES: Final = 4096  # of a status text: every client accepts that much metadata
-_UNESCAPED: Final = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"  # beside letters and digits
+TEXT_BYTES: Final = 4096  # of a status text, at most: every client accepts that much metadata
+_UNESCAPED: Final = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"  # in addition to letters and digits
 
 
 def success(metadata: Metadata) -> Fields:
@@ -29,12 +29,12 @@ def failure(code: int, text: str, metadata: Metadata) -> Fields:
 
 
 def http_failure(status: int) -> Fields:
-    """The whole response to a request that is no gRPC call."""
+    """The whole response to a request that is not a gRPC call."""
     return ((b":status", str(status).encode()),)
 
 
 def escaped(text: str) -> str:
-    """A status text percent-encoded, as gRPC has it; cut to TEXT_BYTES."""
+    """Percent-encode a status text as gRPC specifies, cut to TEXT_BYTES."""
     found = quote(text, safe=_UNESCAPED)
     if len(found) > TEXT_BYTES:
         found = re.sub(r"%.?$", "", found[:TEXT_BYTES])

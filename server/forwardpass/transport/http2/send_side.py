@@ -1,6 +1,6 @@
-"""The calls of one client's HTTP/2 connection and what is sent to them: responses, statuses, window credit. No I/O.
+"""The calls of one client's HTTP/2 connection and what is sent for them: responses, statuses, window credit. No I/O.
 
-What a client's windows do not let out waits in libnghttp2's queues; `data_to_send` gives out what may leave.
+Data that the client's windows hold back waits in libnghttp2's queues; `data_to_send` returns what may leave.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from forwardpass.transport.interface import Metadata, PendingRequest
 
 P = ParamSpec("P")
 
-STREAM_WINDOW: Final = 1 << 20  # bytes of one call that a client may have on their way
-MESSAGE_OVERHEAD: Final = 256  # bytes that a message which waits counts for beside its own
-UNREAD_AGES: Final = 1  # looks at a call that is answered, for which its client may leave it unfinished
-COPY_BELOW: Final = 1 << 14  # bytes: below, a message and its prefix are joined rather than queued one by one
+STREAM_WINDOW: Final = 1 << 20  # bytes of one call that a client may have in transit
+MESSAGE_OVERHEAD: Final = 256  # bytes counted for a waiting message in addition to its own
+UNREAD_AGES: Final = 1  # `expire_blocked` calls for which a client may leave an answered call unfinished
+COPY_BELOW: Final = 1 << 14  # bytes: a smaller message is joined with its prefix rather than queued separately
 
 # HTTP/2 error codes (RFC 9113, 7).
 NO_ERROR, PROTOCOL_ERROR, REFUSED_STREAM, CANCEL = 0x0, 0x1, 0x7, 0x8
@@ -44,38 +44,38 @@ class ReceiveBudget:
 
 
 class StreamListener(Protocol):
-    """Gets the events of a call that is not ModelInfer. Called with the connection's lock held: none of it may block,
-    send, or take that lock."""
+    """Receives the events of a call that is not ModelInfer. Called with the connection's lock held: no method may
+    block, send, or take that lock."""
 
     def message(self, data: bytes, due: int) -> None:
-        """`due`: what to pass to `SendSide.consumed` once the message need not be kept any more."""
+        """`due`: what to pass to `SendSide.consumed` once the message is no longer kept."""
 
     def half_closed(self) -> None: ...
     def cancelled(self) -> None: ...
     def writable(self) -> None:
-        """All that was sent has left."""
+        """Everything that was sent has left."""
 
 
 class ServerStream:
     """One call, from its headers to its status."""
 
-    # Most calls never have anything but these.
-    plain = False  # ModelInfer, of which nothing has come yet but its headers
-    listener: StreamListener | None = None  # None: ModelInfer, or a call that is refused
+    # Defaults, which most calls never change.
+    plain = False  # ModelInfer, of which only the headers have arrived
+    listener: StreamListener | None = None  # None: ModelInfer, or a rejected call
     request: PendingRequest[ServerStream] | None = None  # once it is queued
     ended = False  # the client has sent everything
-    refused = False  # it will be answered with an error, whatever else comes
-    message: bytes | None = None  # of ModelInfer, where it came in pieces
-    parts: bytearray | None = None  # of messages that are not complete
-    held = 0  # what it counts for in the receive budget
-    age = 0  # how often `Connection.expire_stalled` saw it wait
-    queued = 0  # bytes of its response that were waiting when it was looked at last
+    refused = False  # it is answered with an error, whatever else arrives
+    message: bytes | None = None  # of ModelInfer, if it arrived in pieces
+    parts: bytearray | None = None  # of incomplete messages
+    held = 0  # bytes counted in the receive budget
+    age = 0  # how many calls of `Connection.expire_stalled` found it waiting
+    queued = 0  # bytes of its response that were waiting at the last check
     unacknowledged = 0  # bytes received and not yet returned to the client's window
-    due = 0  # of these, to be returned now; below 0: so many were returned in advance
+    due = 0  # of these, bytes to return now; below 0: bytes returned in advance
     opened = False  # the headers of its response were sent
-    finished = False  # its status was sent, maybe behind what still waits
+    finished = False  # its status was sent, possibly behind data that still waits
     trailing = False  # its status was sent when all of its messages had left
-    stopped = False  # its client is to send no more of it, once the status has left
+    stopped = False  # its client must be asked to send no more, once the status has left
 
     def __init__(self, out: SendSide, number: int, head: RequestHead) -> None:
         self.out = out
@@ -84,33 +84,33 @@ class ServerStream:
 
 
 class SendSide:
-    """Calls under way and what leaves for them. Methods are called with `lock` held, by any thread.
+    """Calls under way and what is sent for them. Methods are called with `lock` held, by any thread.
 
-    - A call is in `streams` from its headers until its status was queued, or its client gave it up.
-    - What is sent to a call that is not there goes nowhere.
-    - What was queued leaves with `flush`; `respond` and `send` flush by themselves.
+    - A call is in `streams` from its headers until its status is queued or its client cancels it.
+    - What is sent to a call that is not there is dropped.
+    - What is queued leaves with `flush`; `respond` and `send` flush themselves.
     """
 
     def __init__(
         self, engine: Engine, transmit: Callable[[SendSide], None], budget: ReceiveBudget, owner: object = None
     ) -> None:
-        """`transmit`: sends what `data_to_send` gives, as far as the socket takes it. `owner`: of the socket."""
+        """`transmit` sends what `data_to_send` returns, as far as the socket takes it. `owner`: of the socket."""
         self.lock = threading.Lock()
         self.owner = owner
-        self.streams: dict[int, ServerStream] = {}  # by their numbers; only the receiving thread adds to it
+        self.streams: dict[int, ServerStream] = {}  # by number; only the receiving thread adds to it
         self.listeners = 0  # opened and not yet wound up
         self._engine = engine
         self._transmit = transmit
         self._budget = budget
         self._fresh: list[tuple[ServerStream, bytes, Metadata]] = []  # answered since the last `flush`
-        self._blocked: dict[int, ServerStream] = {}  # something of their response waits for the client's window
-        self._unread: dict[int, ServerStream] = {}  # finished, though their client has not sent everything
+        self._blocked: dict[int, ServerStream] = {}  # part of their response waits for the client's window
+        self._unread: dict[int, ServerStream] = {}  # finished before their client had sent everything
 
     def data_to_send(self, most: int) -> bytes:
-        """The next bytes for the socket, at most so many."""
+        """Return the next bytes for the socket, at most `most`."""
         try:
             return self._engine.data_to_send(most)
-        except NGH2Error:  # the connection failed, and its owner learns of it where it receives
+        except NGH2Error:  # the connection failed; its owner gets the error when it receives
             return b""
 
     @property
@@ -120,13 +120,13 @@ class SendSide:
 
     @property
     def waits(self) -> bool:
-        """Whether a call's response, or its end, waits for something."""
+        """Whether any call's response, or its end, is waiting."""
         return bool(self._blocked or self._unread)
 
     # -- responses ----------------------------------------------------------------------------------------------------
 
     def respond(self, responses: Sequence[tuple[ServerStream, bytes, Metadata]], hold: bool = False) -> None:
-        """Answer calls of ModelInfer, with trailing metadata. What is gone is passed over.
+        """Send responses of ModelInfer calls, with trailing metadata. Calls that are gone are skipped.
 
         `hold`: more follows at once; the next `flush` transmits all of it.
         """
@@ -146,7 +146,7 @@ class SendSide:
                     send_data(number, prefix)
                     send_data(number, message)
                 close(number, response_fields.success(metadata) if metadata else SUCCESS)
-            except NGH2Error:  # the engine has ended it; the event that says so is on its way
+            except NGH2Error:  # the engine has ended the stream; its event is still to come
                 continue
             stream.finished = True
             if not stream.ended:
@@ -156,7 +156,7 @@ class SendSide:
             self.flush()
 
     def send(self, stream: ServerStream, message: bytes) -> bool:
-        """A message of a response. Returns whether all has left; else the call's listener learns when it has."""
+        """Send a response message. Returns whether all has left; if not, `StreamListener.writable` follows."""
         if self.streams.get(stream.number) is not stream:
             return True
         try:
@@ -168,15 +168,15 @@ class SendSide:
         return not self._note_blocked(stream)
 
     def finish(self, stream: ServerStream, metadata: Metadata = (), message: bytes | None = None) -> None:
-        """The successful end of a call, with its last message if there is one."""
+        """End a call successfully, with its last message if there is one."""
         self._end(stream, response_fields.success(metadata), message)
 
     def fail(self, stream: ServerStream, code: int, text: str, metadata: Metadata | None = None) -> None:
-        """The end of a call that failed. What was sent before it still leaves first."""
+        """End a call with an error. What was sent before it still leaves first."""
         self._end(stream, response_fields.failure(code, text, metadata or ()))
 
     def refuse_http(self, stream: ServerStream, status: int) -> None:
-        """HTTP's own refusal, of a request that is no gRPC call."""
+        """Reject a request that is not a gRPC call, with an HTTP status."""
         if self.streams.get(stream.number) is stream:
             attempt(self._engine.send_response, stream.number, response_fields.http_failure(status), end_stream=True)
             self._finished(stream)
@@ -187,7 +187,7 @@ class SendSide:
         attempt(self._engine.reset_stream, stream.number, code)
 
     def flush(self) -> None:
-        """Transmit what was queued, and see what of the responses that waited has left."""
+        """Transmit what was queued, and check which waiting responses have left."""
         self._transmit(self)
         if self._fresh:
             if self._engine.queued_body_size():
@@ -200,7 +200,7 @@ class SendSide:
     # -- the client's flow-control window -----------------------------------------------------------------------------
 
     def returned(self, stream: ServerStream, due: int) -> None:
-        """Bytes of a call need not be kept: the client may send as many again. Below 0: so many come off the next."""
+        """Return `due` bytes of a call to the client's window. Below 0: deduct them from the next return."""
         stream.due += due
         if stream.due > 0:
             stream.unacknowledged -= stream.due
@@ -208,13 +208,13 @@ class SendSide:
             stream.due = 0
 
     def consumed(self, stream: ServerStream, due: int) -> None:
-        """A message need not be kept any more. `flush` lets the client know."""
+        """Release a message that is no longer kept. `flush` sends the window credit."""
         if self.streams.get(stream.number) is stream:
             self.hold(stream, stream.held - due - MESSAGE_OVERHEAD)
             self.returned(stream, due)
 
     def hold(self, stream: ServerStream, nbytes: int) -> None:
-        """Set what a call counts for in the receive budget."""
+        """Set the bytes counted for a call in the receive budget."""
         if nbytes != stream.held:
             self._budget.add(nbytes - stream.held)
             stream.held = nbytes
@@ -222,25 +222,25 @@ class SendSide:
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     def forget(self, stream: ServerStream) -> None:
-        """Take a call out of those under way."""
+        """Remove a call from those under way."""
         self.streams.pop(stream.number, None)
         self.hold(stream, 0)
-        if stream.unacknowledged:  # what nobody will read must not narrow the connection's window for ever
+        if stream.unacknowledged:  # bytes never to be read must not narrow the connection's window for ever
             attempt(self._engine.acknowledge_received_data, stream.unacknowledged, stream.number)
             stream.unacknowledged = 0
 
     def stop(self, number: int) -> None:
-        """More comes of a call that is answered: with the next `flush` its client is asked to send no more.
+        """More arrives for an answered call: with the next `flush` its client is asked to send no more.
 
-        Not with the answer: most clients end the call by themselves, and nginx fails the next call on a connection
-        where a frame comes for the last one.
+        This does not go out with the response: most clients end the call themselves, and nginx fails the next call on a
+        connection where a frame arrives for the last one.
         """
         stream = self._unread.get(number)
         if stream is not None:
             stream.stopped = True
 
     def stream_closed(self, number: int) -> ServerStream | None:
-        """The engine has ended a stream. Returns the call if it was under way: its client gave it up."""
+        """The engine has ended a stream. Returns the call if it was under way: its client cancelled it."""
         self._blocked.pop(number, None)
         self._unread.pop(number, None)
         stream = self.streams.get(number)
@@ -249,7 +249,7 @@ class SendSide:
         return stream
 
     def expire_blocked(self, most: int) -> list[ServerStream]:
-        """Give up on responses of which nothing has left for so many calls of this; the calls that had not finished."""
+        """Reset calls whose response has not moved for `most` calls of this. Returns those that had not finished."""
         self._look_at_blocked()
         for number, stream in self._unread.items():
             if number not in self._blocked:
@@ -270,7 +270,7 @@ class SendSide:
         return stream.number in self._blocked
 
     def lose(self) -> list[ServerStream]:
-        """The connection is no more; the calls that were under way."""
+        """The connection is lost: forget its calls. Returns those that were under way."""
         lost = list(self.streams.values())
         for stream in lost:
             self.forget(stream)
@@ -310,9 +310,10 @@ class SendSide:
     # -- responses that wait ------------------------------------------------------------------------------------------
 
     def _waiting(self, stream: ServerStream) -> int:
-        """Bytes of a response that wait for a window; 1 for a status that does, with none before it.
+        """Bytes of a response that wait for a window; 1 if only its status does.
 
-        HTTP/2 lets a status pass at any time; libnghttp2 has it end a body, which waits for a window above 0.
+        HTTP/2 lets a status pass at any time; libnghttp2 sends it as the end of a body, which waits for a window above
+        0.
         """
         engine, number = self._engine, stream.number
         queued = engine.queued_body_size(number)
@@ -348,6 +349,6 @@ class SendSide:
 
 
 def attempt(function: Callable[P, object], *arguments: P.args, **options: P.kwargs) -> None:
-    """Have the engine do something for a stream that may have ended, or a connection that may have failed."""
+    """Call the engine for a stream that may have ended, or a connection that may have failed."""
     with contextlib.suppress(NGH2Error, ValueError):
         function(*arguments, **options)

@@ -1,7 +1,7 @@
-"""The direct transport: the port, with HTTP/2 in this process (libnghttp2) and no server of gRPC's between.
+"""The direct transport: the gRPC port, with HTTP/2 in this process (libnghttp2) instead of a gRPC server library.
 
 One thread reads what clients send, decodes and queues their ModelInfer calls, runs short batches itself and writes the
-answers: a small network's request never changes threads. Other methods go to the event loop. Answers that leave
+responses: a small network's request never changes threads. Other methods go to the event loop. Responses that leave
 together are one write.
 """
 
@@ -43,18 +43,18 @@ logger.addFilter(LogLimit())
 
 INFER_PATH = protocol.METHODS["ModelInfer"].path.encode()
 
-GROUP = 256  # calls taken in one go: enough to fill several batches, little enough to keep the first one's wait short
-POLL_SECONDS = 200e-6  # how long a thread that is being kept busy asks for more before it sleeps
-HOLD_SECONDS = 200e-6  # that an answer waits for those of other models' batches, at most
-FEW = 2  # calls in a group up to which it is polled for
+GROUP = 256  # calls taken in one go: enough to fill several batches, few enough to keep the first one's wait short
+POLL_SECONDS = 200e-6  # how long a busy thread polls before it sleeps
+HOLD_SECONDS = 200e-6  # that a response waits for those of other models' batches, at most
+FEW = 2  # calls in a group: polling goes on only after groups of at most this size
 GATHER_SECONDS = 500e-6  # how long arrivals for saturated models gather before they are read, at least
 LONGEST_GATHER = 5e-3  # and at most
-MIXED_SECONDS = 1.0  # for how long nothing gathers once calls came for one model while another was saturated
+MIXED_SECONDS = 1.0  # how long gathering is off after calls came for one model while another was saturated
 
 
 @dataclass(frozen=True, slots=True)
 class Http2Limits:
-    """What a client may take of the server; the names are those of the settings."""
+    """Limits on what a client may use; the names are those of the settings."""
 
     max_streams: int
     max_metadata_bytes: int
@@ -66,7 +66,7 @@ class Http2Limits:
 class Http2Server:
     """Owns the port's sockets and the thread that reads them.
 
-    - Every call that was received is answered once, or was cancelled by its client.
+    - Every received call is answered once, or cancelled by its client.
     - `deliver` may be called from any thread.
     """
 
@@ -82,11 +82,11 @@ class Http2Server:
         tls: Tls | None = None,
         lost: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Binds; raises OSError where it cannot. `make_sink`: where calls of ModelInfer go; it answers by `deliver`.
+        """Bind. Raises OSError if that fails. `make_sink` makes the sink for ModelInfer; it answers by `deliver`.
 
-        `handlers`: of the other methods, for the event loop; `call_soon` has that loop call something, from any thread.
-        `authorize` None: every call of ModelInfer is allowed; handlers see to that of their own.
-        `tls` None: plaintext. `lost` is called with the reason, by the thread that reads, when that ends by itself.
+        `handlers`: of the other methods, for the event loop; `call_soon` schedules a function there, from any thread.
+        `authorize` None: every call of ModelInfer is allowed; handlers do their own checks.
+        `tls` None: plaintext. `lost` is called with the reason, by the receiving thread, if that ends by itself.
         """
         self._lost = lost
         self._bounds = bounds
@@ -102,22 +102,22 @@ class Http2Server:
         self._sink = make_sink(self)
         self._sink.before_run = self._before_run
         self._holding = False
-        self._held: dict[SendSide, object] = {}  # connections with answers that have not left yet
+        self._held: dict[SendSide, object] = {}  # connections with responses that have not left yet
         self._release_at = 0.0
         self._brisk = False  # whether the last wait was shorter than POLL_SECONDS
-        self._gathered = 0.0  # seconds for which calls were left unread lately
+        self._gathered = 0.0  # seconds for which calls were last left unread
         self._mixed_until = 0.0
         self._hurried = False
         self._draining = self._departed = False
         self._closing = False
-        self.settled = threading.Event()  # while it drains: every call that was on its way has come
+        self.settled = threading.Event()  # set while draining: every call on its way has arrived
         self._thread = threading.Thread(target=self._serve, name="direct-front", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def drain(self) -> None:
-        """Take no more connections and ask clients to go elsewhere; calls on their way are taken until `settled`."""
+        """Accept no more connections and ask clients to go elsewhere; calls on their way are taken until `settled`."""
         self._draining = True
         self._sockets.wake()
 
@@ -132,7 +132,7 @@ class Http2Server:
         self._sockets.wake()
         self._thread.join(CLOSE_SECONDS + 5.0)
 
-    # -- answers: any thread ------------------------------------------------------------------------------------------
+    # -- responses: any thread ----------------------------------------------------------------------------------------
 
     def deliver(
         self, requests: Sequence[PendingRequest[ServerStream]], answers: Sequence[Answer], timing: BatchTiming | None
@@ -143,7 +143,7 @@ class Http2Server:
         failed: dict[SendSide, list[tuple[ServerStream, RequestError]]] = {}
         for request, answer in zip(requests, answers, strict=True):
             call = request.call
-            call.request = None  # which knows this call
+            call.request = None  # which refers to this call
             if isinstance(answer, RequestError):
                 failed.setdefault(call.out, []).append((call, answer))
                 continue
@@ -164,8 +164,8 @@ class Http2Server:
                 out.flush()
 
     def _before_run(self, seconds: float) -> None:
-        """Batches of several models run one after the other, and their answers go to the same clients: those that are
-        ready within HOLD_SECONDS leave together. A run that takes longer is not waited for."""
+        """Hold responses while another run follows. Batches of several models run one after the other for the same
+        clients: responses ready within HOLD_SECONDS leave together. A run that takes longer is not waited for."""
         self._holding = True
         now = monotonic()
         if not self._held:
@@ -176,7 +176,7 @@ class Http2Server:
             self._release_at = monotonic() + HOLD_SECONDS
 
     def _release(self) -> None:
-        """Send the answers that were held."""
+        """Send the held responses."""
         self._holding = False
         if self._held:
             held, self._held = self._held, {}
@@ -198,12 +198,12 @@ class Http2Server:
             self._forget(connection)
 
     def _take_turns(self) -> None:
-        """Until it is closed. Raises ListenerGone."""
+        """Serve until closed. Raises ListenerGone."""
         sink, sockets = self._sink, self._sockets
         more = False
         while not self._closing:
             try:
-                # While this thread has batches of its own to run it only looks for what has arrived meanwhile.
+                # While this thread has batches of its own to run, it polls for new arrivals without waiting.
                 if sockets.poll(wait=False) if more else self._wait():
                     self._take(sockets.read(GROUP))
                 more = sink.run_pending()
@@ -236,17 +236,17 @@ class Http2Server:
             self.settled.set()
 
     def _wait(self) -> int:
-        """Until something has arrived. Sleeps, unless the last came so soon that asking again is quicker.
+        """Wait for events. Returns their number. Sleeps, unless the last ones came so soon that polling is quicker.
 
-        Going to sleep and being woken takes longer than a small network's run, on a virtual machine above all. Every
-        poll in vain yields the core and the interpreter, and is not repeated before calls come fast again: an idle
-        server sleeps.
+        Going to sleep and being woken takes longer than a small network's run, above all on a virtual machine. Every
+        empty poll yields the core and the interpreter, and after POLL_SECONDS of them polling stops until calls come
+        fast again: an idle server sleeps.
         """
         sockets = self._sockets
         self._gathered = 0.0
         if self._hurried and self._sink.saturated and self._sink.now > self._mixed_until:
             # Nothing that arrives now can run soon, and reading it call by call would take much of the core from the
-            # runs. In groups it takes a fraction of that.
+            # runs. Reading in groups takes a fraction of that.
             slack = self._sink.slack
             if slack:
                 self._gathered = min(max(slack, GATHER_SECONDS), LONGEST_GATHER)
@@ -262,14 +262,14 @@ class Http2Server:
         return found
 
     def _take(self, news: Sequence[Connection]) -> None:
-        """Queue the calls that arrived, and take those that were given up out."""
+        """Queue the calls that arrived, and remove the cancelled ones."""
         if not news:
             return
         sink, authorize = self._sink, self._authorize
         sink.begin()
         take = sink.take
-        # A call's clock begins to run when it is read, and it may have lain there for all of that time: an answer that
-        # comes too late by a millisecond is worth nothing, and was made at the cost of one in time.
+        # A call's deadline counts from when it is read, and it may have been unread for all of that time: a response
+        # that is late by a millisecond is worth nothing, and was made at the cost of one in time.
         unread = self._gathered
         count = 0
         for connection in news:
@@ -303,13 +303,13 @@ class Http2Server:
         if sink.mixed:
             self._mixed_until = sink.now + MIXED_SECONDS
         if sink.saturated and not self._hurried:
-            # From now on whoever receives and answers is not to wait behind a thread that computes.
+            # From now on the receiving thread must not wait behind a thread that computes.
             self._hurried = True
             schedule_promptly(threading.get_native_id())
 
     @staticmethod
     def _forget(connection: Connection) -> None:
-        """Take the calls that their client gave up out of the queues."""
+        """Remove cancelled calls from the queues."""
         for call in connection.cancelled:
             request, call.request = call.request, None
             if request is not None:
@@ -336,12 +336,12 @@ class Http2Server:
         return None if handler is None else Http2CallContext(call, handler, self._post)
 
     def _post(self, function: Callable[..., object], *arguments: object) -> None:
-        """Have the event loop call a function; those of one thread in their order. From any thread."""
+        """Schedule a function on the event loop, from any thread; those of one thread run in order."""
         with self._posting:
             self._posted.append(partial(function, *arguments))
             if len(self._posted) > 1:
                 return
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no client waits any more
             self._call_soon(self._run_posted)
 
     def _run_posted(self) -> None:

@@ -1,11 +1,11 @@
-"""The direct transport's sockets: connections come and go, bytes go in and out. Needs Linux (epoll).
+"""The direct transport's sockets: accepting, reading, writing and closing connections. Needs Linux (epoll).
 
-One thread polls and reads. `transmit` is for any thread: what a socket does not take at once is kept and sent when it
-does, and nothing is read meanwhile from a client that leaves too much unread.
+One thread polls and reads. `transmit` is for any thread: bytes that a socket does not take at once are kept and sent
+when it does, and meanwhile nothing is read from a client that leaves too much unread.
 
-- What one socket does ends that socket at most: nothing of it is raised by `transmit`, `read` or `sweep`, no other's
-  news is lost, and nobody's turn is put off.
-- A socket that can do nothing is not ready: none is watched for what it does not wait for.
+- A socket's failure ends that socket at most: `transmit`, `read` and `sweep` do not raise it, no other socket's events
+  are lost, and no other's turn is delayed.
+- A socket that can do nothing is not ready: each is watched only for the events it waits for.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ logger.addFilter(LogLimit())
 
 AVAILABLE = hasattr(select, "epoll")
 
-PULL = 1 << 18  # bytes taken from the protocol at once, for the socket
-READS = 4  # times in a row, before others are looked at
-READ_SECONDS = 5e-3  # after which one is not read from again: what is many small frames takes long
-SWEEP_SECONDS = 1.0  # between two looks for what is overdue
-MESSAGE_AGES = 30  # sweeps for which nothing may come of a call's message
-ANSWER_AGES = 60  # sweeps for which a client may take nothing of what it is sent
-GREETING_AGES = 10  # sweeps that a client may take to say that it speaks HTTP/2, TLS before it included
-CLOSE_SECONDS = 1.0  # for what is unsent when the transport closes
+PULL = 1 << 18  # bytes taken from the protocol at once, to be sent
+READS = 4  # of one socket in a row, before others get their turn
+READ_SECONDS = 5e-3  # after which a socket's turn ends: many small frames take long to process
+SWEEP_SECONDS = 1.0  # between two checks for overdue calls and connections
+MESSAGE_AGES = 30  # sweeps during which a call's message may make no progress
+ANSWER_AGES = 60  # sweeps during which a client may take nothing of what it is sent
+GREETING_AGES = 10  # sweeps until a client must have sent its HTTP/2 settings, the TLS handshake included
+CLOSE_SECONDS = 1.0  # to send what is unsent when the transport closes
 
-Tls = Callable[[], ssl.SSLContext]  # what a new connection is to speak TLS by
+Tls = Callable[[], ssl.SSLContext]  # returns the TLS context for a new connection
 
 
 class Sockets:
-    """Owns the listening port and every connection's socket. Everything but `transmit` and `wake` is for one thread."""
+    """Owns the listening port and every connection's socket. All except `transmit` and `wake` is for one thread."""
 
     def __init__(
         self, host: str, port: int, connect: Callable[[Peer], Connection], max_age: float, tls: Tls | None = None
     ) -> None:
-        """Binds; raises OSError where it cannot. `connect`: the protocol for a new client.
+        """Bind. Raises OSError if that fails. `connect` makes the protocol for a new client.
 
-        `max_age`: seconds after which clients are asked to connect anew; 0: never. `tls` None: plaintext.
+        `max_age`: seconds after which clients are asked to reconnect; 0: never. `tls` None: plaintext.
         """
         self._connect = connect
         self._max_age = max_age
@@ -63,15 +63,15 @@ class Sockets:
         self.port = self._listeners.port
         self._bell, self._ring = os.pipe()
         self._epoll.register(self._bell, select.EPOLLIN)
-        self._ready: deque[tuple[int, int]] = deque()  # events that were not looked at yet
-        self._again: list[int] = []  # descriptors to look at in the next turn, whatever epoll says of them
+        self._ready: deque[tuple[int, int]] = deque()  # events not yet handled
+        self._again: list[int] = []  # descriptors to handle in the next turn, whatever epoll reports
         self._sweep_at = monotonic() + SWEEP_SECONDS
 
     # -- any thread ---------------------------------------------------------------------------------------------------
 
     def transmit(self, out: SendSide) -> None:
-        """Send what the protocol has to send, as far as the socket takes it. With `out.lock` held."""
-        peer: Peer = out.owner  # type: ignore[assignment]  # as `_begin` gave it
+        """Send the protocol's pending bytes, as far as the socket takes them. With `out.lock` held."""
+        peer: Peer = out.owner  # type: ignore[assignment]  # set by `_begin`
         if peer.closed or peer.handshaking:
             return
         while not peer.unsent:
@@ -98,11 +98,11 @@ class Sockets:
             self._watch(peer)
 
     def wake(self) -> None:
-        """End a `poll` that waits."""
+        """Wake a waiting `poll`."""
         os.write(self._ring, b"\0")
 
     def _watch(self, peer: Peer) -> None:
-        """Ask to hear of a socket what there is to be heard of it. With the lock held."""
+        """Update the connection's epoll interest set. With the lock held."""
         if peer.handshaking or peer.closed:
             return
         wanted = peer.wanted
@@ -113,7 +113,7 @@ class Sockets:
     # -- one thread ---------------------------------------------------------------------------------------------------
 
     def poll(self, wait: bool) -> int:
-        """Ask what has happened, or wait until something has; how much has. Waits no longer than to the next sweep.
+        """Poll for events, or wait for one, at most until the next sweep. Returns the number of unhandled events.
 
         Raises ListenerGone.
         """
@@ -133,7 +133,7 @@ class Sockets:
         return len(self._ready)
 
     def read(self, most: int) -> list[Connection]:
-        """Read from those that have sent something, until `most` calls have arrived: the connections with news."""
+        """Handle events until `most` calls have arrived. Returns connections that may have new or cancelled calls."""
         ready, peers = self._ready, self._peers
         news: list[Connection] = []
         count = 0
@@ -166,7 +166,10 @@ class Sockets:
         return news
 
     def sweep(self) -> list[Connection]:
-        """Once in SWEEP_SECONDS: give up on what is overdue; the connections with news. Raises ListenerGone."""
+        """Every SWEEP_SECONDS, end what is overdue. Returns the connections with rejected or cancelled calls.
+
+        Raises ListenerGone.
+        """
         now = monotonic()
         if now < self._sweep_at:
             return []
@@ -186,21 +189,21 @@ class Sockets:
         peer.age += 1
         connection.expire_stalled(MESSAGE_AGES, ANSWER_AGES)
         silent = not connection.greeted and peer.age > GREETING_AGES
-        with connection.out.lock:  # else another thread's answer may be on its way from one to the other
+        with connection.out.lock:  # else another thread's response may be moving from one to the other
             stuck = bool(peer.unsent) and peer.age > ANSWER_AGES
             idle = not (connection.streams or connection.out.queued or peer.unsent)
         if silent or stuck or ((connection.draining or connection.closed) and idle):
             self.close_peer(peer)
         elif now > peer.deadline or (not connection.departing and connection.narrow):
-            # A sweep later it gets the second GOAWAY, whether it answers the PING or not.
+            # The next sweep sends the second GOAWAY, whether or not the client acknowledges the PING.
             why = "max_connection_age" if now > peer.deadline else "the connection's receive window is used up"
             peer.deadline = float("inf") if connection.departing else 0.0
             connection.depart(why)
 
     def drain(self) -> None:
-        """Take no more connections, and ask the clients there are to go elsewhere. Calls on their way are served."""
+        """Accept no more connections, and ask current clients to go elsewhere. Calls on their way are served."""
         self._close_listeners()
-        self._sweep_at = monotonic() + SWEEP_SECONDS  # that long they have to answer
+        self._sweep_at = monotonic() + SWEEP_SECONDS  # clients have that long to answer
         for peer in self._peers.values():
             peer.deadline = 0.0
             if not peer.connection.departing:
@@ -208,24 +211,24 @@ class Sockets:
 
     @property
     def settled(self) -> bool:
-        """Whether every call that was on its way has come. One that never spoke HTTP/2 has none."""
+        """Whether every call that was on its way has arrived. A client that never spoke HTTP/2 has none."""
         return all(c.connection.draining or (c.age and not c.connection.greeted) for c in self._peers.values())
 
     def close(self) -> list[Connection]:
-        """Say goodbye, send what is left, close everything; the connections there were."""
+        """Send the last GOAWAY and what is left, then close everything. Returns the connections there were."""
         until = monotonic() + CLOSE_SECONDS
         self._close_listeners()
         connections = [peer.connection for peer in self._peers.values()]
         for peer in self._peers.values():
             peer.connection.departing = True
-            peer.connection.depart()  # calls that come now are not served, and their client knows
+            peer.connection.depart()  # rejects calls that arrive from now on
         while monotonic() < until and any(c.unsent or c.connection.out.queued for c in self._peers.values()):
             if not self.poll(wait=False):
                 self._ready.extend(self._epoll.poll(0.05))
             self.read(1 << 30)
         for peer in list(self._peers.values()):
             with contextlib.suppress(OSError):
-                peer.sock.shutdown(socket.SHUT_WR)  # else what is unread here would undo what is unread there
+                peer.sock.shutdown(socket.SHUT_WR)  # else data unread here would discard data unread by the client
             self.close_peer(peer)
         self._epoll.close()
         os.close(self._bell)
@@ -257,7 +260,7 @@ class Sockets:
                 logger.debug("a connection is closed: %s", failure)
                 self.close_peer(peer)
                 return
-            except Exception:  # others' calls, read in the same turn, are not to suffer from it
+            except Exception:  # it must not affect other connections' calls of the same turn
                 logger.exception("a connection is closed: it could not be read")
                 self.close_peer(peer)
                 return
@@ -273,13 +276,13 @@ class Sockets:
             self._again.append(peer.fd)
 
     def _decrypt(self, peer: Peer) -> bytes | None:
-        with peer.connection.out.lock:  # others write
+        with peer.connection.out.lock:  # other threads write
             data = peer.decrypt()
             self._watch(peer)
         return data
 
     def _continue_handshake(self, peer: Peer) -> None:
-        """Go on with TLS' handshake; when it is done, say what was to be said first."""
+        """Continue the TLS handshake; once it is done, send what was queued."""
         try:
             assert isinstance(peer.sock, ssl.SSLSocket)
             peer.sock.do_handshake()
@@ -287,7 +290,7 @@ class Sockets:
             wanted = select.EPOLLIN
         except ssl.SSLWantWriteError:
             wanted = select.EPOLLOUT
-        except OSError as error:  # as every SSLError is
+        except OSError as error:  # every SSLError is one
             reason = getattr(error, "reason", None) or error.strerror or str(error)
             logger.warning("a TLS handshake failed: %s", reason.lower().replace("_", " "))
             self.close_peer(peer)
@@ -303,7 +306,7 @@ class Sockets:
 
     def _close_listeners(self) -> None:
         for fd in list(self._listeners):
-            self._accept(fd)  # those that the kernel has accepted already would be reset
+            self._accept(fd)  # else those that the kernel has already accepted would be reset
         self._listeners.close()
 
     def _accept(self, fd: int) -> None:
@@ -318,20 +321,20 @@ class Sockets:
                 sock.close()
 
     def _begin(self, sock: socket.socket) -> None:
-        """A new connection. Raises OSError where it is gone already."""
+        """Set up a new connection. Raises OSError if it is gone already."""
         sock.setblocking(False)
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if self._tls is not None:
             sock = self._tls().wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-        age = self._max_age * random.uniform(0.9, 1.1)  # so that those who came together do not go together
+        age = self._max_age * random.uniform(0.9, 1.1)  # so that clients that came together leave apart
         peer = Peer(sock, monotonic() + age if age else float("inf"))
         connection = peer.connection = self._connect(peer)
         try:
             self._epoll.register(peer.fd, peer.watched)
         except OSError:
-            sock.close()  # by now the one that speaks TLS
+            sock.close()  # by now the TLS socket, if there is TLS
             raise
         self._peers[peer.fd] = peer
         with connection.out.lock:
@@ -344,11 +347,11 @@ class Sockets:
             out.flush()
 
     def close_connection(self, connection: Connection) -> None:
-        """As `close_peer`, by the connection."""
-        self.close_peer(connection.out.owner)  # type: ignore[arg-type]  # as `_begin` gave it
+        """As `close_peer`, for a connection."""
+        self.close_peer(connection.out.owner)  # type: ignore[arg-type]  # set by `_begin`
 
     def close_peer(self, peer: Peer) -> None:
-        """A connection is over: nobody waits for its calls, which become its news."""
+        """Close a connection; its calls are cancelled."""
         if self._peers.get(peer.fd) is not peer:
             return
         del self._peers[peer.fd]
