@@ -1,6 +1,6 @@
 """Which requests make the next batch, and which are rejected. Pure policy: no I/O, no threads, no clock.
 
-Imports `errors`, and nothing else: no I/O, no clock. Public are `admission` (Admission), `batch_queue` (BatchQueue),
+Imports `errors`, and nothing else. Public are `admission` (Admission), `batch_queue` (BatchQueue),
 `rejections` (being_replaced, reject_late), `request` (Batch, NEW, QueueLimits, QueueTimeout, RUNNING, Request,
 SETTLED, Settled, WorkerOptions), `run_time_model` (RunTimeModel).
 """

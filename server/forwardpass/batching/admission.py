@@ -1,7 +1,7 @@
-"""How much the server takes on at once, over all models: requests and bytes in flight, and whether it takes any.
+"""Server-wide limits over all models: requests and bytes in flight, and whether new requests are admitted at all.
 
-What one model may hold is bounded by its own queue, so that a slow model fills its queue and not the server. The
-bounds here are the last line: memory. Transports admit what they received in groups, so the lock is taken once a group.
+Each model is bounded by its own queue, so that a slow model fills its queue and not the server. The bounds here are
+the last line of defence and protect memory. Transports admit requests in groups, so the lock is taken once per group.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import threading
 
 from forwardpass.errors import Draining, Overloaded, Reason, RequestError
 
-RETRY_AFTER = 0.1  # seconds, told to those refused for the server's bounds
+RETRY_AFTER = 0.1  # seconds, sent with rejections for the server's bounds
 
 
 class Admission:
-    """Counts what is in flight. Thread-safe; never blocks but in `wait_empty`.
+    """Counts requests and bytes in flight. Thread-safe; only `wait_empty` blocks.
 
-    - Every admitted request is released exactly once, by whoever settles it.
-    - in flight <= max_requests, and bytes <= max_bytes but for a single request alone.
+    - Every admitted request is released exactly once, by the code that settles it.
+    - in flight <= max_requests, and bytes <= max_bytes except for a single request alone.
     """
 
     def __init__(self, max_requests: int, max_bytes: int) -> None:
@@ -30,7 +30,7 @@ class Admission:
         self._empty = threading.Condition(self._lock)
 
     def admit(self, requests: int, nbytes: int) -> RequestError | None:
-        """Take on `requests` requests of `nbytes` bytes altogether, or none of them: then the error is for each."""
+        """Admit `requests` requests of `nbytes` bytes in total, or none: then the returned error applies to each."""
         with self._lock:
             if self._closed:
                 return Draining("the server is stopping; send this to another one")
@@ -51,7 +51,7 @@ class Admission:
             return None
 
     def release(self, requests: int, nbytes: int) -> None:
-        """`requests` admitted requests were settled."""
+        """Record that `requests` admitted requests were settled."""
         with self._lock:
             self.requests -= requests
             self.nbytes -= nbytes
@@ -59,11 +59,11 @@ class Admission:
                 self._empty.notify_all()
 
     def close(self) -> None:
-        """Refuse everything from now on."""
+        """Reject everything from now on."""
         with self._lock:
             self._closed = True
 
     def wait_empty(self, seconds: float) -> bool:
-        """Block until nothing is in flight, for at most `seconds`. Whether that was reached."""
+        """Block until nothing is in flight, for at most `seconds`. Returns whether that was reached."""
         with self._lock:
             return self._empty.wait_for(lambda: not self.requests, timeout=seconds)

@@ -1,18 +1,18 @@
-"""Which requests make the next batch. Policy only: no threads, no I/O, no clock (every `now` is passed in, in seconds).
+"""Chooses the requests of the next batch. Policy only: no threads, no I/O, no clock (`now` is passed in, in seconds).
 
-A request goes NEW -> QUEUED -> RUNNING -> SETTLED, and may be settled from any of them:
+A request goes NEW -> QUEUED -> RUNNING -> SETTLED, and may be settled from any earlier state:
 
     step      from      to        when
     offer     NEW       QUEUED    there is room, and its deadline can still be met
-                        SETTLED   otherwise (returned with the refusal)
+                        SETTLED   otherwise (returned with the error)
     take      QUEUED    RUNNING   it is in the batch
-                        SETTLED   it expired, or can no longer make it (returned with the batch, as dropped)
-    expire    QUEUED    SETTLED   its queue timeout is over and no instance was free (returned)
-    cancel    QUEUED    SETTLED   its client is gone: it never runs
-              RUNNING   SETTLED   its client is gone: its rows are computed, its answer is thrown away
-    finish    RUNNING   SETTLED   its batch is done (returned, for its reply)
+                        SETTLED   its deadline passed, or can no longer be met (returned with the batch, as dropped)
+    expire    QUEUED    SETTLED   its queue timeout ended and no instance was free (returned)
+    cancel    QUEUED    SETTLED   its client no longer waits: it never runs
+              RUNNING   SETTLED   its client no longer waits: its rows are computed, its outputs discarded
+    finish    RUNNING   SETTLED   its batch is done (returned, for its response)
 
-The caller holds one lock around every call; whoever receives a request as settled owes its client the reply.
+The caller holds one lock around every call. A caller that gets a request back as settled must send its response.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from forwardpass.batching.request import NEVER, QUEUED, RUNNING, SETTLED, Batch,
 from forwardpass.batching.run_time_model import RunTimeModel
 from forwardpass.errors import Reason
 
-# Where a request without a deadline stands among those that have one: as if it had this many seconds. Without it,
-# steady traffic with deadlines would starve the rest for ever.
+# A request without a deadline is ordered among those that have one as if it had this many seconds. Otherwise steady
+# traffic with deadlines would starve the rest forever.
 PATIENCE = 1.0
 
-# How far ahead a batch is planned under deadlines, in full batches. Enough to see an overload, little enough to be
-# cheap beside the run.
+# How far ahead a batch is planned under deadlines, in full batches: enough to detect an overload, and cheap compared
+# to the run.
 LOOKAHEAD = 8
 
 
@@ -39,17 +39,17 @@ class BatchQueue(Generic[RequestT]):
     """Requests of one model version that wait for an instance.
 
     - Every offered request is settled exactly once: by offer, take, expire, cancel or finish.
-    - A batch holds one stack key, at most `max_batch_rows` rows (a single larger request stands alone); one of the
-      preferred sizes, where the front of the queue makes one and no deadline is about.
+    - A batch holds one stack key and at most `max_batch_rows` rows (a single larger request runs alone). It has a
+      preferred size if the front of the queue makes one and no queued request has a deadline.
     - Within a priority the earliest deadline goes first; equal ones in the order of arrival.
-    - Nothing that is expired or cancelled is ever in a batch.
-    - A deadline counts for the whole of a request; a queue timeout bounds its wait for an instance alone. So it is
-      held against the time at which an instance became free: while one is idle, nothing times out.
-    - rows, requests and nbytes are those of the QUEUED requests, and never exceed the limits; an empty queue takes
+    - A batch never contains an expired or cancelled request.
+    - A deadline covers the whole request; a queue timeout covers only its wait for an instance. So a timeout is
+      compared with the time at which an instance became free: while one is idle, nothing times out.
+    - rows, requests and nbytes are those of the QUEUED requests, and never exceed the limits; an empty queue accepts
       any single request.
-    - While everything waiting can make its deadline, the order is kept. When it can't, the batch that answers the
-      most rows per second goes first, for otherwise each batch shrinks to the few rows that its most urgent request
-      leaves time for, and an overloaded server answers nobody.
+    - While all waiting requests can meet their deadlines, the order is kept. Otherwise the batch with the most rows
+      per second goes first: in order, each batch would shrink to the few rows that its most urgent request leaves
+      time for, and an overloaded server would answer nobody.
     """
 
     def __init__(self, limits: QueueLimits, run_time: RunTimeModel) -> None:
@@ -57,13 +57,13 @@ class BatchQueue(Generic[RequestT]):
         self.run_time = run_time
         self.rows = self.requests = self.nbytes = 0
         self.running_requests = self.running_rows = 0
-        self.busy_until = 0.0  # when the run under way is expected to end, at the earliest; single-instance models
+        self.busy_until = 0.0  # earliest expected end of the current run; single-instance models only
         self.free_since = -NEVER  # when an instance last became free after all were busy; set by the caller
-        self._soonest = NEVER  # no queued request's queue timeout ends before this; may lie too early
+        self._soonest = NEVER  # lower bound of the queued requests' start_by; may be too early
         self._groups: dict[Hashable, list[RequestT]] = {}
         self._dated = 0  # queued requests that have a deadline
-        self._dead = 0  # cancelled and expired requests still standing in a group
-        self._at = dict.fromkeys(limits.by_priority, 0)  # queued requests of each priority that has a bound of its own
+        self._dead = 0  # cancelled and expired requests still in a group
+        self._at = dict.fromkeys(limits.by_priority, 0)  # queued requests of each priority that has its own bound
 
     def __len__(self) -> int:
         return self.requests
@@ -71,10 +71,10 @@ class BatchQueue(Generic[RequestT]):
     # -- in ---------------------------------------------------------------------------------------------------------
 
     def offer(self, requests: Iterable[RequestT], now: float) -> list[Settled[RequestT]]:
-        """Queue `requests`; the refused ones come back. Never blocks.
+        """Queue `requests` and return the rejected ones. Never blocks.
 
-        Refused are those beyond a bound (Overloaded, with a time to retry after) and those whose deadline can't be met
-        even if they went next (DeadlineExceeded).
+        A request is rejected if it exceeds a bound (Overloaded, with a time to retry after), or if its deadline can't
+        be met even if it ran next (DeadlineExceeded).
         """
         refused: list[Settled[RequestT]] = []
         limits = self.limits
@@ -125,7 +125,7 @@ class BatchQueue(Generic[RequestT]):
         return refused
 
     def cancel(self, request: RequestT) -> bool:
-        """The client is gone. True if this settled the request; False if it was settled before."""
+        """Cancel a request. Returns whether this settled it; False: it was settled before."""
         if request.state == QUEUED:
             self._leave(request)
             request.buffers = ()
@@ -136,7 +136,7 @@ class BatchQueue(Generic[RequestT]):
         return was_running
 
     def expire(self, before: float) -> list[Settled[RequestT]]:
-        """Settle and return the requests whose queue timeout ended before `before`: until then all were busy."""
+        """Settle and return requests whose queue timeout ended before `before`; all instances were busy until then."""
         expired = list[Settled[RequestT]]()
         if self._soonest >= before:
             return expired
@@ -158,7 +158,7 @@ class BatchQueue(Generic[RequestT]):
         return bool(self.requests) and self._soonest != NEVER
 
     def clear(self) -> list[RequestT]:
-        """Settle and return everything that waits: the model is going away."""
+        """Settle and return all waiting requests: the model is being unloaded."""
         waiting = [r for group in self._groups.values() for r in group if r.state == QUEUED]
         for request in waiting:
             self._forget(request)
@@ -170,7 +170,7 @@ class BatchQueue(Generic[RequestT]):
     # -- out --------------------------------------------------------------------------------------------------------
 
     def closes_at(self, now: float) -> float:
-        """When the next batch may be taken: `now` or earlier for at once, inf when nothing waits."""
+        """When the next batch may be taken: at most `now` for immediately, inf when nothing waits."""
         if not self.requests:
             return NEVER
         limits = self.limits
@@ -186,9 +186,9 @@ class BatchQueue(Generic[RequestT]):
         return close
 
     def take(self, now: float) -> Batch[RequestT] | None:
-        """The next batch, or None when nothing waits. `dropped` holds those that expired or can't make it any more.
+        """The next batch, or None when nothing waits. `dropped` holds expired and hopelessly late requests.
 
-        The batch may be empty when something was dropped.
+        The batch may be empty when a request was dropped.
         """
         expired = self.expire(self.free_since) if self._soonest < self.free_since else []
         group = self._next_group()
@@ -206,7 +206,7 @@ class BatchQueue(Generic[RequestT]):
         return self._start(chosen, now, [])
 
     def finish(self, batch: Batch[RequestT]) -> list[bool]:
-        """The batch is done: for each of its requests, whether it is owed a reply (False: cancelled meanwhile)."""
+        """Settle a finished batch. Returns for each request whether a response is owed (False: it was cancelled)."""
         self.running_requests -= len(batch.requests)
         self.running_rows -= batch.rows
         if not self.running_requests:
@@ -220,7 +220,7 @@ class BatchQueue(Generic[RequestT]):
     # -- how --------------------------------------------------------------------------------------------------------
 
     def _next_group(self) -> list[RequestT] | None:
-        """The group whose first live request comes first of all."""
+        """The group whose first live request comes first overall."""
         groups = self._groups
         if len(groups) == 1 and not self._dead:
             (group,) = groups.values()
@@ -241,7 +241,7 @@ class BatchQueue(Generic[RequestT]):
         return best
 
     def _take_dated(self, group: list[RequestT], now: float, dropped: list[Settled[RequestT]]) -> Batch[RequestT]:
-        """As `take`, where deadlines or cancelled requests are about, or some sizes are preferred."""
+        """As `take`, for deadlines, cancelled requests or preferred sizes."""
         limit, deadlines = self.limits.max_batch_rows, self.limits.deadlines
         live = list[RequestT]()
         seen = self._survey(group, 0, limit, live, dropped, now)
@@ -251,7 +251,7 @@ class BatchQueue(Generic[RequestT]):
         elif live:
             count, rows, room = fill_batch(live, limit, self.run_time, now)
             chosen = live[:count]
-            # A full batch that is in time, or all there is: the order stands. Else look further ahead.
+            # A full batch that is in time, or all there is, keeps the order. Otherwise look further ahead.
             safe = live[0].deadline >= now + self.run_time.upper_bound(rows)
             if not (safe and (room <= 0 or (count == len(live) and seen == len(group)))):
                 seen = self._survey(group, seen, LOOKAHEAD * limit, live, dropped, now)
@@ -264,7 +264,7 @@ class BatchQueue(Generic[RequestT]):
         return batch
 
     def _preferred(self, group: Sequence[RequestT]) -> int:
-        """How many requests from the front make the largest of the preferred sizes that can be made; 0: none can."""
+        """How many requests from the front make the largest feasible preferred size; 0: none is feasible."""
         best = rows = 0
         for count, request in enumerate(() if self._dated or not self.limits.preferred else group, 1):
             rows += request.rows if request.state != SETTLED else 0
@@ -283,10 +283,10 @@ class BatchQueue(Generic[RequestT]):
         dropped: list[Settled[RequestT]],
         now: float,
     ) -> int:
-        """Sort group[seen:] into those that live and those dropped, until `limit` rows live; how many were seen."""
+        """Sort group[seen:] into `live` and `dropped` until `live` has `limit` rows. Returns how many were seen."""
         run_time = self.run_time
         trust = 1.0 - run_time.margin if self.limits.deadlines else 0.0
-        soonest, each = now + run_time.a * trust, run_time.b * trust  # as RunTime.lower_bound, without the calls
+        soonest, each = now + run_time.a * trust, run_time.b * trust  # as RunTimeModel.lower_bound, without the calls
         rows = sum([r.rows for r in live])
         for request in group[seen:] if seen else group:
             if rows >= limit:
@@ -327,7 +327,7 @@ class BatchQueue(Generic[RequestT]):
         dropped.append(Settled(request, deadline_missed(request, self.run_time, now, why)))
 
     def _forget(self, request: RequestT) -> None:
-        """A queued request leaves without running."""
+        """Stop counting a queued request that leaves without running."""
         self.rows -= request.rows
         self.requests -= 1
         self.nbytes -= request.nbytes
@@ -337,7 +337,7 @@ class BatchQueue(Generic[RequestT]):
             self._at[request.priority] -= 1
 
     def _leave(self, request: RequestT) -> None:
-        """A queued request leaves from where it stands; its place is swept up later."""
+        """Settle a queued request in place; `_sweep` removes it from its group later."""
         self._forget(request)
         request.state = SETTLED
         self._dead += 1
@@ -367,7 +367,7 @@ def _prefix(group: list[RequestT], limit: int) -> list[RequestT]:
 
 
 def _insert(group: list[RequestT], request: RequestT) -> None:
-    """Keep the group sorted by order, equal ones by arrival."""
+    """Insert `request`, keeping the group sorted by order, equal ones by arrival."""
     low, high = 0, len(group)
     order = request.order
     while low < high:

@@ -1,4 +1,4 @@
-"""Which of the requests that wait make a batch when they have deadlines. Pure: no queue, no clock, nothing is changed.
+"""Chooses the waiting requests for a batch when there are deadlines. Pure: no queue, no clock, no mutation.
 
 `live` are requests of one stack key in the queue's order, `limit` the rows of a full batch.
 """
@@ -13,9 +13,9 @@ from forwardpass.batching.run_time_model import RunTimeModel
 
 
 def fill_batch(live: Sequence[Request], limit: int, run_time: RunTimeModel, now: float) -> tuple[int, int, int]:
-    """Greedily from the first: how many requests, their rows, and the rows of room left in the matrix.
+    """Fill a batch greedily from the front. Returns its requests, its rows, and the rows left in the matrix.
 
-    A request joins while the batch, with it, is still expected to make the earliest deadline in it. Room 0 means
+    A request joins while the batch including it is still expected to meet its earliest deadline. 0 rows left means
     that the matrix is full, not that a deadline closed it.
     """
     rows = live[0].rows
@@ -38,7 +38,7 @@ def fill_batch(live: Sequence[Request], limit: int, run_time: RunTimeModel, now:
 
 
 def all_in_time(live: Sequence[Request], limit: int, run_time: RunTimeModel, free_at: float) -> bool:
-    """Whether `live`, run in order in full batches from `free_at` on, would all be in time."""
+    """Whether all of `live` would meet their deadlines, run in order in full batches from `free_at` on."""
     predict = run_time.predict
     rows, earliest = 0, NEVER
     for request in live:
@@ -54,11 +54,11 @@ def all_in_time(live: Sequence[Request], limit: int, run_time: RunTimeModel, fre
 
 
 def best_batch(live: Sequence[RequestT], limit: int, run_time: RunTimeModel, now: float) -> list[RequestT]:
-    """Overload: the batch with the most rows per second that is in time, in the queue's order.
+    """Under overload, the batch with the most rows per second that meets its deadlines, in the queue's order.
 
-    It leaves out whoever has less time than the batch takes: within the first one's priority, the deadline
-    below which requests are left out is the one that pays best. They keep their place, and expire there unless
-    the load falls. Empty when no batch is in time.
+    Requests with less time left than the batch takes are left out: within the first request's priority, the
+    deadline threshold is the one that gives the most rows per second. They keep their place, and expire there
+    unless the load falls. Empty when no batch is in time.
     """
     a, b, within = run_time.a, run_time.b, run_time.rows_within
     waiting = sum([r.rows for r in live])

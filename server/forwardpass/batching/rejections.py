@@ -1,4 +1,4 @@
-"""What those are told who get no answer: which bound is reached, by how much a deadline is missed. Pure."""
+"""Error messages for rejected requests: the bound reached, or by how much a deadline is missed. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from forwardpass.errors import DeadlineExceeded, ModelLoading, Overloaded, Reaso
 def queue_full(
     request: Request, limits: QueueLimits, run_time: RunTimeModel, waiting: tuple[int, int, int, int]
 ) -> Overloaded:
-    """The bound that is reached, and when the queue should be half empty.
+    """The error for a full queue: the bound reached, and the time until the queue should be half empty.
 
     `waiting`: requests, rows and bytes in the queue, and requests of this priority.
     """
@@ -37,7 +37,7 @@ def queue_full(
 
 
 def deadline_missed(request: Request, run_time: RunTimeModel, now: float, why: Reason) -> DeadlineExceeded:
-    """`why`: DEADLINE_EXPIRED for one that has passed; otherwise one that cannot be met any more."""
+    """The error for a missed deadline. `why`: DEADLINE_EXPIRED if it has passed; otherwise it can no longer be met."""
     left = (request.deadline - now) * 1e3
     if why is Reason.DEADLINE_EXPIRED:
         text = f"the deadline passed {-left:.1f} ms ago, after {(now - request.arrival) * 1e3:.1f} ms in the queue"
@@ -48,7 +48,7 @@ def deadline_missed(request: Request, run_time: RunTimeModel, now: float, why: R
 
 
 def queue_timed_out(request: Request, now: float) -> DeadlineExceeded:
-    """Of a request that had to start by a time at which every instance was busy."""
+    """The error for a request whose queue timeout ended while every instance was busy."""
     allowed, waited = (request.start_by - request.arrival) * 1e3, (now - request.arrival) * 1e3
     return DeadlineExceeded(
         f"the request waited {waited:.1f} ms for an instance and its queue timeout is {allowed:.1f} ms",
@@ -57,7 +57,10 @@ def queue_timed_out(request: Request, now: float) -> DeadlineExceeded:
 
 
 def reject_late(requests: Sequence[Request], answers: list[bytes | RequestError], ended: float) -> bool:
-    """Tell those whose deadline passed while they ran: nobody takes their answer now. Whether there were any."""
+    """Replace the answers of requests whose deadline passed while they ran: their clients no longer wait.
+
+    Returns whether there were any.
+    """
     if min([request.deadline for request in requests]) >= ended:
         return False
     missed = [i for i, request in enumerate(requests) if request.deadline < ended]
@@ -68,5 +71,5 @@ def reject_late(requests: Sequence[Request], answers: list[bytes | RequestError]
 
 
 def being_replaced(name: str, version: str) -> ModelLoading:
-    """For those who come when a version takes no more."""
+    """The error for requests that arrive after a version stopped accepting any."""
     return ModelLoading(f"version {version} of model '{name}' is being replaced; try again", reason=Reason.UNLOADING)

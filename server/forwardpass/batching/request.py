@@ -1,4 +1,4 @@
-"""A request as the queue sees it, the batch it ends up in, and the bounds of both: plain data, no behaviour."""
+"""A request as the queue sees it, its batch, and the bounds of both: plain data, no behaviour."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from forwardpass.errors import RequestError
 
-NEVER = math.inf  # a deadline that is none
+NEVER = math.inf  # stands for no deadline
 
 
 class RequestState(enum.IntEnum):
@@ -20,12 +20,12 @@ class RequestState(enum.IntEnum):
     SETTLED = 3
 
 
-# Plain integers on the hot path; the enum is for those who read them.
+# Plain integers on the hot path; the enum names them for readers.
 NEW, QUEUED, RUNNING, SETTLED = (int(s) for s in RequestState)
 
 
 class Request:
-    """What the queue knows of a request: how much it brings, and by when it must be run."""
+    """The queue's view of a request: its size, and by when it must run."""
 
     __slots__ = ("arrival", "buffers", "deadline", "nbytes", "order", "priority", "rows", "stack_key", "state")
 
@@ -40,8 +40,8 @@ class Request:
         priority: int,
     ) -> None:
         self.stack_key = stack_key  # only requests of equal stack_key share a matrix
-        self.buffers = buffers  # one buffer per input of the model, in the model's order; dropped when it is cancelled
-        self.rows = rows  # what it counts for in every bound: at least 1
+        self.buffers = buffers  # one buffer per model input, in the model's order; dropped on cancellation
+        self.rows = rows  # its weight in every bound: at least 1
         self.nbytes = nbytes  # of its message
         self.arrival = arrival  # seconds, on the server's monotonic clock
         self.deadline = deadline  # seconds, on the same clock; inf: none
@@ -49,8 +49,8 @@ class Request:
         self.state = NEW
         self.order: tuple[int, float] = (priority, arrival)
 
-    # How long it may wait for an instance, as a time on the server's clock. On the class, and a slot of those alone
-    # that have a queue timeout: the others neither store nor set it.
+    # The end of its queue timeout, as a time on the server's clock. A class attribute, and a slot only of the subclass
+    # for requests with a queue timeout: the others neither store nor set it.
     start_by: float = NEVER
 
 
@@ -59,20 +59,20 @@ RequestT = TypeVar("RequestT", bound=Request)
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """Bounds of one queue. `rows`, `requests` and `nbytes` are what may wait, all together."""
+    """Bounds of one queue. `rows`, `requests` and `nbytes` bound the total that may wait."""
 
     max_batch_rows: int = 64
     rows: int = 8192
     requests: int = 4096
     nbytes: int = 256 << 20
     delay: float = 0.0  # seconds a batch that is not full may wait for more rows
-    preferred: tuple[int, ...] = ()  # row counts to make batches of, and at which a delayed one stops waiting
-    by_priority: Mapping[int, int] = field(default_factory=dict)  # requests that may wait of a priority
-    deadlines: bool = True  # earliest deadline first and early refusal; off: first come, first served
+    preferred: tuple[int, ...] = ()  # preferred batch sizes in rows; a delayed batch closes when it reaches one
+    by_priority: Mapping[int, int] = field(default_factory=dict)  # most waiting requests of a priority
+    deadlines: bool = True  # earliest deadline first and early rejection; off: first come, first served
 
 
 class QueueTimeout(NamedTuple):
-    """How long a request of one priority may wait for an instance, in seconds, and whether it may ask for less."""
+    """The queue timeout of one priority, in seconds, and whether a request may ask for a shorter one."""
 
     seconds: float = NEVER
     may_shorten: bool = True
@@ -84,17 +84,17 @@ class QueueTimeout(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """What a worker was told, with every choice made."""
+    """A worker's options, fully resolved."""
 
     limits: QueueLimits
-    run_rows: int = 0  # rows of one run where requests do not share runs; 0: limits.max_batch_rows
+    run_rows: int = 0  # rows per run where requests do not share runs; 0: limits.max_batch_rows
     instances: int = 1
-    row_independent: bool = True  # a request of more rows than a matrix may be run in slices
+    row_independent: bool = True  # a request with more rows than a matrix may be run in slices
     max_request_rows: int = 65536
     priority_levels: int = 1
     default_priority: int = 1
     queue_timeouts: Mapping[int, QueueTimeout] | None = None  # of every priority; None: requests set their own
-    inline_run_limit: float = 0.0  # seconds; 0: always hand over
+    inline_run_limit: float = 0.0  # seconds; 0: always hand over to a worker thread
 
 
 class Settled(NamedTuple, Generic[RequestT]):

@@ -1,7 +1,7 @@
-"""How long a batch takes: a + b·rows, fitted to what was measured. Pure: times come in, nothing is read from a clock.
+"""The run time of a batch: a + b·rows, fitted to measurements. Pure: times are passed in, no clock is read.
 
-The queue asks it two things: whether a deadline can still be met, and how many rows fit before one. Both need to
-know how far to trust the fit, so its relative error is tracked as well: `lower_bound` decides rejections (rejecting a
+The queue uses it to decide whether a deadline can still be met, and how many rows fit before one. Both depend on how
+far the fit can be trusted, so its relative error is tracked as well: `lower_bound` decides rejections (rejecting a
 feasible request is a bug), `upper_bound` plans batches.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 
-FORGETTING = 0.98  # weight of the past at each observation: about the last fifty batches count
-OUTLIER = 4.0  # a batch slower than this many times the fit counts as that: one page fault must not refuse requests
+FORGETTING = 0.98  # weight of past observations at each new one: about the last fifty batches count
+OUTLIER = 4.0  # slower batches are clipped to this many times the fit: one page fault must not cause rejections
 MIN_MARGIN = 0.1
 MAX_MARGIN = 0.9
 
@@ -18,7 +18,7 @@ MAX_MARGIN = 0.9
 class RunTimeModel:
     """Run time in seconds of a batch of B rows, as a + b·B with a, b >= 0, by exponentially weighted least squares.
 
-    - Without an observation every answer is 0 s: nothing is refused on a guess.
+    - Without observations every prediction is 0 s: nothing is rejected on a guess.
     - The margin is three times the mean relative error, within [0.1, 0.9].
     """
 
@@ -26,13 +26,13 @@ class RunTimeModel:
 
     def __init__(self) -> None:
         self._n = self._x = self._y = self._xx = self._xy = 0.0
-        self.a = 0.0  # seconds for a batch of any size
-        self.b = 0.0  # seconds for one more row
+        self.a = 0.0  # seconds per batch, of any size
+        self.b = 0.0  # seconds per row
         self.error = 0.0
         self.margin = MIN_MARGIN
 
     def observe(self, rows: int, seconds: float) -> None:
-        """One batch of `rows` rows took `seconds`."""
+        """Record that a batch of `rows` rows took `seconds`."""
         if self._n > 0.0:
             predicted = self.a + self.b * rows
             if predicted > 0.0:
@@ -46,7 +46,7 @@ class RunTimeModel:
         self._xx = keep * self._xx + rows * rows
         self._xy = keep * self._xy + rows * seconds
         spread = self._n * self._xx - self._x * self._x
-        # Only one size seen lately: keep the slope and let the constant follow, rather than divide by nothing.
+        # With only one recent batch size, keep the slope and fit the constant: the spread is about 0.
         if spread > 1e-3 * self._n * self._xx:
             self.b = max(0.0, (self._n * self._xy - self._x * self._y) / spread)
         self.a = (self._y - self.b * self._x) / self._n
@@ -59,11 +59,11 @@ class RunTimeModel:
         return self.a + self.b * rows
 
     def lower_bound(self, rows: int) -> float:
-        """Seconds that a batch of `rows` rows takes at least: what rejections rest on."""
+        """The least seconds that a batch of `rows` rows may take. Used for rejections."""
         return (self.a + self.b * rows) * (1.0 - self.margin)
 
     def upper_bound(self, rows: int) -> float:
-        """Seconds that a batch of `rows` rows takes at most: what batches are planned with."""
+        """The most seconds that a batch of `rows` rows may take. Used to plan batches."""
         return (self.a + self.b * rows) * (1.0 + self.margin)
 
     def rows_within(self, seconds: float) -> float:

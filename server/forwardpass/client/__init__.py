@@ -5,11 +5,11 @@
         answer = client.infer("ranker", {"user": u, "item": v}, timeout=0.05)
         answer["score"], answer.version
 
-`Client` blocks and may be shared by threads; `AsyncClient` belongs to one event loop. What is said on the channel is in
-`operations`, with no channel in it, so both have one copy of it. docs/client.md says which to take when.
+`Client` blocks and may be shared by threads; `AsyncClient` belongs to one event loop. Both share the code that builds
+requests and reads responses, in `operations`, which uses no channel. docs/client.md explains which client to use when.
 
 Imports `protocol`, `errors` and `watched_files`, and nothing of the server. Public are the names below; of the modules,
-`arrays`, `results` and `errors` serve the commands too.
+`arrays`, `results` and `errors` are used by the commands too.
 """
 
 from forwardpass.client.arrays import TensorInfo

@@ -1,7 +1,7 @@
-"""numpy arrays to the protocol's tensors and back, for a client. Pure: knows what a model takes, not how it is reached.
+"""numpy arrays to the protocol's tensors and back, for a client. Pure: depends on a model's tensors, not on a channel.
 
-An array whose dtype is not the model's is converted only where the values stay what they are: floats to another width
-are rounded, integers and booleans must come through exactly, floats never become integers.
+An array whose dtype is not the model's is converted only if its values are preserved: floats of another width are
+rounded, integers and booleans must convert exactly, floats are never converted to integers.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from forwardpass.protocol.bytes_tensors import pack, unpack
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One input or output of a model. `shape` has -1 where any size goes; axis 0 is the batch where the model batches.
+    """One input or output of a model. `shape` has -1 for variable sizes; axis 0 is the batch if the model batches.
 
-    `labels` name the places of the last axis, in order; empty where the model has none.
+    `labels` name the indices of the last axis, in order; empty if the model has none.
     """
 
     name: str
@@ -35,16 +35,16 @@ class TensorInfo:
 
 
 def fit(array: NDArray[Any], tensor: TensorInfo) -> NDArray[Any]:
-    """`array` in the dtype of `tensor`; itself where it has it. Shapes are left to the server, which knows more.
+    """`array` converted to the dtype of `tensor`; `array` itself if it has it. Shapes are checked by the server.
 
-    BYTES takes arrays of str or bytes; BF16 takes its bits as uint16. Raises InvalidArgument, naming the dtype
-    expected, the dtype that came and, where it is a value that does not fit, the value.
+    BYTES takes arrays of str or bytes; BF16 takes its bits as uint16. Raises InvalidArgument, naming the expected
+    dtype, the dtype that came and, if a value does not fit, the value.
     """
     datatype = protocol.DATATYPES.get(tensor.datatype)
     if datatype is None:
         raise InvalidArgument(f"input '{tensor.name}' is of datatype {tensor.datatype}, which this client cannot send")
     want = datatype.numpy
-    if want is None:  # before any comparison of dtypes: numpy takes None for float64
+    if want is None:  # before any comparison of dtypes: numpy treats None as float64
         if array.dtype.kind in "OUS":
             return array
         raise _unfit(array, tensor, "str or bytes")
@@ -71,7 +71,7 @@ def fit(array: NDArray[Any], tensor: TensorInfo) -> NDArray[Any]:
 
 
 def _exactly(array: NDArray[Any], want: np.dtype[Any], tensor: TensorInfo) -> NDArray[Any]:
-    """Integers as another type of numbers, each as it was."""
+    """Convert integers to another number type, without changing any value."""
     with np.errstate(over="ignore", invalid="ignore"):
         there = array.astype(want)
         back = there.astype(array.dtype)
@@ -79,7 +79,7 @@ def _exactly(array: NDArray[Any], want: np.dtype[Any], tensor: TensorInfo) -> ND
     if want.kind in "iu":
         changed |= (there < 0) != (array < 0)
     elif array.dtype.kind != "b":
-        # The largest integers round up to a power of two beyond them, and what that comes back as is undefined.
+        # The largest integers round up to a power of two out of their range; converting that back is undefined.
         changed |= there.astype(np.float64) >= 2.0 ** (8 * array.dtype.itemsize - (array.dtype.kind == "i"))
     if changed.any():
         raise InvalidArgument(
@@ -94,7 +94,7 @@ def _unfit(array: NDArray[Any], tensor: TensorInfo, expected: str) -> InvalidArg
 
 
 def to_raw(array: NDArray[Any], name: str) -> bytes:
-    """The elements as raw contents: row-major, little-endian, BYTES with their lengths before them. After `fit`."""
+    """The elements as raw contents: row-major, little-endian, each BYTES element after its length. Call after `fit`."""
     if array.dtype.kind not in "OUS":
         return array.tobytes()
     return pack(_encoded(array, name))
@@ -111,7 +111,7 @@ def _encoded(array: NDArray[Any], name: str) -> Iterator[bytes]:
 
 
 def from_raw(data: bytes, datatype: str, shape: Sequence[int], name: str) -> NDArray[Any]:
-    """Raw contents as an array of its own, writable. Raises Internal where the bytes are not what `shape` says.
+    """Raw contents as a writable copy in an array. Raises Internal if the bytes do not match `shape`.
 
     BYTES: an object array of str; of bytes, if any element is not UTF-8. BF16: its bits, as uint16.
     """
@@ -129,7 +129,7 @@ def from_raw(data: bytes, datatype: str, shape: Sequence[int], name: str) -> NDA
 
 
 def from_typed(contents: Any, datatype: str, shape: Sequence[int], name: str) -> NDArray[Any]:
-    """As `from_raw`, for a server that answers in an InferTensorContents."""
+    """As `from_raw`, for a server that sends an InferTensorContents."""
     known = protocol.DATATYPES.get(datatype)
     if known is None or known.contents is None:
         raise Internal(f"output '{name}' came as datatype '{datatype}' without raw contents")

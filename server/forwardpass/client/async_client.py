@@ -1,4 +1,4 @@
-"""AsyncClient: as Client, operation for operation, for the tasks of one event loop."""
+"""AsyncClient: the operations of Client for the tasks of one event loop."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from forwardpass.client.results import Answer, ModelInfo, ModelState, Parameter,
 
 
 class AsyncClient(BaseClient):
-    """As Client, operation for operation, for asyncio: every operation is awaited.
+    """The operations of Client for asyncio: every operation is awaited.
 
-    Belongs to the event loop in which it is first used; any number of its tasks may use it at a time.
+    Belongs to the event loop in which it is first used; any number of its tasks may use it concurrently.
     """
 
     _open = staticmethod(grpc.aio.insecure_channel)
@@ -49,7 +49,7 @@ class AsyncClient(BaseClient):
         parameters: Mapping[str, Parameter] | None = None,
         timings: bool = False,
     ) -> Answer:
-        """See `Client.infer`. A task that is cancelled cancels its call."""
+        """See `Client.infer`. Cancelling the task cancels the call."""
         return await self._run(
             self._operations.infer(
                 model,
@@ -83,7 +83,7 @@ class AsyncClient(BaseClient):
         )
 
     def stream(self, *, in_flight: int = 64, timeout: float | None = None) -> AsyncStream:
-        """See `Client.stream`. Not awaited; to be called where the loop runs."""
+        """See `Client.stream`. Not awaited, but must be called in the running loop."""
         method = self._stream(STREAM_PATH)
 
         def start(requests: AsyncIterator[bytes]) -> Any:
@@ -114,7 +114,7 @@ class AsyncClient(BaseClient):
         return await self._run(self._operations.ready(model, version=version, timeout=timeout))
 
     async def close(self) -> None:
-        """End the connection. Calls in flight end with Cancelled; later ones are a ValueError."""
+        """Close the connection. Calls in flight raise Cancelled; later ones raise ValueError."""
         channel = self._end()
         self._closing.set()
         if self._coalescer is not None:
@@ -163,7 +163,7 @@ class AsyncClient(BaseClient):
                 if task is not None and task.cancelling():
                     doing.cancel()
                     raise
-                # Nobody cancelled this task: the channel was closed under the call.
+                # The task was not cancelled: the channel was closed during the call.
                 raise Cancelled("the client was closed") from None
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), pause)

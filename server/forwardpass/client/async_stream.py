@@ -1,4 +1,4 @@
-"""Many requests of any number of tasks of one event loop on one ModelStreamInfer call; rules as in `sync_stream`."""
+"""Many requests from any number of tasks of one event loop on one ModelStreamInfer call; rules as in `sync_stream`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class AsyncStream:
         async with client.stream() as stream:
             answer = await stream.infer("digits", x)
 
-    Leaving the context waits for the answers of all that was sent; leaving it by an exception cancels them.
+    Leaving the context waits for the answers to all requests; leaving it by an exception cancels them.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class AsyncStream:
         address: str,
         in_flight: int,
     ) -> None:
-        """`start` begins the call with an iterator of requests; `failure` reads its grpc.RpcError."""
+        """`start` begins the call with an iterator of requests; `failure` converts its grpc.RpcError."""
         if in_flight < 1:
             raise ValueError(f"in_flight: expected at least 1, got {in_flight}")
         self._operations = operations
@@ -60,7 +60,7 @@ class AsyncStream:
         priority: int = 0,
         parameters: Mapping[str, Parameter] | None = None,
     ) -> asyncio.Future[Answer]:
-        """See `Stream.submit`: awaiting it waits for room, awaiting what it gives waits for the answer."""
+        """See `Stream.submit`: awaiting it waits for room, awaiting the returned future waits for the answer."""
         wire_id = self._pending.new_id()
         request, info = await self._run(
             self._operations.streamed(wire_id, model, inputs, version, outputs, timeout, priority, parameters)
@@ -89,7 +89,7 @@ class AsyncStream:
         priority: int = 0,
         parameters: Mapping[str, Parameter] | None = None,
     ) -> Answer:
-        """Send a request and wait for its answer. A task that is cancelled leaves; the stream goes on."""
+        """Send a request and wait for its answer. Cancelling the task does not affect the stream."""
         return await (
             await self.submit(
                 model, inputs, version=version, outputs=outputs, id=id, timeout=timeout, priority=priority,
@@ -124,12 +124,12 @@ class AsyncStream:
             yield await futures.popleft()
 
     async def close(self) -> None:
-        """Send no more, and wait for the answers of all that was sent."""
+        """Send no more, and wait for the answers to all requests."""
         self._finish()
         await asyncio.wait([self._reader])
 
     async def cancel(self) -> None:
-        """End the stream at once: what is unanswered fails with Cancelled."""
+        """End the stream at once: unanswered requests fail with Cancelled."""
         self._finish()
         self._call.cancel()
         await asyncio.wait([self._reader])
@@ -166,7 +166,7 @@ class AsyncStream:
             error = self._failure(fault)
         finally:
             left = self._pending.end(error)
-            # Whoever waits for room is to find that the stream has ended; and whoever comes later.
+            # Present and later waiters for room must find that the stream has ended.
             for _ in range(left + self._in_flight):
                 self._room.release()
             self._outgoing.put_nowait(None)

@@ -1,6 +1,6 @@
-"""Where a client calls and how: channel options that suit Kubernetes, and when a call is made again.
+"""The base of both clients: channel options that suit Kubernetes, credentials, and retries.
 
-What the two clients have in common but their operations. Opens channels; makes no call.
+The operations are elsewhere. Opens channels; makes no call.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from forwardpass.protocol import INFERENCE_SERVICE
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8001"
 _MIB = 1 << 20
-# What asks whether somebody is there should say so at once.
+# Health checks should report at once whether the server is reachable.
 _NOT_RETRIED = frozenset(f"/{INFERENCE_SERVICE}/{name}" for name in ("ServerLive", "ServerReady", "ModelReady"))
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What a client did since it was made."""
+    """A client's counters since it was created."""
 
-    retries: int  # calls that were made again, each new attempt counted
-    shared_rows: int  # rows that went in a request gathered from calls of several callers, or made to be
-    shared_requests: int  # those requests
+    retries: int  # attempts beyond the first, of all calls
+    shared_rows: int  # rows sent in coalesced requests, which may hold one caller's rows or several callers'
+    shared_requests: int  # coalesced requests
 
 
 class BaseClient:
-    """What Client and AsyncClient are told when they are made, and the channel that comes of it."""
+    """The arguments of Client and AsyncClient, and the channel made from them."""
 
     # How channels are made: (address, options=) and (address, credentials, options=).
     _open: Callable[..., Any]
     _open_secure: Callable[..., Any]
-    _make_coalescer: Callable[[Coalesce], Any]  # makes what gathers calls
-    _event: Callable[[], Any]  # makes an event to wait for: that the client is closed
+    _make_coalescer: Callable[[Coalesce], Any]  # makes the object that coalesces calls
+    _event: Callable[[], Any]  # makes an event that is set when the client is closed
 
     def __init__(
         self,
@@ -65,24 +65,23 @@ class BaseClient:
         """Does not touch the network; the first call connects.
 
         - `address`: any gRPC target: "host:port", "unix:/path"; "dns:///service.namespace:8001" or
-          "ipv4:10.0.0.1:8001,10.0.0.2:8001", of which every address is called in turn.
-        - `timeout`: seconds a call may take where the call does not say itself, all its attempts together; None or inf:
-          as long as it takes.
+          "ipv4:10.0.0.1:8001,10.0.0.2:8001", whose addresses are called in turn.
+        - `timeout`: default seconds for a call, all its attempts together; None or inf: no limit.
         - `max_message_bytes`: the largest message sent or received.
-        - `keepalive`: seconds of silence in a call after which the server is asked whether it is still there; 0: never.
-        - `attempts`: how often a call is made in all, 1 to 10, while the answer is UNAVAILABLE. See `retry`.
-        - `retry_full`: make a call again also when it was refused as RESOURCE_EXHAUSTED and told when to come back.
-        - `health_check`: leave out servers whose grpc.health.v1 says that they do not serve; one that has no such
-          service counts as serving. Without it, calls reach a server that is still loading or already draining.
-        - `coalesce`: let calls of `predict` that are under way at the same time share requests. See `coalescer`.
+        - `keepalive`: seconds of silence in a call after which the server is pinged; 0: never.
+        - `attempts`: most attempts of a call, 1 to 10, while its status is UNAVAILABLE. See `retry`.
+        - `retry_full`: also retry a call rejected with RESOURCE_EXHAUSTED and a time to retry after.
+        - `health_check`: skip servers that grpc.health.v1 reports as not serving; one without that service counts as
+          serving. Without it, calls reach a server that is still loading or already draining.
+        - `coalesce`: let concurrent calls of `predict` share requests. See `coalescer`.
         - `tls`: None for plaintext.
-        - `token`, or `token_file` that holds one and is read again when it changes: sent with every call as
+        - `token`, or `token_file`, which is read again when it changes: sent with every call as
           `authorization: Bearer TOKEN`.
         - `plaintext_token`: send a token without TLS to other machines too, as where a mesh encrypts what leaves the
           pod.
-        - `options`: gRPC channel arguments, (name, value); they come before those made from the above.
+        - `options`: gRPC channel arguments, (name, value); they override those made from the above.
 
-        Raises SettingsError for files that cannot be used, and for a token that anybody on the way could read.
+        Raises SettingsError for files that cannot be used, and for a token that could be read on the way.
         """
         if not 1 <= attempts <= 10:
             raise ValueError(f"attempts: expected 1 to 10, got {attempts}")
@@ -100,7 +99,7 @@ class BaseClient:
         arguments: dict[str, Any] = {
             "grpc.max_send_message_length": max_message_bytes,
             "grpc.max_receive_message_length": max_message_bytes,
-            # The defaults wait a second before the first new attempt, and up to two minutes later on.
+            # By default, gRPC waits a second before it first reconnects, and up to two minutes later.
             "grpc.initial_reconnect_backoff_ms": 100,
             "grpc.max_reconnect_backoff_ms": 5000,
             "grpc.service_config": json.dumps(_service_config(health_check)),
@@ -111,34 +110,34 @@ class BaseClient:
             arguments["grpc.ssl_target_name_override"] = tls.server_name
         scheme, _, rest = address.partition(":")
         if scheme in ("ipv4", "ipv6"):
-            # Of a list of addresses gRPC would make an authority with commas in it, which strict servers refuse.
+            # From a list of addresses gRPC would make an authority with commas, which strict servers reject.
             arguments["grpc.default_authority"] = rest.lstrip("/").partition(",")[0]
         self._arguments = tuple((arguments | dict(options)).items())
         self._channel: Any = None
         self._closed = False
         self._closing = self._event()
-        self._methods: dict[str, Any] = {}  # by path: what makes such calls
+        self._methods: dict[str, Any] = {}  # by path: the channel's callable
         self._lock = threading.Lock()
         self._retries = 0
 
     @property
     def counts(self) -> Counts:
-        """What this client did so far beside what it was asked to do."""
+        """This client's counters so far."""
         coalescer = self._coalescer
         return Counts(self._retries, *((0, 0) if coalescer is None else coalescer.counts))
 
     def _method(self, path: str) -> Any:
-        """What calls `path`. Raises ValueError once the client is closed."""
+        """The callable for the unary method at `path`. Raises ValueError once the client is closed."""
         with self._lock:
             return self._methods.setdefault(path, self._opened().unary_unary(path))
 
     def _stream(self, path: str) -> Any:
-        """The same of a method with streams both ways."""
+        """As `_method`, for a bidirectional streaming method."""
         with self._lock:
             return self._opened().stream_stream(path)
 
     def _opened(self) -> Any:
-        """The channel, made when it is first asked for: an asyncio one takes the loop that runs by then."""
+        """The channel, created on first use: an asyncio channel binds to the loop running then."""
         if self._closed:
             raise ValueError(CLOSED)
         if self._channel is None:
@@ -149,23 +148,23 @@ class BaseClient:
         return self._channel
 
     def _end(self) -> Any:
-        """The channel to close, if there is one. What is called from now on is a ValueError."""
+        """Mark the client closed: later calls raise ValueError. Returns the channel to close, if there is one."""
         with self._lock:
             self._closed = True
             self._methods.clear()
             return self._channel
 
     def _raise_closed(self) -> None:
-        """Raise Cancelled if the client was closed, as it may be in the middle of a call."""
+        """Raise Cancelled if the client was closed, which may happen during a call."""
         if self._closed:
             raise Cancelled("the client was closed") from None
 
     def _metadata(self, asked: tuple[tuple[str, str], ...] = ()) -> tuple[tuple[str, str], ...]:
-        """What goes with a call that asked for this itself. A token's file that cannot be read leaves the last one."""
+        """A call's own metadata `asked`, with the token. If the token file cannot be read, the last token is kept."""
         return asked if self._token is None else (*asked, ("authorization", self._token()))
 
     def _failure(self, error: Any, timeout: float | None) -> CallError:
-        """A grpc.RpcError of either kind of channel, as one of ours."""
+        """A grpc.RpcError of either kind of channel as a CallError."""
         return from_status(
             error.code().value[0],
             error.details() or "",
@@ -175,9 +174,9 @@ class BaseClient:
         )
 
     def _pause(self, error: CallError, call: Call, attempt: int, began: float) -> float:
-        """Seconds until a call that failed is made again. Raises the error where it is not.
+        """Seconds until a failed call is retried. Raises the error if it is not.
 
-        `attempt`: how often it was made by now; `began`: when it was made first.
+        `attempt`: attempts made so far; `began`: the time of the first.
         """
         if call.path in _NOT_RETRIED:
             raise error
@@ -191,12 +190,12 @@ class BaseClient:
 
 
 def left_of(call: Call, began: float) -> float | None:
-    """Seconds that are left of a call's time; None: it has no limit."""
+    """Seconds left until a call's deadline; None: it has none."""
     return None if call.timeout is None else max(0.0, call.timeout - (time.monotonic() - began))
 
 
 def _service_config(health_check: bool) -> dict[str, Any]:
-    # No retryPolicy: gRPC's own knows neither google.rpc.RetryInfo nor what a call was told to do when it is full.
+    # No retryPolicy: gRPC's own supports neither google.rpc.RetryInfo nor `retry_full`.
     config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
     if health_check:
         config["healthCheckConfig"] = {"serviceName": ""}

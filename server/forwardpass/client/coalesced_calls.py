@@ -1,8 +1,7 @@
-"""What `predict` says for callers that share requests, with no channel in it: which group they are of, what is sent for
-them, and what each gets of the answer. How it is sent is in `coalescing_threads` and `coalescing_tasks`; when, in
-`coalescer`.
+"""`predict` for callers that share requests, without a channel: a caller's group, the request for a group, and each
+caller's part of the outputs. `coalescing_threads` and `coalescing_tasks` send the requests; `coalescer` decides when.
 
-A request that fails for reasons that may lie in one caller's rows is sent again in halves, until that caller is alone.
+A request whose error may be due to one caller's rows is sent again in halves, until that caller is alone.
 """
 
 from __future__ import annotations
@@ -33,17 +32,17 @@ logger = logging.getLogger(__name__)
 
 
 class Way(NamedTuple):
-    """How calls of one kind go. `group` None: each by itself, as long as nothing of the models was forgotten."""
+    """How to make calls of one kind. `group` None: each alone, valid until model metadata are forgotten."""
 
     group: Group | None
-    rows: int  # of the array
-    one_row: bool  # it has no batch axis
+    rows: int  # rows of the array
+    one_row: bool  # the array has no batch axis
     limit: float  # seconds; inf: none
     forgotten: int
 
 
 class CoalescedCalls:
-    """`predict` for callers that share requests. `bell` makes what they wait for."""
+    """`predict` for callers that share requests. `bell` makes the Bells that they wait for."""
 
     def __init__(self, operations: Operations, options: Coalesce, address: str, bell: Callable[[], Bell]) -> None:
         self.operations = operations
@@ -52,7 +51,7 @@ class CoalescedCalls:
         self.ways: dict[Any, Way] = {}
 
     def known(self, like: Any) -> Way | None:
-        """How calls go that are `like` some before: the same arguments, an array of the same shape and dtype."""
+        """The Way of calls with the key `like`: equal arguments, an array of equal shape and dtype. None if unknown."""
         way = self.ways.get(like)
         if way is None or (way.group.shares if way.group is not None else way.forgotten == self.operations.forgotten):
             return way
@@ -68,7 +67,7 @@ class CoalescedCalls:
         timeout: float | None,
         priority: int,
     ) -> Steps[Way]:
-        """The same of calls that are like none before. Asks for the model's metadata where they are not known."""
+        """Make and remember the Way of calls with a new key. Requests the model's metadata if they are not known."""
         limit = self.operations.limit(timeout)
         info = yield from self.operations.known(model, version, limit)
         options = self.coalescer.options
@@ -78,7 +77,7 @@ class CoalescedCalls:
         large = 2 * count > options.max_rows or 2 * array.nbytes > options.max_bytes
         group = None
         if array.size and not large and may_share(info, len(tail)):
-            # The power of two above the time limit: callers in as much of a hurry as each other.
+            # The power of two above the time limit, so that only callers of similar urgency share requests.
             urgency = None if limit is None else math.frexp(limit)[1]
             group = self.coalescer.group(GroupKey(model, version, output, priority, tail, array.dtype, urgency))
         way = Way(group, count, one_row, math.inf if limit is None else limit, self.operations.forgotten)
@@ -86,7 +85,7 @@ class CoalescedCalls:
         return way
 
     def share(self, group: Group, batch: Sequence[Rows]) -> Steps[None]:
-        """Get every one of these its answer or its error, by one request where that is possible."""
+        """Settle every caller in `batch` with its outputs or its error, by one request if possible."""
         coalescer = self.coalescer
         parts = [batch]
         while parts:
@@ -108,7 +107,7 @@ class CoalescedCalls:
                 parts += reversed(coalescer.apart(part, 1))
 
     def _together(self, group: Group, part: Sequence[Rows]) -> Steps[NDArray[Any] | None]:
-        """The rows of all in one request: their answers [B, ...]. None: their answers may depend on each other."""
+        """Send all rows in one request and return the outputs [B, ...]. None: rows may affect each other's outputs."""
         key = group.key
         rows = _stacked(key, part)
         answer = yield from self.operations.infer(
@@ -117,14 +116,14 @@ class CoalescedCalls:
             version=key.version,
             outputs=None if key.output is None else (key.output,),
             id="",
-            # Who can wait longest decides; the others leave when their own time is over.
+            # The latest deadline counts; the other callers leave at their own.
             timeout=max([rows.deadline for rows in part]) - time.monotonic(),
             priority=key.priority,
             parameters=None,
             timings=False,
         )
         if answer.version != group.version and len(part) > 1:
-            # Another version than before: it is not known yet that its rows may share a request.
+            # Another version than before: check that its rows may share a request.
             info = yield from self.operations.metadata(key.model, version=key.version, timeout=None)
             if not may_share(info, len(key.tail)):
                 return None
@@ -135,10 +134,10 @@ class CoalescedCalls:
         return result
 
     def result(self, way: Way, rows: Rows) -> NDArray[Any]:
-        """A caller's own answer. Raises its error, or DeadlineExceeded where there is no outcome."""
+        """A caller's own outputs. Raises its error, or DeadlineExceeded if there is no outcome."""
         outcome = rows.outcome
         if isinstance(outcome, CallError):
-            raise copy.copy(outcome)  # of its own: a raised error carries the trace of who raised it
+            raise copy.copy(outcome)  # a copy: a raised error carries its raiser's traceback
         if outcome is None:
             raise DeadlineExceeded(f"no answer from {self._address} within {way.limit:.3g} s")
         if way.one_row and outcome.ndim > 1:
@@ -149,7 +148,7 @@ class CoalescedCalls:
 
 
 def _stacked(key: GroupKey, batch: Sequence[Rows]) -> NDArray[Any]:
-    """The rows of all, in their order: [B, ...]."""
+    """The rows of all callers, in order: [B, ...]."""
     count = sum([rows.count for rows in batch])
     if key.dtype.hasobject:
         return np.concatenate([rows.data.reshape(rows.count, *key.tail) for rows in batch])
@@ -157,14 +156,14 @@ def _stacked(key: GroupKey, batch: Sequence[Rows]) -> NDArray[Any]:
 
 
 def _may_be_of_one(error: CallError) -> bool:
-    """Whether an error may be about the rows of one caller, so that the others can be answered without them."""
+    """Whether an error may be due to one caller's rows, so that the others may succeed without them."""
     if isinstance(error, ResourceExhausted):
-        return error.retry_after is None  # too large, that is; a full server says when to come back
+        return error.retry_after is None  # the message is too large; a full server sends a time to retry after
     return isinstance(error, InvalidArgument | Internal) or error.status in (Status.UNKNOWN, Status.OUT_OF_RANGE)
 
 
 def unsettled(error: BaseException) -> CallError:
-    """What callers are told whose request ended in a way that no request should."""
+    """The error for callers whose shared request failed with an unexpected exception."""
     if not isinstance(error, Exception) or (isinstance(error, ValueError) and str(error) == CLOSED):
         return Cancelled("the client was closed")
     logger.error("a shared request failed", exc_info=error)

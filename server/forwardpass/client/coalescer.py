@@ -1,12 +1,12 @@
-"""Which calls of one client share a request, and when it is sent. Pure: no threads, no I/O, the clock injected.
+"""Decides which calls of one client share a request, and when it is sent. Pure: no threads, no I/O, injected clock.
 
-Works as the server's own queue does: it wastes no time. While nothing is under way, what is there is sent at once;
-while a request is, callers gather, and the next one takes them all. Rows that have waited for `max_wait` go beside the
-requests under way. A caller that is alone sends its rows itself, as if nothing were here.
+Like the server's own queue, it never idles: while no request is in flight, waiting rows are sent at once; while one
+is, callers gather, and the next request takes them all. Rows that have waited for `max_wait` are sent beside the
+requests in flight. A lone caller sends its rows itself, without coalescing.
 
-Callers are grouped by all that a request says once: model, version, output, priority, dtype, the shape of a row. And by
-how long they can wait: calls whose time limits differ by more than a factor of two never share, so that what is urgent
-is scheduled as urgent.
+Callers are grouped by all that a request contains once: model, version, output, priority, dtype, the shape of a row;
+and by urgency: calls whose time limits differ by more than a factor of two never share a request, so that urgent calls
+are scheduled as urgent.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from forwardpass.client.errors import CallError, Cancelled
 from forwardpass.client.results import ModelInfo
 
 CLOSED: Final = "the client is closed"
-_CROWD: Final = 2.0  # callers a request, of late, from which on everybody gathers
+_CROWD: Final = 2.0  # recent callers per request; from this on, all callers gather
 
 
 @dataclass(frozen=True, slots=True)
 class Coalesce:
     """How calls of `predict` share requests.
 
-    - `max_rows`: of one request.
-    - `max_wait`: seconds, at most, that rows wait for requests under way to end while there is room for one more.
-      Threads wait for whole milliseconds. 0: not at all, so that requests are smaller and more.
-    - `in_flight`: requests of one group that may be under way at a time. With many servers, or slow models, more of
-      them find work for more servers.
-    - `max_bytes`: of the rows of one request. Arrays of more than half of it, or of half of `max_rows`, go alone.
+    - `max_rows`: most rows of one request.
+    - `max_wait`: most seconds that rows wait for requests in flight to end while fewer than `in_flight` are. Threads
+      wait for whole milliseconds. 0: no wait, so that there are more and smaller requests.
+    - `in_flight`: most requests of one group in flight. With many servers, or slow models, a larger number keeps more
+      servers busy.
+    - `max_bytes`: most bytes of rows in one request. Arrays above half of it, or above half of `max_rows`, go alone.
     """
 
     max_rows: int = 256
@@ -53,7 +53,7 @@ class Coalesce:
 
 
 class GroupKey(NamedTuple):
-    """What callers that share a request have in common."""
+    """The properties that callers must have in common to share a request."""
 
     model: str
     version: str
@@ -61,61 +61,61 @@ class GroupKey(NamedTuple):
     priority: int
     tail: tuple[int, ...]  # the shape of a row
     dtype: np.dtype[Any]
-    urgency: int | None  # the power of two below the time limit; None: no limit
+    urgency: int | None  # exponent of the power of two above the time limit; None: no limit
 
 
 class Bell(Protocol):
-    """What callers wait for whose rows are sent together. How, is between them and whoever made it."""
+    """Wakes callers whose rows are sent together. How they wait is up to the implementation."""
 
     def ring(self, settled: Sequence[Rows]) -> None:
-        """These have their outcome; or, if none, all who wait are to look what they wait for now."""
+        """Wake the callers of `settled`, which have an outcome; if empty, waiting callers must re-read their `bell`."""
 
 
 class Rows:
-    """The rows of one caller, and what comes of them."""
+    """The rows of one caller, and their outcome."""
 
     __slots__ = ("batch", "bell", "count", "data", "deadline", "gone", "outcome", "place", "there")
 
-    bell: Any  # a Bell; another one when they are sent with fewer others than they waited with
-    batch: PendingBatch  # those they wait with
+    bell: Any  # a Bell; replaced when the rows are sent with fewer others than they waited with
+    batch: PendingBatch  # the batch that they wait in
     place: int
-    there: Any  # for the bell's use
+    there: Any  # for use by the bell
 
     def __init__(self, data: Any, count: int, deadline: float) -> None:
-        self.data = data  # an array [count, ...], or [...] for one row; once they wait, a copy or its bytes
+        self.data = data  # an array [count, ...], or [...] for one row; while waiting, a copy or its bytes
         self.count = count
-        self.deadline = deadline  # of the injected clock
-        self.gone = False  # nobody waits for them any more
-        # The answers of the whole request, [B, ...], of which `count` rows from `place` on are this caller's.
+        self.deadline = deadline  # on the injected clock
+        self.gone = False  # the caller no longer waits
+        # The outputs of the whole request, [B, ...]: the `count` rows from `place` on are this caller's.
         self.outcome: NDArray[Any] | CallError | None = None
 
 
 class PendingBatch:
-    """Callers whose rows wait to be sent in one request."""
+    """Rows that wait to be sent in one request."""
 
     __slots__ = ("bell", "count", "rows", "taken")
 
     def __init__(self, bell: Bell) -> None:
         self.bell = bell
         self.rows: list[Rows] = []
-        self.count = 0  # rows of all of them
+        self.count = 0  # the total of their rows
         self.taken = False  # by a sender
 
 
 class Turn(enum.Enum):
-    """What a caller does now."""
+    """What a caller must do next."""
 
-    ALONE = enum.auto()  # sends its rows itself, then says `ended`
-    SEND = enum.auto()  # its rows wait, and a sender is to be started for the group
-    WAIT = enum.auto()  # its rows wait; a sender will come for them
-    WATCH = enum.auto()  # the same; and it is the one to say `overdue` after `max_wait`, or when it leaves before
+    ALONE = enum.auto()  # send its rows itself, then call `ended`
+    SEND = enum.auto()  # its rows wait; it must start a sender for the group
+    WAIT = enum.auto()  # its rows wait; a sender will take them
+    WATCH = enum.auto()  # as WAIT, but it must call `overdue` after `max_wait`, or when it leaves earlier
 
 
-ALONE, SEND, WAIT, WATCH = Turn  # by themselves: looking members up in the class takes longer
+ALONE, SEND, WAIT, WATCH = Turn  # as globals: looking members up in the class is slower
 
 
 class Group:
-    """Callers that may share requests. All of it belongs to Coalescer but `version` and `shares`."""
+    """Callers that may share requests. Owned by Coalescer, except `version` and `shares`."""
 
     __slots__ = ("batches", "crowd", "gathering", "has_objects", "key", "max_rows", "sending", "shares", "version")
 
@@ -124,16 +124,16 @@ class Group:
         row_bytes = key.dtype.itemsize * math.prod(key.tail)
         self.max_rows = max(1, min(options.max_rows, options.max_bytes // max(1, row_bytes)))  # of one request
         self.has_objects = key.dtype.hasobject
-        self.batches: deque[PendingBatch] = deque()  # that wait; all but the last are full
-        self.sending = 0  # requests under way, or about to be
-        self.gathering = False  # a sender is about to take what waits
-        self.crowd = 0.0  # callers a request, of late
-        self.version = ""  # that answered last
-        self.shares = True  # False once the model turned out not to let rows share a request
+        self.batches: deque[PendingBatch] = deque()  # waiting batches; all except the last are full
+        self.sending = 0  # requests in flight, or about to be
+        self.gathering = False  # a sender is about to take the waiting rows
+        self.crowd = 0.0  # recent average of callers per request
+        self.version = ""  # the version that answered last
+        self.shares = True  # False once the model no longer lets rows share a request
 
 
 class CoalescedBatch(NamedTuple):
-    """What goes into one request. `more`: another sender is to be started for what is left."""
+    """The rows of one request. `more`: another sender must be started for the remaining rows."""
 
     rows: list[Rows]
     more: bool
@@ -143,13 +143,13 @@ class Coalescer:
     """The groups of one client. Thread-safe.
 
     - Every `Rows` that was offered and is not gone is settled exactly once: by `settle`, `fail` or `close`.
-    - At most `in_flight` requests of a group are under way. Whoever is told SEND, or `more`, or True by `ended` holds a
-      place among them until `take` gives None or `ended` gives False.
-    - Rows are taken in the order they came.
+    - At most `in_flight` requests of a group are in flight. SEND, `more`, or True from `ended` gives a sender one
+      of these places, which it holds until `take` returns None or `ended` returns False.
+    - Rows are taken in the order of their arrival.
     """
 
     def __init__(self, options: Coalesce, clock: Callable[[], float], bell: Callable[[], Bell]) -> None:
-        """`bell` makes what callers wait for."""
+        """`bell` makes the Bells that callers wait for."""
         self.options = options
         self._in_flight, self._max_wait = options.in_flight, options.max_wait
         self._clock = clock
@@ -157,11 +157,11 @@ class Coalescer:
         self._lock = threading.Lock()
         self._groups: dict[GroupKey, Group] = {}
         self._closed = False
-        self.rows = 0  # that were taken
-        self.requests = 0  # that they were taken for
+        self.rows = 0  # rows taken by senders
+        self.requests = 0  # requests that they were taken for
 
     def group(self, key: GroupKey) -> Group:
-        """The group of these callers."""
+        """The group with this key, created if necessary."""
         with self._lock:
             found = self._groups.get(key)
             if found is None:
@@ -171,14 +171,14 @@ class Coalescer:
             return found
 
     def drop(self, group: Group) -> None:
-        """Its callers are no group any more. What waits in it is still sent."""
+        """Dissolve a group. Rows that wait in it are still sent."""
         group.shares = False
         with self._lock:
             if self._groups.get(group.key) is group:
                 del self._groups[group.key]
 
     def offer(self, group: Group, rows: Rows) -> Turn:
-        """A caller comes. Raises ValueError once this is closed."""
+        """Offer a caller's rows. Raises ValueError after `close`."""
         with self._lock:
             if self._closed:
                 raise ValueError(CLOSED)
@@ -187,7 +187,7 @@ class Coalescer:
                 group.sending = sending + 1
                 group.crowd = (group.crowd + 1) / 2
                 return ALONE
-            # Copied here: what a caller does to its array from now on is not sent.
+            # Copied, so that later changes to the caller's array are not sent.
             rows.data = rows.data.copy() if group.has_objects else rows.data.tobytes()
             if not batches or batches[-1].count + rows.count > group.max_rows:
                 batches.append(PendingBatch(self._bell()))
@@ -204,7 +204,7 @@ class Coalescer:
             return SEND
 
     def overdue(self, group: Group, rows: Rows) -> bool:
-        """A caller was to WATCH, and its time is over. True: a sender is to be started for the group."""
+        """Call when the time of a WATCH is over. True: a sender must be started for the group."""
         with self._lock:
             if rows.batch.taken or group.gathering or group.sending == self._in_flight:
                 return False
@@ -213,7 +213,7 @@ class Coalescer:
             return True
 
     def take(self, group: Group) -> CoalescedBatch | None:
-        """For a sender: rows to send now. None: nothing is left, and there is no sender any more."""
+        """For a sender: the rows to send now. None: no rows are left, and the sender must end."""
         batches = group.batches
         with self._lock:
             now = self._clock()
@@ -222,7 +222,7 @@ class Coalescer:
                 batch = batches.popleft()
                 batch.taken = True
                 taken = [rows for rows in batch.rows if not rows.gone and rows.deadline > now]
-                batch.rows = []  # they know it: no circle, so that what they hold goes with them
+                batch.rows = []  # the rows refer to the batch: break the cycle, so that they are freed early
             group.gathering = False
             if not taken:
                 group.sending -= 1
@@ -235,7 +235,7 @@ class Coalescer:
             return CoalescedBatch(taken, more)
 
     def ended(self, group: Group) -> bool:
-        """A request of the group has ended. True: its sender is to `take` what waits by now."""
+        """Record that a request of the group has ended. True: its sender must `take` the rows waiting by now."""
         with self._lock:
             if group.batches and not group.gathering:
                 group.gathering = True
@@ -244,7 +244,7 @@ class Coalescer:
             return False
 
     def apart(self, batch: Sequence[Rows], size: int) -> list[Sequence[Rows]]:
-        """Those that were sent together, in parts of at most `size` callers."""
+        """Split rows that were sent together into parts of at most `size` callers."""
         together = batch[0].bell
         parts = [batch[place : place + size] for place in range(0, len(batch), size)]
         for part in parts:
@@ -255,13 +255,13 @@ class Coalescer:
         return parts
 
     def gone(self, rows: Rows) -> bool:
-        """A caller waits no longer. False: too late, it has its outcome."""
+        """Record that a caller no longer waits. False: too late, it has its outcome."""
         with self._lock:
             rows.gone = rows.outcome is None
             return rows.gone
 
     def settle(self, batch: Sequence[Rows], answer: NDArray[Any]) -> None:
-        """Give each its rows of `answer`, which has those of all, in their order."""
+        """Give each caller its rows of `answer`, which has the rows of all, in order."""
         place = 0
         with self._lock:
             for rows in batch:
@@ -271,7 +271,7 @@ class Coalescer:
         batch[0].bell.ring(batch)
 
     def fail(self, batch: Sequence[Rows], error: CallError) -> None:
-        """Give each the error that has no outcome yet."""
+        """Give the error to every caller that has no outcome yet."""
         with self._lock:
             settled = [rows for rows in batch if not rows.gone and rows.outcome is None]
             for rows in settled:
@@ -280,7 +280,7 @@ class Coalescer:
             bell.ring(settled)
 
     def close(self) -> None:
-        """Refuse what comes, and fail what was not taken yet. What was taken is its senders' to settle."""
+        """Reject new rows, and fail those not taken yet. Rows that were taken are settled by their senders."""
         left: list[Rows] = []
         with self._lock:
             self._closed = True
@@ -295,7 +295,7 @@ class Coalescer:
 def may_share(info: ModelInfo, rank: int) -> bool:
     """Whether rows of a model with these metadata may share requests: the server lets them share its own runs.
 
-    It does so only where a row's answer does not depend on its neighbours. `rank`: the axes of a row.
+    It does so only if a row's output does not depend on its neighbours. `rank`: the number of axes of a row.
     """
     batch = info.parameters.get("max_batch_size", 0)
     return len(info.inputs) == 1 and len(info.inputs[0].shape) == rank + 1 and isinstance(batch, int) and batch > 0

@@ -1,7 +1,6 @@
 """`predict` for the tasks of one event loop that share requests: how they wait, and the tasks that send for them.
 
-A sending task is there only while there is something to send. A caller that is cancelled leaves; the request goes on
-for the others.
+A sending task exists only while there are rows to send. Cancelling a caller does not affect the request for the others.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from forwardpass.client.operations import Operations, Steps
 
 
 class TaskBell:
-    """Wakes those whose rows have their outcome, each by a future of its own, so that one can be cancelled alone."""
+    """Wakes callers whose rows have their outcome, each by its own future, so that one can be cancelled alone."""
 
     def ring(self, settled: Sequence[Rows]) -> None:
         for rows in settled:
@@ -33,7 +32,7 @@ def _wake(rows: Rows) -> None:
 
 
 class AsyncCoalescer:
-    """Any number of tasks of one loop may call `predict`. `run` makes the calls of an operation's steps."""
+    """Any number of tasks of one loop may call `predict`. `run` makes an operation's calls."""
 
     def __init__(
         self, operations: Operations, options: Coalesce, address: str, run: Callable[[Steps[Any]], Awaitable[Any]]
@@ -46,7 +45,7 @@ class AsyncCoalescer:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Rows that were sent in shared requests, and those requests."""
+        """The number of rows sent in shared requests, and of those requests."""
         return self._coalescer.rows, self._coalescer.requests
 
     async def predict(
@@ -80,7 +79,7 @@ class AsyncCoalescer:
         return result
 
     async def _wait(self, group: Group, rows: Rows, limit: float, watch: bool) -> None:
-        """Return when there is an outcome, or the time is over."""
+        """Wait for an outcome, or until the time limit."""
         coalescer = self._coalescer
 
         def overdue() -> None:
@@ -100,21 +99,21 @@ class AsyncCoalescer:
                 overdue()
 
     def close(self) -> None:
-        """Fail what was not sent yet."""
+        """Fail the rows that were not sent yet."""
         self._coalescer.close()
 
     async def join(self) -> None:
-        """Wait for the senders, whose calls have ended by now."""
+        """Wait for the senders. Call when their calls have ended."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _start(self, group: Group) -> None:
-        """Have a task send for the group."""
+        """Start a task that sends for the group."""
         task = asyncio.get_running_loop().create_task(self._send(group))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _send(self, group: Group) -> None:
-        """Send what waits in the group until nothing does."""
+        """Send the group's waiting rows until none are left."""
         coalescer = self._coalescer
         while (taken := coalescer.take(group)) is not None:
             if taken.more:
@@ -122,10 +121,10 @@ class AsyncCoalescer:
             try:
                 await self._run(self._shared.share(group, taken.rows))
             except BaseException as error:
-                coalescer.fail(taken.rows, unsettled(error))  # nobody is left waiting
+                coalescer.fail(taken.rows, unsettled(error))  # no caller is left waiting
                 if not isinstance(error, Exception):
                     raise
-            # Those who were woken run first: who calls again at once goes along with those who wait.
+            # Let woken callers run first: those that call again at once join the waiting ones.
             await asyncio.sleep(0)
             if not coalescer.ended(group):
                 return

@@ -1,7 +1,7 @@
 """`predict` for threads that share requests: how they wait, and the threads that send for them.
 
-Sending threads are started when there is something to send and end when there has been nothing for a while. A caller
-waits for a descriptor, not for a lock: see PipeBell.
+Sending threads are started on demand and end after being idle for a while. A caller waits for a descriptor, not for a
+lock: see PipeBell.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from forwardpass.client.coalesced_calls import CoalescedCalls, Way, unsettled
 from forwardpass.client.coalescer import ALONE, SEND, WATCH, Coalesce, Group, Rows
 from forwardpass.client.operations import Operations, Steps
 
-_IDLE = 10.0  # seconds after which a sending thread without work ends
-_PATIENCE = 10.0  # seconds that closing waits for a sending thread
-_LONGEST = 1e6  # seconds that can be waited for at a time: poll counts milliseconds in an int
+_IDLE = 10.0  # seconds after which an idle sending thread ends
+_PATIENCE = 10.0  # seconds that `join` waits for a sending thread
+_LONGEST = 1e6  # longest timed wait, in seconds: poll takes milliseconds as an int
 _HAS_POLL = hasattr(select, "poll")  # not on Windows
 
 
 class PipeBell:
-    """Wakes all who wait for it by one system call. Rung once; its descriptors are closed when nobody holds it.
+    """Wakes all waiting callers by one system call. Rung once; its descriptors are closed with its last reference.
 
-    With a lock for each caller, the kernel goes to each woken thread at once, only to find that the interpreter's lock
-    is still with the thread that wakes. Measured for 64 threads on one core: 3.3 switches and 5.5 µs a caller, against
-    1.0 and 2.2 µs where all are woken in one go. Where there are no descriptors to be had, an Event does it.
+    With a lock for each caller, the kernel switches to each woken thread at once, but the interpreter's lock is still
+    held by the waking thread. Measured for 64 threads on one core: 3.3 switches and 5.5 µs per caller, against 1.0 and
+    2.2 µs if all are woken at once. If no descriptors are available, an Event is used.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class PipeBell:
             self._event.set()
 
     def wait(self, seconds: float) -> None:
-        """Return when it has rung, or after so long, in whole milliseconds."""
+        """Wait until it has rung, or for `seconds`, rounded up to whole milliseconds."""
         if self._event is not None:
             self._event.wait(min(seconds, threading.TIMEOUT_MAX))
         else:
@@ -69,16 +69,16 @@ def _no_pipe() -> tuple[int, int]:
 
 
 class _Sender:
-    """A thread that sends for one group after the other."""
+    """A thread's state: it sends for one group after the other."""
 
     def __init__(self, group: Group) -> None:
-        self.group: Group | None = group  # what to send for next; None: nothing any more
-        self.wake = allocate_lock()  # released when that is known
+        self.group: Group | None = group  # to send for next; None: the thread must end
+        self.wake = allocate_lock()  # released when `group` is set
         self.wake.acquire()
 
 
 class ThreadCoalescer:
-    """Any number of threads may call `predict`. `run` makes the calls of an operation's steps, and blocks."""
+    """Any number of threads may call `predict`. `run` makes an operation's calls, and blocks."""
 
     def __init__(
         self, operations: Operations, options: Coalesce, address: str, run: Callable[[Steps[Any]], Any]
@@ -94,7 +94,7 @@ class ThreadCoalescer:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Rows that were sent in shared requests, and those requests."""
+        """The number of rows sent in shared requests, and of those requests."""
         return self._coalescer.rows, self._coalescer.requests
 
     def predict(
@@ -127,7 +127,7 @@ class ThreadCoalescer:
         return result
 
     def _wait(self, group: Group, rows: Rows, limit: float, watch: bool) -> None:
-        """Return when there is an outcome, or the time is over."""
+        """Wait for an outcome, or until the time limit."""
         coalescer = self._coalescer
         try:
             if watch and self._max_wait < limit:
@@ -141,7 +141,7 @@ class ThreadCoalescer:
                 self._start(group)
 
     def close(self) -> None:
-        """Fail what was not sent yet, and let senders go that have nothing to do."""
+        """Fail the rows that were not sent yet, and end idle senders."""
         self._coalescer.close()
         with self._lock:
             self._closed = True
@@ -151,14 +151,14 @@ class ThreadCoalescer:
             self._parked.clear()
 
     def join(self) -> None:
-        """Wait for the senders, whose calls have ended by now."""
+        """Wait for the senders. Call when their calls have ended."""
         with self._lock:
             threads = list(self._threads)
         for thread in threads:
             thread.join(_PATIENCE)
 
     def _start(self, group: Group) -> None:
-        """Have a thread send for the group: one that has nothing to do, or a new one."""
+        """Send for the group on an idle or new thread; on this one if no thread can be started."""
         with self._lock:
             if self._parked:
                 sender = self._parked.pop()
@@ -169,7 +169,7 @@ class ThreadCoalescer:
             self._threads.add(thread)
             try:
                 thread.start()
-            except RuntimeError:  # there are no more threads to be had
+            except RuntimeError:  # no more threads can be started
                 self._threads.discard(thread)
             else:
                 return
@@ -185,7 +185,7 @@ class ThreadCoalescer:
             self._threads.discard(threading.current_thread())
 
     def _park(self, sender: _Sender) -> bool:
-        """Wait until there is a group to send for, or no need to wait any more. False: nothing came."""
+        """Wait until there is a group to send for, or `close` is called. False: closed, or idle for too long."""
         with self._lock:
             if self._closed:
                 return False
@@ -195,11 +195,11 @@ class ThreadCoalescer:
                 if sender in self._parked:
                     self._parked.remove(sender)
                     return False
-            sender.wake.acquire()  # it was taken just then
+            sender.wake.acquire()  # it was taken meanwhile
         return True
 
     def _send(self, group: Group) -> None:
-        """Send what waits in the group until nothing does."""
+        """Send the group's waiting rows until none are left."""
         coalescer = self._coalescer
         while (taken := coalescer.take(group)) is not None:
             if taken.more:
@@ -207,7 +207,7 @@ class ThreadCoalescer:
             try:
                 self._run(self._shared.share(group, taken.rows))
             except BaseException as error:
-                coalescer.fail(taken.rows, unsettled(error))  # nobody is left waiting
+                coalescer.fail(taken.rows, unsettled(error))  # no caller is left waiting
                 if not isinstance(error, Exception):
                     raise
             if not coalescer.ended(group):

@@ -1,4 +1,4 @@
-"""A client's credentials: TLS and a token, and where a token may go without TLS. Reads files; no network."""
+"""A client's credentials: TLS and a token, and which addresses may get a token without TLS. Reads files; no network."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import grpc
 from forwardpass.errors import SettingsError
 from forwardpass.watched_files import Watched, read_bytes
 
-_LOOK_EVERY = 1.0  # seconds between two looks at a file with a token
+_LOOK_EVERY = 1.0  # seconds between checks of a token file
 _TOKEN = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """TLS to a server. Files are PEM, and are read once, when the client is made.
+    """TLS to a server. Files are PEM, and are read once, when the client is created.
 
-    - `ca`: the authorities that the server's certificate may be signed by; None: those that gRPC comes with.
-    - `certificate`, `key`: the client's own pair, where the server asks for one (mutual TLS).
-    - `server_name`: the name that the server's certificate must have, where it is not the address's own host.
+    - `ca`: the authorities that may sign the server's certificate; None: gRPC's defaults.
+    - `certificate`, `key`: the client's own pair, if the server asks for one (mutual TLS).
+    - `server_name`: the name that the server's certificate must have, if it is not the address's host.
     """
 
     ca: str | PathLike[str] | None = None
@@ -33,7 +33,7 @@ class Tls:
     server_name: str | None = None
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Raises SettingsError for a file that cannot be read, and for half a pair."""
+        """gRPC's channel credentials. Raises SettingsError for an unreadable file, and for half a pair."""
         if (self.certificate is None) != (self.key is None):
             missing = "certificate" if self.certificate is None else "key"
             raise SettingsError(f"tls: expected certificate and key together, {missing} is missing")
@@ -45,7 +45,7 @@ class Tls:
 
 
 def is_local(address: str) -> bool:
-    """Whether a gRPC target is on this machine: a unix socket, or loopback addresses alone."""
+    """Whether a gRPC target is on this machine: a unix socket, or only loopback addresses."""
     scheme, _, rest = address.partition(":")
     if scheme in ("unix", "unix-abstract", "vsock"):
         return scheme != "vsock"
@@ -63,7 +63,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def token_source(token: str | None, file: str | PathLike[str] | None) -> Callable[[], str] | None:
-    """What gives the value of `authorization` for a call made now."""
+    """A function that returns the current value of `authorization`; None: no token."""
     if token is not None and file is not None:
         raise SettingsError("token: expected token or token_file, got both")
     if token is not None:

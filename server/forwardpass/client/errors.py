@@ -1,24 +1,23 @@
-"""What a call can fail with, as its client sees it: one class for each gRPC status. No gRPC library here.
+"""The errors of a client's calls: one class for each gRPC status. Imports no gRPC library.
 
     errors.RequestError
     └── CallError                 a call failed; also raised itself, for the statuses that have no class below
         ├── Cancelled             CANCELLED            the call was cancelled, or its client closed
-        ├── InvalidArgument       INVALID_ARGUMENT     the request cannot be right; raised by the client itself where
-        │                                              it can tell, and then nothing was sent
-        ├── DeadlineExceeded      DEADLINE_EXCEEDED    no answer in time, or the server saw that it could not be in time
+        ├── InvalidArgument       INVALID_ARGUMENT     the request is invalid; if the client itself detects that, it
+        │                                              raises this and sends nothing
+        ├── DeadlineExceeded      DEADLINE_EXCEEDED    no answer in time, or rejected early as it would be late
         ├── NotFound              NOT_FOUND            no such model or version
         ├── AlreadyExists         ALREADY_EXISTS       the name is taken
         ├── PermissionDenied      PERMISSION_DENIED    the token's role does not allow it
         ├── Unauthenticated       UNAUTHENTICATED      no token, or a wrong one
         ├── ResourceExhausted     RESOURCE_EXHAUSTED   the server is full, or the message is too large
-        ├── FailedPrecondition    FAILED_PRECONDITION  the model failed to load; the text says why
+        ├── FailedPrecondition    FAILED_PRECONDITION  the model failed to load; the text has the reason
         ├── Unimplemented         UNIMPLEMENTED        not offered by this server
-        ├── Internal              INTERNAL             the server failed, or its answer cannot be read
-        └── Unavailable           UNAVAILABLE          nobody there, stopping, or still loading; try again
+        ├── Internal              INTERNAL             the server failed, or its response cannot be read
+        └── Unavailable           UNAVAILABLE          not reachable, stopping, or still loading; try again
 
-The server's own errors, which these are the far end of, are in `forwardpass.errors`. A name that stands in both is one
-error: the class here is a subclass of the one there, so that `except errors.DeadlineExceeded` catches it wherever it
-was raised.
+The server's own errors, which arrive as these, are in `forwardpass.errors`. A name in both modules is one error: the
+class here is a subclass of the one there, so that `except errors.DeadlineExceeded` catches it wherever it was raised.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ from forwardpass.protocol.status import read_retry_after
 class CallError(RequestError):
     """A call failed. `status` is its gRPC code, `details` the text that came with it (one line).
 
-    `retry_after` is the seconds that the server asked to wait before the request is sent again; None where it asked
-    for nothing. A server does not send its `reason`.
+    `retry_after`: seconds to wait before a retry, as sent by the server; None if it sent none. A server does not send
+    its `reason`.
     """
 
     status = Status.UNKNOWN
@@ -104,11 +103,11 @@ _BY_STATUS = {cls.status: cls for cls in CallError.__subclasses__()}
 def from_status(
     code: int, details: str, trailing: Iterable[tuple[str, str | bytes]], *, address: str, timeout: float | None
 ) -> CallError:
-    """The error for what came back from `address`: a gRPC code, its text, and the trailing metadata."""
+    """The error for a status from `address`: a gRPC code, its text, and the trailing metadata."""
     status = Status(code)
     if status is Status.UNAVAILABLE:
         details = f"{address}: {details}"
     elif status is Status.DEADLINE_EXCEEDED and details == "Deadline Exceeded" and timeout is not None:
-        # gRPC's own text, when it is this end that gave up.
+        # gRPC's own text if the deadline passed on the client's side.
         details = f"no answer from {address} within {timeout:g} s"
     return _BY_STATUS.get(status, CallError)(details, status=status, retry_after=read_retry_after(trailing))

@@ -1,7 +1,7 @@
-"""What a client says and hears, with no channel in it: requests built, answers read, what is remembered of a model.
+"""A client's operations without a channel: building requests, reading responses, remembering models.
 
 Each operation is a generator that yields a `Call`, is sent the `Reply` (or has a CallError thrown in), and returns the
-operation's result. `client` runs them over a blocking or an asyncio channel, so there is one copy of everything here.
+operation's result. The clients run them over a blocking or an asyncio channel, so both share the code here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _INFER = protocol.METHODS["ModelInfer"].path
 _ID = b"\x1a"  # tag of ModelInferRequest.id (field 3, length-delimited)
 _ASK_TIMINGS = ((TIMINGS_KEY, "1"),)
 REMEMBERED = 4096  # models, and kinds of requests
-_CHANGED = (InvalidArgument, NotFound, FailedPrecondition)  # after these the model may not be what it was
+_CHANGED = (InvalidArgument, NotFound, FailedPrecondition)  # after these the model may have changed
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
@@ -47,19 +47,19 @@ class Call(NamedTuple):
 
     path: str
     request: bytes
-    timeout: float | None  # seconds; None: as long as it takes
+    timeout: float | None  # seconds; None: no limit
     metadata: tuple[tuple[str, str], ...] = ()
 
 
 class Reply(NamedTuple):
-    """What came of it."""
+    """The response to a Call."""
 
     message: bytes
     trailing: Iterable[tuple[str, str | bytes]]
 
 
 class Kind:
-    """Requests that say the same but for their id and tensor bytes, and what the last answer to one looked like."""
+    """Requests that are equal except for id and tensor bytes, and the template of the last response to one."""
 
     __slots__ = ("answered", "head")
 
@@ -69,7 +69,7 @@ class Kind:
 
 
 class Plain(NamedTuple):
-    """What is left to do for an array of one shape and dtype that a model takes as it is: its bytes after `head`."""
+    """The fast path for arrays of one shape and dtype that need no conversion: send their bytes after `head`."""
 
     head: bytes  # up to and including the length of the only tensor
     kind: Kind
@@ -86,11 +86,11 @@ Steps = Generator[Call, Reply, T]
 
 
 class Operations:
-    """Every operation of a client. Holds what it learned of the models; may be used from many threads.
+    """Every operation of a client. Remembers the models' metadata; may be used from many threads.
 
-    - A model's metadata is fetched once and kept until the server refuses a request, or another version answers.
-    - A request that was built on remembered metadata and refused is built again, once, if the metadata has changed.
-    - What a request says beside its id and tensors is the same from call to call: it is made once and kept too.
+    - A model's metadata is fetched once and kept until the server rejects a request, or another version answers.
+    - A request built on remembered metadata and rejected is built again, once, if the metadata has changed.
+    - A request without its id and tensors is the same from call to call: it is built once and kept too.
     """
 
     def __init__(self, timeout: float | None) -> None:
@@ -98,7 +98,7 @@ class Operations:
         self._infos: dict[tuple[str, str], ModelInfo] = {}
         self._kinds: dict[Any, Kind] = {}
         self._plain: dict[Any, Plain] = {}
-        self.forgotten = 0  # how often something of a model was forgotten
+        self.forgotten = 0  # how often a model's metadata were forgotten
 
     def infer(
         self,
@@ -168,7 +168,7 @@ class Operations:
         priority: int,
         parameters: Mapping[str, Parameter] | None,
     ) -> Steps[tuple[bytes, ModelInfo]]:
-        """A request to put on a stream, and what it is built on. `timeout` goes along as a parameter."""
+        """A request for a stream, and the metadata it is built on. `timeout` is sent as a parameter."""
         wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs or ())
         said = dict(parameters or {})
         if timeout is not None and timeout != math.inf:
@@ -178,14 +178,14 @@ class Operations:
         return request, info
 
     def heard(self, response: Any, info: ModelInfo, model: str, version: str, id: str) -> Answer:
-        """The answer in a ModelInferResponse that came on a stream."""
+        """The answer in a ModelInferResponse received on a stream."""
         answer = answer_of(response, info, None, id)
         if info.versions and answer.version not in info.versions:
             self._forget(model, version)
         return answer
 
     def refused(self, error: CallError, model: str, version: str) -> None:
-        """A request on a stream failed: after some errors the model may not be what it was."""
+        """Handle a failed request on a stream: after some errors the model may have changed."""
         if isinstance(error, _CHANGED):
             self._forget(model, version)
 
@@ -197,7 +197,7 @@ class Operations:
         return info
 
     def known(self, model: str, version: str, timeout: float | None) -> Steps[ModelInfo]:
-        """What a model takes and gives, asked only where it is not remembered."""
+        """A model's metadata, requested only if they are not remembered."""
         remembered = self._infos.get((model, version))
         return remembered or (yield from self.metadata(model, version=version, timeout=timeout))
 
@@ -230,7 +230,7 @@ class Operations:
     def _exchange(
         self, model: str, version: str, build: Callable[[ModelInfo], Built], timeout: float | None, timings: bool
     ) -> Steps[Answer]:
-        """The answer to the request that `build` makes of the model's metadata."""
+        """The answer to the request that `build` makes from the model's metadata."""
         remembered = self._infos.get((model, version))
         info = remembered or (yield from self.metadata(model, version=version, timeout=timeout))
         while True:
@@ -252,7 +252,7 @@ class Operations:
         told = read_timings(reply.trailing) if timings else None
         answer, kind.answered = read_answer(reply.message, info, told, kind.answered)
         if info.versions and answer.version not in info.versions:
-            # Another version serves by now: what it takes and gives may differ.
+            # Another version serves by now: its inputs and outputs may differ.
             self._forget(model, version)
         return answer
 
@@ -267,7 +267,7 @@ class Operations:
         return parse(called.response, reply.message)
 
     def limit(self, timeout: float | None) -> float | None:
-        """Seconds that a call may take which was given this `timeout`; None: as long as it takes."""
+        """The time limit in seconds of a call with this `timeout`; None: no limit."""
         limit = self._timeout if timeout is None else timeout
         return None if limit == math.inf else limit
 
@@ -281,7 +281,7 @@ class Operations:
         priority: int,
         parameters: Mapping[str, Parameter] | None,
     ) -> Built:
-        """A ModelInferRequest, its tensor bytes last."""
+        """A ModelInferRequest with its tensor bytes last."""
         key = (model, version, outputs, priority, *[(t.name, t.datatype, array.shape) for t, array in given])
         kind = None if parameters else self._kinds.get(key)
         if kind is None:
@@ -330,7 +330,7 @@ def _head(
     priority: int,
     parameters: Mapping[str, Parameter],
 ) -> bytes:
-    """All of a ModelInferRequest but its id and its tensor bytes."""
+    """A ModelInferRequest without its id and its tensor bytes."""
     request = protocol.ModelInferRequest(model_name=model, model_version=version)
     for tensor, array in given:
         request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=array.shape)

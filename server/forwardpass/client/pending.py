@@ -1,6 +1,6 @@
-"""The requests of one stream that have no answer yet: matched with what comes by id, each settled once. No I/O.
+"""The unanswered requests of one stream: matched with responses by id, each settled once. No I/O.
 
-What is common to the streams of threads (`sync_stream`) and of tasks (`async_stream`).
+Shared by the streams of threads (`sync_stream`) and of tasks (`async_stream`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STREAM_CLOSED: Final = "the stream is closed"
 
 
 class StreamedRequest(NamedTuple):
-    """A request that has no answer yet. `future` is a concurrent or an asyncio one."""
+    """An unanswered request. `future` is a concurrent.futures or an asyncio one."""
 
     future: Any
     info: ModelInfo
@@ -33,9 +33,9 @@ class StreamedRequest(NamedTuple):
 
 
 class PendingRequests:
-    """The requests of one stream that have no answer yet, by the ids that they have on the wire.
+    """The unanswered requests of one stream, by their ids on the wire.
 
-    Each is settled exactly once: by `on_response`, or by `end`, after which there are none and come none.
+    Each is settled exactly once: by `on_response`, or by `end`, after which none are left and none can be added.
     """
 
     def __init__(self, operations: Operations, address: str) -> None:
@@ -43,21 +43,21 @@ class PendingRequests:
         self._address = address
         self._requests: dict[str, StreamedRequest] = {}
         self._ids = itertools.count()
-        self.ended: CallError | None = None  # why there will be no more answers
+        self.ended: CallError | None = None  # the error that ended the stream
 
     def new_id(self) -> str:
         return str(next(self._ids))
 
     def add(self, wire_id: str, request: StreamedRequest) -> None:
-        """Raises what ended the stream, if something did."""
+        """Add a request. Raises the error that ended the stream, if it has ended."""
         if self.ended is not None:
-            raise copy.copy(self.ended)  # of its own: a raised error carries the trace of who raised it
+            raise copy.copy(self.ended)  # a copy: a raised error carries its raiser's traceback
         self._requests[wire_id] = request
 
     def on_response(self, message: bytes) -> bool:
-        """Settle the request that a ModelStreamInferResponse answers. False: it answers none, and that is no harm.
+        """Settle the request that a ModelStreamInferResponse answers. False: it answers none, which is harmless.
 
-        Raises what ends the stream: an error that is no request's own, bytes that are no such message.
+        Raises errors that end the stream: one that belongs to no request, or invalid bytes.
         """
         said = parse(protocol.ModelStreamInferResponse, message)
         response = said.infer_response
@@ -81,7 +81,7 @@ class PendingRequests:
         return True
 
     def end(self, error: CallError) -> int:
-        """There will be no more answers. How many requests have none."""
+        """Fail all unanswered requests with `error`. Returns their number."""
         if self.ended is None:
             self.ended = error
         left = list(self._requests.values())
@@ -89,11 +89,11 @@ class PendingRequests:
         for request in left:
             with contextlib.suppress(InvalidStateError, asyncio.InvalidStateError):
                 request.future.set_exception(copy.copy(error))
-                request.future.exception()  # seen: asyncio complains of errors that nobody asked for
+                request.future.exception()  # mark it as retrieved: asyncio logs errors that are never retrieved
         return len(left)
 
     def over(self) -> CallError:
-        """What it means that the server ended the stream without an error."""
+        """The error for a stream that the server ended without an error."""
         if self._requests:
             return Internal(f"the server ended the stream and left {len(self._requests)} requests unanswered")
         return Cancelled(STREAM_CLOSED)

@@ -1,4 +1,4 @@
-"""Unary calls of serialised messages, for those who make messages themselves: load tests, and what they check first."""
+"""Unary calls with serialized messages, for callers that build them: load tests and their preliminary checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server tells its client, as Python values: models, versions, answers, timings; and how they are read. Pure."""
+"""A server's responses as Python values, and their parsing: models, versions, answers, timings. Pure."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ Parameter = bool | int | float | str
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model takes and gives, and the versions that are served now."""
+    """A model's inputs and outputs, and the versions served now."""
 
     name: str
     versions: tuple[str, ...]
     platform: str
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
-    parameters: Mapping[str, Parameter]  # facts beyond the protocol's own, where the server tells any
+    parameters: Mapping[str, Parameter]  # the server's additional facts, if it sends any
 
     @cached_property
     def input_named(self) -> dict[str, TensorInfo]:
         return {tensor.name: tensor for tensor in self.inputs}
 
     def only_input(self) -> TensorInfo:
-        """The input of a model that has one. Raises InvalidArgument, naming them, where there are several."""
+        """The input of a model that has one. Raises InvalidArgument naming the inputs if there are several."""
         if len(self.inputs) != 1:
             raise InvalidArgument(f"model '{self.name}' has the inputs {names(self.inputs)}: give a mapping of arrays")
         return self.inputs[0]
 
     def labels(self, output: str) -> tuple[str, ...]:
-        """Labels of the places of an output's last axis, in order; empty where the model has none."""
+        """Labels of the indices of an output's last axis, in order; empty if the model has none."""
         return next((tensor.labels for tensor in self.outputs if tensor.name == output), ())
 
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """One version of a model in the server's repository. `version` is empty where none is loaded."""
+    """One version of a model in the server's repository. `version` is empty if none is loaded."""
 
     name: str
     version: str
     state: str  # READY, LOADING, UNLOADING, UNAVAILABLE
-    reason: str  # why it is not ready
+    reason: str  # the reason why it is not ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class ServerInfo:
 
 
 class Answer(Mapping[str, NDArray[Any]]):
-    """The outputs of one request by name, in the order they came; each array is the caller's own."""
+    """The outputs of one request by name, in the order received; each array is owned by the caller."""
 
     __slots__ = ("_arrays", "_info", "id", "model", "timings", "version")
 
@@ -83,7 +83,7 @@ class Answer(Mapping[str, NDArray[Any]]):
         self.model = model
         self.version = version  # the version that answered
         self.id = id
-        self.timings = timings  # None where they were not asked for
+        self.timings = timings  # None if they were not requested
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self._arrays[name]
@@ -95,13 +95,13 @@ class Answer(Mapping[str, NDArray[Any]]):
         return len(self._arrays)
 
     def only(self) -> NDArray[Any]:
-        """The array of an answer with one output. Raises InvalidArgument, naming them, where there are several."""
+        """The array of an answer with one output. Raises InvalidArgument naming the outputs if there are several."""
         if len(self._arrays) != 1:
             raise InvalidArgument(f"model '{self.model}' gives {', '.join(self._arrays)}: ask for one of them")
         return next(iter(self._arrays.values()))
 
     def labels(self, name: str) -> tuple[str, ...]:
-        """Labels of the places of an output's last axis, in order; empty where the model has none."""
+        """Labels of the indices of an output's last axis, in order; empty if the model has none."""
         return self._info.labels(name)
 
     def __repr__(self) -> str:
@@ -110,10 +110,10 @@ class Answer(Mapping[str, NDArray[Any]]):
 
 
 class Template(NamedTuple):
-    """An answer with one output and no id, but its tensor bytes: the same from call to call, and slow to parse."""
+    """A response with one output and no id, without its tensor bytes: the same from call to call, and slow to parse."""
 
     length: int  # of the whole message
-    prefix: bytes  # up to the tensor bytes, with which the message ends
+    prefix: bytes  # the message before the tensor bytes, which end it
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -121,7 +121,7 @@ class Template(NamedTuple):
     version: str
 
     def tensor_of(self, message: bytes) -> NDArray[Any] | None:
-        """The tensor of an answer that says the same; None of one that does not."""
+        """The tensor of a response that matches the template; None if it does not match."""
         if len(message) != self.length or not message.startswith(self.prefix):
             return None
         return np.frombuffer(message, self.dtype, offset=len(self.prefix)).reshape(self.shape).copy()
@@ -130,9 +130,9 @@ class Template(NamedTuple):
 def read_answer(
     message: bytes, info: ModelInfo, timings: Timings | None, known: Template | None
 ) -> tuple[Answer, Template | None]:
-    """The answer in a serialised ModelInferResponse, and what to know the next one by.
+    """The answer in a serialized ModelInferResponse, and the template to match the next one with.
 
-    Raises Internal where it is no such message, or its bytes are not its shapes.
+    Raises Internal if it is no such message, or if its bytes do not match its shapes.
     """
     if known is not None and (array := known.tensor_of(message)) is not None:
         return Answer({known.name: array}, info, known.model, known.version, "", timings), known
@@ -142,7 +142,7 @@ def read_answer(
 
 
 def answer_of(response: Any, info: ModelInfo, timings: Timings | None, id: str) -> Answer:
-    """The answer in a ModelInferResponse. Raises Internal where its bytes are not its shapes."""
+    """The answer in a ModelInferResponse. Raises Internal if its bytes do not match its shapes."""
     raw = response.raw_output_contents
     if raw and len(raw) != len(response.outputs):
         raise Internal(f"the answer has {len(response.outputs)} outputs and {len(raw)} raw contents")
@@ -157,10 +157,10 @@ def answer_of(response: Any, info: ModelInfo, timings: Timings | None, id: str) 
 
 
 def _template(message: bytes, answer: Answer, raw: Sequence[bytes]) -> Template | None:
-    """What `answer` is known by, where its message ends with `tag, length, tensor` and has one output of numbers.
+    """The template of `answer`, if its message ends with `tag, length, tensor` and has one numeric output; else None.
 
-    What stands before that tag must be a message by itself: so the tag is one, and not the middle of some other field
-    that reads like it.
+    The bytes before that tag must be a valid message: this ensures that it is a tag, and not part of another field that
+    looks like one.
     """
     if len(answer) != 1 or len(raw) != 1 or not raw[0] or answer.id:
         return None
@@ -185,7 +185,7 @@ def parse(cls: protocol.MessageClass, data: bytes) -> Any:
 
 
 def read_info(response: Any) -> ModelInfo:
-    """What a ModelMetadataResponse tells."""
+    """The ModelInfo in a ModelMetadataResponse."""
     return ModelInfo(
         name=response.name,
         versions=tuple(response.versions),
@@ -202,7 +202,7 @@ def _tensor(metadata: Any) -> TensorInfo:
         try:
             labels = json.loads(metadata.parameters["labels"].string_param)
         except ValueError:
-            labels = []  # some other server's idea of labels
+            labels = []  # another server's different format
     return TensorInfo(
         name=metadata.name,
         datatype=metadata.datatype,

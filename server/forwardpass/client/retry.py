@@ -1,13 +1,13 @@
-"""When a call that failed is made again, and after which pause. Pure: knows no channel and waits for nothing.
+"""Whether a failed call is retried, and after what pause. Pure: uses no channel and does not wait.
 
-- UNAVAILABLE is tried again: nobody there, a connection that broke, a server that is stopping or still loading.
-  Inference changes nothing at the server, so a call that was run and whose answer was lost may be made again.
-- RESOURCE_EXHAUSTED is tried again only where the caller asked for that and the server said when to come back. A server
-  that is full gets emptier by fewer calls, not by more.
-- Nothing else is: the other refusals stay what they are, and a deadline that passed has passed.
-- The pause is at least what the server asks for (google.rpc.RetryInfo); where it asks for nothing, it grows by three
-  from 50 ms to 1 s, less up to half by chance, so that clients that failed together do not come back together.
-- No pause reaches beyond the call's deadline: the error is raised at once instead, while it still says what is wrong.
+- UNAVAILABLE is retried: no server, a broken connection, a server that is stopping or still loading. Inference changes
+  nothing on the server, so a call that was run but whose response was lost may be made again.
+- RESOURCE_EXHAUSTED is retried only if the caller asked for that and the server sent a time to retry after. A full
+  server is relieved by fewer calls, not by more.
+- Nothing else is retried: other rejections would be repeated, and a passed deadline stays passed.
+- The pause is at least what the server asks for (google.rpc.RetryInfo); otherwise it grows by a factor of three from
+  50 ms to 1 s, randomly shortened by up to half, so that clients that failed together do not retry together.
+- No pause reaches beyond the call's deadline: the error is raised at once instead, while it still names the cause.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from forwardpass.client.errors import CallError, ResourceExhausted, Unavailable
 
 FIRST: Final = 0.05  # seconds
 FACTOR: Final = 3
-LONGEST: Final = 1.0  # seconds that are waited unasked
-LONGEST_ASKED: Final = 60.0  # seconds that a server may ask for; what asks for more is not waited for
+LONGEST: Final = 1.0  # seconds; longest pause if the server asks for none
+LONGEST_ASKED: Final = 60.0  # seconds; if the server asks for more, the call is not retried
 
 
 @dataclass(frozen=True, slots=True)
 class Retrying:
-    """How often a call is made in all, and whether a full server is asked again."""
+    """The most attempts of a call, and whether a call is retried when the server is full."""
 
     attempts: int
     full: bool
@@ -36,7 +36,7 @@ class Retrying:
     def pause(self, error: CallError, attempt: int, left: float | None) -> float | None:
         """Seconds until attempt number `attempt` + 1; None: there is none.
 
-        `left`: seconds until the call's deadline, None where it has none.
+        `left`: seconds until the call's deadline; None: it has none.
         """
         asked = error.retry_after
         again = isinstance(error, Unavailable) or (

@@ -1,4 +1,4 @@
-"""Client: numpy in, numpy out, over one gRPC channel, for threads. What is sent on it is in `operations`.
+"""Client: numpy in, numpy out, over one gRPC channel, for threads. Its requests are built in `operations`.
 
 `AsyncClient` has the same operations with the same arguments; the two differ only in how a call is made.
 """
@@ -25,10 +25,10 @@ from forwardpass.client.sync_stream import Stream
 
 
 class Client(BaseClient):
-    """Calls a server and waits for the answer. Any number of threads may use one client at a time.
+    """Calls a server and waits for the answer. Any number of threads may share one client.
 
-    Every operation raises a CallError, of the class that `errors` gives to its status; `timeout` is in seconds,
-    None for the client's own.
+    A failed operation raises the CallError subclass for its status, see `errors`; `timeout` is in seconds, None for the
+    client's default.
     """
 
     _open = staticmethod(grpc.insecure_channel)
@@ -53,13 +53,13 @@ class Client(BaseClient):
     ) -> Answer:
         """Send arrays [B, ...] by input name, or one array for a model with one input; get the outputs by name.
 
-        Arrays are converted to the model's dtypes where no value changes but by a float's rounding: float64 is fine
-        for FP32, integers where they come through exactly; anything else is InvalidArgument, and nothing is sent.
-        BYTES takes and gives arrays of str (bytes, where they are no UTF-8), BF16 its bits as uint16.
+        Arrays are converted to the model's dtypes if no value changes except by rounding of floats: float64 is accepted
+        for FP32, integers if they convert exactly. Otherwise InvalidArgument is raised and nothing is sent. BYTES takes
+        and gives arrays of str (bytes, if they are not UTF-8), BF16 its bits as uint16.
 
-        `version` "" is the server's choice; `outputs` None are all that the model gives unasked; `id` comes back in the
-        answer; `priority` 1 is the most urgent, 0 the model's default; `parameters` go along as they are; `timings`
-        asks the server where the time went.
+        `version` "": the server's choice; `outputs` None: the model's default outputs; `id` is returned in the answer;
+        `priority`: 1 is the most urgent, 0 the model's default; `parameters` are sent unchanged; `timings` requests the
+        server's timings.
         """
         return self._run(
             self._operations.infer(
@@ -85,9 +85,9 @@ class Client(BaseClient):
         timeout: float | None = None,
         priority: int = 0,
     ) -> NDArray[Any]:
-        """The one output of a model with one input: [B, D_in] to [B, D_out]. A row [D_in] gives a row [D_out].
+        """The only output of a model with one input: [B, D_in] to [B, D_out]. A row [D_in] gives a row [D_out].
 
-        `output` names one where the model has several. With `coalesce`, calls of several threads share requests.
+        `output` selects one if the model has several. With `coalesce`, calls from several threads share requests.
         """
         if self._coalescer is not None:
             result: NDArray[Any] = self._coalescer.predict(model, x, output, version, timeout, priority)
@@ -97,7 +97,7 @@ class Client(BaseClient):
         )
 
     def stream(self, *, in_flight: int = 64, timeout: float | None = None) -> Stream:
-        """A stream for many requests, of which `in_flight` may be unanswered. `timeout` is the whole stream's."""
+        """A stream for many requests, of which `in_flight` may be unanswered. `timeout` applies to the whole stream."""
         method = self._stream(STREAM_PATH)
 
         def start(requests: Iterator[bytes]) -> Any:
@@ -106,11 +106,11 @@ class Client(BaseClient):
         return Stream(self._operations, self._run, start, lambda e: self._failure(e, timeout), self.address, in_flight)
 
     def metadata(self, model: str, *, version: str = "", timeout: float | None = None) -> ModelInfo:
-        """What a model takes and gives, asked anew."""
+        """A model's inputs, outputs and versions, always requested anew."""
         return self._run(self._operations.metadata(model, version=version, timeout=timeout))
 
     def models(self, *, ready: bool = False, timeout: float | None = None) -> list[ModelState]:
-        """Every model of the server's repository; with `ready`, those that serve."""
+        """Every model in the server's repository; with `ready`, only those that serve."""
         return self._run(self._operations.models(ready=ready, timeout=timeout))
 
     def server(self, *, timeout: float | None = None) -> ServerInfo:
@@ -118,15 +118,15 @@ class Client(BaseClient):
         return self._run(self._operations.server(timeout=timeout))
 
     def live(self, *, timeout: float | None = None) -> bool:
-        """Whether somebody answers. False, not an error, where nobody does (or, with `health_check`, none serves)."""
+        """Whether a server answers. False, not an error, if none does (or, with `health_check`, if none serves)."""
         return self._run(self._operations.live(timeout=timeout))
 
     def ready(self, model: str | None = None, *, version: str = "", timeout: float | None = None) -> bool:
-        """Whether the server, or one model, answers requests now. False, not an error, where nobody is there."""
+        """Whether the server, or one model, is ready for requests. False, not an error, if no server is reachable."""
         return self._run(self._operations.ready(model, version=version, timeout=timeout))
 
     def close(self) -> None:
-        """End the connection. Calls in flight end with Cancelled; later ones are a ValueError."""
+        """Close the connection. Calls in flight raise Cancelled; later ones raise ValueError."""
         channel = self._end()
         self._closing.set()
         if self._coalescer is not None:

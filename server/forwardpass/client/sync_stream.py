@@ -1,7 +1,7 @@
-"""Many requests of any number of threads on one ModelStreamInfer call.
+"""Many requests from any number of threads on one ModelStreamInfer call.
 
-At most `in_flight` requests of a stream are unanswered; who sends one more waits. An error of one request is its own,
-and the stream goes on; what ends the stream fails all that is unanswered. A stream that has ended stays ended.
+At most `in_flight` requests of a stream are unanswered; sending one more waits. An error of one request does not affect
+the stream; an error that ends the stream fails all unanswered requests. A stream that has ended stays ended.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Stream:
             futures = [stream.submit("digits", x) for x in rows]
             logits = [future.result()["logits"] for future in futures]
 
-    Leaving the context waits for the answers of all that was sent; leaving it by an exception cancels them.
+    Leaving the context waits for the answers to all requests; leaving it by an exception cancels them.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Stream:
         address: str,
         in_flight: int,
     ) -> None:
-        """`start` begins the call with an iterator of requests; `failure` reads its grpc.RpcError."""
+        """`start` begins the call with an iterator of requests; `failure` converts its grpc.RpcError."""
         if in_flight < 1:
             raise ValueError(f"in_flight: expected at least 1, got {in_flight}")
         self._operations = operations
@@ -68,11 +68,11 @@ class Stream:
         priority: int = 0,
         parameters: Mapping[str, Parameter] | None = None,
     ) -> Future[Answer]:
-        """Send a request, as `Client.infer` does, without waiting for its answer; wait while there is no room.
+        """Send a request, as `Client.infer` does, without waiting for its answer; waits while there is no room.
 
-        `timeout`, in seconds, is the server's to keep: it rejects what no instance could begin in time. Raises
-        InvalidArgument for what cannot be right, and what ended the stream if something did; ValueError once it is
-        closed.
+        `timeout`, in seconds, is enforced by the server: it rejects a request that no instance could begin in time.
+        Raises InvalidArgument for an invalid request, the error that ended the stream if it has ended, and ValueError
+        once it is closed.
         """
         wire_id = self._pending.new_id()
         request, info = self._run(
@@ -102,7 +102,7 @@ class Stream:
         priority: int = 0,
         parameters: Mapping[str, Parameter] | None = None,
     ) -> Iterator[Answer]:
-        """The answers to all of `inputs`, in their order; taken from them as there is room. Raises the first error."""
+        """The answers to all of `inputs`, in order; `inputs` is consumed as there is room. Raises the first error."""
         wanted = None if outputs is None else (outputs,) if isinstance(outputs, str) else tuple(outputs)
         futures: deque[Future[Answer]] = deque()
         for each in inputs:
@@ -118,13 +118,13 @@ class Stream:
             yield futures.popleft().result()
 
     def close(self) -> None:
-        """Send no more, and wait for the answers of all that was sent."""
+        """Send no more, and wait for the answers to all requests."""
         self._finish()
         if threading.current_thread() is not self._reader:
             self._reader.join()
 
     def cancel(self) -> None:
-        """End the stream at once: what is unanswered fails with Cancelled."""
+        """End the stream at once: unanswered requests fail with Cancelled."""
         self._finish()
         self._call.cancel()
         if threading.current_thread() is not self._reader:
@@ -160,6 +160,6 @@ class Stream:
         finally:
             with self._lock:
                 left = self._pending.end(error)
-            # Whoever waits for room is to find that the stream has ended; and whoever comes later.
+            # Present and later waiters for room must find that the stream has ended.
             self._room.release(left + self._in_flight)
             self._outgoing.put(None)

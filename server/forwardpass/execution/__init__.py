@@ -1,4 +1,4 @@
-"""Networks opened and run by an execution provider. The only package that imports onnxruntime.
+"""Opens and runs networks with an execution provider. The only package that imports onnxruntime.
 
 Imports `model`, `protocol` and `observability`. Public are `bound_row` (bind), `cpu_budget` (CpuBudget),
 `cuda.detect` (driver), `interruption` (Interruption), `onnx_runtime` (ort), `ort_session` (OrtSession,

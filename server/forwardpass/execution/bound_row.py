@@ -1,6 +1,6 @@
-"""The request that comes alone: one row through a network that is bound to its buffers once, not at every run.
+"""A lone request: one row through a network that is bound to its buffers once, not at every run.
 
-ONNX Runtime's Python binding makes tensors of the arguments and a new array of the answer at every run, which for a
+ONNX Runtime's Python binding makes tensors from the arguments and a new array for the output at every run, which for a
 small network takes as long as a third of the run itself.
 """
 
@@ -21,22 +21,22 @@ from forwardpass.model.signature import ModelSignature, TensorSpec
 
 
 class SingleRowRunner:
-    """One row of the only input to the row of one output. Not thread-safe: it has one set of buffers.
+    """Runs one row of the only input to one row of one output. Not thread-safe: it has one set of buffers.
 
-    `place` is the output's, `trailing` its shape without the batch axis. The answers are those of `Session.run`.
+    `place` is the output's place, `trailing` its shape without the batch axis. The results are those of `Session.run`.
     """
 
     def __init__(self, place: int, given: NDArray[Any], found: NDArray[Any], run: Callable[[Any], None]) -> None:
         """`run`: from `given`, one row of the input, to `found`, the output's row; see Session.bound."""
         self.place = place
         self.trailing = found.shape[1:]
-        # Bytes in and out of the arrays that the network is bound to, without numpy's share.
+        # Byte views of the arrays that the network is bound to, to avoid numpy's overhead.
         self._bytes_in = given.data.cast("B")
         self._bytes_out = found.data.cast("B")
         self._run = run
 
     def answer(self, row: Buffer, options: Any) -> bytes:
-        """The bytes of the answer to `row`. Raises as `Session.run` does."""
+        """The output's bytes for `row`. Raises as `Session.run` does."""
         self._bytes_in[:] = row
         try:
             self._run(options)
@@ -46,7 +46,7 @@ class SingleRowRunner:
 
 
 def bind(signature: ModelSignature, session: Session) -> SingleRowRunner | None:
-    """None where it can't be had: sizes that vary, several inputs or answers, types that numpy lacks."""
+    """A runner for single rows; None if not possible: variable sizes, several inputs or outputs, types numpy lacks."""
     places = signature.default_outputs
     if not signature.one_row_bytes or len(places) != 1:
         return None
@@ -65,7 +65,7 @@ def bind(signature: ModelSignature, session: Session) -> SingleRowRunner | None:
         single = SingleRowRunner(places[0], own_given, own_found, run)
         same = single.answer(given.tobytes(), None) == found.tobytes()
     except RequestError:
-        return None  # a network that made-up values do not suit
+        return None  # a network that rejects made-up values
     return single if same else None
 
 

@@ -1,7 +1,7 @@
-"""How many threads a run may use, and why: from the CPU quota of the cgroup (v1 or v2) and the process's affinity.
+"""The number of threads per run, and its reason: from the cgroup's CPU quota (v1 or v2) and the process's affinity.
 
-ONNX Runtime sizes its pool from the host's cores, which in a container with two cores' quota on a 64-core host makes
-64 threads that throttle each other. Nothing here is cached: a test points `root` at files of its own.
+ONNX Runtime sizes its pool from the host's cores, which in a container with a quota of two cores on a 64-core host
+makes 64 threads that throttle each other. Nothing here is cached: tests point `root` at their own files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def available(root: Path = Path("/")) -> CpuBudget:
 
 
 def cgroup_quota(root: Path = Path("/")) -> float | None:
-    """The tightest CPU quota in cores on the way from this process's cgroup to the root; None where there is none."""
+    """The smallest CPU quota in cores on the path from this process's cgroup to the root; None if there is none."""
     quotas = []
     for folder in _folders(root):
         quota = _quota_v2(folder / "cpu.max")
@@ -63,7 +63,7 @@ def _folders(root: Path) -> list[Path]:
             if folder == base or base not in folder.parents:
                 break
             folder = folder.parent
-    # In a container the path above may not be mounted; the quota is then at the mount itself.
+    # In a container the path above may not be mounted; then the quota is at the mount itself.
     found += [mount, mount / "cpu"]
     return found
 

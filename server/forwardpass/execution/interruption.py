@@ -1,7 +1,7 @@
-"""Ends the load of a model early because the server stops: between two runs, within one, and while a network is opened.
+"""Interrupts loading a model when the server stops: between two runs, within one, and while a network is opened.
 
-A load can't be killed, and one that goes on in native code while the interpreter ends aborts the process. So whatever
-loads runs its network through `network`, and opens it with options that `opening` has seen.
+A load can't be killed, and one still in native code when the interpreter ends aborts the process. So a load must run
+its network through `network`, and pass its session options to `opening` before it opens one.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from forwardpass.model.signature import ModelSignature
 
 
 class Interruption:
-    """Thread-safe. `stop` is for good; it is meant for loads that are made one at a time.
+    """Thread-safe. `stop` is permanent. For loads made one at a time.
 
     - After `stop`, `check` and every run of a `network` raise Stopping.
-    - A run that goes on at `stop` ends between two operators; an opening between two steps of the optimizer.
-    - A single operator cannot be ended.
+    - A run in progress at `stop` ends between two operators; an opening ends between two steps of the optimizer.
+    - A single operator cannot be interrupted.
     """
 
     def __init__(self) -> None:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._run_options = new_run_options()
-        self._opening: Any = None  # options of the session that is opened, or was last
+        self._opening: Any = None  # options of the session being opened, or opened last
 
     @property
     def stopping(self) -> bool:
         return self._stopping.is_set()
 
     def stop(self) -> None:
-        """Does not block."""
+        """Interrupt loads. Does not block."""
         with self._lock:
             self._stopping.set()
             self._run_options.terminate = True
             self._cancel()
 
     def wait(self, seconds: float) -> None:
-        """Sleep, until `stop` at most."""
+        """Sleep for `seconds`, or until `stop`."""
         self._stopping.wait(seconds)
 
     def check(self) -> None:
@@ -53,7 +53,7 @@ class Interruption:
             raise Stopping("the server is stopping")
 
     def opening(self, options: Any) -> None:
-        """A session is about to be opened with these options of ONNX Runtime's. Raises Stopping after `stop`."""
+        """Register the ONNX Runtime session options of a session about to be opened. Raises Stopping after `stop`."""
         self.check()
         with self._lock:
             self._opening = options
@@ -61,7 +61,7 @@ class Interruption:
                 self._cancel()
 
     def _cancel(self) -> None:
-        cancel = getattr(self._opening, "set_load_cancellation_flag", None)  # from ONNX Runtime 1.21 on
+        cancel = getattr(self._opening, "set_load_cancellation_flag", None)  # since ONNX Runtime 1.21
         if cancel is not None:
             cancel(True)
 

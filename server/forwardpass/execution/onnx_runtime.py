@@ -1,4 +1,4 @@
-"""ONNX Runtime, imported in one place: its usage reports off, and a clear word where it is missing."""
+"""Imports ONNX Runtime in one place: usage reports turned off, and a clear error if it is missing."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Networks on Intel's OpenVINO, by ONNX Runtime's provider of that name: pip install onnxruntime-openvino.
 
-That package takes onnxruntime's place (each overwrites the other's files). OpenVINO computes on threads of its own and
-takes the processor unless OPENVINO_DEVICE names another of its devices. Its plugins may round to fewer bits than the
-network has, for speed: here they are asked not to, and the contract, replayed at load, finds out where they do.
+That package replaces onnxruntime (each overwrites the other's files). OpenVINO computes on its own threads, and on the
+CPU unless OPENVINO_DEVICE names another of its devices. For speed, its plugins may round to fewer bits than the network
+has: the ACCURACY option asks for full precision, and replaying the contract at load detects violations.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from forwardpass.execution.onnx_runtime import ort
 from forwardpass.execution.ort_session import OrtSession
 from forwardpass.execution.placement import OPENVINO, Devices, Placement
 
-DEVICE = os.environ.get("OPENVINO_DEVICE", "CPU")  # as OpenVINO names its devices
+DEVICE = os.environ.get("OPENVINO_DEVICE", "CPU")  # OpenVINO's name of the device
 
 
 class OpenVinoSession(OrtSession):
@@ -36,11 +36,11 @@ class OpenVinoSession(OrtSession):
         super().__init__(path, placement, optimizations, opening=opening, provider_options=options)
 
     def bound(self, given: NDArray[Any], place: int, found: NDArray[Any]) -> None:  # noqa: ARG002
-        return None  # the provider copies in and out by itself
+        return None  # the provider makes its own copies in and out
 
 
 def detect_openvino() -> Devices:
-    """Whether this onnxruntime has the provider."""
+    """One device if this onnxruntime has the provider, else none and the reason."""
     if OPENVINO in ort.get_available_providers():
         return Devices(1)
     return Devices(

@@ -1,7 +1,7 @@
-"""One network on one ONNX Runtime execution provider: opened, described, warmed, run. Knows nothing of requests.
+"""One network on one ONNX Runtime execution provider: opened, described, run. Independent of requests.
 
-Opening may take seconds, so it is done off the hot path. It and `run` release the interpreter's lock; `run` may be
-called by several threads at once on the CPU provider.
+Opening may take seconds, so it is done off the hot path. Opening and `run` release the interpreter's lock; on the CPU
+provider several threads may call `run` at once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OPTIMIZATIONS = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-# What ONNX Runtime's errors say when memory is short, or when no memory could ever be enough.
+# Parts of ONNX Runtime's error texts when memory is short, or when no memory could be enough.
 OUT_OF_MEMORY = (
     "bad_alloc", "llocate", "out of memory", "Out of memory", "size overflowed", "STATUS_ALLOC_FAILED",
     "is smaller than requested bytes",
@@ -38,15 +38,15 @@ OUT_OF_MEMORY = (
 
 
 def share_threads(threads: int) -> None:
-    """Give every session of this process one pool of `threads` threads. Before the first session with `shared`.
+    """Share one pool of `threads` threads among the process's sessions. Call before the first session with `shared`.
 
-    ONNX Runtime has it all or nothing: from then on a session with a pool of its own can't be opened.
+    ONNX Runtime allows no mixture: from then on a session with its own pool can't be opened.
     """
     ort.set_global_thread_pool_sizes(threads, 1)
 
 
 class OrtSession:
-    """An open network. `signature` says what it takes and gives."""
+    """An open network. `signature` has its inputs and outputs."""
 
     def __init__(
         self,
@@ -57,11 +57,11 @@ class OrtSession:
         opening: Callable[[Any], None] = lambda _: None,
         provider_options: Mapping[str, str] | None = None,
     ) -> None:
-        """Open `path`. Raises ModelError with the runtime's reason when it can't be.
+        """Open `path`. Raises ModelError with the runtime's reason on failure.
 
-        `optimizations`: what may be done to the graph: basic, extended or all. `opened`: a session of ONNX Runtime's
-        that is open already, to be used in place of one on the processor. `opening`: called with the session's options
-        before it is opened, for whatever may cancel that. `provider_options`: ONNX Runtime's, of the provider.
+        `optimizations`: allowed graph optimizations: basic, extended or all. `opened`: an open ONNX Runtime session to
+        use instead of opening one. `opening`: called with the session options before a session is opened, so that the
+        opening can be cancelled. `provider_options`: ONNX Runtime's options for the provider.
         """
         if opened is None:
             options = session_options(placement, optimizations)
@@ -72,7 +72,7 @@ class OrtSession:
                 )
             except Exception as error:
                 raise ModelError(f"{path.name} cannot be opened: {reason(error)}") from None
-        # ONNX Runtime falls back to the CPU without an error where a provider can't start.
+        # ONNX Runtime silently falls back to the CPU if a provider can't start.
         got = opened.get_providers()[0]
         if got != placement.provider:
             raise ModelError(f"asked for {placement.provider}, but ONNX Runtime can only offer {got}")
@@ -89,9 +89,9 @@ class OrtSession:
             raise ModelError("it has BF16 and BYTES tensors, which ONNX Runtime cannot be given in one call")
 
     def run(self, arrays: Sequence[NDArray[Any]], outputs: tuple[int, ...], options: Any = None) -> list[NDArray[Any]]:
-        """The answers at the places `outputs` for one array per input.
+        """The outputs at the places `outputs` for one array per input.
 
-        Raises InvalidRequest when the network rejects the values, TooLarge when memory runs out, else RunFailed.
+        Raises InvalidRequest if the network rejects the values, TooLarge if memory runs out, else RunFailed.
         """
         names = self._chosen.get(outputs)
         if names is None:
@@ -104,13 +104,13 @@ class OrtSession:
         except Exception as error:
             raise translate(error) from None
 
-    # -- Session: what others need more of --------------------------------------------------------------------------
+    # -- Session: trivial here except `bound` -------------------------------------------------------------------------
 
     how = ""
     own_thread = False
 
     def prepare(self, rows: int, pads: bool, samples: Arrays, half: bool = False) -> None:
-        """Nothing: any size can be run as it is."""
+        """Does nothing: any size can be run as it is."""
 
     def room(self, rows: int) -> None:  # noqa: ARG002
         return None
@@ -119,21 +119,21 @@ class OrtSession:
         return None
 
     def report_to(self, ran: Callable[[GpuBatchRecord], None]) -> None:
-        """Nothing: it uses no device."""
+        """Does nothing: it uses no device."""
 
     def close(self, seconds: float = 10.0) -> bool:  # noqa: ARG002
         return True
 
     def bound(self, given: NDArray[Any], place: int, found: NDArray[Any]) -> Callable[[Any], None] | None:
         binding = self._session.io_binding()
-        # The values are views of the arrays, which whoever gave them keeps.
+        # The values are views of the arrays, which the caller must keep alive.
         binding.bind_ortvalue_input(self._inputs[0], ort.OrtValue.ortvalue_from_numpy(given))
         binding.bind_ortvalue_output(self._names[place], ort.OrtValue.ortvalue_from_numpy(found))
         run_bound, argument = run_bound_of(self._session)
         return partial(run_bound, argument(binding))
 
     def _run_values(self, arrays: Sequence[NDArray[Any]], names: list[str], options: Any) -> list[NDArray[Any]]:
-        """As `run` where numpy lacks a type, bfloat16: its bits go in and out."""
+        """As `run` for a type that numpy lacks, bfloat16: its bits are passed in and out."""
         feeds = {}
         for tensor, array in zip(self.signature.inputs, arrays, strict=True):
             if tensor.datatype.as_bits:
@@ -156,7 +156,7 @@ class OrtSession:
 
 
 def session_options(placement: Placement, optimizations: str) -> Any:
-    """ONNX Runtime's options of a session: threads, optimisations, and quiet."""
+    """ONNX Runtime session options: threads, optimizations, logging of errors only."""
     options = ort.SessionOptions()
     options.graph_optimization_level = OPTIMIZATIONS[optimizations]
     if placement.shared:
@@ -165,19 +165,19 @@ def session_options(placement: Placement, optimizations: str) -> Any:
         options.intra_op_num_threads = placement.threads
         options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Spinning threads burn a core between requests to save microseconds within one.
+    # Spinning threads waste a core between requests to save microseconds within one.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     return options
 
 
 def new_run_options() -> Any:
-    """What a watchdog ends a run by: set `.terminate`."""
+    """New run options. Setting `.terminate` ends the run; used by the watchdog."""
     return ort.RunOptions()
 
 
 def read_signature(session: Any) -> ModelSignature:
-    """A network's inputs and outputs as its file declares them. Raises ModelError for types that can't be served."""
+    """A network's inputs and outputs as declared in its file. Raises ModelError for types that can't be served."""
 
     def tensors(nodes: Any, what: str) -> tuple[TensorSpec, ...]:
         found = []
@@ -197,18 +197,18 @@ def read_signature(session: Any) -> ModelSignature:
 
 
 def reason(error: BaseException) -> str:
-    """What ONNX Runtime says, without its error prefix and source positions, on one line of at most 300 characters."""
+    """ONNX Runtime's error text without prefix and source positions, on one line of at most 300 characters."""
     text = str(error)
     _, found, status = text.partition("Status Message:")
     text = status if found else text
     text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    text = re.sub(r" ; GPU=-?\d+ ; hostname=.*", "", text, flags=re.DOTALL)  # of a CUDA error: where, and in which line
+    text = re.sub(r" ; GPU=-?\d+ ; hostname=.*", "", text, flags=re.DOTALL)  # of a CUDA error: place and line
     text = re.sub(r"\S+\.(?:cc|h|cpp):\d+\s*", "", text)
     return " ".join(text.split())[:300]
 
 
 def translate(error: Exception) -> RequestError:
-    """A run's exception as the error its requests get."""
+    """Translate a run's exception to the error for its requests."""
     kind = type(error).__name__
     text = str(error)
     if isinstance(error, MemoryError) or any(word in text for word in OUT_OF_MEMORY):

@@ -1,4 +1,4 @@
-"""Where a session runs: the provider, the devices, the threads. Which there are, `providers` knows."""
+"""Where a session runs: the provider, the devices, the threads. The available ones are found by `providers`."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import dataclasses
 from dataclasses import dataclass
 
 CPU, CUDA, OPENVINO = "CPUExecutionProvider", "CUDAExecutionProvider", "OpenVINOExecutionProvider"
-NAMES = {CPU: "cpu", CUDA: "cuda", OPENVINO: "openvino"}  # as --provider and the metrics have them
+NAMES = {CPU: "cpu", CUDA: "cuda", OPENVINO: "openvino"}  # in --provider and the metrics
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where and how a session runs, and why: printed at start-up."""
+    """Where and how a session runs, and the reason, printed at start-up."""
 
     provider: str  # "CPUExecutionProvider"
-    device: int  # the first, where there are several
+    device: int  # the first if there are several
     threads: int  # inside one run
     why: str
-    shared: bool = False  # those threads are one pool for all models
-    devices: tuple[int, ...] = ()  # CUDA's numbers, ascending; none: the processor
-    allow_tf32: bool = False  # products of 32-bit floats with 10 bits of mantissa
-    memory_limit: int = 0  # bytes of a device that one session may take for its runs; 0: no limit
+    shared: bool = False  # all models share one pool of these threads
+    devices: tuple[int, ...] = ()  # CUDA's numbers, ascending; none: the CPU
+    allow_tf32: bool = False  # 32-bit float products may use 10 bits of mantissa
+    memory_limit: int = 0  # bytes of device memory for one session's runs; 0: no limit
 
     @property
     def label(self) -> str:
@@ -29,17 +29,17 @@ class Placement:
 
     @property
     def on_calling_thread(self) -> bool:
-        """Whether a run is computed by the thread that asks for it, and by no other."""
+        """Whether a run is computed by the calling thread alone."""
         return self.provider == CPU and self.threads == 1 and not self.shared
 
     def on(self, device: int) -> Placement:
-        """The same with one device alone."""
+        """A copy with this device alone."""
         return dataclasses.replace(self, device=device, devices=(device,))
 
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """How many devices of a provider there are; where there are none, `missing` says what is not there."""
+    """The number of a provider's devices; if 0, `missing` names what is missing."""
 
     count: int
     missing: str = ""

@@ -1,7 +1,7 @@
-"""The execution providers there are, a row for each: how it is found, asked for and opened.
+"""The supported execution providers, one row each: how it is detected, requested and opened.
 
-Nothing falls back by itself: a provider that was asked for and cannot be had is an error that names what is missing.
-Only `auto` chooses, and says why. A new provider is a row here, and a session of its own if ONNX Runtime's does not do.
+There is no implicit fallback: a requested provider that is not available is an error that names what is missing. Only
+`auto` chooses, and gives the reason. A new provider needs a row here, and its own session if OrtSession does not fit.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from forwardpass.execution.session import Session
 
 
 class OpenSession(Protocol):
-    """Opens the network in `path` where `placement` says, on its first device if it has any. Raises ModelError.
+    """Opens the network in `path` at `placement`, on its first device if it has any. Raises ModelError.
 
-    `optimizations`: what may be done to the graph: basic, extended or all. `name`: of a thread, if it gets one.
-    `opening` is called with ONNX Runtime's session options before the network is opened, for whatever may cancel that.
+    `optimizations`: allowed graph optimizations: basic, extended or all. `name`: of its own thread, if it has one.
+    `opening` is called with ONNX Runtime's session options before the network is opened, so that it can be cancelled.
     """
 
     def __call__(
@@ -41,11 +41,11 @@ class OpenSession(Protocol):
 class Provider:
     """One execution provider."""
 
-    name: str  # as --provider has it
-    ort_name: str  # as ONNX Runtime has it
+    name: str  # in --provider
+    ort_name: str  # in ONNX Runtime
     open: OpenSession
-    detect: Callable[[], Devices] | None = None  # what of it is here; None: it always is
-    numbered: bool = False  # it has devices with numbers, NAME:N or NAME:N,M
+    detect: Callable[[], Devices] | None = None  # finds its devices; None: always available
+    numbered: bool = False  # its devices are numbered: NAME:N or NAME:N,M
 
 
 def _open_on_cpu(
@@ -95,16 +95,16 @@ def open_session(
     name: str = "session",
     opening: Callable[[Any], None] = lambda _: None,
 ) -> Session:
-    """As OpenSession, by the provider of `placement`."""
+    """As OpenSession, with the provider of `placement`."""
     return _BY_ORT_NAME[placement.provider].open(path, placement, optimizations, name, opening)
 
 
 def place(
     wanted: str, threads: int, why: str, shared: bool = False, look: Callable[[], Devices] | None = None
 ) -> Placement:
-    """The placement for `wanted`: EXPECTED. Raises SettingsError for what is not to be had, naming what is missing.
+    """The placement for `wanted`, one of EXPECTED. Raises SettingsError naming what is missing if it is not available.
 
-    `look`: finds out which CUDA devices there are; None for this machine.
+    `look`: counts the CUDA devices; None: those of this machine.
     """
     name, colon, numbers = wanted.partition(":")
     provider = _BY_NAME.get("cuda" if name == "auto" else name)
@@ -131,7 +131,7 @@ def place(
 
 
 def available() -> list[str]:
-    """What --provider may be on this machine, each device by itself; the processor first."""
+    """The values of --provider available on this machine, one for each device; the CPU first."""
     found: list[str] = []
     for provider in PROVIDERS:
         if provider.detect is None:

@@ -1,4 +1,4 @@
-"""Rows to one matrix X [B, ...], and the matrix of answers back to each request's rows. Pure; copies once each way."""
+"""Stacks rows to one matrix X [B, ...], and converts between arrays and raw contents. Pure; copies once each way."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from forwardpass.model.signature import TensorSpec
 from forwardpass.protocol.bytes_tensors import pack, unpack
 
 Buffer = bytes | memoryview
-_JOINED = 8192  # bytes of a buffer, below which it is quicker to copy it twice than to look at it once more
+_JOINED = 8192  # bytes per buffer; below this, joining all (a second copy) is faster than copying one by one
 
 
 def stack(tensor: TensorSpec, buffers: Sequence[Buffer], shape: tuple[int, ...]) -> NDArray[Any]:
-    """The array of `shape` ([B, ...]) whose rows are those of `buffers` (C order, little-endian), one after the other.
+    """The array of `shape` ([B, ...]) with the rows of `buffers` (C order, little-endian), one after the other.
 
     A single buffer is not copied. The array may be read-only.
     """
@@ -28,9 +28,9 @@ def stack(tensor: TensorSpec, buffers: Sequence[Buffer], shape: tuple[int, ...])
 
 
 def stack_into(buffers: Sequence[Buffer], room: NDArray[Any]) -> None:
-    """Copy the rows of `buffers` (C order, little-endian), one after the other, into `room`, which they fill.
+    """Copy the rows of `buffers` (C order, little-endian), one after the other, into `room`, which they must fill.
 
-    `room`: [B, ...] of fixed-size elements, C order, of at least one. Raises ValueError where they don't fill it.
+    `room`: [B, ...] of fixed-size elements, at least one, in C order. Raises ValueError if they don't fill it.
     """
     memory = room.data.cast("B")
     if len(buffers) == 1:
@@ -48,7 +48,7 @@ def stack_into(buffers: Sequence[Buffer], room: NDArray[Any]) -> None:
 
 
 def raw(array: NDArray[Any]) -> bytes:
-    """The array's elements as raw contents: C order, little-endian; BYTES with their lengths before them."""
+    """The array's elements as raw contents: C order, little-endian; each BYTES element after its length."""
     if array.dtype == object:
         return pack(e if isinstance(e, bytes) else str(e).encode() for e in array.ravel())
     return array.tobytes()
@@ -57,8 +57,8 @@ def raw(array: NDArray[Any]) -> bytes:
 def elements(data: Buffer, name: str, expected: int | None = None) -> list[str]:
     """BYTES raw contents as strings.
 
-    Raises InvalidRequest when a length reaches beyond the end, when the count is not `expected`, or when an element
-    is not UTF-8 (the only text ONNX Runtime's string tensors take).
+    Raises InvalidRequest if a length reaches beyond the end, if the count is not `expected`, or if an element is not
+    UTF-8 (the only text that ONNX Runtime's string tensors accept).
     """
     found: list[str] = []
     try:

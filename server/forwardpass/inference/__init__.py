@@ -1,6 +1,6 @@
-"""A request's way from bytes to bytes: decoded, admitted, queued, run in a batch, encoded.
+"""Requests from bytes to bytes: decoded, admitted, queued, run in a batch, encoded.
 
-Imports `transport.interface`, `execution`, `batching`, `model` and what is below them. Public are `intake` (Intake),
+Imports `transport.interface`, `execution`, `batching`, `model` and the layers below them. Public are `intake` (Intake),
 `request` (InferenceRequest), `shared_memory` (SharedMemoryRegions, SharedMemoryService), `tensor_contents`
 (ELEMENT_LIMIT), `worker` (Worker).
 """

@@ -1,4 +1,4 @@
-"""One batch through the network: stack its rows, run, cut the answer into responses. No threads, no queue."""
+"""Runs one batch: stacks its rows, runs the network, cuts the outputs into responses. No threads, no queue."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class BatchRunner:
     def __init__(
         self, session: Session, signature: ModelSignature, max_rows: int, row_independent: bool, shared: bool = True
     ) -> None:
-        """`shared`: several runs may be made at once, so that none can have buffers of its own in the session."""
+        """`shared`: the session may run several batches at once, so that none can have its own buffers in it."""
         self.session = session
-        # On a device, batches are stacked where it copies them from; on the processor they may lie anywhere.
+        # For a device, batches are stacked in the buffers that it copies from; for the CPU they may lie anywhere.
         self._room = session.room if session.own_thread else None
         self.signature = signature
         self.max_rows = max_rows
@@ -36,7 +36,7 @@ class BatchRunner:
         self._single_row = None if shared or session.own_thread else bind(signature, session)
 
     def run_single_row(self, request: AnyRequest, options: Any, matrices: list[int]) -> bytes | None:
-        """The response to a single row, the quick way; None: this one has to go the usual way. Raises as `run`."""
+        """The response to a single row by the fast path; None: the request must use `run`. Raises as `run`."""
         single, template = self._single_row, request.template
         if (
             single is None
@@ -56,10 +56,10 @@ class BatchRunner:
         return parts[0] + blob if not request.id_field else b"".join((parts[1], request.id_field, parts[2], blob))
 
     def run(self, requests: Sequence[AnyRequest], options: Any, matrices: list[int]) -> tuple[list[NDArray[Any]], Any]:
-        """Stack and run: the outputs [B, ...] that any of the requests wants, and their places.
+        """Stack and run. Returns the outputs [B, ...] that any of the requests asks for, and their places.
 
-        The outputs may be overwritten by the next run. Appends the rows of each matrix to `matrices`. Raises the
-        RequestError that the run failed with.
+        The outputs may be overwritten by the next run. Appends the rows of each matrix to `matrices`. Raises
+        RequestError if the run fails.
         """
         first: RequestTemplate = requests[0].template
         wanted = first.outputs
@@ -105,7 +105,7 @@ class BatchRunner:
     def _slices(
         self, arrays: Arrays, wanted: tuple[int, ...], rows: int, options: Any, matrices: list[int]
     ) -> list[NDArray[Any]]:
-        """As `_once` for more rows than a matrix may have."""
+        """As `_once`, for more rows than a matrix may have."""
         parts = []
         for start in range(0, rows, self.max_rows):
             piece = [a[start : start + self.max_rows] for a in arrays]
@@ -120,10 +120,10 @@ class BatchRunner:
         wanted: tuple[int, ...],
         failures: list[RequestError] | None = None,
     ) -> list[bytes | RequestError]:
-        """Each request's rows of the answer, as the bytes of its response.
+        """Each request's rows of the outputs, as the bytes of its response.
 
-        An error stands in the place of an answer that cannot be sent the way its request wants it (only those with
-        `template.response_options`), and is appended to `failures`.
+        A response that cannot be encoded with its request's options (only with `template.response_options`) is
+        replaced by an error, which is also appended to `failures`.
         """
         if not self.signature.batchable or len(wanted) != 1 or outputs[0].dtype == object:
             return self._each(requests, outputs, wanted, failures)

@@ -1,7 +1,7 @@
-"""Bytes of a ModelInferRequest to a validated request. Pure.
+"""Decodes the bytes of a ModelInferRequest to a validated request. Pure.
 
-From call to call a client's messages are the same but for their tensors and their id. What parsing and validating gave
-is remembered by the other bytes, as a RequestTemplate; everything else is parsed in full.
+From call to call a client's messages are the same except for their tensors and their id. The result of parsing and
+validation is remembered by the other bytes, as a RequestTemplate; unknown messages are parsed in full.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from forwardpass.model.signature import ModelSignature, TensorSpec
 from forwardpass.protocol.request_messages import InferRequest, Parameters
 from forwardpass.protocol.wire import ID_TAG, varint
 
-KNOWN_REPLIES = 1024  # memories of replies, one for each model, outputs and number of rows
+KNOWN_REPLIES = 1024  # caches of replies, one for each model, outputs and number of rows
 
 
 class ModelLookup(Protocol):
-    """Where decoding finds the models.
+    """Where the decoder finds the models.
 
-    `resolve(name, version)` gives the model version that serves, or raises UnknownModel, ModelLoading, ModelUnusable.
-    `generation` changes whenever `resolve` might answer differently.
+    `resolve(name, version)` returns the serving model version, or raises UnknownModel, ModelLoading, ModelUnusable.
+    `generation` changes whenever the result of `resolve` may change.
     """
 
     generation: int
@@ -47,16 +47,16 @@ class ModelLookup(Protocol):
 
 
 class SharedMemory(Protocol):
-    """Where decoding finds shared memory. `window` raises UnknownRegion, or InvalidRequest beyond a region's end."""
+    """Where the decoder finds shared memory. `window` raises UnknownRegion, or InvalidRequest beyond a region's end."""
 
     @property
-    def most(self) -> int: ...  # bytes that one input may have
+    def most(self) -> int: ...  # most bytes of one input
 
     def window(self, place: RegionRange) -> RegionView: ...
 
 
 class Decoder:
-    """Decodes for one thread: every transport has its own."""
+    """Decodes messages for one thread: every transport has its own."""
 
     def __init__(self, models: ModelLookup, max_message_bytes: int, regions: SharedMemory | None = None) -> None:
         """`regions` None: shared memory is turned off."""
@@ -66,11 +66,11 @@ class Decoder:
         self._memory = TemplateMemory()
         self._replies: dict[
             tuple[ServingModel, int, tuple[int, ...]], Replies
-        ] = {}  # by what RequestTemplate.replies depends on
+        ] = {}  # by all that RequestTemplate.replies depends on
         self._current = models.generation
 
     def refresh(self) -> None:
-        """Call once before a group of messages: forget what was remembered if a model was swapped since."""
+        """Forget the templates if a model was swapped. Call once before each group of messages."""
         if self._models.generation != self._current:
             self._current = self._models.generation
             self._memory.clear()
@@ -79,7 +79,7 @@ class Decoder:
     def decode(self, message: bytes) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
         """The template of `message`, its tensors' bytes in the order of the model's inputs, and its id.
 
-        The id is a field of a ModelInferResponse as well as of the message, tag and length included; empty: none.
+        The id is a field, tag and length included, which is the same in a ModelInferResponse; empty: none.
         Raises InvalidRequest or TooLarge naming what was expected and what came, or whatever `resolve` raises.
         """
         if len(message) > self._max:
@@ -108,7 +108,7 @@ class Decoder:
         outputs = _outputs(request, signature)
         response_options = self._response_options(request, signature, outputs, said.typed)
         shared = 0
-        # Last, once nothing else can be wrong with the request: these are copies.
+        # Copied last, after every other check of the request.
         for place, window in windows.items():
             buffers[place] = window.read()
             tensor_contents.check(buffers[place], signature.inputs[place], shapes[place])
@@ -117,7 +117,7 @@ class Decoder:
         template = RequestTemplate(
             target, rows, shapes, outputs, said.priority, said.timeout, response_options, shared, replies
         )
-        # A region may be unregistered, so those are looked up anew every time.
+        # A region may be unregistered, so it is looked up anew for every request.
         if not windows and (response_options is None or not any(w.window for w in response_options.outputs)):
             self._memory.remember(message, template, order, buffers, bool(request.raw_input_contents))
         return template, buffers, _id_field(request.id)
@@ -134,8 +134,8 @@ class Decoder:
     def _inputs(
         self, request: InferRequest, signature: ModelSignature
     ) -> tuple[list[Buffer], tuple[tuple[int, ...], ...], dict[int, RegionView], list[int]]:
-        """Raw bytes and shape of every input, in the model's order; by place those still to be read; and which of the
-        request's inputs each is."""
+        """Raw bytes and shape of every input, in the model's order; the windows still to be read, by place; and each
+        one's index in the request's inputs."""
         given = request.inputs[:]  # slices of protobuf's containers are lists, made in one call
         raws = request.raw_input_contents[:]
         places: dict[int, int] = {}
@@ -181,7 +181,7 @@ class Decoder:
         return buffers, tuple(shapes), windows, order
 
     def _window(self, place: RegionRange, tensor: TensorSpec, shape: tuple[int, ...]) -> RegionView:
-        """Where an input is to be read, checked before anything of it is."""
+        """The window that an input is read from, checked before it is read."""
         regions = self._shared_memory()
         window = regions.window(place)
         if tensor.datatype.numpy is not None:
@@ -193,7 +193,7 @@ class Decoder:
     def _response_options(
         self, request: InferRequest, signature: ModelSignature, outputs: tuple[int, ...], typed: bool
     ) -> ResponseOptions | None:
-        """How the answer is to be sent; None: the plain way."""
+        """How to send the response; None: plainly."""
         if not typed and not (request.outputs and any(o.parameters for o in request.outputs)):
             return None
         tensors = [signature.outputs[place] for place in outputs]

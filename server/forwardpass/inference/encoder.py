@@ -1,7 +1,7 @@
-"""A network's answer as the bytes of a ModelInferResponse. No I/O but to windows of shared memory.
+"""Encodes a network's outputs as a ModelInferResponse. No I/O except writes to windows of shared memory.
 
-The plain way is raw bytes: all but them and the id is made once for all requests of a template. As classifications, as
-typed contents or in shared memory is slow beside that, and only for those who ask.
+A plain response has raw bytes: all except them and the id is made once for all requests of a template.
+Classifications, typed contents and shared memory are slower, and used only on request.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from forwardpass.inference.request_template import RequestTemplate
 from forwardpass.model.signature import TensorSpec
 from forwardpass.protocol.wire import RAW_OUT, varint
 
-REMEMBERED_SHAPES = 16  # of answers, per template: more only where shapes depend on the data
+REMEMBERED_SHAPES = 16  # of responses, per template: more occur only where shapes depend on the data
 
 Shapes = tuple[tuple[int, ...], ...]
 
 
 def reply_parts(template: RequestTemplate, shapes: Shapes, sizes: tuple[int, ...]) -> tuple[bytes, ...]:
-    """What goes before the id's field in a ModelInferResponse, and what before the bytes of each output.
+    """The bytes before the id field of a ModelInferResponse, and those before the bytes of each output.
 
     `shapes` and `sizes` (bytes) are those of the tensors to send, in the template's order of outputs.
     """
@@ -43,14 +43,14 @@ def reply_parts(template: RequestTemplate, shapes: Shapes, sizes: tuple[int, ...
 
 
 def row_parts(template: RequestTemplate, trailing: tuple[int, ...], size: int) -> tuple[bytes, ...]:
-    """What goes before the bytes of the only output, [rows, *trailing] of `size` bytes: all of it where there is no id,
-    and what goes before and after the id. Also found in `template.replies` by `trailing` from then on."""
+    """The bytes before those of the only output, [rows, *trailing] of `size` bytes: all of them for a response without
+    an id, and the parts before and after an id. Remembered in `template.replies` by `trailing`."""
     before, after = reply_parts(template, ((template.rows, *trailing),), (size,))
     return _remember(template, trailing, (before + after, before, after))
 
 
 def encode_plain(template: RequestTemplate, id_field: bytes, arrays: Sequence[NDArray[Any]]) -> bytes:
-    """The ModelInferResponse for one request, raw; `arrays` are its own rows of the outputs that it wants."""
+    """The ModelInferResponse for one request, raw; `arrays` are its own rows of its requested outputs."""
     blobs = [raw(a) for a in arrays]
     shapes, sizes = tuple([a.shape for a in arrays]), tuple([len(b) for b in blobs])
     parts = template.replies.get((shapes, sizes))
@@ -72,10 +72,10 @@ def _remember(template: RequestTemplate, key: Any, parts: tuple[bytes, ...]) -> 
 def encode_with_options(
     template: RequestTemplate, id_field: bytes, response_options: ResponseOptions, arrays: Sequence[NDArray[Any]]
 ) -> bytes:
-    """The ModelInferResponse for one request; `arrays` are its own rows of the outputs that it wants, in its order.
+    """The ModelInferResponse for one request; `arrays` are its own rows of its requested outputs, in its order.
 
-    Each output has its place among the raw contents, an empty one where its elements went to shared memory: clients
-    count by that. Raises InvalidRequest where an output does not fit its window, or the window is gone.
+    Each output has an entry in the raw contents, empty if its elements went to shared memory: clients rely on the
+    index. Raises InvalidRequest if an output does not fit its window, or the window no longer exists.
     """
     target = template.target
     response = protocol.ModelInferResponse(model_name=target.name, model_version=target.version)
@@ -93,7 +93,7 @@ def encode_with_options(
             if not response_options.typed:
                 response.raw_output_contents.append(b"")
         elif response_options.typed:
-            assert datatype.contents is not None  # checked when the wish was read
+            assert datatype.contents is not None  # checked by `all_typed`
             values = array.ravel().tolist()
             if datatype.numpy is None:
                 values = [v if isinstance(v, bytes) else str(v).encode() for v in values]
@@ -121,7 +121,7 @@ def _write(entry: Any, wish: OutputOptions, tensor: TensorSpec, data: bytes) -> 
 def classify(array: NDArray[Any], tensor: TensorSpec, classes: int, batchable: bool) -> NDArray[Any]:
     """The `classes` largest elements of each row, the largest first, each as b"value:index" or b"value:index:label".
 
-    [B, ...] becomes [B, k], where k is at most the number of elements of a row; an array that is no batch becomes [k].
+    [B, ...] becomes [B, k], where k is at most the number of elements of a row; without a batch axis it becomes [k].
     Equal elements keep the order of their indices; NaN comes last.
     """
     array = tensor.datatype.widened(array)
@@ -131,7 +131,7 @@ def classify(array: NDArray[Any], tensor: TensorSpec, classes: int, batchable: b
     count = min(classes, width)
     floats = array.dtype.kind == "f"
     keys = np.where(np.isnan(rows), -np.inf, rows) if floats else rows
-    # Sorting is upwards and stable: of the mirrored rows, so that of equals the first index ends up last.
+    # A stable ascending sort of the mirrored rows, so that of equal elements the first index ends up last.
     order = (width - 1 - np.argsort(keys[:, ::-1], axis=1, kind="stable"))[:, ::-1][:, :count]
     found = np.empty((len(rows), count), object)
     for i, chosen in enumerate(order.tolist()):

@@ -1,6 +1,6 @@
-"""From a transport's calls to the workers' queues: decode, admit, submit in groups, then see that they are run.
+"""From a transport's calls to the workers' queues: decode, admit, submit in groups, then run what is pending.
 
-Every transport has one of these as its RequestSink, so that all accept, reject and count alike.
+Every transport has an Intake as its RequestSink, so that all accept, reject and count in the same way.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ logger.addFilter(LogLimit())
 
 
 class WorkerLookup(decoder.ModelLookup, Protocol):
-    """Where the workers are found: the repository."""
+    """Resolves a model to its worker: the repository."""
 
     def resolve(self, name: str, version: str) -> Worker: ...
 
@@ -52,18 +52,18 @@ class Intake(Generic[CallT]):
         self._reply_sink = reply_sink
         self._decoder = Decoder(models, max_message_bytes, regions)
         self._admission = admission
-        self._metrics = metrics  # for what belongs to no model
+        self._metrics = metrics  # for calls that belong to no model
         self._clock = clock
         self._groups: dict[Worker, list[InferenceRequest[CallT]]] = {}
-        self._pending: list[Worker] = []  # whose queues this thread has promised to come back for
+        self._pending: list[Worker] = []  # on which this thread must call `run_pending` again
         self.before_run: Callable[[float], None] | None = None  # called with the seconds of a run that follows another
         self.now = clock()
-        self.saturated = False  # whether all that was flushed last waits for models that are saturated
-        self._last: Sequence[Worker] = ()  # the models that calls came for last
-        self._crowded: Sequence[Worker] = ()  # those that were saturated when calls came for no other, until they calm
+        self.saturated = False  # whether all requests of the last flush are for saturated models
+        self._last: Sequence[Worker] = ()  # the models of the last group of calls
+        self._crowded: Sequence[Worker] = ()  # saturated models of the last saturated flush, while busy
 
     def begin(self) -> None:
-        """A group of calls has arrived: they share one time of arrival."""
+        """Begin a group of calls, which share one time of arrival."""
         self.now = self._clock()
         self.saturated = False
         self._decoder.refresh()
@@ -71,7 +71,7 @@ class Intake(Generic[CallT]):
     def take(
         self, call: CallT, message: bytes, seconds_left: float | None, timings: bool = False
     ) -> InferenceRequest[CallT] | None:
-        """Decode one call's message. None: it was refused, and has been answered."""
+        """Decode one call's message. None: it was rejected, and has been answered."""
         try:
             template, buffers, id_field = self._decoder.decode(message)
         except RequestError as error:
@@ -93,8 +93,8 @@ class Intake(Generic[CallT]):
         seconds_left: float | None,
         timings: bool,
     ) -> InferenceRequest[CallT]:
-        """Put a decoded request into the group of its model."""
-        # `resolve` of our models gave it.
+        """Add a decoded request to the group of its model."""
+        # Set by `resolve` of WorkerLookup, which returns a Worker.
         worker: Worker = template.target  # type: ignore[assignment]
         deadline = math.inf if seconds_left is None else self.now + seconds_left
         priority = template.priority or worker.options.default_priority
@@ -123,11 +123,11 @@ class Intake(Generic[CallT]):
         return request
 
     def flush(self) -> None:
-        """Submit what was taken since `begin`."""
+        """Submit the requests taken since `begin`."""
         if not self._groups:
             return
         groups, self._groups = self._groups, {}
-        self._last = tuple(groups)  # not the requests: they are to go when they are answered
+        self._last = tuple(groups)  # not the requests, which must be freed once they are answered
         self.saturated = True
         spent = self._clock() - self.now
         total = sum(map(len, groups.values())) if len(groups) > 1 else 0
@@ -139,7 +139,7 @@ class Intake(Generic[CallT]):
             if error is not None:
                 self._one_by_one(worker, requests)
             elif count == 1 and self._try_run_now(worker, requests[0], len(groups) > 1):
-                settled = not worker.queue.requests  # unless something came in by another transport meanwhile
+                settled = not worker.queue.requests  # unless another transport has queued requests meanwhile
             else:
                 worker.submit(requests, self.now)
             self.saturated = self.saturated and worker.saturated
@@ -152,7 +152,7 @@ class Intake(Generic[CallT]):
             self._crowded = [worker for worker in self._crowded if worker.slack]
 
     def run_pending(self) -> bool:
-        """Run what is this thread's to run, one batch per model. True: call again, after a look for new arrivals."""
+        """Run this thread's share, one batch per model. True: call again, after checking for new arrivals."""
         if len(self._pending) > 1 and self.before_run is not None:
             left = []
             for worker in self._pending:
@@ -171,12 +171,12 @@ class Intake(Generic[CallT]):
 
     @property
     def slack(self) -> float:
-        """Seconds that what arrives now will hardly run in, if it is for the models that were saturated last."""
+        """Estimated seconds until a new request can start, if it is for the models that were saturated last."""
         return min([worker.slack for worker in self._crowded], default=0.0)
 
     @property
     def mixed(self) -> bool:
-        """Whether calls have come for some models while others are saturated."""
+        """Whether the last calls were for some models while others are saturated."""
         others = [worker for worker in self._crowded if worker not in self._last]
         return any(worker.saturated for worker in others)
 
@@ -186,7 +186,7 @@ class Intake(Generic[CallT]):
         return any(w.queue.rows >= w.queue.limits.max_batch_rows for w in self._pending)
 
     def _one_by_one(self, worker: Worker, requests: Sequence[InferenceRequest[CallT]]) -> None:
-        """The group as a whole exceeds the server's bounds: take what fits."""
+        """Admit what fits of a group that as a whole exceeds the server's bounds."""
         for request in requests:
             error = self._admission.admit(1, request.nbytes)
             if error is None:
@@ -196,6 +196,6 @@ class Intake(Generic[CallT]):
                 self._reply_sink.deliver([request], [error], None)
 
     def refuse(self, call: CallT, error: RequestError) -> None:
-        """Answer a call with an error without decoding it, and count that."""
+        """Answer a call with an error without decoding it, and count the error."""
         self._metrics.refused(error.status.name, error.reason)
         self._reply_sink.deliver([RejectedRequest(call, self.now)], [error], None)

@@ -1,7 +1,7 @@
-"""What a request asks for beside its tensors: its `parameters`, and those of its inputs and requested outputs. Pure.
+"""The `parameters` of a request, of its inputs and of its requested outputs. Pure.
 
-The protocol allows parameters of any name; what means nothing here has no effect. Those whose silent neglect would
-change an answer are refused by name.
+The protocol allows parameters of any name; unknown ones have no effect. Those that would change the response if they
+were silently ignored are rejected by name.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from forwardpass.protocol.request_messages import Parameter, Parameters
 
 NO_PRIORITY = 0
 SHARED = "shared_memory_"
-# Families of parameters that work in no place (sequences), or only in another than the one they were found in.
+# Prefixes of parameters that are supported nowhere (sequences), or only at another place than where they were found.
 REFUSED = ("sequence_", SHARED, "classification")
 INTEGERS = ("int64_param", "uint64_param")
 
 
 class RegionRange(NamedTuple):
-    """Where a tensor's bytes lie, or are to be written."""
+    """Where a tensor's bytes are read or written."""
 
     region: str
     offset: int  # bytes
@@ -30,7 +30,7 @@ class RegionRange(NamedTuple):
 
 
 class RegionView(Protocol):
-    """Some bytes of a shared-memory region. `read` and `write` raise InvalidRequest once they are not there."""
+    """A range of a shared-memory region. `read` and `write` raise InvalidRequest once it no longer exists."""
 
     place: RegionRange
 
@@ -40,22 +40,22 @@ class RegionView(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
-    """How one output is to be sent. `classes`: the so many largest elements of each row instead of the tensor."""
+    """How to send one output. `classes`: send that many largest elements of each row instead of the tensor."""
 
     classes: int = 0
-    window: RegionView | None = None  # write the elements there and send none
+    window: RegionView | None = None  # write the elements there instead of sending them
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseOptions:
-    """How a request wants its answer, where that is not the plain way. `outputs` are in the order of its template's."""
+    """How to send a response other than plainly. `outputs` are in the order of the template's outputs."""
 
     outputs: tuple[OutputOptions, ...]
     typed: bool = False  # typed contents instead of raw bytes
 
 
 class RequestParameters(NamedTuple):
-    """What the parameters of a request as a whole say."""
+    """The parsed parameters of a request as a whole."""
 
     priority: int  # NO_PRIORITY: the model's default
     timeout: float  # seconds from arrival; inf: none
@@ -66,7 +66,7 @@ NO_PARAMETERS = RequestParameters(NO_PRIORITY, math.inf, False)
 
 
 def parse_request_parameters(parameters: Parameters, priority_levels: int) -> RequestParameters:
-    """The schedule_policy parameters and `binary_data_output`. Raises InvalidRequest naming what was expected."""
+    """Parse the schedule_policy parameters and `binary_data_output`. Raises InvalidRequest naming what was expected."""
     priority, timeout, typed = NO_PRIORITY, math.inf, False
     for key in parameters:
         parameter = parameters[key]
@@ -89,7 +89,7 @@ def parse_request_parameters(parameters: Parameters, priority_levels: int) -> Re
 
 
 def parse_shared_memory(parameters: Parameters, what: str) -> RegionRange | None:
-    """Where the elements of an input lie; None: in the message. `what` names it in errors."""
+    """Where the elements of an input lie; None: in the message. `what` names the input in errors."""
     for key, parameter in parameters.items():
         if key.startswith(REFUSED) and not key.startswith(SHARED) and not _idle(parameter):
             raise InvalidRequest(f"{what}: parameter '{printable(key)}' is not supported here")
@@ -97,15 +97,15 @@ def parse_shared_memory(parameters: Parameters, what: str) -> RegionRange | None
 
 
 class OutputParameters(NamedTuple):
-    """What the parameters of one requested output say."""
+    """The parsed parameters of one requested output."""
 
     classes: int
     place: RegionRange | None
-    typed: bool | None  # None: as the request as a whole
+    typed: bool | None  # None: as for the whole request
 
 
 def parse_output_parameters(parameters: Parameters, tensor: TensorSpec) -> OutputParameters:
-    """Read and check the parameters of a requested output."""
+    """Parse and check the parameters of a requested output."""
     what = f"output '{tensor.name}'"
     classes, typed = 0, None
     for key, parameter in parameters.items():
@@ -126,9 +126,9 @@ def parse_output_parameters(parameters: Parameters, tensor: TensorSpec) -> Outpu
 
 
 def all_typed(wanted: list[OutputParameters], tensors: list[TensorSpec], default: bool) -> bool:
-    """Whether the answer goes as typed contents. A response has either those or raw bytes, so outputs must agree.
+    """Whether the response has typed contents. A response has either those or raw bytes, so its outputs must agree.
 
-    An output in shared memory has neither, so it has no say.
+    An output in shared memory has neither, so it does not count.
     """
     sent = [(a, t) for a, t in zip(wanted, tensors, strict=True) if a.place is None]
     said = {default if a.typed is None else a.typed for a, _ in sent}
@@ -185,6 +185,6 @@ def _kind(parameter: Parameter) -> str:
 
 
 def _idle(parameter: Parameter) -> bool:
-    """Whether a parameter says nothing: clients send `sequence_id` 0 and the like out of habit."""
+    """Whether a parameter is unset or zero: clients send `sequence_id` 0 and the like out of habit."""
     kind = parameter.WhichOneof("parameter_choice")
     return kind is None or not getattr(parameter, kind)

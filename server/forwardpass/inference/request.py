@@ -1,6 +1,6 @@
-"""A request of one call on its way through the server: its template, its tensors, and where its answer goes.
+"""One call's request in the server: its template, its tensors, and where its answer goes.
 
-It carries its own reply slot and timestamps, so that there is no table of requests beside the queue to keep in step.
+It carries its own reply sink and timestamps, so that no table of requests has to be kept in step with the queue.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CallT = TypeVar("CallT")
 
 
 class InferenceRequest(Request, Generic[CallT]):
-    """One call's rows; `call` is what its transport knows the call by."""
+    """One call's rows; `call` identifies the call to its transport."""
 
     __slots__ = ("call", "id_field", "reply_sink", "template", "timings")
 
@@ -39,7 +39,7 @@ class InferenceRequest(Request, Generic[CallT]):
         timings: bool = False,
         id_field: bytes = b"",
     ) -> None:
-        # Request.__init__, without the call: this is made for every request.
+        # Request.__init__ inlined, to save a call for every request.
         self.stack_key = template.stack_key
         self.buffers = buffers
         self.rows = rows
@@ -52,25 +52,25 @@ class InferenceRequest(Request, Generic[CallT]):
         self.template = template
         self.reply_sink = reply_sink
         self.call = call
-        self.timings = timings  # whether its response is to carry what its batch took
-        self.id_field = id_field  # its id as a field of a message, tag and length included; empty: it has none
+        self.timings = timings  # whether its response must carry its batch's timings
+        self.id_field = id_field  # its id as a message field, tag and length included; empty: no id
 
     def cancel(self) -> None:
-        """Its client does not wait for it any more."""
+        """Cancel it: its client no longer waits."""
         self.template.target.cancel(self)
 
 
 class TimedInferenceRequest(InferenceRequest[CallT]):
-    """One with a queue timeout: rejected if no instance was free by `start_by`, however long its run takes."""
+    """A request with a queue timeout: rejected if no instance was free by `start_by`, however long its run takes."""
 
     __slots__ = ("start_by",)
 
 
-AnyRequest = InferenceRequest[Any]  # of any transport: a worker answers calls of all of them
+AnyRequest = InferenceRequest[Any]  # of any transport: a worker serves all of them
 
 
 class RejectedRequest(Generic[CallT]):
-    """A call that was never queued, as `deliver` takes it."""
+    """A call that was never queued, in the form that `deliver` accepts."""
 
     __slots__ = ("arrival", "call")
 
@@ -81,11 +81,11 @@ class RejectedRequest(Generic[CallT]):
         self.arrival = arrival
 
     def cancel(self) -> None:
-        """Nothing is under way for it."""
+        """Does nothing: it was never queued."""
 
 
 def deliver(model: str, requests: Sequence[AnyRequest], answers: Sequence[Answer], timing: BatchTiming | None) -> None:
-    """Send the answers, each by its own transport. One that fails must not take the model with it."""
+    """Send the answers, each by its own transport. A failing transport must not affect the model."""
     sinks = {r.reply_sink for r in requests} if len(requests) != 1 else (requests[0].reply_sink,)
     for sink in sinks:
         mine, its = requests, answers

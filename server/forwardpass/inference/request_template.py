@@ -1,7 +1,7 @@
-"""What is remembered of requests: all that a message says beside its tensors and its id, by the bytes around these.
+"""Remembers parsed requests without their tensors and ids, keyed by the bytes around these.
 
-Clients send the same bytes again and again but for the tensors and the id. Only a message whose other bytes are, one by
-one, those of a message that was parsed in full is known, so what was parsed holds for it too. Pure.
+Clients send the same bytes again and again except for the tensors and the id. A template applies only to a message
+whose other bytes equal those of a message that was parsed in full, so the parsed result holds for it too. Pure.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 NAME_LIMIT = 1024  # characters of a model's name or version, or of a request's id
 KNOWN_TEMPLATES = 2048  # of one generation; there are two
-KNOWN_BYTES = 4 << 20  # of the messages of one generation, tensors aside
-KNOWN_LONGEST = 4096  # bytes of a message beside its tensors: the memory is not for parameters
-KNOWN_AT_ONCE = 64  # of one model; beyond these, one message in RARELY that is new, so that few are kept in vain
+KNOWN_BYTES = 4 << 20  # of the messages of one generation, without tensors
+KNOWN_LONGEST = 4096  # bytes of a message without its tensors: the memory is not meant for parameters
+KNOWN_AT_ONCE = 64  # of one model; beyond these only one new message in RARELY, so that few are kept in vain
 RARELY = 4
-KNOWN_LAYOUTS = 8  # of one model's messages of one length, since these are tried one by one
-COPY_BELOW = 4096  # bytes: below this a copy of a tensor is cheaper than a view of the message
+KNOWN_LAYOUTS = 8  # of one model and message length, since they are tried one by one
+COPY_BELOW = 4096  # bytes; below this, copying a tensor is cheaper than a view of the message
 
-# Datatypes whose typed contents may be the raw bytes: of any values, or of those whose varints have one byte.
+# Datatypes whose typed contents may equal the raw bytes: for any value, or only for these values of one-byte varints.
 AS_RAW = {"FP32": None, "FP64": None, "BOOL": b"\0\1", "UINT8": bytes(range(128)), "INT8": bytes(range(128))}
 
 
-# By the shapes of an answer, the bytes around its id and its tensors.
+# The bytes around a response's id and tensors, by the response's shapes.
 Replies = dict[Hashable, tuple[bytes, ...]]
 
 
 class ServingModel(Protocol):
-    """A model version that serves, as its requests see it."""
+    """A serving model version, as its requests see it."""
 
     @property
     def name(self) -> str: ...
@@ -48,11 +48,11 @@ class ServingModel(Protocol):
     @property
     def priority_levels(self) -> int: ...
     def cancel(self, request: AnyRequest) -> None:
-        """The client of a request of its own is gone."""
+        """Cancel one of its requests, whose client no longer waits."""
 
 
 class RequestTemplate:
-    """What a request's message says beside its tensors and its id, validated; shared by all requests that say it."""
+    """A validated request message without its tensors and its id; shared by all requests that match it."""
 
     __slots__ = (
         "batch_shapes",
@@ -80,19 +80,19 @@ class RequestTemplate:
         replies: Replies | None = None,
     ) -> None:
         self.target = target
-        self.rows = rows  # rows it brings; 1 where the model is not batchable
+        self.rows = rows  # rows of the request; 1 if the model is not batchable
         self.batch_shapes = shapes  # of each input, in the model's order
         batchable = target.signature.batchable
-        # Equal stack keys may share a matrix: the same sizes beyond the batch axis. What cannot be stacked is told
-        # apart by the model's batch limit of one, not here.
+        # Requests of equal stack keys may share a matrix: equal sizes beyond the batch axis. Models that cannot be
+        # stacked have a batch limit of one instead.
         self.stack_key = tuple([s[1:] for s in shapes]) if batchable else shapes
-        self.outputs = outputs  # places of the outputs to send, in the order asked for
+        self.outputs = outputs  # places of the outputs to send, in the requested order
         self.priority = priority
         self.timeout = timeout  # seconds from arrival; inf: none
-        self.response_options = response_options  # how its answer is to be sent; None: the plain way
-        self.shared = shared  # bytes of its inputs that came from shared memory, not in its message
-        # By an answer's shapes, the bytes around its id and its tensors. Shared by templates of the same target, rows
-        # and outputs, which is all that they depend on.
+        self.response_options = response_options  # how to send its response; None: plainly
+        self.shared = shared  # bytes of its inputs read from shared memory, not from its message
+        # The bytes around a response's id and tensors, by its shapes. Shared by templates of the same target, rows and
+        # outputs, which is all that they depend on.
         self.replies: Replies = {} if replies is None else replies
 
 
@@ -100,19 +100,19 @@ Found = tuple[RequestTemplate, Sequence[Buffer], bytes]
 
 
 class Layout:
-    """Where the tensors lie in messages of one length. Places are counted from behind the id."""
+    """Where the tensors lie in messages of one length. Offsets are counted from the end of the id."""
 
     __slots__ = ("_checks", "_gaps", "_spans", "tail")
 
     def __init__(
         self, spans: Sequence[Span], length: int, order: Sequence[int], checks: Sequence[bytes | None] = ()
     ) -> None:
-        """`order`: which span is each of the model's inputs. `checks`: the bytes that each of these may be made of."""
+        """`order`: the index of each model input's span. `checks`: the byte values that each input may contain."""
         bounds = [0, *(place for span in spans for place in span), length]
         self._gaps = list(zip(bounds[::2], bounds[1::2], strict=True))  # all the other bytes
         self._spans = [spans[i] for i in order]
         self._checks = checks if any(checks) else ()
-        # Where the message is one tensor from here on; -1: it is not as simple as that.
+        # The offset from which the message is a single tensor; -1: it has another layout, or checks.
         self.tail = spans[0][0] if spans[-1] == (spans[0][0], length) and not self._checks else -1
 
     def __eq__(self, other: object) -> bool:
@@ -124,7 +124,7 @@ class Layout:
         return b"".join([message[start + a : start + b] for a, b in self._gaps])
 
     def tensors(self, message: bytes, start: int) -> Sequence[Buffer] | None:
-        """In the order of the model's inputs; None: there are bytes that they may not be made of."""
+        """The tensors in the order of the model's inputs; None: they contain bytes that are not allowed."""
         found = [cut(message, start + a, start + b) for a, b in self._spans]
         for tensor, allowed in zip(found, self._checks, strict=False):
             if allowed is not None and bytes(tensor).translate(None, allowed):
@@ -132,33 +132,33 @@ class Layout:
         return found
 
 
-# By the bytes of name and version, then by the length of the rest without the id: the layouts of those messages, each
-# with its templates by the bytes around the tensors.
+# By the bytes of name and version, then by the length of the rest without the id: the layouts of such messages, each
+# with its templates, keyed by the bytes around the tensors.
 Templates = dict[bytes, RequestTemplate]
 Generation = dict[bytes, dict[int, list[tuple[Layout, Templates]]]]
 
 
 class TemplateMemory:
-    """Templates of the messages that came last. Not thread-safe.
+    """Templates of recent messages. Not thread-safe.
 
-    When a generation is full it becomes the old one, and the old one is forgotten; what is found in the old one moves
-    to the young. So whatever comes often stays, however many others come once.
+    When the young generation is full it replaces the old one; templates found in the old one move to the young. So
+    frequent messages stay, however many others arrive once.
     """
 
     def __init__(self) -> None:
         self._young: Generation = {}
         self._old: Generation = {}
-        self._count = 0  # of the young
-        self._missed = (0, 0)  # the end of name and version, and of the id, in the message that was not found last
+        self._count = 0  # templates in the young generation
+        self._missed = (0, 0)  # the ends of name and version, and of the id, in the last message not found
         self._bytes = 0
-        self._new: dict[bytes, int] = {}  # messages that were new to the young, by name and version
+        self._new: dict[bytes, int] = {}  # messages new to the young generation, by name and version
 
     def clear(self) -> None:
         self._young = {}
         self._turn()
 
     def find(self, message: bytes) -> Found | None:
-        """The template of a message, its tensors in the order of the model's inputs, and its id's field; if known."""
+        """A message's template, its tensors in the order of the model's inputs, and its id field; None if unknown."""
         size = len(message)
         names_end = start = 0
         try:
@@ -188,7 +188,7 @@ class TemplateMemory:
         return self._revived(message, names_end, start) if self._old else None
 
     def _revived(self, message: bytes, names_end: int, start: int) -> Found | None:
-        """As `find`, in the old generation."""
+        """As `find`, in the old generation; moves the template to the young one."""
         for layout, templates in self._old.get(message[:names_end], {}).get(len(message) - start, ()):
             template = templates.get(layout.key(message, start))
             if template is not None and (tensors := layout.tensors(message, start)) is not None:
@@ -199,10 +199,10 @@ class TemplateMemory:
     def remember(
         self, message: bytes, template: RequestTemplate, order: Sequence[int], buffers: Sequence[Buffer], raw: bool
     ) -> None:
-        """Keep the template of a message, if whatever has the same bytes around its tensors must mean the same.
+        """Keep the template of a message, if any message with the same bytes around its tensors must mean the same.
 
-        `order`: which of the message's inputs each of the model's is. `buffers`: their elements, in the model's order.
-        `raw`: the message has raw contents. BYTES are never kept, since their elements must be looked at.
+        `order`: the index of each model input in the message's inputs. `buffers`: their elements, in the model's order.
+        `raw`: the message has raw contents. BYTES are never kept, since their elements must be checked.
         """
         names_end, start = self._missed
         names = message[:names_end]
@@ -229,7 +229,7 @@ class TemplateMemory:
         self._keep(message, names_end, start, layout, template)
 
     def _keep(self, message: bytes, names_end: int, start: int, layout: Layout, template: RequestTemplate) -> None:
-        """Into the young generation."""
+        """Add a template to the young generation."""
         if self._count >= KNOWN_TEMPLATES or self._bytes >= KNOWN_BYTES:
             self._turn()
         layouts = self._young.setdefault(message[:names_end], {}).setdefault(len(message) - start, [])
@@ -237,7 +237,7 @@ class TemplateMemory:
         if templates is None:
             templates = {}
             if len(layouts) >= KNOWN_LAYOUTS:
-                layouts.pop()  # the latest: those that were there before may be everyone's
+                layouts.pop()  # the newest: earlier ones are more likely to be in common use
             layouts.append((layout, templates))
         key = layout.key(message, start)
         if key not in templates:
@@ -246,7 +246,7 @@ class TemplateMemory:
         templates[key] = template
 
     def _turn(self) -> None:
-        """The young generation becomes the old one."""
+        """Replace the old generation with the young one."""
         self._old, self._young, self._new = self._young, {}, {}
         self._count = self._bytes = 0
 
@@ -256,8 +256,8 @@ def cut(message: bytes, start: int, end: int) -> Buffer:
 
 
 def id_end(message: bytes, start: int) -> int:
-    """The end of the id's field that starts at `start`; `start` itself where it is left to protobuf: not text, too
-    long, empty, or cut off. Raises IndexError likewise."""
+    """The end of the id field that starts at `start`; `start` itself, or IndexError, where the field is left to
+    protobuf: not text, too long, empty, or truncated."""
     size = message[start + 1]
     text = start + 2
     if size >= 0x80:

@@ -1,8 +1,8 @@
-"""Regions of system (POSIX) shared memory that clients have registered, and the RPCs that do so. Linux: /dev/shm.
+"""Regions of system (POSIX) shared memory registered by clients, and the RPCs for them. Linux: /dev/shm.
 
-A region is opened once, when it is registered. Its bytes are copied out and in by read and write calls on its file,
-not through a mapping: a client that shrinks its object under a mapping would kill the server with SIGBUS, and one that
-changes it during a run would change bytes that were already checked.
+A region is opened once, when it is registered. Its bytes are read and written by calls on its file, not through a
+mapping: a client that shrinks its object under a mapping would kill the server with SIGBUS, and one that changes it
+during a run would change bytes that were already checked.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from forwardpass.inference.parameters import RegionRange
 logger = logging.getLogger(__name__)
 
 FOLDER: Final = "/dev/shm"
-# POSIX: a name, with one slash before it at most. Nothing that could leave the folder.
+# POSIX: a name with at most one slash before it. It must not lead out of the folder.
 _KEY = re.compile(r"/?(?!\.\.?$)[^/\0]{1,255}")
 NAME_LIMIT = 1024  # characters of a region's name
 MOST_REGIONS = 4096  # each holds a file descriptor
 
 
 class SharedMemoryRegion:
-    """An open region. Its file is closed when the last request that names it is done."""
+    """An open region. Its file is closed when the last request that uses it is done."""
 
     def __init__(self, name: str, key: str, offset: int, nbytes: int) -> None:
-        """Open it. Raises InvalidRequest where that can't be, or where the object is smaller than the region."""
+        """Open it. Raises InvalidRequest if it can't be opened, or if the object is smaller than the region."""
         self.name, self.key, self.offset, self.nbytes = name, key, offset, nbytes
         self._file = -1
         what = f"shared-memory region '{printable(name)}'"
@@ -74,7 +74,7 @@ class SharedMemoryRegion:
 
     def write(self, place: RegionRange, data: bytes) -> None:
         start = self.offset + place.offset
-        # Writing beyond the end would make the object larger, behind its owner's back.
+        # Writing beyond the end would enlarge the object without its owner's knowledge.
         if os.fstat(self._file).st_size < start + len(data):
             raise self._gone(place)
         view = memoryview(data)
@@ -96,7 +96,7 @@ class SharedMemoryRegion:
 
 
 class RegionWindow:
-    """A part of a region that was checked to lie within it."""
+    """A part of a region, checked to lie within it."""
 
     __slots__ = ("_region", "place")
 
@@ -108,21 +108,21 @@ class RegionWindow:
         return self._region.read(self.place)
 
     def write(self, data: bytes) -> None:
-        """`data` at the beginning of the window; at most as many bytes as it has."""
+        """Write `data`, which must fit the window, at its beginning."""
         self._region.write(self.place, data)
 
 
 class SharedMemoryRegions:
-    """The registered regions by name. Thread-safe; opening and closing files is all that may block."""
+    """The registered regions by name. Thread-safe; only opening and closing files may block."""
 
     def __init__(self, most: int) -> None:
-        """`most`: bytes that one input may have, since it is copied."""
+        """`most`: the most bytes of one input, since it is copied."""
         self.most = most
         self._lock = threading.Lock()
         self._regions: dict[str, SharedMemoryRegion] = {}
 
     def register(self, name: str, key: str, offset: int, nbytes: int) -> None:
-        """Raises InvalidRequest for what can't be opened, AlreadyExists for a name that is taken."""
+        """Open a region. Raises InvalidRequest if it can't be opened, AlreadyExists if the name is taken."""
         if not name or len(name) > NAME_LIMIT:
             raise InvalidRequest(f"expected a region's name of 1 to {NAME_LIMIT} characters, got {len(name)}")
         region = SharedMemoryRegion(name, key, offset, nbytes)
@@ -134,7 +134,7 @@ class SharedMemoryRegions:
             self._regions[name] = region
 
     def unregister(self, name: str) -> None:
-        """Forget a region, or all where `name` is empty. One that is not there is no error: nothing is left of it."""
+        """Forget a region, or all if `name` is empty. A missing region is no error."""
         with self._lock:
             if name:
                 self._regions.pop(name, None)
@@ -142,12 +142,12 @@ class SharedMemoryRegions:
                 self._regions.clear()
 
     def status(self, name: str) -> list[SharedMemoryRegion]:
-        """One region, or all where `name` is empty. Raises UnknownRegion."""
+        """One region, or all if `name` is empty. Raises UnknownRegion."""
         with self._lock:
             return [self._find(name)] if name else list(self._regions.values())
 
     def window(self, place: RegionRange) -> RegionWindow:
-        """A part of a region. Raises UnknownRegion, or InvalidRequest where it reaches beyond the region."""
+        """A part of a region. Raises UnknownRegion, or InvalidRequest if it reaches beyond the region."""
         with self._lock:
             region = self._find(place.region)
         if place.offset + place.nbytes > region.nbytes:
@@ -203,7 +203,7 @@ class SharedMemoryService:
         raise UnknownMethod("CUDA shared memory is not offered; system shared memory and plain requests are")
 
     def _cuda_unregister(self, request: Any) -> Any:
-        """Forgetting all regions is what clients do last, of both kinds, whatever they used. There are none."""
+        """Unregistering all regions succeeds, as there are none: clients do so at their end for both kinds."""
         return self._cuda(request) if request.name else protocol.CudaSharedMemoryUnregisterResponse()
 
     def _on(self) -> SharedMemoryRegions:

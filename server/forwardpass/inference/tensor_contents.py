@@ -1,6 +1,6 @@
-"""One input of a request: its datatype and shape against the model's, its elements as raw bytes. Pure.
+"""Checks one input's datatype and shape against the model's, and gives its elements as raw bytes. Pure.
 
-Whatever does not fit is InvalidRequest, naming the input, what was expected and what came.
+A mismatch raises InvalidRequest, naming the input, what was expected and what came.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from forwardpass.protocol.bytes_tensors import pack
 from forwardpass.protocol.request_messages import InputTensor
 from forwardpass.protocol.wire import LENGTH, varint
 
-# The length-delimited tags of fields whose elements are packed as in raw contents, by their names.
+# The length-delimited tags, by name, of fields whose elements are packed as in raw contents.
 _PACKED_RAW = {
     name: varint(protocol.InferTensorContents.DESCRIPTOR.fields_by_name[name].number << 3 | LENGTH)
     for name in ("fp32_contents", "fp64_contents")
 }
-# The types of fields that carry narrower datatypes.
+# The element types of fields that carry narrower datatypes.
 _CARRIERS = {"int_contents": np.dtype(np.int64), "uint_contents": np.dtype(np.uint64)}
-_FEW = 64  # elements, below which it is quicker to take them one by one than to have protobuf make an array
-ELEMENT_LIMIT = 1 << 40  # product of a tensor's sizes other than 0: what is larger can't be sent anyhow
+_FEW = 64  # elements; below this, iterating is faster than having protobuf make an array
+ELEMENT_LIMIT = 1 << 40  # product of a tensor's sizes other than 0; a larger tensor can't be sent anyway
 
 
 def shape_of(given: InputTensor, expected: TensorSpec) -> tuple[int, ...]:
-    """The shape of an InferInputTensor, once its datatype and every size are what the model's tensor asks for."""
+    """The shape of an InferInputTensor, after checking its datatype and sizes against the model's tensor."""
     name = expected.name
     if given.datatype != expected.datatype.name:
         raise InvalidRequest(
@@ -47,7 +47,7 @@ def shape_of(given: InputTensor, expected: TensorSpec) -> tuple[int, ...]:
         if got != want and want >= 0:
             raise InvalidRequest(f"input '{name}': expected shape {_show(expected.shape)}, got {_show(shape)}")
     if not 0 < math.prod(shape) <= ELEMENT_LIMIT and math.prod([s or 1 for s in shape]) > ELEMENT_LIMIT:
-        # 0 x 2**62 is empty, and yet no array
+        # 0 x 2**62 is empty, but not a valid array shape
         raise InvalidRequest(f"input '{name}': the sizes of {_show(shape)} are out of range")
     return shape
 
@@ -57,7 +57,7 @@ def _show(shape: Sequence[int]) -> str:
 
 
 def check(buffer: Buffer, tensor: TensorSpec, shape: tuple[int, ...]) -> None:
-    """That raw contents are the elements of `shape`."""
+    """Check that raw contents are the elements of `shape`."""
     if tensor.datatype.numpy is None:
         elements(buffer, tensor.name, math.prod(shape))
     else:
@@ -74,11 +74,11 @@ def check_size(nbytes: int, tensor: TensorSpec, shape: tuple[int, ...]) -> None:
 
 
 def typed(given: InputTensor, tensor: TensorSpec, shape: tuple[int, ...]) -> bytes:
-    """Typed contents as raw bytes. Values must be in the one field that belongs to the datatype, and in its range."""
+    """Typed contents as raw bytes. Values must be in the datatype's own field and within its range."""
     datatype = tensor.datatype
     count = math.prod(shape)
     if datatype.contents in _PACKED_RAW:
-        # The elements are packed as raw contents have them, so they come with no look at any.
+        # The elements are packed as in raw contents, so they are cut out without reading any.
         data: bytes = given.contents.SerializeToString()
         nbytes = count * datatype.itemsize
         start = len(data) - nbytes

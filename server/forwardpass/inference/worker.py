@@ -1,9 +1,9 @@
-"""Runs one model version: takes batches from its queue, stacks, runs, scatters, and settles every reply exactly once.
+"""Runs one model version: takes batches from its queue, stacks, runs, scatters, and settles every request exactly once.
 
-A model has `instances` slots, each one run at a time. A slot is used by one of the model's own threads, or, when the
-run is predicted to be shorter than a hand-over is worth, by the thread that received the request (`run_pending`).
-Whoever holds a slot comes back for what has gathered meanwhile, so a queue that isn't empty always has somebody coming.
-On devices every instance is a session with a thread of its own, and all of them take from the one queue.
+A model has `instances` slots, with one run at a time each. A slot is used by one of the model's own threads or, when
+the predicted run is too short to be worth a hand-over, by the thread that received the request (`run_pending`). A
+thread that holds a slot returns to the queue after its run, so a non-empty queue is always served. On devices every
+instance is a session with its own thread, and all of them take from the one queue.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from forwardpass.transport.interface import Answer
 
 logger = logging.getLogger(__name__)
 
-Outcome = tuple[list[Answer], float, bool]  # an answer for each request, seconds in the network, whether a run failed
+Outcome = tuple[list[Answer], float, bool]  # an answer per request, seconds in the network, whether a run failed
 
 
 class Worker:
-    """One model version that serves. Thread-safe.
+    """Serves one model version. Thread-safe.
 
-    - A request passed to `submit` is answered exactly once, or was cancelled.
-    - A failed batch is run again in halves until the culprit stands alone; its neighbours get their answers.
-    - `close` answers what is still waiting and returns when no thread is left.
+    - A request passed to `submit` is answered exactly once, unless it is cancelled.
+    - A failed batch is run again in halves until the failing request is alone; the others get their responses.
+    - `close` rejects requests that are still waiting, and waits for the threads to end.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class Worker:
         clock: Callable[[], float] = time.monotonic,
         lost: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`sessions`: one that all instances share, or as many as there are instances.
+        """`sessions`: one shared by all instances, or one for each.
 
-        `lost` is called, from any thread, with the reason when a device failed for good; it does not block.
+        `lost` is called, from any thread, with the reason when a device has failed permanently; it must not block.
         """
         self.name = name
         self.version = version
@@ -81,12 +81,12 @@ class Worker:
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._idle = options.instances
-        self._ending = False  # the threads end when nothing waits
-        self._closed = False  # nothing more is taken in
+        self._ending = False  # the threads end when the queue is empty
+        self._closed = False  # new requests are rejected
         self._inline = options.inline_run_limit > 0 and options.instances == 1 and not options.limits.delay
         self._inline &= not self.session.own_thread
-        self._running: dict[int, tuple[float, Any]] = {}  # batch -> when its run began, what ends it
-        self._serving = 0  # threads that look at the queue
+        self._running: dict[int, tuple[float, Any]] = {}  # by id: when a run began, its run options
+        self._serving = 0  # threads that take from the queue
         self._threads = [self._thread(runners[i % len(runners)], i) for i in range(options.instances)]
 
     def _thread(self, runner: BatchRunner, place: int) -> Task:
@@ -103,7 +103,7 @@ class Worker:
     # -- called by transports -----------------------------------------------------------------------------------------
 
     def submit(self, requests: Sequence[AnyRequest], now: float) -> None:
-        """Queue admitted requests. Never blocks; what is refused is answered here. Follow with `run_pending`."""
+        """Queue admitted requests. Never blocks; rejected ones are answered here. Must be followed by `run_pending`."""
         with self._lock:
             if self._closed:
                 refused = [Settled(r, being_replaced(self.name, self.version)) for r in requests]
@@ -114,26 +114,26 @@ class Worker:
 
     @property
     def saturated(self) -> bool:
-        """Whether what arrives now can't run before a full batch that waits already. Read without the lock: a hint."""
+        """Whether a new request must wait for a full queued batch. Read without the lock, so only a hint."""
         return not self._idle and self.queue.rows >= self.queue.limits.max_batch_rows
 
     @property
     def slack(self) -> float:
-        """Half of a full batch's time while anything runs or waits: what arrives now will hardly run sooner. A hint."""
+        """Estimated seconds until a new request can start: half a full batch while busy, else 0. Only a hint."""
         if self._idle and not self.queue.requests:
             return 0.0
         return self.queue.run_time.predict(self.queue.limits.max_batch_rows) / 2
 
     @property
     def next_run_seconds(self) -> float:
-        """Predicted, of what waits or comes next. A hint."""
+        """Predicted seconds of the next run. Only a hint."""
         queue = self.queue
         return queue.run_time.predict(min(queue.rows or 1, queue.limits.max_batch_rows))
 
     def run_pending(self) -> bool:
-        """See to it that what waits is run: by this thread, if that is quicker than waking another.
+        """Run the next batch on this thread if that is quicker than waking another; otherwise wake one.
 
-        True: something is left and nobody else is coming for it; call again once newly arrived requests are in.
+        True: requests are left that no other thread will run; call again after submitting newly arrived requests.
         """
         with self._lock:
             queue = self.queue
@@ -150,9 +150,9 @@ class Worker:
         return bool(self.queue.requests)
 
     def try_run_now(self, request: AnyRequest, now: float) -> bool:
-        """Run an admitted request here and now if nothing waits and a slot is free; False: `submit` it instead.
+        """Run an admitted request on this thread if nothing waits and a slot is free; False: `submit` it instead.
 
-        What `submit` and `run_pending` come to for a lone request, without the queue: half the time on top of its run.
+        Equivalent to `submit` and `run_pending` for a lone request, but skips the queue: half the overhead.
         """
         with self._lock:
             run_time = self.queue.run_time
@@ -175,7 +175,7 @@ class Worker:
         late = request.deadline < ended and reject_late([request], answers, ended)
         timing = BatchTiming(taken, run, ended, sum(matrices)) if request.timings else None
         deliver(self.name, [request], answers, timing)
-        # From here on nobody waits for us.
+        # From here on no client waits: responses are sent before accounting.
         with self._lock:
             self._free_slot(ended)
             if not failed:
@@ -189,7 +189,7 @@ class Worker:
         return True
 
     def cancel(self, request: AnyRequest) -> None:
-        """The client of `request` is gone."""
+        """Cancel `request`, whose client no longer waits."""
         with self._lock:
             settled = self.queue.cancel(request)
         if settled:
@@ -207,11 +207,11 @@ class Worker:
                     return
             try:
                 self._run(batch, runner)
-            except Exception:  # without this thread, whatever comes later would wait for ever
+            except Exception:  # if this thread ended, later requests would wait forever
                 logger.exception("model %s version %s: a batch could not be settled", self.name, self.version)
 
     def _next(self) -> Batch[AnyRequest] | None:
-        """Wait for a slot and for a batch that may close. None: the model is going and nothing is left. Lock held."""
+        """Wait for a slot and a batch that may close. None: the worker is ending and the queue is empty. Lock held."""
         while True:
             now = self._clock()
             closes = self.queue.closes_at(now)
@@ -225,7 +225,7 @@ class Worker:
             self._wake.wait(None if closes == float("inf") or not self._idle else max(0.0, closes - now))
 
     def _take(self) -> Batch[AnyRequest] | None:
-        """A batch and a slot for it. Lock held."""
+        """Take a batch and a slot for it. Lock held."""
         now = self._clock()
         queue = self.queue
         batch = queue.take(now)
@@ -239,7 +239,7 @@ class Worker:
         return batch
 
     def _run(self, batch: Batch[AnyRequest], runner: BatchRunner) -> None:
-        """Run a batch that was taken, answer its requests, give the slot back."""
+        """Run a batch, answer its requests and free its slot."""
         requests = batch.requests
         if batch.dropped:
             self._refuse(batch.dropped)
@@ -278,7 +278,7 @@ class Worker:
             self._wake.notify_all()
 
     def _guarded(self, requests: Sequence[AnyRequest], runner: BatchRunner, matrices: list[int]) -> Outcome:
-        """As `_answers`; what nobody foresaw becomes an error for each request, and a trace in the log."""
+        """As `_answers`; an unexpected exception is logged and becomes an error for each request."""
         try:
             return self._answers(requests, runner, matrices)
         except Exception:
@@ -304,7 +304,7 @@ class Worker:
                 return [error] * len(requests), self._clock() - began, True
         finally:
             del self._running[id(options)]
-        # Somebody in this batch can't be run. Halve it until they stand alone.
+        # Some request in this batch can't be run. Halve the batch until that request is alone.
         self.metrics.isolate()
         middle = len(requests) // 2
         first, run_first, _ = self._answers(requests[:middle], runner, matrices)
@@ -332,7 +332,7 @@ class Worker:
         self._admission.release(answered, nbytes)
 
     def _count(self, answers: Sequence[Answer], seconds: float = 0.0) -> int:
-        """Count the errors among `answers`; how many. `seconds`: what requests that never ran had waited."""
+        """Count the errors among `answers`; returns how many. `seconds`: the total wait of requests that never ran."""
         errors = [a for a in answers if isinstance(a, RequestError)]
         for (code, reason), times in Counter((e.status.name, e.reason) for e in errors).items():
             self.metrics.refused(code, reason, times, seconds * times / len(errors))
@@ -348,14 +348,14 @@ class Worker:
     # -- its end ------------------------------------------------------------------------------------------------------
 
     def end_runs_since(self, limit: float) -> int:
-        """End every run that began before `limit` seconds on the clock; how many. For the watchdog."""
+        """End every run that began before `limit` seconds on the clock, and return their number. For the watchdog."""
         late = [options for began, options in list(self._running.values()) if began < limit]
         for options in late:
             options.terminate = True
         return len(late)
 
     def reject_timed_out(self) -> None:
-        """Answer the requests whose queue timeout ended while every instance is busy. For the watchdog."""
+        """Reject the requests whose queue timeout ended while every instance is busy. For the watchdog."""
         with self._lock:
             expired = [] if self._idle else self.queue.expire(self._clock())
         if expired:
@@ -363,11 +363,11 @@ class Worker:
 
     @property
     def has_timeouts(self) -> bool:
-        """Whether requests with a queue timeout come, or wait. Read without the lock: a hint."""
+        """Whether requests with a queue timeout may arrive or wait. Read without the lock, so only a hint."""
         return self.options.queue_timeouts is not None or self.queue.has_timeouts
 
     def close(self, seconds: float) -> bool:
-        """Take no more, finish what is queued within `seconds`, reject the rest. Whether all threads ended in time."""
+        """Finish queued requests within `seconds`, reject all others. Returns whether all threads ended in time."""
         with self._lock:
             self._closed = True
         ended = self.retire(seconds)
@@ -379,7 +379,7 @@ class Worker:
         return ended
 
     def retire(self, seconds: float) -> bool:
-        """Finish what is queued and end the threads; whether in time. What comes later is run by who submits it."""
+        """Finish queued requests and end the threads; returns whether in time. Later ones run on submitting threads."""
         with self._lock:
             self._ending = True
             self._wake.notify_all()

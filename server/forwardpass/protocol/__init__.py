@@ -1,8 +1,8 @@
-"""What both ends of the wire share: messages, datatypes, and how errors, timings and BYTES elements are encoded.
+"""Shared by both ends of the wire: messages, datatypes, and the encoding of errors, timings and BYTES elements.
 
-Pure: no I/O but reading the compiled schema, no gRPC library, nothing about any model. Imports `errors` and nothing
-else of forwardpass. Public are the names below, which are those of `messages` and `datatypes`, and the modules `wire`
-(varints, tags), `status` (an error as gRPC carries it), `timings` (trailing metadata) and `bytes_tensors`.
+Pure: no I/O except reading the compiled schema, no gRPC library, nothing about any model. Imports only `errors` of
+forwardpass. Public are the names below, which are those of `messages` and `datatypes`, and the modules `wire`
+(varints, tags), `status` (errors as gRPC carries them), `timings` (trailing metadata) and `bytes_tensors`.
 """
 
 from forwardpass.protocol.datatypes import BY_CONFIG_TYPE, BY_ORT_TYPE, DATATYPES, Datatype

@@ -1,4 +1,4 @@
-"""BYTES elements as raw contents: each with its length in four little-endian bytes before it. Pure."""
+"""BYTES elements as raw contents: each preceded by its length in four little-endian bytes. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LENGTH = struct.Struct("<I")
 
 
 def pack(elements: Iterable[bytes]) -> bytes:
-    """Elements as raw contents."""
+    """The elements as raw contents."""
     parts: list[bytes] = []
     for element in elements:
         parts += (_LENGTH.pack(len(element)), element)
@@ -22,9 +22,9 @@ def unpack(data: bytes) -> Iterator[bytes]: ...
 @overload
 def unpack(data: bytes | memoryview) -> Iterator[bytes | memoryview]: ...
 def unpack(data: bytes | memoryview) -> Iterator[bytes | memoryview]:
-    """The elements of raw contents, in their order. Raises ValueError where one reaches beyond the end."""
+    """The elements of raw contents, in order. Raises ValueError if one reaches beyond the end."""
     read_length = _LENGTH.unpack_from
-    start, end, count = _LENGTH.size, len(data), 0  # start: of an element, behind its length
+    start, end, count = _LENGTH.size, len(data), 0  # start: of an element, after its length
     while start <= end:
         (length,) = read_length(data, start - _LENGTH.size)
         stop = start + length

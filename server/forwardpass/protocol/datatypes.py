@@ -1,4 +1,4 @@
-"""The datatypes of the protocol: one row each, with every name it goes by."""
+"""The datatypes of the protocol: one row each, with all their names."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Datatype:
-    """One element type, by each name it goes by, and what has to be known to compute with it."""
+    """One element type: its names, and the facts needed to compute with it."""
 
     name: str  # on the wire: "FP32"
-    numpy: np.dtype[Any] | None  # how raw bytes are read (little-endian); None: not of one size (BYTES)
-    itemsize: int  # bytes an element in raw contents; 0 for BYTES, where each element says its own
-    contents: str | None  # its field of InferTensorContents; None: it travels raw only
-    ort: str  # ONNX Runtime's name of a tensor of it: "tensor(float)"
+    numpy: np.dtype[Any] | None  # dtype of raw bytes (little-endian); None: variable size (BYTES)
+    itemsize: int  # bytes per element in raw contents; 0 for BYTES, where each element has its own length
+    contents: str | None  # its field of InferTensorContents; None: raw contents only
+    ort: str  # ONNX Runtime's name of its tensor type: "tensor(float)"
     config: str  # its value of inference.DataType: "TYPE_FP32"
-    as_bits: int  # number of ONNX's element type where numpy lacks the type and carries its bits; 0: numpy has it
-    rounding: float | None  # that another order of sums explains, relative to the largest value; None: it is exact
+    as_bits: int  # ONNX's element type number if numpy lacks the type and carries its bits; 0: numpy has it
+    rounding: float | None  # error from reordered sums, relative to the largest value; None: exact
 
     def widened(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The values of an array of this type, as a type that numpy computes with."""
+        """The values of an array of this type, in a type that numpy can compute with."""
         return (array.astype(np.uint32) << 16).view(np.float32) if self.as_bits else array
 
     def narrowed(self, values: NDArray[np.float32]) -> NDArray[Any]:
-        """Values as an array of this type, which is a floating one; the low bits are cut off."""
+        """Values as an array of this type, which must be floating-point; for BF16 the low bits are cut off."""
         assert self.numpy is not None and self.rounding is not None
         return (values.view(np.uint32) >> 16).astype(self.numpy) if self.as_bits else values.astype(self.numpy)
 
@@ -48,7 +48,7 @@ def _datatype(
     return Datatype(name, dtype, itemsize, contents, f"tensor({ort})", config or f"TYPE_{name}", as_bits, rounding)
 
 
-# By wire name.
+# By name on the wire.
 DATATYPES: Final[Mapping[str, Datatype]] = MappingProxyType(
     {
         datatype.name: datatype
@@ -66,7 +66,7 @@ DATATYPES: Final[Mapping[str, Datatype]] = MappingProxyType(
             _datatype("FP32", "<f4", "fp32_contents", "float", rounding=1e-5),
             _datatype("FP64", "<f8", "fp64_contents", "double", rounding=1e-12),
             _datatype("BYTES", None, "bytes_contents", "string", "TYPE_STRING"),
-            # numpy has no bfloat16: uint16 carries its bits. Rows of it can be cut and stacked, not computed with.
+            # numpy has no bfloat16: uint16 carries its bits. Its rows can be cut and stacked, but not computed with.
             _datatype("BF16", "<u2", None, "bfloat16", as_bits=16, rounding=4e-2),
         )
     }

@@ -1,8 +1,8 @@
 """The wire contract as Python objects: message classes and method tables.
 
-All of it is read from `schema.binpb`, the compiled proto/*.proto, into a descriptor pool of our own: other packages
+All are read from `schema.binpb`, the compiled proto/*.proto, into our own descriptor pool: other packages
 (tritonclient, kserve, mlserver) register the same names in protobuf's default pool, which holds each name once.
-No I/O but that one file, no gRPC library, nothing about any model.
+No I/O except that one file, no gRPC library, nothing about any model.
 
 A class from here and one of another package with the same full name are different types: exchange bytes, not objects.
 """
@@ -21,14 +21,14 @@ INFERENCE_SERVICE: Final = "inference.GRPCInferenceService"
 HEALTH_SERVICE: Final = "grpc.health.v1.Health"
 REFLECTION_SERVICE: Final = "grpc.reflection.v1.ServerReflection"
 
-# The classes are made at run time, so no type checker can know their fields.
+# The classes are made at run time, so their fields are invisible to type checkers.
 MessageClass = type[Any]
 
 
 def _load_pool() -> descriptor_pool.DescriptorPool:
     data = resources.files(__package__).joinpath("schema.binpb").read_bytes()
     pool = descriptor_pool.DescriptorPool()
-    for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:  # each after those it imports
+    for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:  # each after its imports
         pool.AddSerializedFile(file.SerializeToString())
     return pool
 
@@ -39,14 +39,14 @@ POOL: Final = _load_pool()
 
 
 def message(full_name: str) -> MessageClass:
-    """Return the class of a message by its full name ("inference.ModelInferRequest"). KeyError if there is none."""
+    """The class of a message by its full name ("inference.ModelInferRequest"). Raises KeyError if there is none."""
     cls: MessageClass = message_factory.GetMessageClass(POOL.FindMessageTypeByName(full_name))
     return cls
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One RPC: what it is called and what it takes and gives."""
+    """One RPC: its name, and its request and response types."""
 
     service: str  # full name: "inference.GRPCInferenceService"
     name: str  # "ModelInfer"
@@ -57,7 +57,7 @@ class Method:
 
     @property
     def path(self) -> str:
-        """The method as HTTP/2's :path has it: "/inference.GRPCInferenceService/ModelInfer"."""
+        """The method's :path in HTTP/2: "/inference.GRPCInferenceService/ModelInfer"."""
         return f"/{self.service}/{self.name}"
 
 
@@ -140,7 +140,7 @@ HealthListResponse = message("grpc.health.v1.HealthListResponse")
 ServerReflectionRequest = message("grpc.reflection.v1.ServerReflectionRequest")
 ServerReflectionResponse = message("grpc.reflection.v1.ServerReflectionResponse")
 
-# Serialised into the trailing metadata key `grpc-status-details-bin`. RpcStatus.details takes these classes' own
-# Any: `RpcStatus().details.add().Pack(RetryInfo(...))`.
+# Serialized into the trailing metadata key `grpc-status-details-bin`. RpcStatus.details takes the Any of this pool:
+# `RpcStatus().details.add().Pack(RetryInfo(...))`.
 RpcStatus = message("google.rpc.Status")
 RetryInfo = message("google.rpc.RetryInfo")

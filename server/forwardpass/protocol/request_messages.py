@@ -1,4 +1,4 @@
-"""Types of a ModelInferRequest's messages, as the decoder reads them: protobuf makes its classes at run time, without.
+"""Static types of a ModelInferRequest's messages for the decoder: protobuf creates its classes untyped at run time.
 
 Containers are protobuf's: a slice of one is a list, made in one call.
 """
@@ -10,7 +10,7 @@ from typing import Protocol
 
 
 class Message(Protocol):
-    """What every message has."""
+    """The methods of every message."""
 
     def HasField(self, name: str) -> bool: ...  # noqa: N802
     def ListFields(self) -> Sequence[tuple[FieldDescriptor, object]]: ...  # noqa: N802
@@ -22,7 +22,7 @@ class FieldDescriptor(Protocol):
 
 
 class Parameter(Protocol):
-    """InferParameter: one of its fields is set, or none."""
+    """InferParameter: at most one of its fields is set."""
 
     bool_param: bool
     int64_param: int

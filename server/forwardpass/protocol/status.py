@@ -1,6 +1,6 @@
-"""An error as gRPC carries it: code, one-line text, trailing metadata; within a stream, parameters. Both directions.
+"""Errors as gRPC carries them, written and read: code, one-line text, trailing metadata; in a stream, parameters.
 
-The one place where errors become status. Which error class a client raises for a code is the client's to know.
+The only place that converts errors to statuses. The client maps codes to its own error classes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from forwardpass.errors import RequestError, Status, printable
 from forwardpass.protocol.messages import RetryInfo, RpcStatus
 
 DETAILS_KEY = "grpc-status-details-bin"
-PUSHBACK_KEY = "grpc-retry-pushback-ms"  # what gRPC's own retry policy obeys
-# An error within a stream is, of the protocol, a text alone. For those who know them, its status and when to come back
-# (seconds) stand beside it, as parameters of the empty response that comes with it.
+PUSHBACK_KEY = "grpc-retry-pushback-ms"  # read by gRPC's own retry policy
+# In the protocol, an error within a stream is only a text. Its status and the seconds to wait before a retry are added
+# as parameters of the empty response that comes with it, for clients that read them.
 _STATUS_KEY = "forwardpass_status"
 _RETRY_KEY = "forwardpass_retry_after"
 TEXT_LIMIT = 1024  # characters of a status text: it travels as a header
@@ -26,13 +26,13 @@ Trailers = list[tuple[str, str | bytes]]
 
 
 def text_of(error: RequestError) -> str:
-    """What its client is told, on one line."""
+    """The error's text for the client, on one line."""
     return printable(str(error), TEXT_LIMIT)
 
 
 def status_of(error: RequestError) -> tuple[int, str, Trailers | None]:
-    """Code, text and trailing metadata. Where the error says when to retry, google.rpc.RetryInfo goes along, and,
-    for the retry policy that a client's service config may have, the same in whole milliseconds."""
+    """Code, text and trailing metadata. If the error has a time to retry after, it is sent as google.rpc.RetryInfo and,
+    for a retry policy in the client's service config, in whole milliseconds."""
     text = text_of(error)
     if error.retry_after is None:
         return int(error.status), text, None
@@ -51,7 +51,7 @@ def status_of(error: RequestError) -> tuple[int, str, Trailers | None]:
 
 
 def read_retry_after(trailing: Iterable[tuple[str, str | bytes]]) -> float | None:
-    """The seconds that trailing metadata ask to wait before the request is sent again; None: they ask for nothing."""
+    """The seconds to wait before a retry, from trailing metadata; None: not given."""
     for key, value in trailing:
         if key == DETAILS_KEY and isinstance(value, bytes):
             try:
@@ -65,13 +65,13 @@ def read_retry_after(trailing: Iterable[tuple[str, str | bytes]]) -> float | Non
 
 
 def write_parameters(error: RequestError, parameters: Any) -> None:
-    """Put an error's status, and when to come back, into the `parameters` of a response on a stream."""
+    """Write an error's status, and the seconds to retry after, to the `parameters` of a response on a stream."""
     parameters[_STATUS_KEY].int64_param = int(error.status)
     if error.retry_after is not None:
         parameters[_RETRY_KEY].double_param = error.retry_after
 
 
 def read_parameters(parameters: Any) -> tuple[int, float | None]:
-    """The status of an error on a stream, UNKNOWN of a server of another make; the seconds it asks to wait, if any."""
+    """The status of an error on a stream (UNKNOWN if not sent), and the seconds to retry after, if any."""
     status = parameters[_STATUS_KEY].int64_param if _STATUS_KEY in parameters else Status.UNKNOWN
     return int(status), parameters[_RETRY_KEY].double_param if _RETRY_KEY in parameters else None

@@ -1,4 +1,4 @@
-"""Where the time of a request went, as the trailing metadata of its response carry it: written and read here. Pure."""
+"""The timings of a request in the trailing metadata of its response, written and read. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-TIMINGS_KEY: Final = "forwardpass-timings"  # request metadata: asks for the timings in the trailing metadata
+TIMINGS_KEY: Final = "forwardpass-timings"  # request metadata that asks for timings in the trailing metadata
 _PREFIX = "forwardpass-"
 _QUEUE, _RUN, _TOTAL = "forwardpass-queue-us", "forwardpass-run-us", "forwardpass-total-us"
 _ROWS = "forwardpass-batch-rows"
@@ -14,9 +14,9 @@ _ROWS = "forwardpass-batch-rows"
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the server spent a request's time, in microseconds, and the rows of the matrix it was part of.
+    """The server's time for a request, in microseconds, and the rows of the matrix that it was part of.
 
-    None where the server did not say.
+    None if the server did not send the value.
     """
 
     queue_us: float | None
@@ -27,7 +27,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class BatchTiming:
-    """Of one batch, in seconds on the server's monotonic clock; sent to the requests that asked for it."""
+    """The timings of one batch, in seconds on the server's monotonic clock; sent to requests that asked for them."""
 
     taken: float  # when it left the queue
     run: float  # seconds in the network
@@ -35,12 +35,12 @@ class BatchTiming:
     rows: int
 
     def trailers(self, arrival: float) -> list[tuple[str, str]]:
-        """As trailing metadata of a request that arrived at `arrival`, in whole microseconds."""
+        """The trailing metadata of a request that arrived at `arrival`, in whole microseconds."""
         return write_timings(self.taken - arrival, self.run, self.done - arrival, self.rows)
 
 
 def write_timings(queue: float, run: float, total: float, rows: int) -> list[tuple[str, str]]:
-    """As trailing metadata, in whole microseconds. The times are in seconds."""
+    """Timings as trailing metadata, in whole microseconds. The arguments are in seconds."""
     return [
         (_QUEUE, str(round(queue * 1e6))),
         (_RUN, str(round(run * 1e6))),

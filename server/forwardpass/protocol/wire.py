@@ -1,6 +1,6 @@
-"""A serialised message's fields by their places, without reading them: varints, tags, and where tensors lie. Pure.
+"""Locates a serialized message's fields without decoding them: varints, tags, and tensor offsets. Pure.
 
-For messages that protobuf has parsed already. What serialisers hardly write, such as a group, is not followed.
+For messages that protobuf has parsed already. Encodings that serializers rarely write, such as groups, are unsupported.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ RAW_IN = b"\x3a"  # tag of ModelInferRequest.raw_input_contents (field 7, length
 RAW_OUT = b"\x32"  # tag of ModelInferResponse.raw_output_contents (field 6, length-delimited)
 NAME_TAG, VERSION_TAG, ID_TAG = (number << 3 | LENGTH for number in (NAME, VERSION, ID))
 
-Span = tuple[int, int]  # of a field's content: start and end in the message
+Span = tuple[int, int]  # start and end of a field's content in the message
 
 
 class Malformed(Exception):
-    """Bytes that this does not follow. They may be a sound message all the same."""
+    """Unsupported bytes. They may still be a valid message."""
 
 
 class Field(NamedTuple):
@@ -30,7 +30,7 @@ class Field(NamedTuple):
 
 
 def varint(value: int) -> bytes:
-    """`value` as protobuf writes lengths: seven bits a byte, the lowest first."""
+    """`value` as a protobuf varint: seven bits per byte, the lowest first."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -40,7 +40,7 @@ def varint(value: int) -> bytes:
 
 
 def fields(data: bytes, start: int, end: int) -> Iterator[Field]:
-    """The fields of the message at data[start:end], in their order. Raises Malformed."""
+    """The fields of the message at data[start:end], in order. Raises Malformed."""
     at = start
     while at < end:
         tag, at = _read_varint(data, at, end)
@@ -63,7 +63,7 @@ def fields(data: bytes, start: int, end: int) -> Iterator[Field]:
 
 
 def _read_varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    """The varint at `at`, and where what follows it begins."""
+    """The varint at `at`, and the offset after it."""
     value = shift = 0
     while at < end and shift < 70:
         byte = data[at]
@@ -76,9 +76,9 @@ def _read_varint(data: bytes, at: int, end: int) -> tuple[int, int]:
 
 
 def tensor_spans(message: bytes, start: int) -> list[Span] | None:
-    """Where the tensors of a ModelInferRequest lie whose fields from `start` on are looked at, in the message's order.
+    """The spans of the tensors in a ModelInferRequest, from the fields at `start` on, in the message's order.
 
-    None where the bytes around the tensors don't give all else that the message says: an id is among them, or a
+    None if the bytes around the tensors can't serve as a key for the rest of the message: they contain an id, or a
     tensor's elements are in several fields.
     """
     raws: list[Span] = []
@@ -100,7 +100,7 @@ def tensor_spans(message: bytes, start: int) -> list[Span] | None:
 
 
 def _only(message: bytes, span: Span, number: int | None = None) -> Span:
-    """The content of the one field with that number, or of the one there is. Raises Malformed where there is none."""
+    """The content of the only field (with that number). Raises Malformed if there is not exactly one."""
     found = [f for f in fields(message, *span) if number is None or f.number == number]
     if len(found) != 1 or found[0].wire_type != LENGTH:
         raise Malformed

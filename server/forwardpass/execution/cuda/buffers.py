@@ -1,4 +1,4 @@
-"""The buffers of one session on a device: for every tensor a region in page-locked host memory, and one on the device.
+"""The buffers of one session on a device: for each tensor a region in page-locked host memory, and one on the device.
 
 They are allocated once, for the largest batch; every batch is stacked into the first rows of the same regions.
 """
@@ -17,14 +17,14 @@ from forwardpass.execution.cuda.driver import CudaError, Driver
 from forwardpass.execution.cuda.graph_sizes import BufferRange, layout
 from forwardpass.model.signature import ModelSignature, TensorSpec
 
-MARKS = 4  # before the copy in, after it, after the run, after the copy out
+MARKS = 4  # timing events: before the copy in, after it, after the run, after the copy out
 
 
 class Block:
-    """Room for `rows` rows of some tensors, on the host and on the device."""
+    """Memory for `rows` rows of some tensors, on the host and on the device."""
 
     def __init__(self, driver: Driver, tensors: Sequence[TensorSpec], rows: int) -> None:
-        """Raises CudaError when there is not enough memory; nothing is then kept."""
+        """Raises CudaError if there is not enough memory; then nothing is kept."""
         self.regions, nbytes = layout(tensors, rows)
         self._driver = driver
         self.host = driver.host_memory(nbytes)
@@ -33,22 +33,22 @@ class Block:
         except CudaError:
             driver.free_host(self.host)
             raise
-        # numpy sees the page-locked memory; nothing may look at these arrays once it is freed.
+        # Arrays over the page-locked memory; they must not be used once it is freed.
         memory = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(self.host))
         pairs = zip(self.regions, tensors, strict=True)
         self.arrays = [_view(memory, region, tensor, rows) for region, tensor in pairs]
 
     def addresses(self) -> list[int]:
-        """Of the regions on the device."""
+        """The device addresses of the regions."""
         return [self.device + region.offset for region in self.regions]
 
     def to_device(self, rows: int, stream: int) -> None:
-        """Copy the first `rows` rows of every tensor, in the stream's order."""
+        """Enqueue a copy of the first `rows` rows of every tensor on the stream."""
         for offset, stride, _ in self.regions:
             self._driver.copy_in(self.device + offset, self.host + offset, rows * stride, stream)
 
     def to_host(self, places: Sequence[int], rows: int, stream: int) -> None:
-        """Copy the first `rows` rows of the tensors at `places`, in the stream's order."""
+        """Enqueue a copy of the first `rows` rows of the tensors at `places` on the stream."""
         for place in places:
             offset, stride, _ = self.regions[place]
             self._driver.copy_out(self.host + offset, self.device + offset, rows * stride, stream)
@@ -60,10 +60,10 @@ class Block:
 
 
 class PinnedBuffers:
-    """What a session needs for its batches beside the network: inputs, outputs, and timing_events of the time."""
+    """A session's input and output buffers, and its timing events."""
 
     def __init__(self, driver: Driver, signature: ModelSignature, rows: int) -> None:
-        """For batches of up to `rows` rows. Raises CudaError when there is not enough memory; nothing is then kept."""
+        """For batches of up to `rows` rows. Raises CudaError if there is not enough memory; then nothing is kept."""
         self.rows = rows
         self._driver = driver
         self.timing_events: list[int] = []
@@ -78,7 +78,7 @@ class PinnedBuffers:
             undo.pop_all()
 
     def free(self) -> None:
-        """What cannot be freed, since the device is lost, is left to the end of the process."""
+        """Free everything. Memory that can't be freed because the device is lost is left to the end of the process."""
         self.inputs.free()
         self.outputs.free()
         for mark in self.timing_events:

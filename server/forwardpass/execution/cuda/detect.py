@@ -1,4 +1,4 @@
-"""Whether CUDA can be used here: what ONNX Runtime was built with, the libraries, the driver, the devices."""
+"""Detects whether CUDA can be used: ONNX Runtime's build, the libraries, the driver, the devices."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from forwardpass.execution.onnx_runtime import ort
 from forwardpass.execution.placement import CUDA, Devices
 
 _DRIVER = "libcuda.so.1"  # comes with the device's driver, never with a package
-# What ONNX Runtime's provider is linked with, each after what it needs itself. The provider must not be loaded here to
-# find that out: it may only be by ONNX Runtime, which prepares it.
+# The libraries that ONNX Runtime's provider is linked with, each after its own dependencies. The provider itself must
+# not be loaded here: only ONNX Runtime, which prepares it, may do so.
 _LIBRARIES = (_DRIVER, "libcudart.so.{0}", "libcublasLt.so.{0}", "libcublas.so.{0}", "libcurand.so.10")
 
 
 def detect_cuda() -> Devices:
-    """Load what CUDA needs and count its devices. The first time takes up to seconds where there is CUDA."""
+    """Load CUDA's libraries and count the devices. With CUDA, the first call may take seconds."""
     if CUDA not in ort.get_available_providers():
         return Devices(
             0,
@@ -35,7 +35,7 @@ def detect_cuda() -> Devices:
 
 
 def _missing(text: str) -> str:
-    """A loader's words, which begin with the library's name, and what to do."""
+    """The loader's error, which begins with the library's name, and the remedy."""
     if _DRIVER in text:
         return f"the device's driver cannot be loaded: {text}"
     return (
@@ -46,13 +46,13 @@ def _missing(text: str) -> str:
 
 @functools.cache
 def driver() -> Driver:
-    """The CUDA runtime, with what ONNX Runtime's provider needs. Raises OSError naming a library that is not there."""
+    """The CUDA runtime, with the libraries of ONNX Runtime's provider. Raises OSError naming a missing library."""
     said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.suppress(AttributeError):  # it prints, and older ones lack it
+    with contextlib.redirect_stdout(said), contextlib.suppress(AttributeError):  # it prints, and older versions lack it
         ort.preload_dlls()
     version = str(getattr(ort, "cuda_version", "") or "13").partition(".")[0]
     names = [name.format(version) for name in _LIBRARIES]
-    # ONNX Runtime itself only logs what it cannot load, and then goes on without CUDA.
+    # ONNX Runtime itself only logs a library that it cannot load, and continues without CUDA.
     for name in names:
         ctypes.CDLL(name)
     return Cudart(names[1])

@@ -1,6 +1,6 @@
-"""A thread that belongs to one thing: every job of it is done there, one after the other.
+"""A thread that runs all jobs of one session, one after the other.
 
-What CUDA keeps for a thread (its device, and in ONNX Runtime its graphs) is then found again by every job.
+So every job finds the state that CUDA keeps for a thread (its device, and in ONNX Runtime its graphs).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Job = Callable[[], object]
 
 
 class _Call:
-    """One job and what became of it."""
+    """One job and its outcome."""
 
     __slots__ = ("done", "error", "job", "result")
 
@@ -33,8 +33,8 @@ class _Call:
 class DeviceThread:
     """Runs jobs until `end`. Thread-safe.
 
-    - A job that is given by the thread itself is done at once.
-    - The thread does not keep the process alive, and keeps nothing of a job once that is done.
+    - A job submitted by the thread itself is run at once.
+    - The thread does not keep the process alive, and keeps no reference to a finished job.
     """
 
     def __init__(self, name: str) -> None:
@@ -45,9 +45,9 @@ class DeviceThread:
         self.ident = self._thread.ident
 
     def call(self, job: Callable[[], T]) -> T:
-        """Have `job` done and return, or raise, what it does. Blocks until those before it are done.
+        """Run `job` and return its result, or raise its exception. Blocks until earlier jobs and this one are done.
 
-        Raises RuntimeError once the end has been asked for.
+        Raises RuntimeError after `end`.
         """
         if threading.get_ident() == self.ident:
             return job()
@@ -61,18 +61,18 @@ class DeviceThread:
         return result
 
     def long_task(self, job: Job) -> LongTask:
-        """A job to be started, and waited for, as a thread is."""
+        """A job that can be started and joined like a thread."""
         return LongTask(self._post, job)
 
     def end(self, last: Job | None = None) -> None:
-        """Do what was given before, then `last`, then nothing more. Does not block; `join` waits."""
+        """Run the jobs submitted before, then `last`, then end the thread. Does not block; `join` waits."""
         self._ended = True
         if last is not None:
             self._post(last)
         self._calls.put(None)
 
     def join(self, seconds: float | None = None) -> bool:
-        """Wait for the end; whether it came."""
+        """Wait for the thread to end. Returns whether it ended in time."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
@@ -83,7 +83,7 @@ class DeviceThread:
 
 
 class LongTask:
-    """One long job on an InstanceThread, with what a threading.Thread offers."""
+    """One long job on a DeviceThread, with the methods of threading.Thread."""
 
     def __init__(self, post: Callable[[Job], _Call], job: Job) -> None:
         self._post = post
@@ -91,7 +91,7 @@ class LongTask:
         self._call: _Call | None = None
 
     def start(self) -> None:
-        """Once."""
+        """Start the job. Must be called only once."""
         assert self._job is not None, "a long_task is started once"
         self._call, self._job = self._post(partial(_logged, self._job)), None
 
@@ -104,7 +104,7 @@ class LongTask:
 
 
 def _logged(job: Job) -> None:
-    """Nobody asks what became of a long_task."""
+    """Run `job` and log its exception: the outcome of a long task is never read."""
     try:
         job()
     except Exception:
@@ -116,7 +116,7 @@ def _work(calls: queue.SimpleQueue[_Call | None]) -> None:
         assert call.job is not None
         try:
             call.result = call.job()
-        except BaseException as error:  # whoever called is told
+        except BaseException as error:  # raised again in the calling thread
             call.error = error
         call.job = None
         call.done.set()

@@ -1,8 +1,8 @@
-"""What of the CUDA runtime the server calls itself: memory, streams, copies, events. ONNX Runtime does the rest.
+"""The calls of the CUDA runtime that the server makes itself: memory, streams, copies, events.
 
-`Driver` is the seam: `Cudart` is the library, and tests bring one whose device is ordinary memory. Every call that can
-fail raises CudaError; a device, a stream and an event are plain numbers. Which device a call is about is a property of
-the calling thread, as in CUDA.
+`Driver` is the interface, `Cudart` the library; tests use a driver whose device is ordinary memory. Every call that can
+fail raises CudaError; devices, streams and events are plain numbers. As in CUDA, the calling thread determines which
+device a call applies to.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BUS_ID_BYTES = 64
 
 
 class CudaError(Exception):
-    """A call failed. `code` is cudaError_t's number; the text is the runtime's own."""
+    """A call failed. `code` is the cudaError_t value; the text is the runtime's own."""
 
     def __init__(self, code: int, name: str, text: str) -> None:
         super().__init__(f"{text} ({name})")
@@ -26,65 +26,65 @@ class CudaError(Exception):
 
 
 class Driver(Protocol):
-    """The calls of the CUDA runtime that a session makes. Sizes in bytes, addresses as numbers."""
+    """The CUDA runtime calls that a session makes. Sizes are in bytes, addresses are numbers."""
 
     def devices(self) -> int:
-        """How many there are. Raises CudaError also where the driver is missing or too old."""
+        """The number of devices. Raises CudaError also if the driver is missing or too old."""
 
     def bus_id(self, device: int) -> str:
         """The PCI address of a device."""
 
     def use(self, device: int) -> None:
-        """Let this thread's calls be about `device`, and let captures in other threads not forbid it anything."""
+        """Select `device` for this thread, and exempt the thread from restrictions by captures in other threads."""
 
     def stream(self) -> int:
-        """A new stream, which does not wait for the default one."""
+        """A new stream, which does not wait for the default stream."""
 
     def end_stream(self, stream: int) -> None: ...
 
     def host_memory(self, nbytes: int) -> int:
-        """Page-locked memory of the host, which a device copies from and to while the processor goes on."""
+        """Page-locked host memory, which a device copies from and to while the CPU continues."""
 
     def free_host(self, address: int) -> None: ...
 
     def device_memory(self, nbytes: int) -> int:
-        """Memory of the device, all zeros."""
+        """Zeroed device memory."""
 
     def free_device(self, address: int) -> None: ...
 
     def copy_in(self, device: int, host: int, nbytes: int, stream: int) -> None:
-        """Copy from page-locked memory, in the stream's order. Returns at once."""
+        """Enqueue a copy from page-locked memory on the stream. Returns at once."""
 
     def copy_out(self, host: int, device: int, nbytes: int, stream: int) -> None:
-        """Copy to page-locked memory, in the stream's order. Returns at once."""
+        """Enqueue a copy to page-locked memory on the stream. Returns at once."""
 
     def wait(self, stream: int) -> None:
-        """Wait until all is done. Raises what went wrong in anything before."""
+        """Wait until the stream's work is done. Raises CudaError if any earlier work failed."""
 
     def end_capture(self, stream: int) -> None:
-        """Leave a capture that failed halfway, if the stream is in one: nothing can be freed before."""
+        """End a failed capture, if the stream is in one: until then nothing can be freed."""
 
     def event(self) -> int: ...
 
     def end_event(self, event: int) -> None: ...
 
     def mark(self, event: int, stream: int) -> None:
-        """Note the time on the device when the stream comes here."""
+        """Record the device's time when the stream reaches this point."""
 
     def between(self, first: int, second: int) -> float:
-        """Seconds from one mark to another that are both past."""
+        """Seconds between two marks that the stream has passed."""
 
     def broken(self, stream: int) -> str:
-        """Why nothing runs on this thread's device any more; empty where an error has left no traces."""
+        """The reason why nothing runs on this thread's device any more; empty if it still works."""
 
 
 class Cudart:
     """libcudart. Thread-safe, as CUDA is."""
 
     def __init__(self, name: str) -> None:
-        """Load the library `name`. Raises OSError with the loader's words."""
-        # The interpreter's lock is let go for what may take long, and kept for what only enqueues: to get it back
-        # from a busy thread can take longer than the call.
+        """Load the library `name`. Raises OSError with the loader's message."""
+        # The interpreter's lock is released for calls that may take long, and kept for those that only enqueue:
+        # reacquiring it from a busy thread can take longer than the call.
         self._waits: Any = ctypes.CDLL(name)
         self._enqueues: Any = ctypes.PyDLL(name)
         number, size = ctypes.c_void_p, ctypes.c_size_t
@@ -102,7 +102,7 @@ class Cudart:
 
     def _error(self, code: int) -> CudaError:
         name, text = self._waits.cudaGetErrorName(code), self._waits.cudaGetErrorString(code)
-        self._waits.cudaGetLastError()  # or it would be taken for that of the next call
+        self._waits.cudaGetLastError()  # clear it, or it would be reported by the next call
         return CudaError(code, name.decode(), text.decode())
 
     def _call(self, name: str, *arguments: Any) -> None:
@@ -111,7 +111,7 @@ class Cudart:
             raise self._error(code)
 
     def _made(self, name: str, *arguments: Any) -> int:
-        """What a call puts where its first argument points to."""
+        """Call a function that returns a handle or address through its first argument."""
         made = ctypes.c_void_p()
         self._call(name, ctypes.byref(made), *arguments)
         return made.value or 0
@@ -128,8 +128,8 @@ class Cudart:
 
     def use(self, device: int) -> None:
         self._call("cudaSetDevice", device)
-        # ONNX Runtime captures in the mode in which a capture anywhere forbids every thread to allocate, unless the
-        # thread has said that it keeps to itself.
+        # ONNX Runtime captures in a mode in which a capture anywhere forbids every thread to allocate, except threads
+        # in thread-local mode.
         mode = ctypes.c_int(_THREAD_LOCAL)
         self._call("cudaThreadExchangeStreamCaptureMode", ctypes.byref(mode))
 
@@ -148,7 +148,7 @@ class Cudart:
     def device_memory(self, nbytes: int) -> int:
         address = self._made("cudaMalloc", nbytes)
         self._call("cudaMemset", address, 0, nbytes)
-        self._call("cudaStreamSynchronize", None)  # that is in the default stream, for which ours does not wait
+        self._call("cudaStreamSynchronize", None)  # the memset is on the default stream, which ours does not wait for
         return address
 
     def free_device(self, address: int) -> None:
@@ -173,7 +173,7 @@ class Cudart:
         status, graph = ctypes.c_int(), ctypes.c_void_p()
         self._waits.cudaStreamIsCapturing(stream, ctypes.byref(status))
         if status.value:
-            self._waits.cudaStreamEndCapture(stream, ctypes.byref(graph))  # an error says that it was spoilt: it is
+            self._waits.cudaStreamEndCapture(stream, ctypes.byref(graph))  # returns an error, as the capture is invalid
             if graph.value:
                 self._waits.cudaGraphDestroy(graph.value)
         self._waits.cudaGetLastError()

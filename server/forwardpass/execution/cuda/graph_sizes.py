@@ -1,7 +1,7 @@
-"""The batch sizes that a device has a graph for, and where the rows of a batch lie in its buffers. Pure.
+"""The batch sizes that have a CUDA graph, and the layout of a batch in the buffers. Pure.
 
-A CUDA graph is captured for one shape and one set of addresses. So there is one for 1, 2, 4 ... rows, all of them over
-the same buffers, each of which has room for the largest batch: a smaller graph works on the first rows of each.
+A CUDA graph is captured for one shape and one set of addresses. So there is one for each of 1, 2, 4 ... rows, all over
+the same buffers, which have room for the largest batch: a smaller graph works on the first rows of each.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 from forwardpass.model.signature import ModelSignature, TensorSpec
 
-ALIGNMENT = 256  # bytes; what cudaMalloc gives, and more than any kernel asks for
+ALIGNMENT = 256  # bytes; that of cudaMalloc, and more than any kernel needs
 
 
 def sizes(largest: int) -> tuple[int, ...]:
-    """1, 2, 4 ... and `largest` itself, which must be at least 1: rows of the graphs, ascending."""
+    """The rows of the graphs, ascending: 1, 2, 4 ... and `largest` itself, which must be at least 1."""
     if largest < 1:
         raise ValueError(f"largest: expected at least 1 row, got {largest}")
     found = [1]
@@ -27,9 +27,9 @@ def sizes(largest: int) -> tuple[int, ...]:
 
 
 def choose(graph_sizes: Sequence[int], rows: int, pads: bool) -> int | None:
-    """The graph_size that `rows` rows are run in; None where there is none, and they are run at their exact size.
+    """The graph size to run `rows` rows in; None if there is none, and they must run at their exact size.
 
-    `pads`: a larger one will do, since rows are independent; the rows beyond the batch are run for nothing.
+    `pads`: a larger graph may be used, since rows are independent; the results of the padding rows are discarded.
     """
     place = bisect_left(graph_sizes, rows)
     if rows < 1 or place == len(graph_sizes):
@@ -46,10 +46,10 @@ class BufferRange(NamedTuple):
 
 
 def layout(tensors: Sequence[TensorSpec], rows: int) -> tuple[tuple[BufferRange, ...], int]:
-    """A region for `rows` rows of each tensor, one after the other, and the bytes of all.
+    """A region for `rows` rows of each tensor, one after the other, and the total bytes.
 
-    A region's place does not depend on the batch, so that what is left in it of earlier ones is of the same tensor: an
-    index stays an index. Tensors must be of fixed-size elements and rows of fixed shape.
+    A region's place does not depend on the batch, so padding rows hold earlier values of the same tensor: an index
+    stays an index. Tensors must have fixed-size elements and rows of fixed shape.
     """
     regions, end = [], 0
     for tensor in tensors:
@@ -60,7 +60,7 @@ def layout(tensors: Sequence[TensorSpec], rows: int) -> tuple[tuple[BufferRange,
 
 
 def obstacle(signature: ModelSignature) -> str:
-    """Why a network's batches cannot lie in fixed buffers; empty where they can."""
+    """The reason why a network's batches cannot lie in fixed buffers; empty if they can."""
     if not signature.batchable:
         return "axis 0 is not a batch of any size"
     for what, tensors in (("input", signature.inputs), ("output", signature.outputs)):

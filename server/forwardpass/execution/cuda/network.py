@@ -1,8 +1,8 @@
-"""One network open on one CUDA device: its stream, its buffers, its graphs. Made, used and freed by one thread.
+"""One network open on one CUDA device: its stream, buffers and graphs. Created, used and freed by one thread.
 
-ONNX Runtime captures a graph when a run names one (`gpu_graph_id`) that it does not have yet, after as many ordinary
-runs as it needs, and replays it when a run names it again. It keeps graphs for the thread that captured them, and they
-work on the addresses that were bound then.
+ONNX Runtime captures a graph when a run names a new one (`gpu_graph_id`), after as many ordinary runs as it needs, and
+replays it when a run names it again. It keeps graphs for the thread that captured them, and they work on the addresses
+that were bound then.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from forwardpass.execution.ort_session import OrtSession, new_run_options, reaso
 from forwardpass.execution.placement import CUDA, Placement
 from forwardpass.model.signature import TensorSpec
 
-# (file, session options, options of the CUDA provider) -> a session of ONNX Runtime's. Here tests put in their own.
+# (file, session options, CUDA provider options) -> an ONNX Runtime session. Tests pass their own.
 Opener = Callable[[Path, Any, dict[str, str]], Any]
 
-# A capture fails if anybody waits for the whole device meanwhile, which opening a session does, and freeing memory.
+# A capture fails if any thread synchronizes the whole device meanwhile, as opening a session and freeing memory do.
 _ALONE = threading.RLock()
-_REFUSED = "graph capture"  # part of what ONNX Runtime says of a network that it would not capture
+_REFUSED = "graph capture"  # part of ONNX Runtime's error for a network that it can't capture
 # Entries of ONNX Runtime's run options.
 _GRAPH, _DO_NOT_WAIT = "gpu_graph_id", "disable_synchronize_execution_providers"
-_NO_GRAPH = "-1"  # of a run that is neither captured nor replayed
-_MOST_BINDINGS = 512  # that are kept of sizes without a graph
+_NO_GRAPH = "-1"  # for a run that is neither captured nor replayed
+_MOST_BINDINGS = 512  # kept for sizes without a graph
 
 
 def open_with_onnx_runtime(path: Path, options: Any, device_options: dict[str, str]) -> Any:
-    """A session on the device, or one on the processor if the device cannot be had. Raises what ONNX Runtime does."""
+    """A session on the device, or on the CPU if the device is not available. Raises ONNX Runtime's exceptions."""
     return ort.InferenceSession(str(path), options, providers=[(CUDA, device_options)], enable_fallback=0)
 
 
 class CudaNetwork:
-    """Not thread-safe. `plain` runs any batch, with copies of ONNX Runtime's own.
+    """Not thread-safe. `plain` runs any batch, with ONNX Runtime's own copies.
 
-    - `staging` is there after `allocate`, and from then on its addresses stay.
-    - `refused` says why ONNX Runtime would not open it with graphs; empty where it did.
+    - `staging` is set by `allocate`; its addresses do not change.
+    - `refused` is ONNX Runtime's reason for not opening it with graphs; empty if it did.
     """
 
     def __init__(self, path: Path, placement: Placement, optimizations: str, driver: Driver, opener: Opener) -> None:
@@ -71,14 +71,14 @@ class CudaNetwork:
     def _open(self, graphs: bool) -> OrtSession:
         placement = self._placement
         options = session_options(placement, self._optimizations)
-        options.enable_mem_pattern = False  # a pattern for every batch size would take memory of its own
+        options.enable_mem_pattern = False  # a pattern for every batch size would take its own memory
         device_options = {
             "device_id": str(placement.device),
             "user_compute_stream": str(self.stream),
             "enable_cuda_graph": str(int(graphs)),
             "use_tf32": str(int(placement.allow_tf32)),
             "arena_extend_strategy": "kSameAsRequested",
-            "cudnn_conv_algo_search": "HEURISTIC",  # trying them all takes memory, and another choice at every start
+            "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE takes memory, and may choose differently at every start
         }
         if placement.memory_limit:
             device_options["gpu_mem_limit"] = str(placement.memory_limit)
@@ -104,7 +104,7 @@ class CudaNetwork:
         return self.staging
 
     def capture(self, rows: int) -> None:
-        """Have a graph for `rows` rows captured. Raises what ONNX Runtime does; then `forget_graphs` must follow."""
+        """Capture a graph for `rows` rows. Raises ONNX Runtime's exceptions; then `forget_graphs` must be called."""
         self._graphs[rows] = (self._bind(rows), _run_options(str(rows)))
         with _ALONE:
             try:
@@ -115,13 +115,13 @@ class CudaNetwork:
                 raise
 
     def forget_graphs(self) -> None:
-        """Open the network anew, without graphs; its buffers stay. Raises ModelError."""
+        """Reopen the network without graphs; its buffers stay. Raises ModelError."""
         with _ALONE:
             self._drop()
             self.plain = self._open(graphs=False)
 
     def forget_buffers(self) -> None:
-        """Free them: every run is a plain one from now on."""
+        """Free the buffers: every run is plain from now on."""
         assert self.staging is not None
         with _ALONE:
             self._bindings.clear()
@@ -129,7 +129,7 @@ class CudaNetwork:
             self.staging = None
 
     def _bind(self, rows: int) -> Any:
-        """A binding of `rows` rows of the buffers."""
+        """A binding to the first `rows` rows of the buffers."""
         assert self.staging is not None
         signature, device = self.plain.signature, self._placement.device
         binding = self._opened.io_binding()
@@ -146,9 +146,9 @@ class CudaNetwork:
     ) -> tuple[float, float, float] | None:
         """Run the first `rows` rows of the buffers: in the graph of `graph_size`, or at their own size without one.
 
-        The answers at the places `outputs` are then in the buffers. Seconds of the copy in, the run and the copy out,
-        where `timed`. `options`: what a run without a graph can be ended by between two operators. Raises what went
-        wrong; `failed` tells what it comes to.
+        Afterwards the outputs at the places `outputs` are in the buffers. Returns the seconds of the copy in, the run
+        and the copy out if `timed`. `options`: can end a run without a graph between two operators. Exceptions must be
+        translated by `failed`.
         """
         staging, stream, driver = self.staging, self.stream, self._driver
         assert staging is not None
@@ -197,7 +197,7 @@ class CudaNetwork:
             raise self.failed(error) from None
 
     def failed(self, error: Exception) -> RequestError:
-        """What the requests of a batch get that failed with `error`. DeviceLost: nothing will run here any more."""
+        """The error for the requests of a batch that failed with `error`. DeviceLost: nothing can run here any more."""
         lost = self._driver.broken(self.stream)
         if lost:
             return DeviceLost(f"cuda:{self._placement.device} is lost: {lost}")
@@ -215,7 +215,7 @@ class CudaNetwork:
             self.__dict__.pop(name, None)
 
     def free(self) -> None:
-        """Give everything back. Nothing else may be called afterwards."""
+        """Free everything. Nothing else may be called afterwards."""
         with _ALONE:
             self._drop()
             if self.staging is not None:
@@ -225,13 +225,13 @@ class CudaNetwork:
 
 
 def _element(tensor: TensorSpec) -> Any:
-    """The element type as a binding wants it."""
+    """The element type in the form that a binding takes."""
     assert tensor.datatype.numpy is not None
     return tensor.datatype.as_bits or tensor.datatype.numpy.type
 
 
 def _run_options(graph: str, options: Any = None) -> Any:
-    """Of a run whose end nobody waits for in it: the stream is waited for once, after the copy out."""
+    """Run options that disable synchronization within the run: `batch` waits once, after the copy out."""
     if options is None:
         options = new_run_options()
     if not _is_set(options, _DO_NOT_WAIT):
@@ -241,7 +241,7 @@ def _run_options(graph: str, options: Any = None) -> Any:
 
 
 def _is_set(options: Any, key: str) -> bool:
-    """Whether an entry is there, as where slices of a request share their options: of a second, ONNX Runtime warns."""
+    """Whether an entry is set, as when slices of a request share options: ONNX Runtime warns if it is set again."""
     try:
         options.get_run_config_entry(key)
     except RuntimeError:

@@ -1,8 +1,8 @@
 """One instance of a model on one CUDA device: fixed buffers, a graph for each batch size, a thread and a stream.
 
-A batch is stacked into page-locked memory; then the stream gets a copy in, one replay of the graph for its size, and a
-copy out, and is waited for once. All of that is done by the session's own thread, from opening on. Which networks get
-graphs is decided here; docs/gpu.md says what of it has been run on a device.
+A batch is stacked into page-locked memory; then a copy in, one replay of the graph for its size and a copy out are
+enqueued on the stream, which is waited for once. The session's own thread does all of that, from opening on. This
+module decides which networks get graphs; docs/gpu.md lists what has been run on a device.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from forwardpass.model.signature import ModelSignature
 from forwardpass.observability.gpu import GpuBatchRecord, RunKind
 from forwardpass.protocol import Datatype
 
-TIMED_EVERY = 16  # batches, of which one is timed on the device: four timing_events cost as much as the copies
-# How far the answer of a graph may be from that of a plain run, in parts of the largest: rounding, and no more.
+TIMED_EVERY = 16  # one batch in so many is timed on the device: four timing events cost as much as the copies
+# The largest difference between a graph's outputs and a plain run's, relative to the largest value: rounding only.
 TOLERANCE = {"BF16": 1e-2, "FP16": 1e-2, "FP32": 1e-4, "FP64": 1e-10}
 
 Arrays = Sequence[NDArray[Any]]
@@ -38,9 +38,9 @@ Arrays = Sequence[NDArray[Any]]
 class CudaSession:
     """A Session on `placement.device`. `run` may be called by any thread; all work is done by the session's own.
 
-    - Until `prepare`, every run is a plain one: ONNX Runtime copies in and out itself.
-    - Rows beyond a batch in a larger graph are what earlier batches left there, or zeros; they reach no answer.
-    - `ran` is told of every batch, on the session's thread.
+    - Until `prepare`, every run is plain: ONNX Runtime copies in and out itself.
+    - Padding rows in a larger graph hold data of earlier batches, or zeros; their results are never returned.
+    - `ran` is called for every batch, on the session's thread.
     """
 
     def __init__(
@@ -53,16 +53,16 @@ class CudaSession:
         opener: Opener = open_with_onnx_runtime,
         name: str = "cuda",
     ) -> None:
-        """Open `path`. Raises ModelError with the reason when it can't be.
+        """Open `path`. Raises ModelError with the reason on failure.
 
-        `driver`: of a device that is not there, for tests. `name`: of the thread.
+        `driver`: for tests, of a simulated device. `name`: of the thread.
         """
         self.placement = where
         self.graph_sizes: tuple[int, ...] = ()  # rows of the graphs, ascending
-        self.how = ""  # batches are run, for the start-up report
+        self.how = ""  # how batches are run, for the start-up report
         self.ran: Callable[[GpuBatchRecord], None] = _nobody
         self.graph_replays = 0
-        self._rows = 0  # that the buffers have room for
+        self._rows = 0  # most rows that the buffers hold
         self._pads = False
         self._half = False
         self._inputs: list[NDArray[Any]] = []  # the buffers on the host
@@ -78,20 +78,19 @@ class CudaSession:
             raise
         self.signature: ModelSignature = self._network.plain.signature
         self._ident = self._thread.ident
-        # Whoever let go of the session last may be any thread, and may not wait.
+        # The last reference may be dropped by any thread, which must not wait.
         self._end = weakref.finalize(self, self._thread.end, self._network.free)
         self._end.atexit = False
 
     # -- before it serves ---------------------------------------------------------------------------------------------
 
     def prepare(self, rows: int, pads: bool, samples: Arrays, half: bool = False) -> None:
-        """Allocate buffers for batches of up to `rows` rows; capture, and check, graphs for 1, 2, 4 ... `rows` rows.
+        """Allocate buffers for batches of up to `rows` rows; capture and check graphs for 1, 2, 4 ... `rows` rows.
 
         `pads`: rows are independent, so that a batch may be run in a larger graph; else only at a graph's own size.
         `samples`: rows of each input that the graphs are checked with, at least one. `half`: products keep 10 bits of
-        mantissa (half precision, TF32), whatever type the outputs have, so other kernels may round as much. Afterwards
-        `graph_sizes` and `how` say what became of it. Raises ModelError when memory is short, DeviceLost when the
-        device fails.
+        mantissa (half precision, TF32), whatever type the outputs have, so other kernels may round as much. The result
+        is in `graph_sizes` and `how`. Raises ModelError if memory is short, DeviceLost if the device fails.
         """
         self._half = half
         self._thread.call(partial(self._prepare, rows, pads, samples))
@@ -120,10 +119,10 @@ class CudaSession:
             self.how = f"plain runs, without fixed buffers or CUDA graphs, because {why}; and {wrong}"
 
     def _capture(self, sizes: tuple[int, ...], samples: Arrays) -> str:
-        """Capture a graph of each size, and check it. Why there are none then; empty where they can be used."""
+        """Capture and check a graph of each size. Returns the reason why graphs can't be used; empty if they can."""
         network = self._network
         try:
-            for size in reversed(sizes):  # what the largest takes of memory, the smaller ones find there
+            for size in reversed(sizes):  # the smaller graphs reuse the memory that the largest allocates
                 network.capture(size)
             self.graph_sizes = sizes
             why = self._checked(sizes, samples)
@@ -138,7 +137,7 @@ class CudaSession:
         return why
 
     def _checked(self, sizes: tuple[int, ...], samples: Arrays) -> str:
-        """What is wrong with runs of these sizes in the buffers; empty where nothing is. Raises DeviceLost."""
+        """The first error of runs of these sizes in the buffers; empty if there is none. Raises DeviceLost."""
         try:
             for size in sizes:
                 self._check(size, samples)
@@ -149,11 +148,11 @@ class CudaSession:
         return ""
 
     def _check(self, size: int, samples: Arrays) -> None:
-        """Raises ModelError where a run in the buffers answers otherwise than a plain one, RequestError where it fails.
+        """Raises ModelError if a run in the buffers differs from a plain run, RequestError if it fails.
 
-        Two batches of different rows are run one after the other, for what lay in the buffers before must not show. It
-        would where an answer was worked out when a graph was captured, or where ONNX Runtime took a copy of an input
-        when it was bound, which it does of one that the processor reads.
+        Two batches of different rows are run one after the other: earlier buffer contents must not affect the outputs.
+        They would if an output was computed when a graph was captured, or if ONNX Runtime copied an input when it was
+        bound, as it does for an input that the CPU reads.
         """
         places = tuple(range(len(self.signature.outputs)))
         for rows in sorted({size // 2 + 1, size} if self._pads else {size}):
@@ -173,9 +172,9 @@ class CudaSession:
     # -- batches ------------------------------------------------------------------------------------------------------
 
     def room(self, rows: int) -> list[NDArray[Any]] | None:
-        """Arrays [rows, ...], one an input, to stack the next batch into; None: it may lie anywhere.
+        """Arrays [rows, ...], one per input, to stack the next batch into; None: it may lie anywhere.
 
-        They are valid until `run`, to which they must be given as they are.
+        They are valid until `run`, to which this same list must be passed.
         """
         if not 0 < rows <= self._rows or threading.get_ident() != self._ident:
             return None
@@ -183,9 +182,9 @@ class CudaSession:
         return self._given
 
     def run(self, arrays: Arrays, outputs: tuple[int, ...], options: Any = None) -> list[NDArray[Any]]:
-        """As Session.run. Answers of arrays that `room` gave are valid until the next call of either.
+        """As Session.run. For arrays from `room`, the outputs are valid until the next call of `room` or `run`.
 
-        A graph cannot be ended once it runs; a run without one ends between two operators when `options` say so.
+        A graph cannot be interrupted; a run without one can be ended between two operators by `options`.
         """
         if threading.get_ident() != self._ident:
             return self._thread.call(lambda: self.run(arrays, outputs, options))
@@ -208,7 +207,7 @@ class CudaSession:
         ) and bool(self._rows)
 
     def _in_buffers(self, rows: int, outputs: tuple[int, ...], options: Any) -> list[NDArray[Any]]:
-        """Run what lies in the first `rows` rows of the buffers; views of the answers there."""
+        """Run the first `rows` rows of the buffers. Returns views of the outputs there."""
         if rows:
             graph_size = graph_sizes.choose(self.graph_sizes, rows, self._pads)
             self._batches += 1
@@ -233,11 +232,11 @@ class CudaSession:
         self.ran = ran
 
     def long_task(self, job: Callable[[], object]) -> LongTask:
-        """`job` to be started on the session's thread. Runs that other threads ask for wait until it is over."""
+        """A task that runs `job` on the session's thread. Runs called from other threads wait until it is done."""
         return self._thread.long_task(job)
 
     def close(self, seconds: float = 10.0) -> bool:
-        """Free everything and end the thread; whether it ended in time. Nothing may be called afterwards."""
+        """Free everything and end the thread. Returns whether it ended in time. Nothing may be called afterwards."""
         self._inputs, self._outputs, self._given, self._rows = [], [], None, 0
         self._end()
         return self._thread.join(seconds)
@@ -256,7 +255,7 @@ def _agree(got: NDArray[Any], expected: NDArray[Any], datatype: Datatype, half: 
     got, expected = datatype.widened(got), datatype.widened(expected)
     wide, reference = got.astype(np.float64), expected.astype(np.float64)
     same = (wide == reference) | (np.isnan(wide) & np.isnan(reference))
-    with np.errstate(invalid="ignore"):  # inf - inf, where both are the same
+    with np.errstate(invalid="ignore"):  # inf - inf, where both are equal
         far = float(np.max(np.abs(wide - reference), where=~same, initial=0.0))
     scale = float(np.max(np.abs(reference), where=np.isfinite(reference), initial=0.0))
     return far <= allowed * scale
