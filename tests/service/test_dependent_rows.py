@@ -20,7 +20,7 @@ from forwardpass.testing.server_process import ServerProcess
 
 THREADS, EACH = 24, 60
 OPTIONS = "max_batch_size = 64\nmax_queue_delay_us = 2000\n"  # so that requests do share runs where they may
-TRIMMED = ("by_contract", "by_probe", "asserted")
+TRIMMED = ("by_contract", "by_graph", "asserted")
 FAMILIES = (*TRIMMED, "experts")
 Rows = dict[str, NDArray[np.generic]]
 
@@ -43,7 +43,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("dependent")
     for name, verdict, more in (
         ("by_contract", False, ""),
-        ("by_probe", None, ""),  # its exporter measured nothing, and its samples are all alike
+        ("by_graph", None, ""),  # its exporter measured nothing, and its samples are all alike
         ("asserted", False, "batch_invariance = true\n"),
     ):
         models.add_contract(models.save(root, name, models.trimmed(), OPTIONS + more), long_rows(8), verdict)
@@ -78,7 +78,7 @@ def wrong(caller: Caller, repository: Path, name: str) -> int:
     return int(off.sum())
 
 
-@pytest.mark.parametrize("name", ["by_contract", "by_probe", "experts"])
+@pytest.mark.parametrize("name", ["by_contract", "by_graph", "experts"])
 def test_no_answer_depends_on_the_neighbours(caller: Caller, repository: Path, name: str) -> None:
     assert wrong(caller, repository, name) == 0
     assert caller.metric("forwardpass_model_info", model=name, batch_invariance="dependent") == 1
@@ -94,8 +94,8 @@ def test_an_operator_may_overrule_the_contract(caller: Caller, repository: Path)
     ("name", "why"),
     [
         ("by_contract", "served one request at a time: rows_independent = false in its contract"),
-        ("by_probe", "served one request at a time: output 'y' differs"),
-        ("experts", "served one request at a time: output 'y' differs"),
+        ("by_graph", "served one request at a time: a ReduceMax node reduces axis 0, along which the rows lie"),
+        ("experts", "served one request at a time: a CumSum node works along axis 0, along which the rows lie"),
         ("asserted", "answers may depend on the requests that share a run: batch_invariance = true in the model's "
                      "options, not probed, against rows_independent = false in its contract"),
     ],

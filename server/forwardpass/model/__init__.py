@@ -1,8 +1,8 @@
 """A model on disk: its signature, contract, options and ONNX graph, read and validated. Nothing is run.
 
 Imports `errors`, `optional_imports` and `protocol`. Public are `contract` (CONTRACT_FILE, Contract, ContractTensor,
-DTYPES, MODEL_FILE, Samples, Tolerance, compare, file_digest), `example_inputs` (example), `external_data`,
-`onnx_graph` (AFFINE, Graph, GraphNode, build, open_graph, read), `options` (ModelConfig, TensorOptions, WarmUp,
-WarmUpInput, plain_name), `pbtxt_lines` (TextNode, read_lines), `signature` (ModelSignature, TensorSpec),
-`triton_config` (BACKEND, PLATFORM).
+DTYPES, MODEL_FILE, Samples, Tolerance, compare, file_digest), `example_inputs` (example, with_sizes),
+`external_data`, `onnx_graph` (AFFINE, Graph, GraphNode, build, open_graph, read), `options` (ModelConfig,
+TensorOptions, WarmUp, WarmUpInput, plain_name), `pbtxt_lines` (TextNode, read_lines), `row_flow` (Proof, RowFlow,
+UNPROVED, prove), `signature` (ModelSignature, TensorSpec), `triton_config` (BACKEND, PLATFORM).
 """

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from forwardpass.errors import ModelError, printable
+from forwardpass.model.onnx_file import DEEPEST, fields
 
 # Field numbers of onnx.proto, by message: which of its fields hold messages that lead to a tensor.
 _MODEL = {7: "graph", 20: "training", 25: "function"}
@@ -24,9 +25,7 @@ _FIELDS = {
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {13: "entry"},
 }
-_DEEPEST = 200  # messages within messages; protobuf itself allows 100
 _KEY, _VALUE = 1, 2  # of a StringStringEntryProto
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def check(path: Path, model_folder: Path) -> None:
@@ -66,49 +65,14 @@ def locations(path: Path) -> set[str]:
 
 
 def _locations(data: mmap.mmap, at: int, end: int, message: str, depth: int) -> Iterator[str]:
-    if depth > _DEEPEST:
+    if depth > DEEPEST:
         raise ValueError("messages too deep")
     known = _FIELDS[message]
-    for number, start, stop in _fields(data, at, end):
-        inner = known.get(number)
+    for entry in fields(data, at, end):
+        inner = known.get(entry.number) if entry.stop else None
         if inner == "entry":
-            entry = {n: data[s:e] for n, s, e in _fields(data, start, stop)}
-            if entry.get(_KEY) == b"location":
-                yield entry.get(_VALUE, b"").decode("utf-8", "surrogateescape")
+            pairs = {f.number: data[f.start : f.stop] for f in fields(data, entry.start, entry.stop)}
+            if pairs.get(_KEY) == b"location":
+                yield pairs.get(_VALUE, b"").decode("utf-8", "surrogateescape")
         elif inner is not None:
-            yield from _locations(data, start, stop, inner, depth + 1)
-
-
-def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(number, start, end) of every field of bytes in a message. Raises ValueError where that is no message."""
-    while at < end:
-        tag, at = _varint(data, at, end)
-        number, kind = tag >> 3, tag & 7
-        size = 0
-        if kind == _VARINT:
-            _, at = _varint(data, at, end)
-            continue
-        if kind == _BYTES:
-            size, at = _varint(data, at, end)
-        elif kind in (_FIXED64, _FIXED32):
-            size = 8 if kind == _FIXED64 else 4
-        else:
-            raise ValueError(f"wire type {kind}")
-        if not number or at + size > end:
-            raise ValueError("a field ends beyond its message")
-        if kind == _BYTES:
-            yield number, at, at + size
-        at += size
-
-
-def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= end:
-            break
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise ValueError("a number does not end")
+            yield from _locations(data, entry.start, entry.stop, inner, depth + 1)

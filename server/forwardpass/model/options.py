@@ -157,8 +157,9 @@ class ModelConfig(BaseModel):
     )
     batch_invariance: bool | None = Field(
         None,
-        description="Whether a row's answer is the same alone and in a batch. Unset: no, where the contract says so; "
-        "else probed at load. true or false asserts it, against the contract too, and is printed as an assertion.",
+        description="Whether a row's answer is the same alone and in a batch. Unset: no, where the contract or the "
+        "network's graph says so; else probed at load. true or false asserts it, against both too, and is printed as an "
+        "assertion.",
     )
     labels: str | None = Field(None, description="A file beside this one with one class label a line.")
     model_file: str = Field(MODEL_FILE, description="The network's file in a version's folder.")

@@ -28,11 +28,13 @@ from forwardpass.inference.tensor_contents import ELEMENT_LIMIT
 from forwardpass.inference.worker import Worker
 from forwardpass.model import external_data
 from forwardpass.model.contract import CONTRACT_FILE, Contract
+from forwardpass.model.example_inputs import with_sizes
 from forwardpass.model.options import ModelConfig
+from forwardpass.model.row_flow import UNPROVED, Proof, RowFlow, prove
 from forwardpass.model.signature import ModelSignature
 from forwardpass.observability.model_metrics import ModelMetrics
 from forwardpass.repository import batch_size, warm_up
-from forwardpass.repository.batch_invariance import Invariance, probe
+from forwardpass.repository.batch_invariance import Invariance, batched_outputs, probe
 from forwardpass.repository.reconcile import reconcile
 from forwardpass.repository.session_pool import SessionPool, count, inline_run_limit
 from forwardpass.settings import Settings
@@ -101,16 +103,21 @@ def load(request: LoadRequest) -> LoadedModel:
         _check_sizes(signature)
         replayed = _replay(session, contract) if contract is not None else ""
         samples = _samples(signature, contract)
+        signature = batched_outputs(signature, session, samples)
+        every = tuple(range(len(signature.outputs)))
+        # What values are made up by: axes beyond the batch that may have any size get one that the network takes.
+        sized = signature if samples is not None else with_sizes(signature, lambda arrays: session.run(arrays, every))
         told = config.max_batch_size if config.max_batch_size is not None else settings.max_batch_size or None
         clock = batch_size.clock_of(placement)
-        settled = _settled(signature, config, contract)
+        proof = prove(folder / config.model_file) if signature.batchable else UNPROVED
+        settled = _settled(signature, config, contract, proof)
         if settled is not None and not settled[0].batches:
-            wanted, sized = told if told is not None else 1, ""
+            wanted, measured = told if told is not None else 1, ""
         else:
-            wanted, sized = batch_size.choose(signature, session, told, samples, clock)
+            wanted, measured = batch_size.choose(sized, session, told, samples, clock)
         # Then a row may differ from batch to batch by more than the type of the outputs says.
         half = placement.allow_tf32 or (contract is not None and contract.precision == "fp16")
-        invariance, why = settled or _probed(signature, session, samples, wanted, half)
+        invariance, why = settled or _probed(sized, session, samples, wanted, half, proof)
         batches = invariance.batches and wanted > 0
         if invariance is Invariance.NONE:
             signature = dataclasses.replace(signature, batchable=False)  # axis 0 is like any other from here on
@@ -122,7 +129,7 @@ def load(request: LoadRequest) -> LoadedModel:
             how = sessions.prepare(each, signature, run_rows, batches, samples, half, interruption.check)
             if contract is not None:
                 replayed = _replay(session, contract)  # once more, in the way in which it will be run
-        full = warm_up.every_size(signature, session, run_rows, run_time, samples, clock)
+        full = warm_up.every_size(sized, session, run_rows, run_time, samples, clock)
         warm_up.as_told(signature, session, config, model_folder)
     instances, reason = count(config, settings, cores, placement, full)
     placement = dataclasses.replace(placement, why="; ".join(filter(None, (placement.why, reason, how))))
@@ -146,7 +153,7 @@ def load(request: LoadRequest) -> LoadedModel:
     reservation = _reservation(invariance, why, contract)
     if reservation:
         logger.warning("model %s version %s: %s", name, version, reservation)
-    known = "; ".join(filter(None, (why, replayed, sized if batches else "")))
+    known = "; ".join(filter(None, (why, replayed, measured if batches else "")))
     return LoadedModel(worker, placement, invariance, known, contract, config, time.monotonic() - began, reservation)
 
 
@@ -236,7 +243,7 @@ def _run_named(session: Runnable, contract: Contract) -> dict[str, NDArray[Any]]
 
 
 def _settled(
-    signature: ModelSignature, config: ModelConfig, contract: Contract | None
+    signature: ModelSignature, config: ModelConfig, contract: Contract | None, proof: Proof
 ) -> tuple[Invariance, str] | None:
     """The verdict and why, where it needs no probe: the operator's word comes first, then the contract's.
 
@@ -255,16 +262,26 @@ def _settled(
             "rows_independent = false in its contract: a row's answer depends on the other rows of a batch; "
             "batch_invariance = true in the model's options would overrule that"
         )
+    if config.max_batch_size != 0 and proof.flow is RowFlow.MIXES:
+        return Invariance.DEPENDENT, (
+            f"{proof.why}, so that a row's answer depends on the other rows of a batch; batch_invariance = true in the "
+            "model's options would overrule that"
+        )
     return None
 
 
 def _probed(
-    signature: ModelSignature, session: Runnable, samples: Sequence[NDArray[Any]] | None, wanted: int, half: bool
+    signature: ModelSignature,
+    session: Runnable,
+    samples: Sequence[NDArray[Any]] | None,
+    wanted: int,
+    half: bool,
+    proof: Proof,
 ) -> tuple[Invariance, str]:
     if wanted == 0:
         return Invariance.NONE, "max_batch_size = 0 in the model's options"
     places = tuple(range(len(signature.outputs)))
-    return probe(signature, lambda arrays: session.run(arrays, places), wanted, samples, half)
+    return probe(signature, lambda arrays: session.run(arrays, places), wanted, samples, half, proof)
 
 
 def _rows_mix(contract: Contract | None) -> bool:
