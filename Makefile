@@ -19,7 +19,7 @@ export ORT_DISABLE_TELEMETRY
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv models demo test test-deploy test-slow test-gpu lint format types tables proto bench bench-gpu serve \
+.PHONY: help venv models demo test test-deploy test-slow zoo test-gpu lint format types tables proto bench bench-gpu serve \
         clean distclean
 
 help: ## list these targets
@@ -65,6 +65,9 @@ test-deploy: venv ## chart, manifests and images, all of it (as root on Debian 1
 
 test-slow: venv ## the tests that take minutes each
 	@$(PY) -m pytest -m slow --ignore tests/deploy $(ARGS)
+
+zoo: venv ## networks and ONNX's own cases: what is proved of their rows, against what running them says
+	@$(PY) -m pytest -m slow -s tests/unit/model/test_onnx_suite.py tests/unit/model/test_torch_networks.py $(ARGS)
 
 test-gpu: venv ## the tests that need a CUDA device (EXTRAS=gpu,train,dev)
 	@$(PY) -m pytest tests/gpu $(ARGS)

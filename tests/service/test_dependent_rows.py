@@ -94,8 +94,8 @@ def test_an_operator_may_overrule_the_contract(caller: Caller, repository: Path)
     ("name", "why"),
     [
         ("by_contract", "served one request at a time: rows_independent = false in its contract"),
-        ("by_graph", "served one request at a time: a ReduceMax node reduces axis 0, along which the rows lie"),
-        ("experts", "served one request at a time: a CumSum node works along axis 0, along which the rows lie"),
+        ("by_graph", "served one request at a time: a node of ReduceMax reduces axis 0, along which the rows lie"),
+        ("experts", "served one request at a time: a node of CumSum works along axis 0, along which the rows lie"),
         ("asserted", "answers may depend on the requests that share a run: batch_invariance = true in the model's "
                      "options, not probed, against rows_independent = false in its contract"),
     ],

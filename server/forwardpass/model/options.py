@@ -158,8 +158,8 @@ class ModelConfig(BaseModel):
     batch_invariance: bool | None = Field(
         None,
         description="Whether a row's answer is the same alone and in a batch. Unset: no, where the contract or the "
-        "network's graph says so; else probed at load. true or false asserts it, against both too, and is printed as an "
-        "assertion.",
+        "network's graph says so; else probed at load. true or false asserts it, against both too, and is printed as "
+        "an assertion.",
     )
     labels: str | None = Field(None, description="A file beside this one with one class label a line.")
     model_file: str = Field(MODEL_FILE, description="The network's file in a version's folder.")

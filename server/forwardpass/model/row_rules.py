@@ -19,11 +19,11 @@ def _names(text: str) -> frozenset[str]:
 
 ELEMENTWISE = _names(
     """
-    Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil
-    Celu Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf
-    IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu
-    Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor QuantizeLinear
-    DequantizeLinear BiasGelu FastGelu QuickGelu Affine ParametricSoftplus ScaledTanh
+    Abs Acos Acosh Add And Asin Asinh Atan Atanh BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast
+    CastLike Ceil Celu Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish
+    Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu
+    Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor
+    QuantizeLinear DequantizeLinear BiasGelu FastGelu QuickGelu Affine ParametricSoftplus ScaledTanh
     """
 )
 # Each row of the first input by itself, along axis 0, given that the others are constants.
@@ -66,7 +66,7 @@ MICROSOFT = _names("BiasGelu FastGelu QuickGelu FusedConv FusedMatMul QLinearAve
 
 def apply(node: OnnxNode, given: Given, opsets: dict[str, int]) -> list[Value]:
     """The node's outputs; the last stands for those that follow it."""
-    what = f"node '{node.name}' ({node.op}) " if node.name else f"a {node.op} node "
+    what = f"node '{node.name}' ({node.op}) " if node.name else f"a node of {node.op} "
     present = [value for value in given if value is not None]
     # What a node makes of the sizes of its input is known whatever the input's values are.
     bad = worst(present) if node.op != "Shape" else worst([v for v in present if v.kind is Dependence.UNKNOWN])
@@ -129,15 +129,17 @@ def _elementwise(node: OnnxNode, given: Given, _opset: int) -> Value | str:
     return found
 
 
-def _along_axis_0(node: OnnxNode, given: Given, _opset: int) -> Value | str:
+def _along_axis_0(node: OnnxNode, given: Given, _opset: int) -> list[Value] | Value | str:
     x, *rest = given
     if node.op == "BatchNormalization" and number(node, "training_mode", 0):
         return "computes statistics of all rows"
-    others = [value for value in rest if value is not None and value.kind is not Dependence.CONSTANT]
-    if any(value.kind is Dependence.SIZES for value in others):
-        return unknown("uses the number of rows")
-    if others and not (node.op == "DeformConv" and all(v.plain for v in others)):
-        return unknown("")
+    # Of DeformConv, each row has offsets and a mask of its own.
+    own = (2, 4) if node.op == "DeformConv" else ()
+    for place, value in enumerate(rest, 1):
+        if value is None or value.kind is Dependence.CONSTANT:
+            continue
+        if place not in own or value.kind is not Dependence.ROWS or not value.plain:
+            return unknown("")
     if x is None or x.kind is not Dependence.ROWS:
         return constant()
     if x.rank is None or (node.op == "InstanceNormalization" and x.rank < 3):
@@ -145,7 +147,9 @@ def _along_axis_0(node: OnnxNode, given: Given, _opset: int) -> Value | str:
     if x.axis != 0:
         return f"works on axis {x.axis}, along which the rows lie"
     keeps = node.op in ("BatchNormalization", "LRN", "InstanceNormalization", "GroupNormalization")
-    return x.shaped(x.dims if keeps else (None,) * x.rank)
+    found = x.shaped(x.dims if keeps else (None,) * x.rank)
+    # The places of MaxPool's maxima are counted through all rows.
+    return [found, unknown("numbers the elements of all rows")] if node.op == "MaxPool" else found
 
 
 def _reduce(node: OnnxNode, given: Given, _opset: int) -> Value | str:
@@ -227,7 +231,7 @@ def _table(node: OnnxNode, given: Given, _opset: int) -> Value | str:
         return unknown("")
     if node.op == "FeatureVectorizer" and len(of_rows) != len(values):
         return unknown("")
-    if node.op == "ArrayFeatureExtractor" and (values[0].rank or 0) < 2:
+    if node.op == "ArrayFeatureExtractor" and ((values[0].rank or 0) < 2 or len(of_rows) > 1):
         return unknown("chooses among rows")
     return rows((None, None))
 

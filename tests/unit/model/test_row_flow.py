@@ -85,10 +85,10 @@ W, ROW = np.ones((4, 4), np.float32), np.ones(4, np.float32)
 CASES: dict[str, tuple[list[Node], dict[str, Any], tuple[int, ...], RowFlow, str]] = {
     "gemm": ([("Gemm", "x w b", "y")], {"w": W, "b": ROW}, (4,), INDEPENDENT, ""),
     "gemm turned": ([("Gemm", "x w", "t", {"transA": 1}), ("Identity", "t", "y")], {"w": np.ones((3, 3), np.float32)},
-                    (4,), MIXES, "a Gemm node sums over rows"),
+                    (4,), MIXES, "a node of Gemm sums over rows"),
     "matmul of rows": ([("Transpose", "x", "t"), ("MatMul", "x t", "y")], {}, (4,), MIXES, "multiplies rows with rows"),
     "matmul per row": ([("MatMul", "x x", "y")], {}, (4, 4), INDEPENDENT, ""),
-    "mean of all": ([("ReduceMean", "x", "m"), ("Sub", "x m", "y")], {}, (4,), MIXES, "ReduceMean node reduces axis 0"),
+    "mean of all": ([("ReduceMean", "x", "m"), ("Sub", "x m", "y")], {}, (4,), MIXES, "of ReduceMean reduces axis 0"),
     "mean of a row": ([("ReduceMean", "x a", "m"), ("Sub", "x m", "y")], {"a": np.array([-1])}, (4,), INDEPENDENT, ""),
     "mean over rows": ([("ReduceMean", "x a", "m"), ("Sub", "x m", "y")], {"a": np.array([0])}, (4,), MIXES, "axis 0"),
     "softmax": ([("Softmax", "x", "y", {"axis": 1})], {}, (4,), INDEPENDENT, ""),
