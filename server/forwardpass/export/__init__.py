@@ -1,7 +1,8 @@
 """Export a PyTorch network to ONNX with a numerical contract: `from forwardpass.export import export`.
 
 Needs the `train` extra (torch, onnx, onnxscript) and ONNX Runtime. Serving never imports this package.
-The stations, in order: input_spec -> network -> translate -> staging -> parity -> the contract; `exporter` wires them.
+The stages, in order: input_spec -> torch_network -> translate -> staged_version -> parity -> the contract; `exporter`
+connects them.
 """
 
 import os
@@ -14,12 +15,12 @@ if TYPE_CHECKING:
     from forwardpass.export.input_spec import InputSpec
 
 
-# ONNX Runtime's Linux wheels report their use to their maker unless told not to.
+# ONNX Runtime's Linux wheels send usage telemetry unless disabled.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded on first use: `forwardpass export --help` does not wait for torch.
+    # Imported on first use, so that `forwardpass export --help` does not wait for torch.
     if name in ("ExportedModel", "export"):
         from forwardpass.export import exporter
 

@@ -1,6 +1,6 @@
-"""A user's network from `FILE.py:NAME`, its constructor's arguments, and a file of weights.
+"""Builds a user's network from `FILE.py:NAME`, its constructor's arguments, and a file of weights.
 
-Runs the user's file, as Python would; the weights are only ever read as tensors (`weights_only`), never unpickled.
+Runs the user's file, as Python would; the weights are read only as tensors (`weights_only`), never unpickled.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch import nn
 
 from forwardpass.errors import ExportError
 
-# Where checkpoints of the common training loops keep the state dict, and what wrappers put before its names.
+# The keys under which common training loops store the state dict, and the prefixes that wrappers add to its names.
 _NESTED = ("state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.")
-_SHOWN = 4  # names of each kind in one error
+_SHOWN = 4  # names of each kind shown in one error
 
 
 def build(target: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, bool]:
-    """The network that `FILE.py:NAME` makes with these arguments, and whether NAME is a class.
+    """The network that `FILE.py:NAME` creates with these arguments, and whether NAME is a class.
 
-    NAME is a module class, or a function that gives a module. Raises ExportError.
+    NAME is a module class, or a function that returns a module. Raises ExportError.
     """
     file, colon, name = target.rpartition(":")
     if not colon or not file or not name.isidentifier():
@@ -48,7 +48,7 @@ def build(target: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, bool]:
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Put the weights of a file into a network, all of them and no others. Raises ExportError saying what does not fit.
+    """Load a file of weights into a network; names must match exactly. Raises ExportError naming what does not fit.
 
     The file holds a state dict, or a checkpoint with one under `state_dict`, `model_state_dict` or `model`.
     """
@@ -72,13 +72,13 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
 
 def _load(path: Path) -> Any:
-    """Run a file as a module of its own, its folder importable, as with `python FILE`."""
+    """Run a file as a separate module, with its folder importable, as with `python FILE`."""
     sys.path.insert(0, str(path.resolve().parent))
     spec = importlib.util.spec_from_file_location(f"_exported_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ExportError(f"{path}: is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module.__name__] = module  # dataclasses, for one, look their module up
+    sys.modules[module.__name__] = module  # dataclasses, for example, look up their module
     try:
         spec.loader.exec_module(module)
     except Exception as error:

@@ -1,6 +1,6 @@
-"""`forwardpass export`: a network in a Python file and its weights, to a version in a model repository.
+"""`forwardpass export`: exports a network in a Python file and its weights to a version in a model repository.
 
-Only arguments and what is printed; the work is in `weights` and `exporter`, which are loaded when the command runs.
+Only the arguments and the printed report; the work is in `checkpoint` and `exporter`, imported when the command runs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from forwardpass.client.arrays import TensorInfo
+from forwardpass.console import array_files
 from forwardpass.errors import ExportError
 from forwardpass.model.contract import Tolerance
 
@@ -20,12 +22,15 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the command's arguments."""
     add = parser.add_argument
     add("network", metavar="FILE.py:NAME", help="the class of the network, or a function that makes it")
     add("--weights", type=Path, metavar="FILE", help="its state dict, as torch.save writes it; every class needs one")
     add("--input", action="append", required=True, dest="inputs", metavar="NAME:DTYPE[DIM,...]",
         help="an input, as in 'x:float32[batch,64]'; a word stands for any size; once for each input")  # fmt: skip
+    add("--samples", type=Path, metavar="FILE",
+        help="rows to check the export on and to put into the contract: .npz or .json by input, .npy or .csv of the "
+        "only input; without it they are drawn at random")  # fmt: skip
     add("--output", action="append", dest="outputs", metavar="NAME", help="an output's name; once for each output")
     add("--labels", action="append", metavar="[OUTPUT=]A,B,C|FILE",
         help="what the places of the output's last axis stand for: words, or a file with one a line")  # fmt: skip
@@ -47,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export, and print what was written; the exit status. Raises ExportError."""
+    """Export, and print a report. Returns the exit status. Raises ExportError."""
     arguments = _constructor_arguments(args.args, args.arg)
     tolerance = _tolerance(args.rtol, args.atol)
     labels = _labels(args.labels or [])
@@ -73,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
             labels=labels,
             opset=args.opset,
             tolerance=tolerance,
+            samples=None if args.samples is None else _samples(args.samples, args.inputs),
             expose_hidden=args.expose_hidden,
             precision=args.precision,
             progress=_say,
@@ -83,8 +89,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _samples(path: Path, inputs: Sequence[str]) -> dict[str, Any]:
+    """The rows in a file, by input. Raises ForwardpassError where it cannot be read."""
+    from forwardpass.export.input_spec import parse_inputs
+
+    specs = [spec.tensor() for spec in parse_inputs(inputs)]
+    tensors = [TensorInfo(spec.name, spec.datatype, tuple(spec.shape)) for spec in specs]
+    return dict(array_files.read(path, sys.stdin, tensors))
+
+
 def report(exported: ExportedModel) -> str:
-    """What was written, in a few lines."""
+    """A report of the written version, in a few lines."""
     contract = exported.contract
     tolerance = contract.tolerance
     half = contract.precision == "fp16"
@@ -109,6 +124,7 @@ def report(exported: ExportedModel) -> str:
             f"  batch        not invariant: a row's answer is not the same alone and in a batch: {mixes} on the other "
             f"rows, by up to {exported.row_difference:.3g}"
         )
+    lines += [f"  doubt        {doubt}" for doubt in exported.doubts]
     return "\n".join(lines)
 
 
@@ -164,6 +180,6 @@ def _labels(given: Sequence[str]) -> list[str] | dict[str, list[str]] | None:
 
 
 def _say(stage: str) -> None:
-    """Show the stage that takes time on a terminal, in one line that the next one replaces; '' removes it."""
+    """Show the current stage on a terminal, in one line that the next stage replaces; '' removes it."""
     if sys.stderr.isatty():
         print(f"\r\033[K{stage}", end="", file=sys.stderr, flush=True)

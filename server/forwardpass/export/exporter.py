@@ -1,6 +1,6 @@
-"""The export, from a torch module to a version in a repository: `export`. Wires the other modules of this package.
+"""`export`: from a torch module to a version in a repository. Connects the other modules of this package.
 
-Nothing is written to the repository before the network has run, and nothing stays there unless all checks hold.
+Nothing is written to the repository before the network has run, and nothing stays there unless all checks pass.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from forwardpass.model.contract import (
     file_digest,
 )
 
-# What an answer may be off, by the narrowest float in the network: a few hundred roundings of its last place.
+# The allowed error, by the narrowest float in the network: a few hundred roundings of its last place.
 TOLERANCES = {
     np.dtype(np.float16): Tolerance(rtol=1e-2, atol=1e-3),
     np.dtype(np.float32): Tolerance(rtol=1e-4, atol=1e-5),
     np.dtype(np.float64): Tolerance(rtol=1e-10, atol=1e-12),
 }
-# Rows tried where the caller gives none; as many as the largest batch that is tried.
+# Rows tried if the caller passes none: the size of the largest batch tried.
 _DRAWN_ROWS = max(parity.BATCH_SIZES)
-# The contract is read at every start of a server: it takes at most these rows, and these numbers, of an input.
+# The contract is read at every start of a server: it holds at most this many rows, and this many numbers, of an input.
 _SAMPLE_ROWS = 8
 _SAMPLE_NUMBERS = 65_536
-# Indices must stay in the tables they look up, whose sizes are not known: the widest range that runs is taken.
+# Indices must stay within their lookup tables, whose sizes are unknown: the widest range that runs is used.
 _INTEGER_BOUNDS = (128, 16, 4, 2, 1)
 
 Labels = Sequence[str] | Mapping[str, Sequence[str]]
@@ -56,12 +56,13 @@ Part = TypeVar("Part", ContractTensor, Contract)
 
 @dataclass(frozen=True, slots=True)
 class ExportedModel:
-    """A version that was written."""
+    """A written version."""
 
     path: Path  # <repository>/<name>/<version>
     contract: Contract
-    parameters: int  # trained numbers
-    row_difference: float | None  # largest difference of a row alone and in a batch; None: the model has no batch
+    parameters: int  # number of trained values
+    row_difference: float | None  # largest difference between a row alone and in a batch; None: no batch
+    doubts: tuple[str, ...] = ()  # why the contract checks less than it could
 
 
 def export(
@@ -83,24 +84,24 @@ def export(
 ) -> ExportedModel:
     """Export a network to `<repository>/<name>/<version>/{model.onnx, contract.json}`, all or nothing.
 
-    - `inputs`: `{"x": "float32[batch,64]"}`, or `["x:float32[batch,64]"]`. They go to the parameters of forward by
-      name where all are named like one, else in their order. A symbol that is axis 0 of every input, and no other
-      axis, is the batch: then every output must have a row for every row.
-    - `version`: the next free number where None. An existing version is never overwritten.
-    - `outputs`: their names; else the keys of the dict that forward gives, or `output`, or `output_0`, `output_1`, ...
-    - `labels`: the names of the places of the output's last axis; for several outputs a mapping by output.
-    - `tolerance`: what an answer may be off the float64 reference; None takes `TOLERANCES`, or for half precision
-      what was measured, with a margin.
-    - `samples`: rows to hold parity on, arrays [rows, ...] by input; the first few go into the contract. Where None
+    - `inputs`: `{"x": "float32[batch,64]"}`, or `["x:float32[batch,64]"]`. They are passed to forward by
+      name if all names match its parameters, else in their order. A symbol that is axis 0 of every input, and no other
+      axis, is the batch: then every output must have a row for every input row.
+    - `version`: the next free number if None. An existing version is never overwritten.
+    - `outputs`: their names; by default the keys of forward's dict, or `output`, or `output_0`, `output_1`, ...
+    - `labels`: the names of the indices of the output's last axis; for several outputs a mapping by output.
+    - `tolerance`: the allowed difference from the float64 reference; None uses `TOLERANCES`, or for half precision
+      the measured difference, with a margin.
+    - `samples`: rows to check parity on, arrays [rows, ...] by input; the first few go into the contract. If None
       they are drawn: standard normal for floats, small integers, with a fixed seed.
-    - `source`: a digest of what it was made from, kept in the contract as it is.
-    - `expose_hidden`: the activations between layers become outputs `a1`, `a2`, ..., answered to those who name them.
+    - `source`: a digest of the model's source, stored in the contract unchanged.
+    - `expose_hidden`: the activations between layers become outputs `a1`, `a2`, ..., returned only if requested.
     - `precision`: "native" computes as the module does; "fp16" takes a module in float32 and keeps its layers' weights
-      and activations in half precision. Inputs, what prepares them for the first product, and outputs stay float32.
+      and activations in half precision. Inputs, their preparation for the first product, and outputs stay float32.
     - `progress` is called with a few words before each stage that takes time.
 
-    The module is not changed. Raises ExportError where it cannot be done or does not hold: what differed, where, and
-    by how much. Not for several threads at once; several processes may export the same model.
+    The module is not changed. Raises ExportError if the export is impossible or a check fails, naming what differed,
+    where, and by how much. Not thread-safe; several processes may export the same model.
     """
     tell = progress or (lambda _stage: None)
     staging = StagedVersion(Path(repository), name, version)
@@ -121,7 +122,8 @@ def export(
         tell("measuring half precision")
         model = halve(model)
         tolerance, rounding = fp16_tolerance.hold(model, network, _trials(network, rows, sizes, batch), tolerance)
-    tolerance = tolerance or TOLERANCES[coarsest]
+    expected = network.expected(rows)
+    tolerance = tolerance or _scaled(TOLERANCES[coarsest], expected)
     with staging:
         path = staging.write(MODEL_FILE, model)
         runner = parity.OnnxRunner(path)
@@ -134,6 +136,7 @@ def export(
         largest = parity.check_parity(runner, network, _trials(network, rows, sizes, batch), tolerance)
         sample_count = _sample_count(rows) if batch is not None else 1
         sample = parity.take(rows, slice(sample_count)) if batch is not None else rows
+        doubts = _doubts(network.expected(sample), drawn=samples is None)
         contract = _checked(
             Contract,
             model=name,
@@ -156,7 +159,7 @@ def export(
             tolerance=tolerance,
             largest_difference=max(largest, rounding),
         )
-        # What a server will do at every start, once before anybody can see the version.
+        # The check that a server makes at every start, here before the version becomes visible.
         contract.check(runner.run(contract.input_arrays()))
 
         def numbered(number: int) -> Contract:
@@ -168,13 +171,43 @@ def export(
         contract=numbered(int(place.name)),
         parameters=network.parameters,
         row_difference=independence.largest if independence is not None else None,
+        doubts=doubts,
     )
+
+
+def _scaled(tolerance: Tolerance, expected: Values) -> Tolerance:
+    """With an absolute tolerance for answers of this size: one for answers about 1 would take small ones for zeros."""
+    floats = [answer[np.isfinite(answer)] for answer in expected.values() if answer.dtype.kind == "f"]
+    largest = max((float(np.abs(answer).max()) for answer in floats if answer.size), default=1.0)
+    return tolerance.model_copy(update={"atol": tolerance.atol * largest}) if 0 < largest < 0.1 else tolerance
+
+
+def _doubts(expected: Values, drawn: bool) -> tuple[str, ...]:
+    """What the contract's answers cannot show. Raises ExportError where they show nothing.
+
+    `drawn`: the rows were drawn at random.
+    """
+    remedy = "; the rows were drawn at random: give real ones (--samples, samples=)" if drawn else ""
+    found = []
+    for name, answer in expected.items():
+        rows = answer.reshape(len(answer), -1) if answer.ndim else answer.reshape(1, 1)
+        if answer.dtype.kind == "f":
+            odd = int((~np.isfinite(rows)).any(axis=1).sum())
+            if rows.size and not np.isfinite(rows).any():
+                raise ExportError(
+                    f"every answer {name!r} of the contract is NaN or infinite, so that it would check nothing{remedy}"
+                )
+            if odd:
+                found.append(f"{odd} of {len(rows)} answers {name!r} of the contract hold NaN or infinity{remedy}")
+        if len(rows) > 1 and rows.size and (rows == rows[:1]).all():
+            found.append(f"all {len(rows)} answers {name!r} of the contract are the same{remedy}")
+    return tuple(found)
 
 
 def _rows(
     network: TorchNetwork, samples: Mapping[str, Any] | None, batch: str | None, outputs: Sequence[str] | None
 ) -> tuple[Values, dict[str, int]]:
-    """The values to try, at least `_DRAWN_ROWS` rows where there is a batch, and the sizes of all symbols in them."""
+    """The values to try, at least `_DRAWN_ROWS` rows if there is a batch, and the sizes of all symbols in them."""
     if samples is not None:
         rows, sizes = fit_samples(network.specs, samples)
         if batch is not None and sizes[batch] < _DRAWN_ROWS:
@@ -196,14 +229,14 @@ def _rows(
 
 
 def _sizes(network: TorchNetwork, batch: str | None, first: int, step: int) -> dict[str, int]:
-    """A size for every symbol, all different where `step` is not 0."""
+    """A size for every symbol, all different if `step` is not 0."""
     others = [symbol for symbol in symbols(network.specs) if symbol != batch]
     sizes = {symbol: first + step * i for i, symbol in enumerate(others)}
     return sizes if batch is None else {**sizes, batch: _DRAWN_ROWS}
 
 
 def _example(network: TorchNetwork, sizes: Mapping[str, int], batch: str | None) -> Values:
-    """What torch traces with: shapes matter, values do not; a size of 1 it would take for a constant."""
+    """The values that torch traces with: only shapes matter; torch would treat a size of 1 as a constant."""
     if any(size == 1 for size in sizes.values()):
         sizes = _sizes(network, batch, first=5, step=2)
     if batch is not None:
@@ -212,7 +245,7 @@ def _example(network: TorchNetwork, sizes: Mapping[str, int], batch: str | None)
 
 
 def _trials(network: TorchNetwork, rows: Values, sizes: Mapping[str, int], batch: str | None) -> Iterator[Values]:
-    """All batches parity is held on: every size, all rows, and other sizes of the other symbols."""
+    """All batches that parity is checked on: every size, all rows, and other sizes of the other symbols."""
     if batch is None:
         yield rows
     else:
@@ -225,7 +258,7 @@ def _trials(network: TorchNetwork, rows: Values, sizes: Mapping[str, int], batch
     bound = 1 + max((int(rows[spec.name].max()) for spec in network.specs if spec.dtype.kind in "iu"), default=0)
     for first, step in ((12, 3), (1, 0), (2, 0)):
         drawn = draw(network.specs, _sizes(network, batch, first, step), bound, np.random.default_rng(first))
-        # Not every network takes every size (a kernel may need more); what the original refuses proves nothing.
+        # Not every network takes every size (a kernel may need more); sizes that the original rejects prove nothing.
         if network.takes(drawn):
             yield drawn
             if batch is not None:

@@ -1,8 +1,8 @@
-"""Rewrites an ONNX model so that its layers compute in half precision (FP16), its inputs and outputs staying FP32.
+"""Rewrites an ONNX model so that its layers compute in half precision (FP16); its inputs and outputs stay FP32.
 
-Raw features stay FP32 until a matrix product takes them: what standardises them sees their whole range, which half
-precision (11 bits, at most 65,504) does not have. Operators that lose by it (softmax, normalisations, sums over an
-axis) stay FP32 as well, with casts around them. Changes bytes in memory; runs nothing.
+Raw features stay FP32 until the first matrix product: operators that standardise them need the whole range, which half
+precision (11 bits, at most 65,504) does not have. Operators that lose accuracy (softmax, normalisations, sums over an
+axis) stay FP32 as well, with casts around them. Works on bytes in memory; runs nothing.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from forwardpass.errors import ExportError
 
 AFFINE = frozenset({"Gemm", "MatMul", "Conv"})
-# What lies between products: a rounding more or less there is one of many, and ONNX Runtime's CUDA provider has a
-# kernel of half precision for each, so nothing falls back to the CPU.
+# Operators between products: there one more rounding is one of many, and ONNX Runtime's CUDA provider has a
+# half-precision kernel for each, so nothing falls back to the CPU.
 POINTWISE = frozenset(
     {
         "Abs", "Add", "Clip", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "LeakyRelu", "Max", "Min", "Mul", "Neg",
@@ -36,7 +36,7 @@ LARGEST = float(np.finfo(np.float16).max)
 def halve(model: bytes) -> bytes:
     """The serialized model with its layers in half precision; names and types of inputs and outputs stay.
 
-    Raises ExportError where there is no matrix product to convert, a weight is too large, or there is control flow.
+    Raises ExportError if there is no matrix product to convert, a weight is too large, or there is control flow.
     """
     proto = onnx.load_model_from_string(model)
     graph = proto.graph
@@ -53,14 +53,14 @@ def halve(model: bytes) -> bytes:
     for place, node in enumerate(graph.node):
         writer.add(node, narrow=place in chosen)
     writer.finish()
-    del graph.value_info[:]  # they speak of float32; whoever reads the file infers them
+    del graph.value_info[:]  # they declare float32; readers of the file infer them
     onnx.checker.check_model(proto)
     return bytes(proto.SerializeToString(deterministic=True))
 
 
 def _chosen(graph: onnx.GraphProto, types: dict[str, int], constants: dict[str, onnx.TensorProto]) -> frozenset[int]:
-    """Places of the nodes that are to compute in half precision."""
-    # Floats that no product has taken yet; and all that depends on an input: the rest is folded when it is loaded.
+    """Indices of the nodes that will compute in half precision."""
+    # `raw`: floats before any product. `varies`: tensors that depend on an input; all others are folded at load.
     raw = {value.name for value in graph.input if types.get(value.name) == TensorProto.FLOAT}
     varies = {value.name for value in graph.input}
     chosen = set()
@@ -84,7 +84,7 @@ def _can_be_narrow(node: onnx.NodeProto, types: dict[str, int]) -> bool:
     if node.domain not in ("", "ai.onnx") or node.op_type not in AFFINE | POINTWISE | MOVING:
         return False
     kinds = {types.get(name) for name in (*node.input, *node.output) if name}
-    # float64 beside it, or a type that could not be inferred: leave it alone.
+    # A node with float64, float16 or a type that could not be inferred is left unchanged.
     return types.get(node.output[0]) == TensorProto.FLOAT and not kinds & {
         TensorProto.DOUBLE,
         TensorProto.FLOAT16,
@@ -93,7 +93,7 @@ def _can_be_narrow(node: onnx.NodeProto, types: dict[str, int]) -> bool:
 
 
 def _too_large(names: Iterable[str], constants: dict[str, onnx.TensorProto]) -> str:
-    """What is said of a constant that would become infinite; '' where none would."""
+    """The error text for a constant that would become infinite; '' if there is none."""
     for name in names:
         if name in constants and constants[name].data_type == TensorProto.FLOAT:
             values = numpy_helper.to_array(constants[name])
@@ -105,10 +105,10 @@ def _too_large(names: Iterable[str], constants: dict[str, onnx.TensorProto]) -> 
 
 
 class _Writer:
-    """Writes the nodes anew, in their order, each with the version of its inputs that it takes.
+    """Rewrites the nodes in their order, each with its inputs in the precision it takes.
 
-    A tensor has its own name in FP32 and `NAME.half` in half precision. Where the one that was not computed is first
-    wanted, a cast to it is added; constants are stored as they are wanted.
+    A tensor keeps its name in FP32 and is `NAME.half` in half precision. At the first use of the one that was not
+    computed, a cast to it is added; constants are stored in the precisions that are used.
     """
 
     def __init__(self, graph: onnx.GraphProto, types: dict[str, int], constants: dict[str, onnx.TensorProto]) -> None:
@@ -119,7 +119,7 @@ class _Writer:
         self._taken = {*types, *constants, *(name for node in graph.node for name in (*node.input, *node.output))}
         self._wide = {value.name for value in graph.input}
         self._narrow: dict[str, str] = {}  # FP32 name -> name in half precision
-        self._kept: dict[str, onnx.TensorProto] = {}  # constants as they will be stored, by their new names
+        self._kept: dict[str, onnx.TensorProto] = {}  # constants to be stored, by their new names
 
     def add(self, node: onnx.NodeProto, narrow: bool) -> None:
         written = onnx.NodeProto()
@@ -134,7 +134,7 @@ class _Writer:
         self._nodes.append(written)
 
     def finish(self) -> None:
-        """Put everything into the graph."""
+        """Replace the graph's nodes and constants by the rewritten ones."""
         for value in self._graph.output:
             self._take_wide(value.name)
         del self._graph.node[:]
@@ -143,7 +143,7 @@ class _Writer:
         self._graph.initializer.extend(self._kept.values())
 
     def _take_wide(self, name: str) -> str:
-        """`name` in its own precision."""
+        """`name` in its original precision, adding a cast if needed."""
         if name in self._constants:
             self._kept[name] = self._constants[name]
         elif name in self._narrow and name not in self._wide:
@@ -152,7 +152,7 @@ class _Writer:
         return name
 
     def _take_narrow(self, name: str) -> str:
-        """`name` in half precision where it is a float, else as it is."""
+        """`name` in half precision if it is FP32, else in its original type."""
         if self._types.get(name) != TensorProto.FLOAT:
             return self._take_wide(name)
         if name not in self._narrow:
@@ -176,7 +176,7 @@ class _Writer:
 
 
 def _hoist_constants(graph: onnx.GraphProto) -> None:
-    """Constants that are nodes become initializers, which have one form only."""
+    """Turn Constant nodes into initializers, so that constants have only one form."""
     kept = []
     for node in graph.node:
         value = next((a for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
@@ -192,7 +192,7 @@ def _hoist_constants(graph: onnx.GraphProto) -> None:
 
 
 def _types(proto: onnx.ModelProto) -> dict[str, int]:
-    """The element type of every tensor that has one or that one can be inferred for."""
+    """The element type of every tensor whose type is declared or can be inferred."""
     inferred = onnx.shape_inference.infer_shapes(proto).graph
     found = {
         value.name: value.type.tensor_type.elem_type

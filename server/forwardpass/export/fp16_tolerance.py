@@ -1,8 +1,8 @@
-"""What half precision costs a network's answers: run with every rounding a device makes, held against float64.
+"""Measures the error of half precision: runs a network with every rounding that a device makes, against float64.
 
-ONNX Runtime's CPU provider cannot tell: it computes a model in half precision in float32 and rounds at the end. So the
-model is evaluated operator by operator in numpy: each result is rounded to half precision, products are summed in
-float32 and rounded once, as tensor cores do. The tolerance of the contract comes from here.
+ONNX Runtime's CPU provider does not show it: it computes a half-precision model in float32 and rounds at the end. So
+the model is evaluated operator by operator in numpy: each result is rounded to half precision, products are summed in
+float32 and rounded once, as tensor cores do. The contract's tolerance is derived from this error.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from forwardpass.export.fp16_conversion import LARGEST
 from forwardpass.export.torch_network import TorchNetwork, Values
 from forwardpass.model.contract import Tolerance, compare
 
-# Devices sum in another order, and serve other rows than were tried: so many times the largest error seen is allowed.
+# The allowed multiple of the largest measured error: devices sum in another order, and serve rows that were not tried.
 MARGIN = 4.0
-RELATIVE = 2.0**-8  # beside that, eight roundings (of 2^-11 each) of the answer itself
-LEAST = 1e-5  # what float32 is allowed where half precision happens to be exact
-# An answer that is off by more than this part of the largest is no longer the network's.
+RELATIVE = 2.0**-8  # in addition, eight roundings (of 2^-11 each) of the output itself
+LEAST = 1e-5  # the minimum: the tolerance of float32, in case half precision happens to be exact
+# An output that is off by more than this fraction of the largest is considered wrong.
 WORST = 2.0**-5
 
 
@@ -47,7 +47,7 @@ class _MatMul(OpRun):
         return ((_wide(a) @ _wide(b)).astype(a.dtype),)
 
 
-_Gemm.__name__, _MatMul.__name__ = "Gemm", "MatMul"  # the evaluator finds operators by these
+_Gemm.__name__, _MatMul.__name__ = "Gemm", "MatMul"  # the evaluator finds operators by class name
 
 
 def _wide(array: NDArray[Any]) -> NDArray[Any]:
@@ -55,7 +55,7 @@ def _wide(array: NDArray[Any]) -> NDArray[Any]:
 
 
 class Rounded:
-    """A model in half precision, evaluated with all its roundings."""
+    """A half-precision model, evaluated with all its roundings."""
 
     def __init__(self, model: bytes) -> None:
         self._proto = onnx.load_model_from_string(model)
@@ -63,13 +63,13 @@ class Rounded:
         self._names = [value.name for value in self._proto.graph.output]
 
     def run(self, values: Values) -> dict[str, NDArray[Any]]:
-        """The answers by name."""
-        with np.errstate(all="ignore"):  # what overflows is infinite, and is found where answers are compared
+        """The outputs by name."""
+        with np.errstate(all="ignore"):  # overflows become infinite, and are found when outputs are compared
             answers = self._evaluator.run(None, dict(values))
         return dict(zip(self._names, answers, strict=True))
 
     def first_overflow(self, values: Values) -> str:
-        """Which tensor is the first to become infinite or NaN, in words; '' where none does."""
+        """A description of the first tensor that becomes infinite or NaN; '' if there is none."""
         with np.errstate(all="ignore"):
             known: Any = self._evaluator.run(None, dict(values), intermediate=True)
         for node in self._proto.graph.node:
@@ -83,10 +83,10 @@ class Rounded:
 def hold(
     model: bytes, network: TorchNetwork, trials: Iterable[Values], wanted: Tolerance | None
 ) -> tuple[Tolerance, float]:
-    """The tolerance for a model in half precision, and the largest difference from the reference over all trials.
+    """The tolerance for a half-precision model, and the largest difference from the reference over all trials.
 
-    `wanted`: the caller's tolerance, which is then held. Where None it is `MARGIN` times the largest difference.
-    Raises ExportError where the network overflows, loses too much, or an answer is off.
+    `wanted`: the caller's tolerance, which is then checked. If None, the tolerance is measured: `MARGIN` times the
+    largest difference. Raises ExportError if the network overflows, loses too much, or an output is off.
     """
     rounded = Rounded(model)
     pairs = [(values, rounded.run(values), network.expected(values)) for values in trials]

@@ -1,7 +1,7 @@
-"""Adds the activations between layers to a model's outputs, as `a1`, `a2`, ...: outputs that are computed anyway.
+"""Adds the activations between layers to a model's outputs, as `a1`, `a2`, ...: tensors that are computed anyway.
 
-Tensors are renamed where they are, not copied, so that what a runtime fuses and runs stays the same. What a layer is,
-is settled in `insight.graph`.
+Tensors are renamed in place, not copied, so that a runtime fuses and runs the same operators. Layers are defined in
+`model.onnx_graph`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from forwardpass.model.onnx_graph import build
 
 
 def expose(model: bytes) -> tuple[bytes, list[str]]:
-    """The serialized model with its activations as further outputs, and their names in order.
+    """The serialized model with its activations as additional outputs, and their names in order.
 
-    The last layer's are left out where they are an output already. Raises ExportError where there is no layer before
-    the last, or a name is taken.
+    An activation that is an output already is left out. Raises ExportError if there is none left to expose, or a name
+    is taken.
     """
     proto = onnx.load_model_from_string(model)
     try:
@@ -46,7 +46,7 @@ def expose(model: bytes) -> tuple[bytes, list[str]]:
 
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
-    """In the graph and in those inside its nodes, which see its tensors."""
+    """Rename tensors in the graph and in the subgraphs of its nodes, which can use its tensors."""
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]

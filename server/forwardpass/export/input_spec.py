@@ -1,6 +1,6 @@
-"""What goes into a network: `NAME:DTYPE[DIM,...]`, as in `x:float32[batch,64]`, and values of such a shape.
+"""The inputs of a network: `NAME:DTYPE[DIM,...]`, as in `x:float32[batch,64]`, and values for them.
 
-A dimension is an integer, or a symbol for any size; one symbol is one size in all inputs. Pure: numpy only.
+A dimension is an integer, or a symbol for any size; a symbol has the same size in all inputs. Pure: numpy only.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class InputSpec:
 
     @classmethod
     def parse(cls, text: str) -> InputSpec:
-        """Read `NAME:DTYPE[DIM,...]`. Raises ExportError saying what was expected."""
+        """Parse `NAME:DTYPE[DIM,...]`. Raises ExportError saying what was expected."""
         match = _SPEC.fullmatch(text)
         if match is None:
             raise ExportError(f"input {text!r}: expected NAME:DTYPE[DIM,...], as in 'x:float32[batch,64]'")
@@ -57,7 +57,7 @@ class InputSpec:
         return f"{self.name}:{self.dtype.name}[{','.join(str(dim) for dim in self.dims)}]"
 
     def tensor(self) -> ContractTensor:
-        """The same as the contract says it: -1 for every symbol."""
+        """The input in the contract's form: -1 for every symbol."""
         shape = [dim if isinstance(dim, int) else -1 for dim in self.dims]
         return ContractTensor(name=self.name, datatype=_DATATYPES[self.dtype], shape=shape)
 
@@ -67,7 +67,7 @@ class InputSpec:
 
 
 def parse_inputs(inputs: Mapping[str, str] | Iterable[str | InputSpec]) -> list[InputSpec]:
-    """Inputs as a mapping of name to `DTYPE[DIM,...]`, or in the full form one by one. Raises ExportError."""
+    """Parse a mapping of name to `DTYPE[DIM,...]`, or inputs in the full form. Raises ExportError."""
     if isinstance(inputs, str):
         raise ExportError(f"inputs: expected a list or a mapping, got the text {inputs!r}")
     if isinstance(inputs, Mapping):
@@ -82,12 +82,12 @@ def parse_inputs(inputs: Mapping[str, str] | Iterable[str | InputSpec]) -> list[
 
 
 def symbols(specs: Iterable[InputSpec]) -> list[str]:
-    """Every symbol, in the order they appear."""
+    """Every symbol, in order of appearance."""
     return list(dict.fromkeys(dim for spec in specs for dim in spec.dims if isinstance(dim, str)))
 
 
 def batch_symbol(specs: Iterable[InputSpec]) -> str | None:
-    """The symbol that is axis 0 of every input and no other axis; None where there is no such, so no batch."""
+    """The symbol that is axis 0 of every input and no other axis; None if there is none, and so no batch."""
     specs = list(specs)
     firsts = {spec.dims[0] if spec.dims else None for spec in specs}
     first = next(iter(firsts))
@@ -113,9 +113,9 @@ def draw(
 def fit_samples(
     specs: Iterable[InputSpec], samples: Mapping[str, Any]
 ) -> tuple[dict[str, NDArray[Any]], dict[str, int]]:
-    """A caller's values in the inputs' dtypes, and the sizes they give to the symbols.
+    """A caller's values in the inputs' dtypes, and the sizes of the symbols in them.
 
-    Raises ExportError where one is missing, does not fit its shape or its dtype, or two disagree about a symbol.
+    Raises ExportError if one is missing, does not fit its shape or its dtype, or two disagree about a symbol.
     """
     specs = list(specs)
     if set(samples) != {spec.name for spec in specs}:
@@ -133,7 +133,7 @@ def fit_samples(
                 raise ExportError(f"samples: {spec.name!r} has shape {list(given.shape)}; expected {spec}, {why}")
         with np.errstate(all="ignore"):
             fitted = given.astype(spec.dtype)
-        floats = spec.dtype.kind == given.dtype.kind == "f"  # rounding to a narrower float is what a client does too
+        floats = spec.dtype.kind == given.dtype.kind == "f"  # clients round to a narrower float too
         if not floats and not np.array_equal(fitted, given):
             raise ExportError(f"samples: {spec.name!r} holds {given.dtype} values that do not fit {spec.dtype}")
         values[spec.name] = fitted

@@ -1,6 +1,6 @@
-"""Holds an ONNX file against its reference: the same answers, for batches of many sizes, within a tolerance.
+"""Checks an ONNX file against its reference: the same outputs within a tolerance, for batches of many sizes.
 
-Also measures whether a row's answer depends on its neighbours. Runs ONNX Runtime's CPU provider, on one thread.
+Also measures whether a row's output depends on its neighbours. Runs ONNX Runtime's CPU provider, on one thread.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from forwardpass.model.contract import DTYPES, ContractTensor, Tolerance, compar
 from forwardpass.protocol import DATATYPES
 
 PROVIDER = "CPUExecutionProvider"
-# One row, a pair, an odd number, and sizes around what kernels work in.
+# One row, a pair, an odd number, and sizes around those that kernels process at a time.
 BATCH_SIZES = (1, 2, 3, 8, 17, 64)
 
-# Those that numpy computes with: a PyTorch network takes no text.
+# The datatypes that numpy computes with: a PyTorch network takes no text.
 _DATATYPES = {d.ort: d.name for d in DATATYPES.values() if d.numpy is not None and not d.as_bits}
 
 
 @dataclass(frozen=True, slots=True)
 class RowIndependence:
-    """What rows have to do with their neighbours in a batch."""
+    """How far a row's output depends on its neighbours in a batch."""
 
-    bit_identical: bool  # every row tried has the same bits alone and in every batch
-    within_tolerance: bool  # the same within the tolerance: rows do not mix, whatever kernels round
+    bit_identical: bool  # every tested row has the same bits alone and in every batch
+    within_tolerance: bool  # equal within the tolerance: rows do not mix, but kernels may round differently
     largest: float  # the largest difference between a row alone and in a batch
 
 
@@ -41,11 +41,11 @@ class OnnxRunner:
     """An ONNX file on ONNX Runtime's CPU provider."""
 
     def __init__(self, path: Path) -> None:
-        """Raises ExportError where ONNX Runtime does not take the file."""
+        """Raises ExportError if ONNX Runtime can't load the file."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # what it has to say comes as an exception too
+        options.log_severity_level = 4  # its errors are raised as exceptions too
         try:
             self._session = ort.InferenceSession(str(path), options, providers=[PROVIDER])
         except Exception as error:
@@ -53,7 +53,7 @@ class OnnxRunner:
         self.outputs = [_tensor(value) for value in self._session.get_outputs()]
 
     def check_inputs(self, specs: Iterable[InputSpec]) -> None:
-        """The file takes what was declared, its symbols still of any size. Raises ExportError."""
+        """Check that the file takes the declared inputs, with symbols still of any size. Raises ExportError."""
         taken = {value.name: _tensor(value) for value in self._session.get_inputs()}
         for spec in specs:
             declared = spec.tensor()
@@ -67,7 +67,7 @@ class OnnxRunner:
                 raise ExportError(f"the exported network takes {got}; expected {declared}")
 
     def run(self, values: Values) -> dict[str, NDArray[Any]]:
-        """The answers by name. Raises ExportError."""
+        """Run the network; the outputs by name. Raises ExportError."""
         try:
             answers = self._session.run(None, dict(values))
         except Exception as error:
@@ -77,7 +77,7 @@ class OnnxRunner:
 
 
 def check_parity(runner: OnnxRunner, network: TorchNetwork, trials: Iterable[Values], tolerance: Tolerance) -> float:
-    """Run every trial in both; the largest difference. Raises ExportError at the first that is off."""
+    """Run every trial in both. Returns the largest difference. Raises ExportError at the first that is off."""
     largest = 0.0
     for values in trials:
         answers = runner.run(values)
@@ -98,9 +98,14 @@ def check_parity(runner: OnnxRunner, network: TorchNetwork, trials: Iterable[Val
 
 
 def check_outputs_follow(runner: OnnxRunner, rows: Values, symbol: str) -> None:
-    """Every output has a row for every row that went in. Raises ExportError naming the one that has not."""
-    for count in (2, 3):
+    """Check that every output has a row for every input row. Raises ExportError naming one that has not."""
+    for count in (2, 3, 1):
         for name, answer in runner.run(take(rows, slice(count))).items():
+            if count == 1 and answer.shape[:1] != (1,):
+                raise ExportError(
+                    f"output {name!r} has shape {list(answer.shape)} for one row; expected [1, ...]: a squeeze() "
+                    "without an axis takes the batch away where it is one row; name the axis, as in squeeze(-1)"
+                )
             if answer.ndim == 0 or answer.shape[0] != count:
                 raise ExportError(
                     f"output {name!r} has shape {list(answer.shape)} for {count} rows; expected a row for each "
@@ -109,7 +114,7 @@ def check_outputs_follow(runner: OnnxRunner, rows: Values, symbol: str) -> None:
 
 
 def row_independence(runner: OnnxRunner, rows: Values, count: int, tolerance: Tolerance) -> RowIndependence:
-    """Each of the rows alone against itself in batches of every size, at every place. `count` is how many there are."""
+    """Compare each of the `count` rows alone with the same row in batches of every size."""
     alone = [runner.run(take(rows, slice(i, i + 1))) for i in range(count)]
     identical = within = True
     largest = 0.0

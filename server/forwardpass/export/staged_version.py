@@ -1,6 +1,6 @@
-"""Puts a version into a model repository all at once: written beside its place, flushed, then renamed into it.
+"""Adds a version to a model repository atomically: written beside its final path, flushed, then renamed.
 
-Whatever ends the exporter, a reader sees the old versions or the complete new one. No torch and no network here.
+However the exporter ends, a reader sees the old versions or the complete new one. Uses no torch and no network.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from typing import Self
 
 from forwardpass.errors import ExportError
 
-# Hidden, so that nothing that looks for versions (1, 2, ...) takes it for one.
+# Hidden, so that it is never mistaken for a version (1, 2, ...).
 PREFIX = ".export-"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 
 
 def versions(folder: Path) -> list[int]:
-    """The numbers of the versions in a model's folder, ascending; none where there is no folder."""
+    """The numbers of the versions in a model's folder, ascending; none if there is no folder."""
     if not folder.is_dir():
         return []
     return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal() and entry.name[0] != "0")
 
 
 class StagedVersion:
-    """A hidden folder in `<repository>/<name>/` that becomes `<name>/<version>` or goes away. A context manager.
+    """A hidden folder in `<repository>/<name>/` that becomes `<name>/<version>` or is removed. A context manager.
 
-    - While its process lives, a lock file beside it is held by flock(2), which the kernel lets go with the process:
-      what another exporter finds unlocked is a leftover and is removed.
-    - Left without `publish`, or by an error, it leaves nothing of its own: no folder, no lock, no new empty model.
-    - Not for several threads; any number of processes may stage the same model at once.
+    - While its process lives, a lock file beside it is held by flock(2), which the kernel releases with the process:
+      an unlocked folder is a leftover, and other exporters remove it.
+    - Exited without `publish`, or by an error, it leaves nothing behind: no folder, no lock, no new empty model.
+    - Not thread-safe; any number of processes may stage the same model at once.
     """
 
     def __init__(self, repository: Path, name: str, version: int | None = None) -> None:
         """`version` None: the next free number. Writes nothing yet.
 
-        Raises ExportError where the name cannot be a model's, or the version cannot be made or exists already.
+        Raises ExportError if the name is not a valid model name, or the version is invalid or exists already.
         """
         if _NAME.fullmatch(name) is None:
             raise ExportError(
@@ -56,7 +56,7 @@ class StagedVersion:
         self._version = version
         if version is not None and (self._model / str(version)).exists():
             raise _exists(self._model / str(version))
-        self._made: list[Path] = []  # folders that were not there before, the innermost last
+        self._made: list[Path] = []  # folders created here, the innermost last
         self._lock: int | None = None
         self.folder = self._model / f"{PREFIX}{secrets.token_hex(8)}"
 
@@ -65,7 +65,7 @@ class StagedVersion:
         return self.folder.with_suffix(".lock")
 
     def __enter__(self) -> Self:
-        """Raises ExportError where the repository cannot be written."""
+        """Raises ExportError if the repository cannot be written."""
         try:
             self._take_lock()
             _sweep(self._model)
@@ -81,7 +81,7 @@ class StagedVersion:
         self._discard()
 
     def write(self, name: str, data: bytes) -> Path:
-        """Write one file of the version and flush it to the disk. Raises ExportError (a full disk, for one)."""
+        """Write one file of the version and flush it to the disk. Raises ExportError (e.g. if the disk is full)."""
         path = self.folder / name
         try:
             with path.open("xb") as file:
@@ -93,10 +93,10 @@ class StagedVersion:
         return path
 
     def publish(self, finish: Callable[[Path, int], None]) -> Path:
-        """Rename into the version's place, and return it.
+        """Rename the folder to the version's final path, and return that.
 
-        `finish(folder, number)` writes what depends on the number, and flushes it; it is called again with a higher
-        one where another process took the number meanwhile. Raises ExportError where the version exists by now.
+        `finish(folder, number)` must write and flush the files that depend on the number; it is called again with a
+        higher one if another process took the number meanwhile. Raises ExportError if the version exists by now.
         """
         while True:
             number = self._version if self._version is not None else max(versions(self._model), default=0) + 1
@@ -113,7 +113,7 @@ class StagedVersion:
                 if error.errno in _TAKEN:
                     raise _exists(place) from None
                 raise _cannot_write(error, place) from None
-            with contextlib.suppress(OSError):  # it is in place; only whether it survives a power cut is open
+            with contextlib.suppress(OSError):  # the version is in place; it might just not survive a power failure
                 _flush_folder(self._model)
             return place
 
@@ -130,9 +130,9 @@ class StagedVersion:
             try:
                 lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             except FileNotFoundError:
-                continue  # another exporter that had made the model's folder failed, and took it away again
+                continue  # another exporter that had created the model's folder failed, and removed it again
             fcntl.flock(lock, fcntl.LOCK_EX)
-            # A sweep may have removed the file between the two calls; a lock on a removed file guards nothing.
+            # A sweep may have removed the file between the two calls; a lock on a removed file protects nothing.
             if _is_file_at(lock, self._lock_path):
                 self._lock = lock
                 return
@@ -145,12 +145,12 @@ class StagedVersion:
             os.close(self._lock)
             self._lock = None
         for folder in reversed(self._made):
-            with contextlib.suppress(OSError):  # not empty: another exporter uses it too
+            with contextlib.suppress(OSError):  # not empty: another exporter uses it
                 folder.rmdir()
 
 
 def _sweep(model: Path) -> None:
-    """Remove what killed exporters left in a model's folder; what a living process holds stays."""
+    """Remove leftovers of killed exporters from a model's folder; those that a live process has locked stay."""
     stems = {entry.name.removesuffix(".lock") for entry in model.glob(f"{PREFIX}*")}
     for stem in stems:
         path = model / f"{stem}.lock"

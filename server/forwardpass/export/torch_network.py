@@ -1,6 +1,6 @@
-"""The caller's network as a function of arrays: as it is, and in float64 as the reference that parity is held against.
+"""The caller's network as a function of arrays: unchanged, and in float64 as the reference for parity.
 
-Works on copies in evaluation mode: the caller's module, its mode, its device and its gradients stay as they are.
+Works on copies in evaluation mode: the caller's module, its mode, its device and its gradients are not changed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Values = Mapping[str, NDArray[Any]]
 
 
 class TorchNetwork:
-    """A module whose forward takes the inputs of `specs` and gives tensors, alone or in tuples, lists and dicts.
+    """A module whose forward takes the inputs of `specs` and returns tensors, alone or in tuples, lists and dicts.
 
     `specs` are kept in the order of forward's parameters. `output_names` is set by `try_on`.
     """
 
     def __init__(self, module: nn.Module, specs: Sequence[InputSpec]) -> None:
-        """Raises ExportError where the module cannot be copied, or its forward does not take these inputs."""
+        """Raises ExportError if the module cannot be copied, or its forward does not take these inputs."""
         if not isinstance(module, nn.Module):
             raise ExportError(f"expected a torch.nn.Module, got {type(module).__name__}")
         try:
@@ -43,11 +43,11 @@ class TorchNetwork:
 
     @property
     def parameters(self) -> int:
-        """How many numbers were trained: the elements of all parameters."""
+        """The number of elements of all parameters."""
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     def coarsest(self, values: Values) -> np.dtype[Any]:
-        """The narrowest float among parameters, buffers and inputs: what the answers can be exact to."""
+        """The narrowest float among parameters, buffers and inputs: it limits the accuracy of the outputs."""
         tensors = [*self.module.parameters(), *self.module.buffers(), *(torch.from_numpy(v) for v in values.values())]
         bits = [torch.finfo(t.dtype).bits for t in tensors if t.is_floating_point()]
         return np.dtype(f"float{min(bits, default=32)}")
@@ -58,10 +58,10 @@ class TorchNetwork:
         return ((), tensors) if self._by_name else (tuple(tensors.values()), {})
 
     def try_on(self, values: Values, names: Sequence[str] | None) -> None:
-        """Run it once; settles the outputs' names and whether float64 can be the reference.
+        """Run the network once, to determine the outputs' names and whether float64 can be the reference.
 
         The names are the caller's, else the keys of a dict, else `output`, or `output_0`, `output_1`, ...
-        Raises ExportError where forward fails on these values or gives something else than tensors.
+        Raises ExportError if forward fails on these values or does not return tensors only.
         """
         args, kwargs = self.arguments(values)
         try:
@@ -82,14 +82,14 @@ class TorchNetwork:
         if twice:
             raise ExportError(f"inputs and outputs need names of their own; twice there: {', '.join(twice)}")
         self.reference = "float64"
-        # A network that makes float32 tensors as it goes does not run in float64: it is its own reference then.
+        # A network that creates float32 tensors in forward does not run in float64: then it is its own reference.
         if not self.takes(values):
             self.reference = "float32"
         if compare(self.expected(values), self.expected(values), Tolerance(rtol=0, atol=0)).failure is not None:
             raise ExportError(f"{type(self.module).__name__} gives other answers to the same rows when asked again")
 
     def takes(self, values: Values) -> bool:
-        """Whether the network itself runs on these values."""
+        """Whether the reference runs on these values."""
         try:
             self.expected(values)
         except Exception:
@@ -97,7 +97,7 @@ class TorchNetwork:
         return True
 
     def expected(self, values: Values) -> dict[str, NDArray[Any]]:
-        """The answers of the reference, by name: floats in float64, everything else as it is."""
+        """The outputs of the reference, by name: floats as float64, all others in their own dtypes."""
         if self.reference == "float64":
             module = self._double
             wide = {
@@ -114,7 +114,7 @@ class TorchNetwork:
 
 
 def _bind(module: nn.Module, specs: Sequence[InputSpec]) -> tuple[list[InputSpec], bool]:
-    """Inputs in the order of forward's parameters, and whether they go in by name: where all are named like one."""
+    """Inputs in the order of forward's parameters, and whether they are passed by name: if all match a parameter."""
     signature = inspect.signature(module.forward)
     names = [spec.name for spec in specs]
     takes = [n for n, p in signature.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -138,7 +138,7 @@ def _bind(module: nn.Module, specs: Sequence[InputSpec]) -> tuple[list[InputSpec
 
 
 def _flatten(answer: Any, path: str) -> list[tuple[str, torch.Tensor]]:
-    """Tensors in the order the exporter gives them, each with its keys and places joined by `_`."""
+    """Tensors in the order of torch's exporter, each with its keys and indices joined by `_`."""
     if isinstance(answer, torch.Tensor):
         if answer.dtype in (torch.bfloat16, torch.complex64, torch.complex128):
             raise ExportError(f"an output has dtype {answer.dtype}, which has no name in the protocol")

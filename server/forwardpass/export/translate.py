@@ -1,6 +1,6 @@
-"""A torch module to the bytes of an ONNX model, through torch.onnx's dynamo exporter, quietly.
+"""Converts a torch module to the bytes of an ONNX model by torch.onnx's dynamo exporter, without its output.
 
-What the exporter cannot do becomes an ExportError of a line or two that names the operator or the reason.
+A failure of the exporter becomes an ExportError of a line or two that names the operator or the reason.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from forwardpass.errors import ExportError
 from forwardpass.export.input_spec import InputSpec
 from forwardpass.export.torch_network import TorchNetwork, Values
 
-# protobuf's own bound on one message; a larger model would need its weights in files beside it.
+# protobuf's limit for one message; a larger model would need its weights in separate files.
 MAX_BYTES = 2**31 - 1
 
 _OPERATOR = re.compile(r"<OpOverload\(op='(?P<op>[\w.]+)', overload='(?P<overload>\w+)'\)>")
@@ -30,9 +30,9 @@ _USER_CODE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<fun
 
 
 def translate(network: TorchNetwork, example: Values, opset: int) -> bytes:
-    """The network as a serialized ONNX model in one piece, its symbolic dimensions dynamic.
+    """The network as one serialized ONNX model, with symbolic dimensions dynamic.
 
-    The bytes depend on the network alone: no path, no trace and no time of this machine is in them.
+    The bytes depend on the network alone: they contain no path, no stack trace and no time of this machine.
     Raises ExportError.
     """
     args, kwargs = network.arguments(example)
@@ -70,7 +70,7 @@ def translate(network: TorchNetwork, example: Values, opset: int) -> bytes:
 
 
 def explain(error: BaseException) -> str:
-    """What an exception of torch.onnx.export comes down to, in one or two lines."""
+    """A summary of an exception of torch.onnx.export, in one or two lines."""
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
         causes.append(cause)
@@ -90,7 +90,7 @@ def explain(error: BaseException) -> str:
             "with; expected it to work for any size there"
         )
     lines = [line.strip(" -") for line in text.splitlines() if line.strip()] or ["no reason was given"]
-    # torch says first that something is the matter and then, as a list, what.
+    # torch's message first states that there is a problem, and then lists the details.
     listed = [line.strip(" -") for line in text.splitlines() if line.startswith(("- ", "  - "))]
     summary = " ".join([lines[0], *listed[:1]])[:400]
     return f"{type(root).__name__}: {summary}{at}"
@@ -101,7 +101,7 @@ def _dynamic(spec: InputSpec) -> dict[int, str]:
 
 
 def _strip(proto: onnx.ModelProto) -> None:
-    """Remove what torch notes about the machine and the source it exported from."""
+    """Remove torch's notes about the machine and the source code."""
     del proto.metadata_props[:]
     proto.doc_string = ""
     _strip_graph(proto.graph)
@@ -133,9 +133,9 @@ def _strip_nodes(nodes: Sequence[onnx.NodeProto]) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's own account of an export from the caller's terminal; what matters of it is in the exception.
+    """Suppress torch's output and logs during an export; failures are in the exception.
 
-    Process-wide while it lasts, as sys.stdout, logging and warnings are.
+    Affects the whole process while it lasts, as sys.stdout, logging and warnings are global.
     """
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

@@ -1,7 +1,7 @@
 """The numerical contract of an exported model: `contract.json` beside `model.onnx`.
 
-It names every file with its sha256, every tensor, and a few sample rows with the answers the network must give to
-them. The exporter writes it; a server checks it on the provider it is about to serve on. A leaf: it runs no network.
+It lists every file with its sha256, every tensor, and a few sample rows with the outputs the network must compute for
+them. The exporter writes it; a server checks it on the provider it will serve on. This module runs no network.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     d.name: np.dtype(np.object_) if d.numpy is None else d.numpy for d in DATATYPES.values() if not d.as_bits
 }
 
-# JSON has no NaN and no infinities: these words stand for them, spelled as in protobuf's JSON mapping.
+# JSON has no NaN and no infinities: they are written as these strings, spelled as in protobuf's JSON mapping.
 _NOT_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -40,9 +40,9 @@ class _ContractPart(BaseModel):
 
 
 class ContractTensor(_ContractPart):
-    """One input or output. `shape` has -1 where any size goes; axis 0 is the batch where the model is batchable.
+    """One input or output. `shape` has -1 for any size; axis 0 is the batch if the model is batchable.
 
-    `labels`, if any, name the places of the last axis, in order.
+    `labels`, if any, name the indices of the last axis, in order.
     """
 
     name: str = Field(min_length=1)
@@ -77,22 +77,22 @@ class ContractTensor(_ContractPart):
 
 
 class Tolerance(_ContractPart):
-    """An answer is right where |got - expected| <= atol + rtol * |expected|."""
+    """An element is correct if |got - expected| <= atol + rtol * |expected|."""
 
     rtol: float = Field(ge=0, allow_inf_nan=False)
     atol: float = Field(ge=0, allow_inf_nan=False)
 
 
 class Samples(_ContractPart):
-    """Sample rows and what must come back for them, as nested lists by tensor name. `Contract` gives them as arrays."""
+    """Sample rows and their expected outputs, as nested lists by tensor name. `Contract` returns them as arrays."""
 
-    rows: int = Field(ge=1)  # of the batch they make; 1 where the model is not batchable
+    rows: int = Field(ge=1)  # of the sample batch; 1 if the model is not batchable
     inputs: dict[str, Any]
     expected: dict[str, Any]
 
     @classmethod
     def from_arrays(cls, rows: int, inputs: Arrays, expected: Arrays) -> Samples:
-        """The same values as lists, exact to the last bit: integers as integers, NaN and infinities as words."""
+        """Convert arrays to lists, exact to the last bit: integers as integers, NaN and infinities as strings."""
         return cls(
             rows=rows,
             inputs={name: _as_lists(array) for name, array in inputs.items()},
@@ -102,16 +102,16 @@ class Samples(_ContractPart):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far answers lie from what was expected."""
+    """The difference between outputs and expected values."""
 
-    largest: float  # the largest |got - expected| of all elements; inf where one is not finite or has no counterpart
-    failure: str | None  # None: all within tolerance. Otherwise which output, which element, by how much
+    largest: float  # the largest |got - expected| of all elements; inf if one is not finite or has no counterpart
+    failure: str | None  # None: all within tolerance; else which output, which element, by how much
 
 
 class Contract(_ContractPart):
-    """What an exported model is and what it must answer. Fields are as in the JSON file, in this order.
+    """The description and expected outputs of an exported model. Fields are as in the JSON file, in this order.
 
-    - `files` names every file of the version's folder but the contract itself.
+    - `files` lists every file of the version's folder except the contract itself.
     - `samples.inputs` has exactly the inputs, `samples.expected` exactly the outputs; hidden outputs are not sampled.
     - `expected` is the reference in float64 for floating outputs, exact values for all others.
     """
@@ -122,17 +122,17 @@ class Contract(_ContractPart):
     files: dict[str, str]  # relative path in the folder, with "/" -> sha256 in hex
     inputs: list[ContractTensor]
     outputs: list[ContractTensor] = Field(min_length=1)
-    hidden: list[ContractTensor] = []  # outputs that are computed only when they are asked for
+    hidden: list[ContractTensor] = []  # outputs computed only if requested
     batchable: bool  # axis 0 of every input and output is the batch
-    batch_invariant: bool | None  # a row's answer is the same, bit for bit, alone and in a batch; None: not measured
-    rows_independent: bool | None = None  # the same within the tolerance: rows do not mix; None: not measured
+    batch_invariant: bool | None  # a row's output is the same, bit for bit, alone and in a batch; None: not measured
+    rows_independent: bool | None = None  # equal within the tolerance: rows do not mix; None: not measured
     opset: int
     torch: str
     onnxruntime: str
     provider: str  # the execution provider the difference was measured on
-    reference: Literal["float64", "float32"] = "float64"  # what the network computed `expected` in
+    reference: Literal["float64", "float32"] = "float64"  # the precision that `expected` was computed in
     precision: Literal["native", "fp16"] = "native"  # fp16: its layers were converted to half precision
-    source: str | None = None  # a digest of what it was made from, where the exporter's caller gave one
+    source: str | None = None  # a digest of the model's source, if the exporter's caller passed one
     samples: Samples
     tolerance: Tolerance
     largest_difference: float = Field(ge=0, allow_inf_nan=False)  # measured by the exporter over all its trials
@@ -178,7 +178,7 @@ class Contract(_ContractPart):
 
     @classmethod
     def load(cls, path: Path) -> Contract:
-        """Read and validate. Raises ContractError naming the file, the field and what is wrong with it."""
+        """Read and validate. Raises ContractError naming the file, the field and the problem."""
         try:
             data = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
         except OSError as error:
@@ -194,7 +194,7 @@ class Contract(_ContractPart):
             raise ContractError(f"{path}: {field}: {text}" if field else f"{path}: {text}") from None
 
     def save(self, path: Path) -> None:
-        """Write as JSON, one field a line, and flush it to the disk. Raises OSError."""
+        """Write as JSON, one field per line, and flush it to the disk. Raises OSError."""
         fields = self.model_dump(mode="python")
         lines = [f"  {json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in fields.items()]
         with path.open("w", encoding="utf-8") as file:
@@ -203,14 +203,14 @@ class Contract(_ContractPart):
             os.fsync(file.fileno())
 
     def verify_files(self, folder: Path) -> None:
-        """Every file is there, unchanged, inside the folder, and there is no other. Raises ContractError naming it.
+        """Check that every file is present and unchanged, and that there is no other. Raises ContractError naming it.
 
-        Links are followed as long as they end inside the folder; the entries named `..*` by which Kubernetes swaps
-        a mounted volume at once are not files of the version.
+        Links are followed if they end inside the folder; entries named `..*`, by which Kubernetes updates a mounted
+        volume atomically, are not files of the version.
         """
         try:
             present = set(_files(folder))
-        except (OSError, RuntimeError) as error:  # RuntimeError: a ring of links, in Python 3.11 and 3.12
+        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, in Python 3.11 and 3.12
             raise ContractError(f"{folder}: cannot be read: {error}") from None
         missing = sorted(set(self.files) - present)
         if missing:
@@ -231,20 +231,20 @@ class Contract(_ContractPart):
         }
 
     def expected_arrays(self) -> dict[str, NDArray[Any]]:
-        """What must come back for them: float64 for floating outputs, the outputs' own dtypes for all others."""
+        """The expected outputs of the sample rows: float64 for floating outputs, all others in their own dtypes."""
         return {
             tensor.name: _as_array(self.samples.expected[tensor.name], reference_dtype(tensor.dtype), tensor.name)
             for tensor in self.outputs
         }
 
     def check(self, outputs: Arrays) -> Difference:
-        """Hold answers to the samples against the contract; `outputs` may have further names (hidden outputs).
+        """Compare the outputs for the samples with the contract; `outputs` may have further names (hidden outputs).
 
-        Raises ContractError saying which output, which element, what was expected, what came, and what was allowed.
+        Raises ContractError naming the output, the element, the expected and actual values, and the allowed difference.
         """
         for tensor in self.outputs:
             got = outputs.get(tensor.name)
-            # Text comes as an array of objects or of fixed-width strings; every other dtype must be the very one.
+            # Text may be an array of objects or of fixed-width strings; every other dtype must match exactly.
             if (
                 got is not None
                 and got.dtype != tensor.dtype
@@ -258,10 +258,10 @@ class Contract(_ContractPart):
 
 
 def compare(outputs: Arrays, expected: Arrays, tolerance: Tolerance) -> Difference:
-    """Hold every expected array against the output of the same name; outputs that are not expected are not looked at.
+    """Compare every expected array with the output of the same name; other outputs are ignored.
 
-    Floats are right within the tolerance, NaN where NaN is expected, an infinity where the same one is; everything
-    else is right where it is equal. The failure tells of the element that lies furthest beyond what is allowed.
+    Floats are correct within the tolerance, NaN if NaN is expected, an infinity if the same one is expected; all other
+    values must be equal. The failure describes the element that exceeds the allowed difference the most.
     """
     largest = 0.0
     worst = 0.0
@@ -289,12 +289,12 @@ def compare(outputs: Arrays, expected: Arrays, tolerance: Tolerance) -> Differen
 
 
 def reference_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype that expected values are kept in: float64 for floats of any width, else the dtype itself."""
+    """The dtype of expected values: float64 for floats of any width, else the dtype itself."""
     return np.dtype(np.float64) if dtype.kind == "f" else dtype
 
 
 def file_digest(path: Path) -> str:
-    """The sha256 of a file, in hex. Raises ContractError where it cannot be read."""
+    """The sha256 of a file, in hex. Raises ContractError if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -303,12 +303,12 @@ def file_digest(path: Path) -> str:
 
 
 def _distances(got: NDArray[Any], want: NDArray[Any], tolerance: Tolerance) -> tuple[NDArray[Any], NDArray[Any]]:
-    """|got - want| and what is allowed, float64, elementwise."""
+    """|got - want| and the allowed difference, float64, elementwise."""
     if want.dtype.kind != "f":
         unequal = np.asarray(got != want, dtype=np.bool_)
         distance = unequal.astype(np.float64)
         if want.dtype.kind in "iu":
-            # Through Python's integers: the difference of two 64-bit ones need not fit in 64 bits.
+            # With Python's integers: the difference of two 64-bit integers may not fit in 64 bits.
             distance[unequal] = [abs(int(g) - int(w)) for g, w in zip(got[unequal], want[unequal], strict=True)]
         return distance, np.zeros(want.shape)
     wide = got.astype(np.float64)
@@ -349,8 +349,8 @@ def _as_lists(array: NDArray[Any]) -> Any:
 
 
 def _as_array(values: Any, dtype: np.dtype[Any], field: str) -> NDArray[Any]:
-    """Nested lists as an array, refusing what does not fit the dtype exactly. Raises ValueError naming the field."""
-    leaves = np.array(values, dtype=object)  # rows that differ in length stay lists, which fit nothing
+    """Convert nested lists to an array. Raises ValueError naming the field if a value does not fit the dtype."""
+    leaves = np.array(values, dtype=object)  # rows of different lengths stay lists, which fit no dtype
     flat = leaves.ravel().tolist()
     if dtype.kind == "f":
         flat = [_NOT_FINITE.get(value, value) if isinstance(value, str) else value for value in flat]
@@ -370,12 +370,12 @@ def _as_array(values: Any, dtype: np.dtype[Any], field: str) -> NDArray[Any]:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Every file below `folder` as relative paths with "/", but the contract and options. Raises ContractError."""
+    """Every file below `folder`, as a relative path with "/", except the contract and options. Raises ContractError."""
     home = folder.resolve()
     if not home.is_dir():
         raise ContractError(f"{folder}: is not a folder")
     beside = [folder / name for name in (CONTRACT_FILE, "model.toml", "config.pbtxt")]
-    visited = {home}  # resolved, so that a ring of links ends
+    visited = {home}  # resolved, so that a loop of links ends
     pending = [folder]
     while pending:
         for entry in sorted(pending.pop().iterdir()):

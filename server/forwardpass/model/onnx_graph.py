@@ -1,8 +1,8 @@
 """An ONNX file as a directed graph of layers: nodes in execution order, tensors with their shapes, z and a by name.
 
-A layer begins at an affine node (a matrix product with constant weights, or a convolution); z is what the affine part
-gives, bias included, and a is what the layer hands on: the last tensor before the next layer begins. What comes before
-the first affine node prepares the input and belongs to layer 0. Needs onnx; runs nothing.
+A layer begins at an affine node (a matrix product with constant weights, or a convolution); z is the result of the
+affine part, including the bias, and a is the layer's output: the last tensor before the next layer begins. Nodes before
+the first affine node prepare the input and belong to layer 0. Needs onnx; runs nothing.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 AFFINE = ("Gemm", "MatMul", "Conv")
 _FLOAT = np.dtype(np.float32)
-ANY_SIZE = 4  # taken for a symbolic dimension other than the batch
+ANY_SIZE = 4  # the size used for a symbolic dimension other than the batch
 
 
 @dataclass(frozen=True, slots=True)
 class GraphNode:
-    """One operator. `inputs` are in the operator's order, "" where an optional one is left out."""
+    """One operator. `inputs` are in the operator's order, "" for an omitted optional one."""
 
     name: str
     op: str
@@ -38,17 +38,17 @@ class GraphNode:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
-    layer: int  # 0 prepares the input
+    layer: int  # 0: prepares the input
 
 
 @dataclass(frozen=True, slots=True)
 class GraphLayer:
-    """z = W a + b of the layer before, a = g(z). `z` and `a` are tensor names, the same where there is no g."""
+    """z = W a + b of the layer before, a = g(z). `z` and `a` are tensor names, the same if there is no g."""
 
     number: int  # from 1
     z: str
     a: str
-    width: int  # places of a's last axis
+    width: int  # size of a's last axis
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Graph:
     nodes: tuple[GraphNode, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    constants: Mapping[str, NDArray[Any]]  # weights, biases and what else is stored in the file
-    shapes: Mapping[str, tuple[int, ...] | None]  # None where it could not be inferred
+    constants: Mapping[str, NDArray[Any]]  # weights, biases and other tensors stored in the file
+    shapes: Mapping[str, tuple[int, ...] | None]  # None if it could not be inferred
     dtypes: Mapping[str, np.dtype[Any]]
 
     @cached_property
@@ -70,7 +70,7 @@ class Graph:
 
     @cached_property
     def fixed(self) -> frozenset[str]:
-        """Tensors that depend on no input: stored ones, and what is computed from stored ones alone."""
+        """Tensors that depend on no input: stored ones, and those computed from stored ones alone."""
         found = set(self.constants)
         for node in self.nodes:
             if all(name in found for name in node.inputs if name):
@@ -83,12 +83,12 @@ class Graph:
         for number in range(1, max((node.layer for node in self.nodes), default=0) + 1):
             nodes = [node for node in self.nodes if node.layer == number and not self.is_fixed(node)]
             z = nodes[0].outputs[0]
-            # A product without a bias of its own: the addition of a constant right after it is the bias.
+            # A product without its own bias: an addition of a constant directly after it is the bias.
             if nodes[0].op != "Gemm" and len(nodes) > 1 and nodes[1].op == "Add" and z in nodes[1].inputs:
                 other = [name for name in nodes[1].inputs if name != z]
                 if other and other[0] in self.fixed:
                     z = nodes[1].outputs[0]
-            # The last of the floats: an index of the largest place, say, is no activation.
+            # The last float tensor: others, such as the indices of ArgMax, are not activations.
             floats = [n.outputs[0] for n in nodes if self.dtypes.get(n.outputs[0], _FLOAT).kind == "f"]
             a = floats[-1] if floats else z
             shape = self.shapes.get(a)
@@ -97,7 +97,7 @@ class Graph:
 
     @cached_property
     def labels(self) -> dict[str, str]:
-        """Names of the field for tensors: a0 for a prepared input, z1, a1, z2, ... A final a keeps its own name too."""
+        """Mathematical names of tensors: a0 for a prepared input, z1, a1, z2, ... The last a keeps its own name too."""
         found = {}
         prepared = [n for n in self.nodes if n.layer == 0 and not self.is_fixed(n)]
         if prepared and len(self.inputs) == 1:
@@ -109,7 +109,7 @@ class Graph:
 
     @cached_property
     def spine(self) -> tuple[str, ...]:
-        """The inputs and then every z and a, in order: what the forward pass comes down to."""
+        """The inputs and then every z and a, in order: the main steps of the forward pass."""
         steps = dict.fromkeys(tensor for layer in self.layers for tensor in (layer.z, layer.a))
         return (*self.inputs, *steps)
 
@@ -120,7 +120,7 @@ class Graph:
         return self.dtypes[tensor].itemsize if tensor in self.dtypes else 4
 
     def elements(self, tensor: str) -> int | None:
-        """Numbers in a tensor, all rows together; None where its shape is not known."""
+        """The number of elements of a tensor, over all rows; None if its shape is unknown."""
         if tensor in self.constants:
             return int(self.constants[tensor].size)
         shape = self.shapes.get(tensor)
@@ -128,7 +128,7 @@ class Graph:
 
 
 def read(path: Path) -> onnx.ModelProto:
-    """The file's model, with weights that lie beside it. Raises InsightError."""
+    """The file's model, with weights in external files. Raises InsightError."""
     library = need("onnx", "insight")
     try:
         model: onnx.ModelProto = library.load(str(path))
@@ -145,7 +145,7 @@ def open_graph(path: Path, rows: int) -> Graph:
 
 
 def build(model: onnx.ModelProto, rows: int) -> Graph:
-    """As `open_graph`, of a model that is in memory; it is not changed."""
+    """Like `open_graph`, for a model in memory, which is not changed."""
     onnx = need("onnx", "insight")
     if rows < 1:
         raise InsightError(f"a batch of {rows} rows: expected at least 1")
@@ -181,11 +181,11 @@ def build(model: onnx.ModelProto, rows: int) -> Graph:
 def _infer(
     model: onnx.ModelProto, rows: int, inputs: tuple[str, ...]
 ) -> tuple[dict[str, tuple[int, ...] | None], dict[str, np.dtype[Any]]]:
-    """Shapes and dtypes of all tensors, axis 0 of the inputs being `rows` where it is of any size."""
+    """Shapes and dtypes of all tensors, with `rows` for axis 0 of the inputs if it is of any size."""
     onnx = need("onnx", "insight")
     sized = onnx.ModelProto()
     sized.CopyFrom(model)
-    del sized.graph.value_info[:]  # they speak of symbols, and would be taken over those inferred
+    del sized.graph.value_info[:]  # they contain symbols, and would take precedence over inferred shapes
     symbols: dict[str, int] = {}
     for value in sized.graph.input:
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):

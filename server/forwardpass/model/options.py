@@ -1,7 +1,7 @@
-"""One model's serving options: what `model.toml` may say, and what a `config.pbtxt` becomes (see pbtxt).
+"""One model's serving options: the contents of `model.toml`, also made from a `config.pbtxt` (see triton_config).
 
-Every option has a meaning, a unit and a default that works; what is not known here is refused by name, never ignored.
-What depends on the server's own settings is left None here and decided when the model is loaded.
+Every option has a meaning, a unit and a working default; unknown options are rejected by name, never ignored. Options
+that depend on the server's own settings are None here and decided when the model is loaded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Dim = Annotated[int, Field(ge=-1)]
 
 
 def plain_name(name: str) -> str:
-    """A file's name that names nothing outside the folder it is looked for in. Raises ValueError."""
+    """Return `name` if it is a plain file name, which can't lead outside its folder. Raises ValueError."""
     if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise ValueError(f"expected the name of a file, without a path, got {name!r}")
     return name
@@ -32,9 +32,9 @@ def plain_name(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OptionsOrigin:
-    """Where options were read, with the line of each and what it is called there, by its name here.
+    """Where options were read. `lines` and `names` map each option to its line and its name in that file.
 
-    `given` is a config.pbtxt itself.
+    `given` is the parsed message of a config.pbtxt, or of a ModelConfig in a request.
     """
 
     file: str = FILE_NAME
@@ -48,16 +48,16 @@ class _OptionsPart(BaseModel):
 
 
 class TensorOptions(_OptionsPart):
-    """What the options say of one input or output; it is held against the network."""
+    """The options of one input or output; they are checked against the network."""
 
     name: str = Field(min_length=1)
     datatype: str | None = None  # "FP32"; None: the network's
-    dims: list[Dim] | None = None  # of one row where the model batches, else the whole shape; None: the network's
-    labels: str | None = None  # a file in the model's folder with one label a line; outputs only
+    dims: list[Dim] | None = None  # of one row if the model batches, else the whole shape; None: the network's
+    labels: str | None = None  # a file in the model's folder with one label per line; outputs only
 
 
 class QueuePolicy(_OptionsPart):
-    """What waits in the queue at one priority. 0: no limit."""
+    """The queue's limits at one priority. 0: no limit."""
 
     timeout_us: int = Field(0, ge=0)  # how long a request may wait for an instance
     timeout_override: bool = False  # a request's own `timeout` may shorten that
@@ -70,7 +70,7 @@ class WarmUpInput(_OptionsPart):
     datatype: str
     dims: list[Annotated[int, Field(ge=0)]]
     data: Literal["zero", "random", "file"] = "zero"
-    file: str | None = None  # in the folder `warmup` of the model's folder
+    file: str | None = None  # in `warmup` in the model's folder
 
     @field_validator("file")
     @classmethod
@@ -239,20 +239,20 @@ class ModelConfig(BaseModel):
         return self._origin
 
     def read_from(self, origin: OptionsOrigin) -> Self:
-        """Say where these options were read; itself."""
+        """Set where these options were read. Returns self."""
         self._origin = origin
         return self
 
     def where(self, option: str) -> str:
-        """An option as errors name it: "config.pbtxt:7: input 'x'"; lines are known for a config.pbtxt."""
+        """An option's name for errors: "config.pbtxt:7: input 'x'"; lines are known only for a config.pbtxt."""
         line, name = self._origin.lines.get(option), self._origin.names.get(option, option)
         return f"{self._origin.file}:{line}: {name}" if line else f"{self._origin.file}: {name}"
 
     @classmethod
     def load(cls, folder: Path) -> ModelConfig:
-        """The options in `folder`/model.toml, or the defaults where there is none.
+        """The options in `folder`/model.toml, or the defaults if there is none.
 
-        Raises ConfigError naming the file, the option, what it may be and what came.
+        Raises ConfigError naming the file, the option, the expected and the actual value.
         """
         path = folder / FILE_NAME
         try:

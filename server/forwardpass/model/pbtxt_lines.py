@@ -1,7 +1,7 @@
-"""Where each field of a protobuf text file stands: for error messages, and for changing one in place. The values are
-protobuf's to read.
+"""Locates each field of a protobuf text file, for error messages and for editing a field in place.
 
-The file has been parsed before, so its structure is sound; whatever comes is got over without an error.
+Protobuf parses the values. The file has been parsed before, so its structure is valid; unexpected text is skipped
+without an error.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _MARKS = frozenset("{}<>[]:,;")
 
 @dataclass(slots=True)
 class TextNode:
-    """One field: the line of its name (counted from 1), its value if it is a scalar, and the fields in it.
+    """One field: the line of its name (counted from 1), its value if it is a scalar, and its subfields.
 
-    Its text is from `start` to before `end`; of an entry of a list, the entry's alone. `inner`: where the text in its
-    braces begins, if it has such.
+    Its text is `[start:end]`; for an entry of a list, only the entry's. `inner`: where the text in its braces begins,
+    if it has braces.
     """
 
     line: int
@@ -35,7 +35,7 @@ class TextNode:
     inner: int = 0
 
     def child(self, name: str, place: int | str = 0) -> TextNode | None:
-        """The `place`-th field of a name, or the entry of a map whose key is `place`; None where there is none."""
+        """The `place`-th field of a name, or the map entry whose key is `place`; None if there is none."""
         found = self.children.get(name, [])
         if isinstance(place, str):
             keyed = (n for n in found if (key := n.child("key")) is not None and key.value == place)
@@ -52,7 +52,7 @@ class _Token(NamedTuple):
 
 
 def read_lines(text: str) -> TextNode:
-    """Every field of a text-format message, by name, in the order of the file."""
+    """Parse every field of a text-format message, by name, in the order of the file."""
     root = TextNode(1)
     _fields(list(_tokens(text)), 0, root, "")
     return root
@@ -69,7 +69,7 @@ def _tokens(text: str) -> Iterator[_Token]:
 
 
 def _fields(tokens: list[_Token], at: int, into: TextNode, end: str) -> int:
-    """Read fields until `end`; the place after it."""
+    """Read fields until `end`. Returns the index of the token after it."""
 
     def here(mark: str) -> bool:
         return at < len(tokens) and tokens[at].text == mark and not tokens[at].quoted

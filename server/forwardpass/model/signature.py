@@ -1,4 +1,4 @@
-"""What a model takes and gives: its tensors, and whether axis 0 is the batch. Pure data, read by every station."""
+"""A model's inputs and outputs: its tensors, and whether axis 0 is the batch. Pure data, used by every stage."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from forwardpass.protocol import Datatype
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One input or output. `shape` has -1 where any size goes, and includes the batch axis."""
+    """One input or output. `shape` has -1 for any size, and includes the batch axis."""
 
     name: str
     datatype: Datatype
     shape: tuple[int, ...]
-    labels: tuple[str, ...] = ()  # of the places of the last axis, where they are known
+    labels: tuple[str, ...] = ()  # of the indices of the last axis, if known
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class ModelSignature:
     """Inputs and outputs in the model's own order.
 
     `batchable`: axis 0 of every input and output is of any size, so that requests could be rows of one matrix. Whether
-    their answers would be the same is another question, which the probe at load answers.
-    `hidden`: names of outputs that are computed only for those who ask for them.
+    their outputs would be the same is determined separately, at load.
+    `hidden`: names of outputs that are computed only if requested.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -34,7 +34,7 @@ class ModelSignature:
 
     @cached_property
     def default_outputs(self) -> tuple[int, ...]:
-        """Places of the outputs of a request that names none."""
+        """Indices of the outputs for a request that names none."""
         return tuple(i for i, t in enumerate(self.outputs) if t.name not in self.hidden)
 
     @cached_property
@@ -47,7 +47,7 @@ class ModelSignature:
 
     @property
     def one_row_bytes(self) -> int | None:
-        """Bytes of one row of the only input, where there is one input of fixed row size; None otherwise."""
+        """Bytes of one row of the only input, if there is one input of fixed row size; else None."""
         if len(self.inputs) != 1 or not self.batchable:
             return None
         tensor = self.inputs[0]

@@ -1,7 +1,7 @@
-"""Triton's config.pbtxt (text), or the same as JSON, to our ModelConfig. Pure, but for reading the one file.
+"""Converts Triton's config.pbtxt (text), or the same as JSON, to our ModelConfig. Pure, except for reading that file.
 
-protobuf's own parser reads it, so the structure is exact. Every option that is set and not supported is refused with
-its line; none is silently ignored. What is accepted without having an effect is in NO_EFFECT, each with its reason.
+It is parsed by protobuf itself. Every option that is set and not supported is rejected with its line; none is silently
+ignored. Options that are accepted without an effect are in NO_EFFECT, each with its reason.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from forwardpass.model.options import ModelConfig, OptionsOrigin
 from forwardpass.model.pbtxt_lines import TextNode, read_lines
 
 FILE_NAME = "config.pbtxt"
-PLATFORM = "onnxruntime_onnx"  # what Triton calls a model of this kind; clients compare it
+PLATFORM = "onnxruntime_onnx"  # Triton's name for a model of this kind; clients compare it
 BACKEND = "onnxruntime"
 
-# Options that are acted on, by the message that they are in; what is in a list or a map has the path of that.
+# Supported options, by the message that contains them; entries of a list or a map have its path.
 _ACTED_ON = {
     "": ("name", "platform", "backend", "max_batch_size", "default_model_filename", "parameters", "instance_group"),
     "parameters.": ("string_value",),
@@ -57,7 +57,7 @@ _ACTED_ON = {
     "model_warmup.inputs.": ("data_type", "dims", "zero_data", "random_data", "input_data_file"),
 }
 SUPPORTED = frozenset(prefix + name for prefix, names in _ACTED_ON.items() for name in names)
-# Options that say how something is done that there is nothing to do about here, and why they are accepted.
+# Options that are accepted although they have no effect here, and why.
 NO_EFFECT = {
     "input": "entries are looked at field by field",
     "output": "entries are looked at field by field",
@@ -68,7 +68,7 @@ NO_EFFECT = {
     "dynamic_batching.default_queue_policy.timeout_action": "the one other action, DELAY, is refused below",
     "dynamic_batching.priority_queue_policy.timeout_action": "the one other action, DELAY, is refused below",
 }
-# Why the rest is not supported, where there is more to say than that; by the start of the path.
+# Why other options are not supported, if there is a specific reason; by the start of the path.
 BECAUSE = {
     "sequence_batching": "a feedforward network keeps no state between requests",
     "ensemble_scheduling": "models are served one by one; merge the networks, or call one after the other",
@@ -83,9 +83,9 @@ BECAUSE = {
 
 
 def load(path: Path, name: str | None) -> ModelConfig:
-    """The options in a config.pbtxt. `name`: what the model must be called, where that is known.
+    """The options in a config.pbtxt. `name`: the name that the model must have, if known.
 
-    Raises ConfigError naming the file, the line and the option, what it may be and what came.
+    Raises ConfigError naming the file, the line, the option, the expected and the actual value.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -116,7 +116,7 @@ def from_json(text: str, name: str | None) -> ModelConfig:
 
 
 def model_name(path: Path) -> str:
-    """The name that a config.pbtxt gives its model; empty where it gives none or cannot be read."""
+    """The model's name in a config.pbtxt; empty if it has none or cannot be read."""
     message = protocol.ModelConfig()
     try:
         text_format.Parse(path.read_text(encoding="utf-8"), message)
@@ -126,17 +126,17 @@ def model_name(path: Path) -> str:
 
 
 class _Reader:
-    """One ModelConfig on its way to ours; knows the line of everything in it."""
+    """Converts one of Triton's ModelConfig messages to ours, with the line of every option."""
 
     def __init__(self, file: str, root: TextNode | None) -> None:
         self._file = file
         self._root = root
         self._lines: dict[str, int] = {}
         self._options: dict[str, Any] = {}
-        self._paths: dict[str, str] = {}  # our name of an option -> the path it came from
+        self._paths: dict[str, str] = {}  # our name of an option -> its path in the message
 
     def config(self, message: Any, name: str | None, sized: bool) -> ModelConfig:
-        """`sized`: max_batch_size was written down, be it as 0."""
+        """Convert the message. `sized`: max_batch_size is in the file, even if 0."""
         for path, node in _unsupported(message, self._root, ""):
             because = next((why for start, why in BECAUSE.items() if path.startswith(start)), "")
             self._fail(node, f"{path} is not supported{because and ': ' + because}")
@@ -207,12 +207,12 @@ class _Reader:
         size = message.max_batch_size
         if size < 0:
             self._fail(self._at("max_batch_size"), f"max_batch_size: expected at least 0, got {size}")
-        # As Triton has it: unwritten, it is completed from the network, unless the tensors' shapes were written whole.
+        # As in Triton: if absent, it is completed from the network, unless inputs or outputs are declared.
         completed = not sized and not message.input and not message.output
         if not completed:
             self._set("max_batch_size", size)
         if not message.HasField("dynamic_batching"):
-            # Triton's rule: no such block, no sharing of runs.
+            # As in Triton: without this block, requests do not share runs.
             self._set("batching", completed)
             return
         batching, at = message.dynamic_batching, "dynamic_batching"
@@ -241,7 +241,7 @@ class _Reader:
                     f"{batching.priority_levels}, got {priority}",
                 )
         if not batching.HasField("default_queue_policy") and not batching.priority_queue_policy:
-            # Without a policy Triton does not look at a request's own timeout, but a client that sends one wants it.
+            # Without a policy Triton ignores a request's own timeout; here it applies, since the client sent it.
             return
         policies = {}
         for priority in range(1, levels + 1):
@@ -278,7 +278,7 @@ class _Reader:
         if not groups:
             return
         kinds: dict[str, None] = {}
-        each: Counter[int] = Counter()  # instances by device; -1 stands for wherever
+        each: Counter[int] = Counter()  # instances by device; -1: any device
         for i, group in enumerate(groups):
             kind, node = _name_of("ModelInstanceGroup.Kind", group.kind), self._at(path, i)
             if kind == "KIND_MODEL" or group.count < 0:
@@ -350,7 +350,7 @@ class _Reader:
             self._lines[option] = node.line
 
     def _at(self, path: str, place: int | str = 0) -> TextNode | None:
-        """Where a path is in the file; the `place`-th, or the one of that key, of its entries."""
+        """The node of a path in the file; of several entries, the `place`-th, or the one with that key."""
         node = self._root
         *above, last = path.split(".")
         for name in above:
@@ -366,7 +366,7 @@ def _child(node: TextNode | None, name: str, place: int | str = 0) -> TextNode |
 
 
 def _unsupported(message: Any, node: TextNode | None, prefix: str) -> Iterator[tuple[str, TextNode | None]]:
-    """Path and place of every option that is set and not acted on."""
+    """Path and node of every option that is set and not supported."""
     for field, value in message.ListFields():
         path = prefix + field.name
         known = path in SUPPORTED or path in NO_EFFECT
@@ -388,12 +388,12 @@ def _unsupported(message: Any, node: TextNode | None, prefix: str) -> Iterator[t
                 else:
                     yield path, entry
         elif field.containing_oneof is not None and not known:
-            yield path, _child(node, field.name)  # to choose it is to say something, even with nothing in it
+            yield path, _child(node, field.name)  # selecting it counts as setting it, even if it is empty
         else:
             yield from _unsupported(value, _child(node, field.name), path + ".")
 
 
 def _name_of(enum: str, number: int) -> str:
-    """The name of an enum's value; the number where it has none."""
+    """The name of an enum's value; the number if it has none."""
     found = protocol.POOL.FindEnumTypeByName(f"inference.{enum}").values_by_number.get(number)
     return str(found.name) if found is not None else str(number)

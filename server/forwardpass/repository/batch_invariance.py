@@ -83,6 +83,8 @@ def probe(
         real = samples if seed == 0 else None
         try:
             trial = _Trial(signature, run, half, allowed, samples, real, np.random.default_rng((20_240_229, seed)))
+            if (odd := trial.without_rows()) is not None:
+                return Invariance.NONE, odd
             for size in sizes if seed == 0 else sizes[-1:]:
                 verdict, why = trial.compare(size, thorough=seed == 0)
                 if not verdict.batches:
@@ -169,6 +171,13 @@ class _Trial:
         self._signature, self._run, self._half, self._samples, self._rng = signature, run, half, samples, rng
         self._rows = [_rows(t, ROWS, rng, real[i] if real else None) for i, t in enumerate(signature.inputs)]
         self._alone = [run([r[i : i + 1] for r in self._rows]) for i in range(ROWS)]
+
+    def without_rows(self) -> str | None:
+        """Which output of a single row has no axis of rows, as after a squeeze of all axes; None: all have one."""
+        for output, tensor in zip(self._alone[0], self._signature.outputs, strict=True):
+            if not output.ndim:
+                return f"output '{tensor.name}' has shape [] for one row: axis 0 is not the batch"
+        return None
 
     def compare(self, size: int, thorough: bool) -> tuple[Invariance, str]:
         """The rows in batches of `size`, at places drawn once, among neighbours of several kinds. Raises RequestError.

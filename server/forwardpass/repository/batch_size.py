@@ -1,7 +1,7 @@
-"""How many rows one matrix has: as told, else measured on the network as it is opened; `knee` decides by the curve.
+"""Chooses the rows of one matrix: as configured, else measured when the network is opened; `knee` decides by the curve.
 
-Nothing is kept from one start to the next: the machine may be another then. Its neighbours' noise must not show: a run
-of one thread is timed by the processor time of that thread, sizes take turns, and of each the quickest runs count.
+Nothing is stored between starts: the machine may be another then. Noise from other processes must have no effect: a run
+of one thread is timed by the CPU time of that thread, sizes take turns, and the quickest runs of each size count.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from forwardpass.model.example_inputs import example
 from forwardpass.model.signature import ModelSignature
 from forwardpass.repository.knee import SIZES, describe, knee, next_size, undecided
 
-UNMEASURED = 64  # rows where the network can't be run on made-up values
-MOST_BYTES = 16 << 20  # of the inputs of a batch that is tried, beyond one row
-ROUNDS, ROUNDS_SECONDS = 5, 0.4  # at least so many in which sizes take turns, and for so long
-BUDGET = 1.0  # seconds after which there are no more of them; a run that has begun is finished
-_VISIT, _SHORT = 3, 20e-3  # runs of a size in a round, where one takes less than so many seconds; else one run
+UNMEASURED = 64  # rows if the network can't be run on made-up values
+MOST_BYTES = 16 << 20  # bytes of the inputs of the largest batch tried; one row may exceed it
+ROUNDS, ROUNDS_SECONDS = 5, 0.4  # sizes take turns for at least this many rounds, and this many seconds
+BUDGET = 1.0  # seconds after which the rounds end; a run in progress is finished
+_VISIT, _SHORT = 3, 20e-3  # this many runs of a size per round if one takes less than _SHORT seconds; else one run
 
 Clock = Callable[[], float]
 
 
 def clock_of(placement: Placement) -> Clock:
-    """What runs are timed by: processor time, which others hardly stretch, where the calling thread does it all."""
+    """The clock for runs: CPU time, which other processes hardly affect, if the calling thread does all the work."""
     return time.thread_time if placement.on_calling_thread else time.perf_counter
 
 
@@ -42,7 +42,7 @@ def choose(
     samples: Sequence[NDArray[Any]] | None,
     clock: Clock = time.perf_counter,
 ) -> tuple[int, str]:
-    """Rows of a full matrix, and where that is from, in words; no words where it is as `told`.
+    """The rows of a full matrix, and how they were chosen, in words; '' if they are as `told` or there is no batch.
 
     `samples`: real rows per input, if known. `clock`: see clock_of. A network without a batch is not measured.
     """
@@ -71,9 +71,9 @@ def choose(
 def measure(run: Callable[[int], object], clock: Clock, now: Clock, most: int = SIZES[-1]) -> list[tuple[int, float]]:
     """(rows, seconds by `clock`) of batches of 1, 4, 16 ... rows, each the lower decile of its runs.
 
-    Others' work only ever adds to a run; but processor time is now and then counted short, so that the least of many
-    would not do. `run` makes one run of as many rows; what it raises is passed on. `now`: by which time is kept. Sizes
-    are tried for as long as `next_size` has one, at `most` rows; then all of them take turns.
+    Other processes can only lengthen a run; but CPU time is sometimes undercounted, so the minimum of many runs would
+    be too low. `run` makes one run of the given rows; its exceptions are passed on. `now`: the clock for time limits.
+    Sizes up to `most` rows are tried as long as `next_size` returns one; then all of them take turns.
     """
 
     def timed(rows: int) -> float:
@@ -93,12 +93,12 @@ def measure(run: Callable[[int], object], clock: Clock, now: Clock, most: int = 
             rows = next_size(_quickest(taken), most)
         end = min(end, now() + BUDGET)
         _take_turns(timed, taken, now, end)
-        rows = next_size(_quickest(taken), most)  # a bad moment may have ended the climb too soon
+        rows = next_size(_quickest(taken), most)  # noise may have ended the search too soon
     return _quickest(taken)
 
 
 def _take_turns(timed: Callable[[int], float], taken: dict[int, list[float]], now: Clock, end: float) -> None:
-    """Rounds of all sizes; until `end` where the choice is a close one."""
+    """Run all sizes in rounds, more of them if the choice is close, until `end` at the latest."""
     since, rounds = now(), 0
     while rounds < ROUNDS or now() - since < ROUNDS_SECONDS or undecided(_quickest(taken)):
         rounds += 1

@@ -1,7 +1,7 @@
-"""Changes which models are served while the server runs: by request, or as their folders change.
+"""Changes which models are served while the server runs: by request, or when their folders change.
 
-Loading takes seconds, so every change is made on one thread of its own, one at a time; callers await it. Once the
-server stops, nothing is begun any more, and what goes on ends early.
+Loading takes seconds, so all changes are made on a separate thread, one at a time; callers await them. Once the server
+is stopping, no change is begun, and a change in progress ends early.
 """
 
 from __future__ import annotations
@@ -39,39 +39,39 @@ from forwardpass.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-MOST_WAITING = 64  # changes that may wait for their turn
-SETTLE_SECONDS = 0.5  # a folder that was found changed is loaded if it is the same after this: copying takes time
-MOST_LOOKS = 64  # between two tries to load a model that fails and that nobody changed; at first 1, then 2, 4, 8 ...
-NAME_LIMIT = 255  # characters of the name of a model whose files come in a request
-FILE_DEPTH = 16  # folders that a path of those may have
-PATH_LIMIT = 1024  # characters of it
-FILE = "file:"  # what the names of the parameters begin with that carry files
+MOST_WAITING = 64  # changes that are queued or in progress
+SETTLE_SECONDS = 0.5  # a changed folder is loaded if it does not change during this time: copying takes time
+MOST_LOOKS = 64  # limit of the polls between attempts to load an unchanged model that fails: 1, 2, 4, 8 ...
+NAME_LIMIT = 255  # characters of the name of a model whose files are in a request
+FILE_DEPTH = 16  # folders in the path of such a file
+PATH_LIMIT = 1024  # characters in that path
+FILE = "file:"  # the prefix of the names of parameters that carry files
 
 T = TypeVar("T")
 
 
 class ModelControl:
-    """Changes which models a repository serves. Its coroutines belong to one event loop; `close` ends its threads."""
+    """Changes which models a repository serves. Its coroutines must run on one event loop; `close` ends its threads."""
 
     def __init__(self, repository: Repository, settings: Settings) -> None:
         self._repository = repository
         self._settings = settings
         self._thread = ThreadPoolExecutor(1, "model-control")
         self._waiting = 0
-        # Looking at the folder takes a disk's time, and must not wait for a load.
+        # Listing the folder waits for the disk, and must not wait for a load.
         self._looking = ThreadPoolExecutor(1, "model-listing")
-        self._listing: asyncio.Future[None] | None = None  # that goes on
+        self._listing: asyncio.Future[None] | None = None  # the listing in progress, or the last one
         self._unfinished: set[futures.Future[Any]] = set()
-        self._seen: dict[str, Fingerprint] = {}  # by model: what was on disk when it was last brought in line
-        self._again: dict[str, tuple[int, int]] = {}  # by model whose load failed: looks until the next try, and left
-        self._sent: dict[str, tempfile.TemporaryDirectory[str]] = {}  # folders of models whose files came in a request
+        self._seen: dict[str, Fingerprint] = {}  # by model: the state on disk at the last attempt to load it
+        self._again: dict[str, tuple[int, int]] = {}  # by failed model: polls between attempts, and polls left
+        self._sent: dict[str, tempfile.TemporaryDirectory[str]] = {}  # folders of models whose files were in a request
 
     def stop(self) -> None:
-        """The server stops: changes are refused from now on, and a load that goes on ends early. Does not block."""
+        """Reject changes from now on, and end a load in progress early. Does not block."""
         self._repository.interruption.stop()
 
     def close(self, seconds: float = 0.0) -> bool:
-        """`stop`, and wait for what goes on, for `seconds` at most. Whether all of it ended."""
+        """`stop`, and wait up to `seconds` for changes in progress. Returns whether all of them ended."""
         self.stop()
         for thread in (self._thread, self._looking):
             thread.shutdown(wait=False, cancel_futures=True)
@@ -84,23 +84,23 @@ class ModelControl:
     # -- by request -------------------------------------------------------------------------------------------------
 
     async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
-        """Load a model, or bring what is served of it in line with its folder. Returns once it serves.
+        """Load a model, or reload it from its folder. Returns once it serves.
 
-        `parameters` are the protocol's: `config`, a ModelConfig as JSON in place of the options on disk, and
-        `file:VERSION/NAME`, files in place of those on disk. Raises ModelUnusable with the reason where it can't be
-        loaded (what served before goes on serving), UnknownModel, InvalidRequest, ControlRefused or Overloaded.
+        `parameters` are the protocol's: `config`, a ModelConfig as JSON instead of the options on disk, and
+        `file:VERSION/NAME`, files instead of those on disk. Raises ModelUnusable with the reason if it can't be loaded
+        (versions that served before continue to serve), UnknownModel, InvalidRequest, ControlRefused or Overloaded.
         """
         self._allowed()
         config, files = _read(parameters)
         await self._change(lambda: self._load(name, config, files))
 
     async def unload(self, name: str) -> None:
-        """Stop serving a model; returns when what was accepted is answered. Raises UnknownModel, ControlRefused."""
+        """Stop serving a model. Returns once accepted requests are finished. Raises UnknownModel, ControlRefused."""
         self._allowed()
         await self._change(lambda: self._unload(name))
 
     async def again(self) -> str:
-        """Bring what is served in line with the folder now, whatever the mode: what came of it, in words.
+        """Update the served models from the folder now, in any mode. Returns a summary in words.
 
         With explicit control only models that were asked for are loaded, and none is unloaded. Raises RequestError.
         """
@@ -122,18 +122,18 @@ class ModelControl:
         return f"{len(serving - before)} version(s) loaded, {len(serving)} served, {missing} not served that should be"
 
     async def refresh(self) -> None:
-        """Let the index know the models on disk that nobody asked for. Only with explicit control.
+        """Update the index with models on disk that nobody asked for. Does nothing without explicit control.
 
-        Where the folder can't be read, the index stays as it is.
+        If the folder can't be read, the index is not changed.
         """
         if self._settings.model_control != "explicit" or self._repository.interruption.stopping:
             return
-        if self._listing is None or self._listing.done():  # else one look serves all who ask meanwhile
+        if self._listing is None or self._listing.done():  # else concurrent calls share one listing
             listing = self._submit(
                 self._looking, lambda: self._repository.note(self._repository.model_folders().values())
             )
             self._listing = asyncio.wrap_future(listing)
-        with contextlib.suppress(RepositoryUnreadable):  # logged and counted there
+        with contextlib.suppress(RepositoryUnreadable):  # logged and counted by the listing
             await asyncio.shield(self._listing)
 
     def _allowed(self) -> None:
@@ -162,7 +162,7 @@ class ModelControl:
         return future
 
     def _check(self) -> None:
-        """Raises Draining once the server stops."""
+        """Raises Draining once the server is stopping."""
         if self._repository.interruption.stopping:
             raise Draining("the server is stopping; models are not changed any more")
 
@@ -193,7 +193,7 @@ class ModelControl:
                 sent.cleanup()
 
     def _home(self, name: str, files: Mapping[str, bytes]) -> ModelFolder | None:
-        """The model's folder; None where its files came along. No path is made from the name."""
+        """The model's folder; None if the request has its files. No path is made from the name."""
         if not name:
             raise InvalidRequest("the request names no model")
         if files:
@@ -201,7 +201,7 @@ class ModelControl:
                 raise InvalidRequest(f"model name '{printable(name)}': expected one that a folder could have")
             return None
         model_folders = self._repository.model_folders()
-        # One that serves and is gone from the disk is looked for where it was, so that the index tells of it.
+        # A served model that is gone from the disk keeps its folder, so that the index shows the failure.
         served = {
             e.name: e.model_folder
             for e in self._repository.entries()
@@ -220,15 +220,15 @@ class ModelControl:
         if name in self._sent:
             self._sent.pop(name).cleanup()
 
-    # -- by looking -------------------------------------------------------------------------------------------------
+    # -- by polling -------------------------------------------------------------------------------------------------
 
     async def poll(self) -> None:
-        """Look at the folder every so often, for ever, and follow what changes there."""
+        """Apply changes of the folder, every `poll_seconds`, until cancelled."""
         while True:
             await asyncio.sleep(self._settings.poll_seconds)
             try:
                 await self._change(self.look)
-            except RepositoryUnreadable:  # logged and counted; the next look tries again
+            except RepositoryUnreadable:  # logged and counted; the next poll tries again
                 continue
             except (SettingsError, RequestError) as error:
                 logger.error("the repository could not be listed: %s", error)
@@ -236,9 +236,9 @@ class ModelControl:
                 logger.exception("the repository could not be listed")
 
     def look(self) -> None:
-        """Load what is new or was changed, forget what is gone, try again what failed.
+        """Load new and changed models, forget those that are gone, and retry failed ones.
 
-        Blocks for as long as that takes. Raises RepositoryUnreadable, and has changed nothing then.
+        Blocks until they are loaded. Raises RepositoryUnreadable, before it changes anything.
         """
         model_folders = self._repository.model_folders()
         for name in {e.name for e in self._repository.entries()} - model_folders.keys():
@@ -252,7 +252,7 @@ class ModelControl:
             self._repository.interruption.wait(SETTLE_SECONDS)
         for name in changed:
             if name in self._seen and model_folders[name].state() != states[name]:
-                continue  # still being written: the next look will tell
+                continue  # still being written: left to the next poll
             self._seen[name] = states[name]
             failed = any(entry.reason for entry in self._repository.reload(model_folders[name]))
             wait = min(MOST_LOOKS, 2 * self._again[name][0]) if name in self._again else 1
@@ -262,7 +262,7 @@ class ModelControl:
                 self._again.pop(name, None)
 
     def _is_due(self, name: str) -> bool:
-        """Whether a model whose load failed is to be tried again at this look, though nothing was changed."""
+        """Whether an unchanged model whose load failed must be retried at this poll. Counts the poll."""
         wait, left = self._again.get(name, (0, 0))
         if wait:
             self._again[name] = (wait, left - 1)
@@ -274,7 +274,7 @@ def _version(version: str) -> str:
 
 
 def _read(parameters: Mapping[str, Any]) -> tuple[str | None, dict[str, bytes]]:
-    """`config` and the files by their paths. Raises InvalidRequest for anything else."""
+    """Parse `config`, and the files by path. Raises InvalidRequest for any other parameter."""
     config: str | None = None
     files: dict[str, bytes] = {}
     for key, parameter in parameters.items():
@@ -294,7 +294,7 @@ def _read(parameters: Mapping[str, Any]) -> tuple[str | None, dict[str, bytes]]:
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files below `folder`. Raises InvalidRequest, before any is written, for a path that leads anywhere else."""
+    """Write files below `folder`. Raises InvalidRequest, before writing any, for a path outside it; ModelUnusable."""
     targets = {path: _parts(path) for path in files}
     folders = {parts[:i] for parts in targets.values() for i in range(1, len(parts))}
     for path, parts in targets.items():
@@ -310,7 +310,7 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _parts(path: str) -> tuple[str, ...]:
-    """The names that a file's path is made of. Raises InvalidRequest."""
+    """The components of a file's path. Raises InvalidRequest."""
     try:
         parts = tuple(plain_name(part) for part in path.split("/"))
     except ValueError:

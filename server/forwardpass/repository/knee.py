@@ -1,16 +1,16 @@
-"""The batch size beyond which a larger batch gains little: what max_batch_size is where nobody set it. Pure.
+"""The batch size beyond which a larger batch gains little: the default of max_batch_size. Pure.
 
-A run of n rows takes about a + b·n seconds: what it costs whatever its rows is shared, until arithmetic or memory is
-the limit. Throughput then stays as it is, while latency goes on growing: a larger batch keeps those in it, and behind
-it, for longer. The knee is the smallest batch whose rows cost little more than those of an endless one; the longer
-its run, the more they may: 12 % where a run is short, 24 % where it takes 50 ms.
+A run of n rows takes about a + b·n seconds: its rows share the fixed cost a, until arithmetic or memory is the limit.
+Then throughput stays constant, while latency continues to grow: a larger batch delays its own requests, and those
+behind it, for longer. The knee is the smallest batch whose rows cost little more than those of an infinite one; the
+longer its run, the more they may: 12 % if a run is short, 24 % if it takes 50 ms.
 
-The same network must come out the same at every start and in every replica, though measurements never do:
+The result for a network must be the same at every start and in every replica, although measurements vary:
 
-- Candidates are powers of four. From one to the next the surplus of a row falls to a quarter, so that few networks lie
-  near the limit between two of them.
-- A line through all measurements decides, not one of them; and what decides is mostly the ratio a / b, in which a
-  slower moment of the machine cancels out.
+- Candidates are powers of four. From one to the next the surplus of a row falls to a quarter, so few networks lie near
+  the limit between two of them.
+- A line through all measurements decides, not a single one; and the decision depends mostly on the ratio a / b, in
+  which a temporary slowdown of the machine cancels out.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-RUN_COST = 20e-6  # seconds that the server spends on a run beside the network: taking a batch, stacking, settling
-SURPLUS = 0.12  # by how much a row may cost more than in an endless batch; and as much again
-PATIENCE = 0.05  # for every so many seconds that a run takes
-NEAR = 1.4  # a surplus is near the limit within this factor
-SIZES = (1, 4, 16, 64, 256, 1024)  # candidates; no larger batch is taken by default, whatever it gains
+RUN_COST = 20e-6  # seconds of a run that the server spends outside the network: taking a batch, stacking, settling
+SURPLUS = 0.12  # the extra cost allowed for a row, relative to an infinite batch
+PATIENCE = 0.05  # seconds of a run that allow SURPLUS once more
+NEAR = 1.4  # a surplus within this factor of the limit is near it
+SIZES = (1, 4, 16, 64, 256, 1024)  # candidates; the default is never larger
 LONGEST_RUN = 0.5  # seconds; a batch that takes longer, and longer than four rows one by one, is not a candidate
 
-Times = Sequence[tuple[int, float]]  # (rows, seconds of a run of as many rows)
+Times = Sequence[tuple[int, float]]  # (rows, seconds of a run of that many rows)
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Seconds of a run as `call` + `row` · rows; neither is negative."""
+    """The seconds of a run, `call` + `row` · rows; neither is negative."""
 
     call: float
     row: float
@@ -39,18 +39,18 @@ class Line:
         return self.call + self.row * rows
 
     def surplus(self, rows: int) -> float:
-        """By how much a row of such a batch costs the server more than one of an endless batch; 0.1 is 10 %."""
+        """The extra cost to the server of a row in such a batch, relative to an infinite batch; 0.1 is 10 %."""
         return (self.call + RUN_COST) / (self.row * rows) if self.row > 0.0 else float("inf")
 
     def enough(self, rows: int) -> bool:
-        """Whether a larger batch would gain too little for the latency that it adds."""
+        """Whether a larger batch would gain too little for its added latency."""
         return self.surplus(rows) <= _allowed(self.seconds(rows))
 
 
 def line(times: Times) -> Line:
     """The line with the least relative errors, by weighted least squares.
 
-    A lone row is left out where two larger sizes are known: it runs through other kernels than any batch.
+    A single row is left out if two larger sizes are known: it is run by other kernels than a batch.
     """
     several = [(rows, seconds) for rows, seconds in times if rows > 1]
     known = several if len(several) > 1 else list(times)
@@ -73,37 +73,37 @@ def line(times: Times) -> Line:
 def knee(times: Iterable[tuple[int, float]]) -> int:
     """The smallest of the sizes that is `enough`; else the largest.
 
-    `times`: at least one, in any order; the sizes need not be SIZES. Raises ValueError without any.
+    `times`: at least one, in any order; the sizes need not be SIZES. Raises ValueError if there is none.
     """
     found = _before_a_cliff(sorted(times))
     if not found:
         raise ValueError("no batch was measured")
     fitted = line(found)
     (rows, seconds), *larger = found
-    # The smallest size, mostly a lone row, is no part of the line: it counts as it was measured.
+    # The smallest size, mostly a single row, is not on the line: its measured time is used.
     if not larger or seconds + RUN_COST <= (1.0 + _allowed(seconds)) * rows * fitted.row:
         return rows
     return next((rows for rows, _ in larger if fitted.enough(rows)), found[-1][0])
 
 
 def undecided(times: Times) -> bool:
-    """Whether a size lies so near the limit that it pays to measure for longer."""
+    """Whether a size is so near the limit that more measurements are worthwhile."""
     fitted = line(_before_a_cliff(times))
     ratios = (fitted.surplus(rows) / _allowed(fitted.seconds(rows)) for rows, _ in times[1:])
     return any(1.0 / NEAR < ratio < NEAR for ratio in ratios)
 
 
 def next_size(times: Times, most: int) -> int | None:
-    """Which of SIZES to measure after `times`, the smallest first; None where that would change nothing, or take long.
+    """Which of SIZES to measure after `times`, the smallest first; None if it would change nothing or take too long.
 
-    `most`: rows that there may be. A run takes LONGEST_RUN at most, or four times a lone row, by what is known so far.
+    `most`: the largest size allowed. A run may take LONGEST_RUN, or four times a single row, by the estimate so far.
     """
     if not times:
         return SIZES[0]
     following = next((size for size in SIZES if size > times[-1][0]), None)
     if following is None or following > most:
         return None
-    # A size beyond the knee was measured, and one more than the three that a line is judged by.
+    # A size beyond the knee was measured, and one more than the three needed to judge a line.
     if len(times) > 3 and knee(times) < times[-1][0]:
         return None
     limit = max(LONGEST_RUN, SIZES[1] * times[0][1])
@@ -111,19 +111,19 @@ def next_size(times: Times, most: int) -> int | None:
 
 
 def describe(times: Times) -> str:
-    """The curve in words: "seconds a row: 5.26 ms alone, 1.45 ms of 4, ...; a run takes 2.9 ms + 0.5 ms a row"."""
+    """The curve in words: "a row takes 5.26 ms of 1, 1.45 ms of 4, ...; a run 2.9 ms + 0.5 ms a row"."""
     curve = ", ".join(f"{_short(seconds / rows)} of {rows}" for rows, seconds in times)
     fitted = line(times)
     return f"a row takes {curve}; a run {_short(fitted.call)} + {_short(fitted.row)} a row"
 
 
 def _allowed(seconds: float) -> float:
-    """The surplus of a row in a run of so many seconds."""
+    """The surplus allowed for a row in a run of `seconds`."""
     return SURPLUS * (1.0 + seconds / PATIENCE)
 
 
 def _before_a_cliff(times: Times) -> Times:
-    """`times` without the largest sizes whose rows cost more than SURPLUS above the cheapest: there caches overflow."""
+    """`times` without the largest sizes whose rows cost over SURPLUS more than the cheapest: they overflow caches."""
     if not times:
         return times
     cheapest = min(seconds / rows for rows, seconds in times)

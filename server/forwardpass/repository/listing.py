@@ -1,7 +1,7 @@
-"""Looks at the repository's folder: which models are there, and what in it is skipped, and why.
+"""Lists the repository's folder: its models, and skipped entries with the reasons.
 
-A look that fails is an error and never an empty repository: only one that worked may take a model away. It may block
-for as long as the disk does.
+A failed listing is an error, never an empty repository: only a successful one may remove a model. It blocks on the
+disk.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 class RepositoryListing:
-    """Thread-safe. What it knows is that of the last look that worked.
+    """Thread-safe. Holds the result of the last successful listing.
 
-    - A folder that had models, and is empty and another folder than it was, is taken for a volume that is not mounted.
-    - A failure is counted each time, and logged when it is another than that before.
+    - A folder that had models, and is now empty and a different folder, is treated as a volume that is not mounted.
+    - Every failure is counted; it is logged if it differs from the one before.
     """
 
     def __init__(self, root: Path, name: str) -> None:
@@ -28,10 +28,10 @@ class RepositoryListing:
         self._root = root
         self._name = name
         self._lock = threading.Lock()
-        self._had: dict[Path, tuple[int, int] | None] = {}  # folders that had models or versions, by their identity
+        self._had: dict[Path, tuple[int, int] | None] = {}  # folders that had models or versions -> their identity then
         self._failure = ""
         self.failures = 0
-        self.skipped: dict[tuple[str, str], str] = {}  # (folder, what in it or "") -> why
+        self.skipped: dict[tuple[str, str], str] = {}  # (folder, entry in it or "") -> reason
 
     def model_folders(self) -> dict[str, ModelFolder]:
         """The models on disk, by name. Raises RepositoryUnreadable."""
@@ -65,7 +65,7 @@ class RepositoryListing:
                 self._had[model_folder.folder] = here
             elif here is not None and self._had.get(model_folder.folder, here) != here:
                 model_folders[model_folder.name] = (
-                    model_folder  # loading it fails, with the reason, and what serves stays
+                    model_folder  # loading it fails with the reason, and versions in service stay
                 )
             else:
                 self._had.pop(model_folder.folder, None)
@@ -73,7 +73,7 @@ class RepositoryListing:
             try:
                 skipped |= {(model_folder.name, name): reason for name, reason in model_folder.skipped().items()}
             except ModelError:
-                continue  # said when it is loaded
+                continue  # reported when it is loaded
         here = identity(self._root)
         if model_folders:
             self._had[self._root] = here

@@ -1,7 +1,7 @@
-"""What a repository holds on disk: its models, their options, their versions, and whether any of that was changed.
+"""The contents of a repository on disk: models, their options and versions, and whether any of them changed.
 
-Reads folders and options files, opens no network, keeps no state. No path is ever made from a request's name. What
-cannot be read is an error, never taken for what is not there.
+Reads folders and options files, opens no network, keeps no state. No path is ever made from a request's name.
+Unreadable entries are errors; they are never treated as missing.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from forwardpass.model import options, triton_config
 from forwardpass.model.contract import MODEL_FILE
 from forwardpass.model.options import ModelConfig
 
-NETWORK = ".onnx"  # what a network's file is most likely called, whatever else it is
-NOT_OURS = frozenset({"lost+found"})  # folders that a volume has by itself, and that nobody but root may read
-MOST_FILES = 10_000  # of one version that are looked at for changes
+NETWORK = ".onnx"  # the usual suffix of a network's file
+NOT_OURS = frozenset({"lost+found"})  # folders of a volume itself, which only root may read
+MOST_FILES = 10_000  # of one version that are checked for changes
 
 _LIKE_A_VERSION = re.compile(r"[vV]?[0-9][0-9._-]*")
 
-Fingerprint = tuple[Any, ...]  # equal as long as nothing was changed
+Fingerprint = tuple[Any, ...]  # equal as long as nothing changed
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class ModelFolder:
     named: bool = True
 
     def config(self) -> ModelConfig:
-        """The options beside the versions: a model.toml or a config.pbtxt, or else the defaults. Raises ConfigError."""
+        """The options beside the versions: from model.toml or config.pbtxt, else the defaults. Raises ConfigError."""
         toml, triton = self.folder / options.FILE_NAME, self.folder / triton_config.FILE_NAME
         try:
             in_triton, in_toml = _is_there(triton), _is_there(toml)
@@ -51,7 +51,7 @@ class ModelFolder:
         return triton_config.load(triton, self.name if self.named else None)
 
     def present(self) -> bool:
-        """Whether there is anything to load, or to complain of: what is or looks like a version, what can't be read."""
+        """Whether there is anything to load or to report: a version, an entry that looks like one, or an error."""
         try:
             return bool(self.versions(self.config().model_file) or self.skipped())
         except ModelError:
@@ -60,8 +60,8 @@ class ModelFolder:
     def versions(self, model_file: str) -> dict[int, Path]:
         """Number and folder of every version, the lowest first.
 
-        A folder called by a number is one as soon as the network's file is in it. A network that lies in the model's
-        own folder, where there are no such folders, is version 1. Raises ModelError where that can't be read.
+        A folder named by a number is a version once it contains the network's file. If there are none, a network in the
+        model's own folder is version 1. Raises ModelError if the folder can't be read.
         """
         try:
             numbers = [p for p in _children(self.folder) if _is_number(p.name)]
@@ -73,7 +73,7 @@ class ModelFolder:
         return dict(sorted(found.items()))
 
     def skipped(self) -> dict[str, str]:
-        """What looks like a version and is none, by its name in the model's folder, and why. Raises ModelError."""
+        """Entries that look like versions and are not, by name in the model's folder: the reason. Raises ModelError."""
         model_file = self.config().model_file
         served = self.versions(model_file).values()
         found = {}
@@ -95,7 +95,7 @@ class ModelFolder:
         return found
 
     def chosen(self, config: ModelConfig) -> dict[int, Path]:
-        """The versions that its options ask for, the lowest first. Raises ModelError where one is not there."""
+        """The versions that the options select, the lowest first. Raises ModelError if one is missing."""
         found = self.versions(config.model_file)
         if not found:
             like = "".join(f"; {name}: {reason}" for name, reason in list(self.skipped().items())[:3])
@@ -111,24 +111,24 @@ class ModelFolder:
         return {number: folder for number, folder in found.items() if number in config.versions}
 
     def latest(self) -> dict[int, Path]:
-        """The highest version of the usual name, for a model whose options can't be used; empty where there is none."""
+        """The highest version with the default file name, for a model with unusable options; empty if there is none."""
         try:
             return dict(list(self.versions(MODEL_FILE).items())[-1:])
         except ModelError:
             return {}
 
     def fingerprint(self, version: Path, config: ModelConfig) -> Fingerprint:
-        """Of all that one version is made from: its files, and its options with the files that they name."""
+        """The fingerprint of one version: its files, and its options with the files that they name."""
         given = config.origin.given
         beside = [config.labels, *(t.labels for t in config.outputs)]
         named = [self.folder / n for n in beside if n] + [self.folder / "warmup"] * bool(config.warm_up)
         said = config.model_dump_json(), None if given is None else given.SerializeToString(deterministic=True)
-        # A version in the model's own folder: its file alone, or the options' times would count.
+        # For a version in the model's own folder, only its file: else the options file's time would count.
         files = [version / config.model_file] if version == self.folder else [version]
         return said, tuple(_stats(files + named))
 
     def state(self) -> Fingerprint:
-        """Of all that decides what is served of this model; for polling. Never raises."""
+        """The fingerprint of the model's selected versions, or of an error; for polling. Never raises."""
         try:
             config = self.config()
             return tuple((n, self.fingerprint(f, config)) for n, f in self.chosen(config).items())
@@ -137,9 +137,10 @@ class ModelFolder:
 
 
 def find(root: Path, name: str = "") -> list[ModelFolder]:
-    """The models below `root`, by name; or the one that `root` is, called `name`, or as its options say, or as it is.
+    """The models below `root`, by name; or `root` itself if it is one model.
 
-    With `name`, `root` is one model. Raises SettingsError where it is no folder, OSError where it can't be read.
+    With `name`, `root` is one model of that name; else a single model is named by its options, or by its folder.
+    Raises SettingsError if `root` is not a folder, OSError if it can't be read.
     """
     status = _status(root)
     if status is None or not stat.S_ISDIR(status.st_mode):
@@ -157,14 +158,14 @@ def find(root: Path, name: str = "") -> list[ModelFolder]:
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder is one model's own: it has options, a network, or versions in it. Raises OSError."""
+    """Whether a folder is a single model: it contains options, a network, or versions. Raises OSError."""
     if any(_is_there(folder / file) for file in (options.FILE_NAME, triton_config.FILE_NAME, MODEL_FILE)):
         return True
     return any(_is_number(p.name) and _is_there(p / MODEL_FILE) for p in folder.iterdir())
 
 
 def identity(folder: Path) -> tuple[int, int] | None:
-    """Device and inode: whether a folder is the one that it was, or another in its place. None: it is not there."""
+    """Device and inode, by which a replaced folder is detected; None if there is no such folder."""
     status = _status(folder)
     return None if status is None else (status.st_dev, status.st_ino)
 
@@ -174,7 +175,7 @@ def _is_number(name: str) -> bool:
 
 
 def _children(folder: Path) -> list[Path]:
-    """What is in a folder; nothing where there is none. Raises OSError where it can't be read."""
+    """The entries of a folder; empty if there is no such folder. Raises OSError if it can't be read."""
     try:
         return list(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -182,13 +183,13 @@ def _children(folder: Path) -> list[Path]:
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """None where there is nothing. Raises OSError where that can't be known."""
+    """The path's status; None if it does not exist. Raises OSError if that can't be determined."""
     try:
         return path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        if error.errno == errno.ELOOP:  # a link that leads nowhere
+        if error.errno == errno.ELOOP:  # a loop of links
             return None
         raise
 
@@ -207,7 +208,7 @@ def _why(error: OSError) -> str:
 
 
 def _stats(paths: list[Path]) -> Iterator[tuple[str, int, int, int]]:
-    """Path, inode, size and time of every file at or below `paths`; links are followed."""
+    """Path, inode, size and modification time of every file at or below `paths`; links are followed."""
     count = 0
     for path in paths:
         pending = [path]
@@ -217,7 +218,7 @@ def _stats(paths: list[Path]) -> Iterator[tuple[str, int, int, int]]:
             try:
                 found = at.stat()
                 if at.is_dir():
-                    # A ring of links would be followed until the system's own limit of them ends it.
+                    # A loop of links is followed up to the system's limit.
                     pending += sorted(Path(entry) for entry in os.scandir(at))
             except OSError:
                 yield str(at), 0, 0, 0

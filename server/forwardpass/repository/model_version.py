@@ -1,4 +1,4 @@
-"""One version of a model as the repository knows it: its state, and how a request for it is refused."""
+"""One version of a model in the repository: its state, and the error for requests while it does not serve."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from forwardpass.repository.model_folder import Fingerprint, ModelFolder
 
 
 class VersionState(enum.Enum):
-    """Of one model version. `value` is its name in the protocol's RepositoryIndex."""
+    """The state of one model version. `value` is its name in the protocol's RepositoryIndex."""
 
     LOADING = "LOADING"
     READY = "READY"
@@ -22,31 +22,31 @@ class VersionState(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """One version as the index shows it. `loaded` while it is READY.
+    """One version in the index. `loaded` is set while it is READY.
 
-    `reason` says why it could not be loaded; of a READY one, why it could not be loaded again and serves as it was.
+    `reason`: why it could not be loaded; for a READY version, why it could not be reloaded and serves unchanged.
     """
 
     name: str
-    version: str  # empty for a model of which no version can be named
+    version: str  # empty for a model without a known version
     folder: Path
     state: VersionState
     reason: str = ""
     loaded: LoadedModel | None = None
     model_folder: ModelFolder | None = None
     fingerprint: Fingerprint = ()
-    asked_for: bool = True  # False: it was unloaded, or nobody wanted it yet
+    asked_for: bool = True  # False: unloaded, or not requested yet
 
     @property
     def phase(self) -> str:
-        """Its state as the metrics have it, where what failed and what nobody wants differ."""
+        """The state in the metrics, which distinguish failed versions from those that were not asked for."""
         if self.state is VersionState.UNAVAILABLE:
             return "failed" if self.asked_for else "not_loaded"
         return "stale" if self.loaded is not None and self.reason else self.state.value.lower()
 
     @property
     def missing(self) -> bool:
-        """Whether it should serve, and does not."""
+        """Whether it should serve but does not."""
         return self.asked_for and self.loaded is None
 
 
@@ -55,7 +55,7 @@ def number(version: str) -> int:
 
 
 def idle(model_folder: ModelFolder) -> ModelVersion:
-    """A model that is there and not served."""
+    """The entry of a model that is on disk and not served."""
     return ModelVersion(
         model_folder.name,
         "",
@@ -68,7 +68,7 @@ def idle(model_folder: ModelFolder) -> ModelVersion:
 
 
 def refusal(entry: ModelVersion) -> RequestError:
-    """What a request for a version that does not serve gets."""
+    """The error for a request for a version that does not serve."""
     what = f"version {entry.version} of model '{entry.name}'" if entry.version else f"model '{entry.name}'"
     if not entry.asked_for:
         return UnknownModel(f"{what} is not loaded", reason=Reason.NOT_LOADED)

@@ -1,7 +1,7 @@
-"""What a model takes and gives, once its network, its contract and its options agree on it. Reads label files.
+"""The final signature of a model, after checking that its network, contract and options agree. Reads label files.
 
-The network's file has the first word. A contract must name the same tensors; options may narrow an axis of any size
-to one size, name labels, and leave outputs out, which are then computed only for those who ask.
+The network's file takes precedence. A contract must name the same tensors; options may narrow an axis of any size to
+one size, name labels, and leave out outputs, which are then computed only if requested.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from forwardpass.model.signature import ModelSignature, TensorSpec
 def reconcile(
     found: ModelSignature, config: ModelConfig, contract: Contract | None, model_folder: Path
 ) -> ModelSignature:
-    """`found`, as the network's file has it, with all that is known beside. `home` is the model's folder.
+    """`found`, the signature in the network's file, completed from the contract and the options.
 
-    Raises ConfigError or ContractError naming the tensor, what was expected and what is there.
+    Raises ConfigError or ContractError naming the tensor, what was expected and what was found.
     """
     labels: dict[str, tuple[str, ...]] = {}
     hidden: frozenset[str] = frozenset()
@@ -59,7 +59,7 @@ def reconcile(
 def _narrowed(
     tensors: Sequence[TensorSpec], options: Sequence[TensorOptions], what: str, config: ModelConfig, in_rows: bool
 ) -> tuple[TensorSpec, ...]:
-    """The network's tensors with the shapes that the options give them."""
+    """The network's tensors with the shapes from the options."""
     by_name = {o.name: o for o in options}
     unknown = sorted(by_name.keys() - {t.name for t in tensors})
     if unknown:
@@ -87,7 +87,7 @@ def _narrowed(
 
 
 def _agree(found: ModelSignature, contract: Contract) -> None:
-    """The contract speaks of the tensors that the file has."""
+    """Check that the contract names the tensors in the network's file, with matching types and shapes."""
     for what, have, want in (
         ("inputs", found.inputs, contract.inputs),
         ("outputs", found.outputs, [*contract.outputs, *contract.hidden]),
@@ -98,7 +98,7 @@ def _agree(found: ModelSignature, contract: Contract) -> None:
         by_name = {t.name: t for t in have}
         for spec in want:
             tensor = by_name[spec.name]
-            # An axis of any size may have been given one in the contract, never another than the network's.
+            # The contract may give a size to an axis of any size; other sizes must equal the network's.
             fits = len(spec.shape) == len(tensor.shape) and all(
                 theirs in (-1, ours) for ours, theirs in zip(spec.shape, tensor.shape, strict=True)
             )

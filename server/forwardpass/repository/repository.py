@@ -1,7 +1,7 @@
-"""Which models and versions there are, what state each is in, and who serves a request: look up, load, swap, unload.
+"""The models and versions, their states, and the worker for each request: look up, load, swap, unload.
 
 A repository is a folder of models, `<name>/<version>/model.onnx`; or one model's own folder, as volumes are mounted.
-The look-up table is replaced as a whole at every change, so that a request sees either the old or the new.
+The look-up table is replaced as a whole at every change, so that a request sees either the old or the new one.
 """
 
 from __future__ import annotations
@@ -42,32 +42,32 @@ logger = logging.getLogger(__name__)
 class Repository:
     """The models of one server. Thread-safe; `resolve` is cheap and never blocks.
 
-    - A version is in exactly one state; only READY ones are ever resolved to a worker.
-    - A request that names no version gets the highest that is READY.
-    - What serves goes on serving until what replaces it is READY: a failed load takes nothing away.
-    - A worker that was replaced answers everything that was decoded for it before it ends.
+    - A version is in exactly one state; only READY versions are resolved to a worker.
+    - A request that names no version gets the highest READY one.
+    - A version continues to serve until its replacement is READY: a failed load removes nothing.
+    - A replaced worker runs every request that was decoded for it before it ends.
     """
 
     def __init__(self, settings: Settings, cores: CpuBudget, admission: Admission) -> None:
         self._settings = settings
         self._cores = cores
         self._admission = admission
-        self.interruption = Interruption()  # of loads, where the server stops
+        self.interruption = Interruption()  # ends loads when the server stops
         self.load_failures: Counter[str] = Counter()  # by model
         self.listing = RepositoryListing(settings.repository, settings.model_name)
         self._lock = threading.Lock()
-        self._changing = threading.Lock()  # held for the length of a load, so that there is one at a time
+        self._changing = threading.Lock()  # held during a load, so that there is one at a time
         self._entries: dict[tuple[str, str], ModelVersion] = {}
         self._retiring: list[Worker] = []
         self._table: dict[tuple[str, str], Worker | ModelVersion] = {}
         self.generation = 0
-        self.changed: Callable[[], None] = lambda: None  # called after every change of state, from any thread
-        self.lost: Callable[[str], None] = lambda _: None  # called with the reason a device failed for, from any thread
+        self.changed: Callable[[], None] = lambda: None  # called after every state change, from any thread
+        self.lost: Callable[[str], None] = lambda _: None  # called with the reason when a device fails, from any thread
 
-    # -- looked up for every request ------------------------------------------------------------------------------
+    # -- look-up, for every request ---------------------------------------------------------------------------------
 
     def resolve(self, name: str, version: str) -> Worker:
-        """Who serves this. An empty version asks for the latest. No path is ever made from a name.
+        """The worker of a version; an empty version selects the latest. No path is ever made from a name.
 
         Raises UnknownModel, ModelLoading, ModelUnusable, or InvalidRequest for an empty name.
         """
@@ -87,17 +87,17 @@ class Repository:
             raise UnknownModel(f"model '{printable(name)}' has no version '{printable(version)}'; it has {versions}")
         raise UnknownModel(f"there is no model '{printable(name)}'{served}")
 
-    # -- the state of things ----------------------------------------------------------------------------------------
+    # -- state ------------------------------------------------------------------------------------------------------
 
     def entries(self) -> list[ModelVersion]:
-        """Every version known, by name and number."""
+        """Every known version, by name and number."""
         with self._lock:
             return sorted(self._entries.values(), key=lambda e: (e.name, number(e.version)))
 
     def skipped(self) -> list[tuple[str, str, str]]:
-        """Folders that look like a model or a version and are none: (name, what in it or "", why).
+        """Folders that look like a model or a version and are not: (name, entry in it or "", reason).
 
-        Not a model that still serves what it once had there: its own entry has the reason.
+        Models and versions with an entry are left out: the entry has the reason.
         """
         with self._lock:
             known = {*self._entries, *((name, "") for name, _ in self._entries)}
@@ -108,18 +108,18 @@ class Repository:
             ]
 
     def missing(self) -> list[ModelVersion]:
-        """Every version that should serve and does not."""
+        """Every version that should serve but does not."""
         return [entry for entry in self.entries() if entry.missing]
 
     def workers(self) -> Iterator[Worker]:
-        """Everyone who has requests: those who serve, and those who finish."""
+        """All workers that may have requests: those that serve, and those that are retiring."""
         with self._lock:
             retiring = list(self._retiring)
         yield from (e.loaded.worker for e in self.entries() if e.loaded is not None)
         yield from retiring
 
     def loaded(self, name: str, version: str) -> LoadedModel:
-        """As `resolve`, with all that is known of the version."""
+        """Like `resolve`, but the LoadedModel of the version."""
         worker = self.resolve(name, version)
         with self._lock:
             entry = self._entries.get((worker.name, worker.version))
@@ -128,15 +128,15 @@ class Repository:
         return entry.loaded
 
     def model_folders(self) -> dict[str, ModelFolder]:
-        """The models on disk by name, whether they are served or not. Raises RepositoryUnreadable."""
+        """The models on disk by name, served or not. Raises RepositoryUnreadable."""
         return self.listing.model_folders()
 
     # -- changes ----------------------------------------------------------------------------------------------------
 
     def discover(self) -> list[ModelVersion]:
-        """Find what is to be loaded and enter it as LOADING.
+        """Find the versions to load and enter them as LOADING.
 
-        Raises SettingsError when there is nothing at all, unless models may come later.
+        Raises SettingsError if there is no model, unless models may be added later.
         """
         settings = self._settings
         try:
@@ -158,7 +158,7 @@ class Repository:
                 continue
             try:
                 versions = model_folder.chosen(model_folder.config())
-            except ModelError:  # said again, and reported, when it is loaded
+            except ModelError:  # raised again, and reported, when it is loaded
                 versions = model_folder.latest()
             for version, folder in versions.items() or [("", model_folder.folder)]:
                 found.append(
@@ -171,9 +171,9 @@ class Repository:
         return found
 
     def load(self, entry: ModelVersion) -> ModelVersion:
-        """Load an announced version and serve it, or enter why it can't be. Blocks for as long as that takes.
+        """Load an announced version and serve it, or enter the reason why it can't be loaded. Blocks until then.
 
-        A version that was changed by somebody else since it was announced is left as it is.
+        If its entry has changed since it was announced, that entry is returned unchanged.
         """
         model_folder = entry.model_folder or ModelFolder(entry.name, entry.folder.parent)
         with self._changing:
@@ -192,11 +192,11 @@ class Repository:
             )
 
     def reload(self, model_folder: ModelFolder, config: ModelConfig | None = None) -> list[ModelVersion]:
-        """Bring what is served of a model in line with its folder; with `config` in place of the options there.
+        """Serve a model as its folder is now; with `config` instead of the options there.
 
-        What was not changed is left alone. New versions are loaded first; then all of them take over at once, and
-        what they replace finishes what it has. If anything can't be loaded, nothing that serves is taken away. Blocks.
-        The entries of what was asked for; those with a `reason` are not as they should be.
+        Unchanged versions are left alone. New versions are loaded first; then all of them take over at once, and the
+        workers they replace finish their requests. If any can't be loaded, no version in service is removed. Blocks.
+        Returns the entries of the selected versions; those with a `reason` could not be loaded.
         """
         with self._changing:
             before = {e.version: e for e in self.entries() if e.name == model_folder.name}
@@ -221,7 +221,7 @@ class Repository:
             return wanted
 
     def unload(self, name: str) -> bool:
-        """Stop serving a model; what was accepted is answered first. Blocks. Whether there was such a model."""
+        """Stop serving a model, after its accepted requests. Blocks. Returns whether there was such a model."""
         with self._changing:
             entries = [e for e in self.entries() if e.name == name]
             going = [
@@ -235,16 +235,13 @@ class Repository:
         return bool(entries)
 
     def forget(self, name: str) -> None:
-        """As `unload` for a model that is not on disk any more: the index has it no longer. Blocks."""
+        """`unload` a model that is not on disk any more, and remove it from the index. Blocks."""
         self.unload(name)
         with self._changing:
             self._replace(name, [])
 
     def note(self, model_folders: Iterable[ModelFolder]) -> None:
-        """Enter models that were found on disk and that nobody asked for; drop such that are there no longer.
-
-        Does not wait for a load.
-        """
+        """Enter models on disk that nobody asked for, and drop those that are gone. Does not wait for a load."""
         found = {h.name: h for h in model_folders}
         with self._lock:
             names = {name for name, _ in self._entries}
@@ -259,7 +256,7 @@ class Repository:
         self.changed()
 
     def close(self, seconds: float) -> bool:
-        """End every worker, giving all of them `seconds` together. Whether all of them ended."""
+        """End all workers in parallel, within `seconds`. Returns whether all of them ended."""
         workers = list(self.workers())
         threads = [threading.Thread(target=w.close, args=(seconds,)) for w in workers]
         for thread in threads:
@@ -268,14 +265,14 @@ class Repository:
             thread.join(seconds + 1.0)
         return not any(t.is_alive() for t in threads)
 
-    # -- how --------------------------------------------------------------------------------------------------------
+    # -- loading and entries ----------------------------------------------------------------------------------------
 
     def _load(
         self, model_folder: ModelFolder, config: ModelConfig, version: str, folder: Path, before: LoadedModel | None
     ) -> ModelVersion:
-        """A worker that has started, as an entry. Raises ModelError."""
-        fingerprint = model_folder.fingerprint(folder, config)  # first: what changes from here on counts as changed
-        # Counters go on over a reload, so that none ever falls.
+        """Load a version and start its worker. Returns its entry. Raises ModelError."""
+        fingerprint = model_folder.fingerprint(folder, config)  # taken first: changes from here on count
+        # Counters continue across a reload, so that none ever decreases.
         metrics = before.worker.metrics if before is not None else None
 
         def lost(reason: str) -> None:
@@ -298,7 +295,7 @@ class Repository:
     def _renew(
         self, model_folder: ModelFolder, config: ModelConfig, version: str, folder: Path, before: ModelVersion | None
     ) -> ModelVersion:
-        """One version as it should be now, or as it was with the reason for that."""
+        """The entry of one version after a reload; if that failed, of the version that serves, with the reason."""
         serving = before is not None and before.loaded is not None
         if before is not None and serving and before.fingerprint == model_folder.fingerprint(folder, config):
             return dataclasses.replace(before, reason="")
@@ -316,7 +313,7 @@ class Repository:
         )
 
     def _failed(self, name: str, version: str, error: Exception) -> str:
-        """Log and count a load that failed, or that was given up because the server stops; the reason in words."""
+        """Log and count a failed load, or log one given up because the server stops. Returns the reason in words."""
         if self.interruption.stopping:
             logger.info("model %s version %s was not loaded: the server is stopping", name, version)
             return "the server is stopping"
@@ -328,7 +325,7 @@ class Repository:
         return _unexpected(error)
 
     def _keep(self, model_folder: ModelFolder, before: dict[str, ModelVersion], reason: str) -> list[ModelVersion]:
-        """Nothing of a model can be loaded: what serves stays, and says why."""
+        """Log and count a model that can't be loaded at all; its versions in service stay, with the reason."""
         self.load_failures[model_folder.name] += 1
         logger.error("model %s cannot be loaded: %s", model_folder.name, reason)
         said = f"serves as it was; it could not be loaded again: {reason}"
@@ -349,7 +346,7 @@ class Repository:
         return kept
 
     def _replace(self, name: str, entries: list[ModelVersion]) -> None:
-        """Let `entries` be all there is of a model, at once; then let the workers that are left out finish."""
+        """Replace all entries of a model at once; then wait until the workers left out have finished."""
         with self._lock:
             serving = {id(e.loaded.worker) for e in entries if e.loaded is not None}
             of_it = [e for e in self._entries.values() if e.name == name]
@@ -374,7 +371,7 @@ class Repository:
         return entry
 
     def _publish(self) -> None:
-        """Make the look-up table anew. Lock held."""
+        """Rebuild the look-up table. The lock must be held."""
         table: dict[tuple[str, str], Worker | ModelVersion] = {}
         ready: set[str] = set()
         for e in sorted(self._entries.values(), key=lambda e: number(e.version)):
@@ -388,7 +385,7 @@ class Repository:
 
 
 def _unexpected(error: Exception) -> str:
-    """Why a model can't be loaded, of what no check foresaw."""
+    """The reason why a model can't be loaded, for an unexpected exception."""
     if isinstance(error, MemoryError):
         return f"it takes more memory than there is: {error}" if str(error) else "it takes more memory than there is"
     return "internal error; the server's log has the details"

@@ -1,7 +1,6 @@
 """The sessions of one model version: one that all instances share, or one for each instance on each device.
 
-The first is opened to find out what the network is; the others, and what only those who serve need, come when that is
-known.
+The first is opened to inspect the network; afterwards the others are opened, and all are prepared for serving.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from forwardpass.model.signature import ModelSignature
 from forwardpass.repository.batch_invariance import ROWS
 from forwardpass.settings import Settings
 
-LARGE_RUN = 4e-3  # seconds of a full batch, from which on a model gets an instance for each core
-INLINE, INLINE_ON_ONE_CORE = 0.5e-3, 2e-3  # seconds of a run that whoever received its requests makes
+LARGE_RUN = 4e-3  # seconds of a full batch, from which a model gets an instance for each core
+INLINE, INLINE_ON_ONE_CORE = 0.5e-3, 2e-3  # longest run, in seconds, made by the thread that received its requests
 
 
 class SessionPool:
-    """Entered while a model is loaded: if that fails, what was opened on devices is closed."""
+    """A context manager around the loading of a model: if that fails, the sessions are closed."""
 
     def __init__(
         self,
@@ -40,7 +39,7 @@ class SessionPool:
         opens: OpenSession = open_session,
         opening: Callable[[Any], None] = lambda _: None,
     ) -> None:
-        """Open the first. `name`: of the threads; `opening`: see OpenSession. Raises ModelError."""
+        """Open the first session. `name`: of the threads; `opening`: see OpenSession. Raises ModelError."""
         self._path = path
         self._placement = placement
         self._config = config
@@ -68,7 +67,7 @@ class SessionPool:
 
     @property
     def serving(self) -> Sequence[Session]:
-        """What a worker takes."""
+        """The sessions for a worker."""
         return self._all
 
     def prepare(
@@ -81,10 +80,10 @@ class SessionPool:
         half: bool,
         check_stop: Callable[[], None] = lambda: None,
     ) -> str:
-        """On devices, open `each` session on each, with what batches of up to `rows` rows need; how they will be run.
+        """Open `each` sessions per device, if on devices, and prepare all for batches of up to `rows` rows.
 
-        `samples`: real rows per input, if known. `half`: see Session.prepare. Raises ModelError or DeviceLost, and what
-        `check_stop` raises, which is called before each session.
+        Returns how batches will be run, in words. `samples`: real rows per input, if known. `pads`, `half`: see
+        Session.prepare. Raises ModelError or DeviceLost. `check_stop` is called before each session, and may raise.
         """
         devices = self._placement.devices
         for place in range(1, each * len(devices)):
@@ -102,10 +101,10 @@ class SessionPool:
 
 
 def inline_run_limit(settings: Settings, cores: CpuBudget) -> float:
-    """Seconds of a run up to which whoever received its requests makes it.
+    """The longest run, in seconds, that the thread that received its requests makes itself.
 
-    With several cores another thread computes beside the one that reads, for the price of a hand-over; on one the two
-    would only interrupt each other. What bounds it there is how long arrivals, and clients that leave, go unnoticed.
+    With several cores another thread can compute beside the one that reads, at the cost of a hand-over; on one core the
+    two would only interrupt each other. There the limit bounds how long arrivals and disconnects go unnoticed.
     """
     if settings.inline_run_limit is not None:
         return settings.inline_run_limit
@@ -115,10 +114,10 @@ def inline_run_limit(settings: Settings, cores: CpuBudget) -> float:
 def count(
     config: ModelConfig, settings: Settings, cores: CpuBudget, placement: Placement, run: float
 ) -> tuple[int, str]:
-    """How many runs of a model at once, on devices on each of them, and why. `run`: seconds of a full batch.
+    """The number of instances (per device, if on devices), and the reason. `run`: seconds of a full batch.
 
-    A small network is outrun by the transport: one instance, run where its requests are received, is the quickest. A
-    large one is worth every core, each with a run of its own. Raises ConfigError.
+    For a small network the transport is the bottleneck: one instance, run by the receiving thread, is fastest. A large
+    one gets an instance for each core. Raises ConfigError.
     """
     told = config.instances or settings.instances
     if config.preserve_ordering:

@@ -1,6 +1,6 @@
-"""Runs that a model makes before it is ready: of every size that matters, and those that its options ask for.
+"""The runs of a model before it is ready: batches of increasing size, and the requests in its options.
 
-They fill caches and arenas, and tell the run-time model where to start.
+They fill caches and arenas, and give the run-time model its first observations.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from forwardpass.model.signature import ModelSignature, TensorSpec
 
 logger = logging.getLogger(__name__)
 
-SECONDS = 0.5  # of warm-up altogether, however slow a run is; every size runs at least once
+SECONDS = 0.5  # of warm-up in total, however slow a run is; every size runs at least once
 RUNS = 5
-FOLDER = "warmup"  # in the model's folder: where input files are
+FOLDER = "warmup"  # the folder of input files, in the model's folder
 
 
 def every_size(
@@ -40,9 +40,9 @@ def every_size(
     samples: Sequence[NDArray[Any]] | None,
     clock: Callable[[], float] = time.monotonic,
 ) -> float:
-    """Run batches of 1, 2, 4 ... `largest` rows, of real rows per input where some are known.
+    """Run batches of 1, 2, 4 ... `largest` rows; of `samples`, real rows per input, if known.
 
-    The least seconds, by `clock`, that the largest took; 0 where it could not be run.
+    Returns the least seconds, by `clock`, of a run of the largest; 0 if it could not be run.
     """
     rng = np.random.default_rng(0)
     sizes = [1]
@@ -73,7 +73,7 @@ def every_size(
 
 
 def as_told(signature: ModelSignature, session: Runnable, config: ModelConfig, model_folder: Path) -> None:
-    """The requests that the model's options ask for. Raises ConfigError, or ModelError where one of them fails."""
+    """Run the warm-up requests in the model's options. Raises ConfigError, or ModelError if one of them fails."""
     for request in config.warm_up:
         what = f"{config.where('warm_up')}: request '{request.name}'"
         arrays = _made(request, signature, model_folder, what)
@@ -115,7 +115,7 @@ def _made(request: WarmUp, signature: ModelSignature, model_folder: Path, what: 
 def _values(
     given: WarmUpInput, tensor: TensorSpec, rng: np.random.Generator, in_rows: bool, model_folder: Path, what: str
 ) -> NDArray[Any]:
-    """Elements of the tensor's shape, which is of fixed sizes."""
+    """The values of one input. The tensor's shape must have fixed sizes."""
     shape, dtype = tensor.shape, tensor.datatype.numpy
     if given.data == "zero":
         return np.full(shape, "", dtype=object) if dtype is None else np.zeros(shape, dtype)
@@ -126,7 +126,7 @@ def _values(
         data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{what}: {path} cannot be read: {error.strerror or error}") from None
-    # The file has all of the rows, or one that stands for each of them.
+    # The file has all rows, or one row to repeat.
     for part in (shape, (1, *shape[1:])) if in_rows else (shape,):
         with contextlib.suppress(ValueError, RequestError):
             return np.resize(stack(tensor, [data], part), shape)
@@ -134,5 +134,5 @@ def _values(
 
 
 def _first(shape: tuple[int, ...]) -> int:
-    """Size of axis 0 of a made-up input; 1 where any goes."""
+    """The size of axis 0 of a made-up input; 1 if it may be any size."""
     return shape[0] if shape and shape[0] >= 0 else 1

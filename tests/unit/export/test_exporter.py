@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +301,45 @@ def test_what_is_refused_leaves_the_version_before_it(tmp_path: Path) -> None:
         export(Cancels(), ["x:float32[n,5]"], "m", tmp_path)
     assert [path.name for path in (tmp_path / "m").iterdir()] == ["1"]
     Contract.load(first.path / CONTRACT_FILE).verify_files(first.path)
+
+
+# -- what a contract can show -----------------------------------------------------------------------------------------
+
+
+class Function(torch.nn.Module):
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.function = function
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Any) -> Any:
+        return self.function(x * self.weight)
+
+
+def test_a_squeeze_of_all_axes_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"'output' has shape \[\] for one row.*squeeze\(-1\)"):
+        export(Function(lambda x: x.sum(1, keepdim=True).squeeze()), {"x": "float32[batch,4]"}, "m", tmp_path)
+
+
+def test_answers_that_are_all_nan_are_no_contract(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"NaN or infinite, so that it would check nothing.*drawn.*samples="):
+        export(Function(lambda x: (x * 0 - 1).log()), {"x": "float32[batch,4]"}, "m", tmp_path)
+    samples = {"x": np.random.default_rng(0).random((8, 4), np.float32) + 1}
+    exported = export(Function(torch.log), {"x": "float32[batch,4]"}, "m", tmp_path, samples=samples)
+    assert exported.doubts == ()
+
+
+def test_answers_that_show_little_are_doubted(tmp_path: Path) -> None:
+    exported = export(Function(lambda x: x.sum(1, keepdim=True).sqrt()), {"x": "float32[batch,4]"}, "m", tmp_path)
+    (doubt,) = exported.doubts
+    assert re.match(
+        r"\d of 8 answers 'output' of the contract hold NaN or infinity; the rows were drawn at random", doubt
+    )
+    exported = export(Function(lambda x: x * 0), {"x": "float32[batch,4]"}, "same", tmp_path)
+    assert exported.doubts[0].startswith("all 8 answers 'output' of the contract are the same")
+
+
+def test_the_absolute_tolerance_is_that_of_answers_of_their_size(tmp_path: Path) -> None:
+    small = export(Function(lambda x: x * 1e-9), {"x": "float32[batch,4]"}, "small", tmp_path)
+    large = export(Function(lambda x: x * 1e3), {"x": "float32[batch,4]"}, "large", tmp_path)
+    assert 1e-15 < small.contract.tolerance.atol < 1e-13 and large.contract.tolerance.atol == 1e-5

@@ -81,7 +81,8 @@ def cases() -> dict[str, Case]:
     one = (INDEPENDENT,)
     return {
         "mlp": (nn.Sequential(linear(8, 16), nn.ReLU(), linear(16, 3), nn.Softmax(1)), (reals(8),), one),
-        "residual mlp": (Of(lambda a, b, x: x + b(functional.gelu(a(x))), 1, linear(8, 16), linear(16, 8)), (reals(8),), one),
+        "residual mlp": (Of(lambda a, b, x: x + b(functional.gelu(a(x))), 1, linear(8, 16), linear(16, 8)),
+                         (reals(8),), one),
         "batch norm": (nn.Sequential(linear(8, 8), nn.BatchNorm1d(8), nn.SiLU()), (reals(8),), one),
         "layer norm": (nn.Sequential(nn.LayerNorm(8), nn.Mish(), linear(8, 2)), (reals(8),), one),
         "rms norm": (nn.Sequential(nn.RMSNorm(8), linear(8, 2)), (reals(8),), one),
@@ -122,7 +123,8 @@ def cases() -> dict[str, Case]:
                            linear(6, 2)), (reals(5, 6),), one),
         "mlp mixer": (Of(lambda a, b, x: b((x + a(x.transpose(1, 2)).transpose(1, 2)).mean(1)), 1, linear(5, 5),
                          linear(6, 2)), (reals(5, 6),), one),
-        "deep sets": (Of(lambda a, b, x: b(functional.relu(a(x)).sum(1)), 1, linear(6, 8), linear(8, 2)), (reals(5, 6),), one),
+        "deep sets": (Of(lambda a, b, x: b(functional.relu(a(x)).sum(1)), 1, linear(6, 8), linear(8, 2)),
+                      (reals(5, 6),), one),
         "graph by matrix": (Of(lambda a, x, y: a(y @ x).relu().mean(1), 2, linear(6, 3)),
                             (reals(5, 6), reals(5, 5)), one),
         "folded and back": (Of(lambda x: x.reshape(-1, 6).tanh().reshape(x.shape[0], 5, 6).mean(1)),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 from tests.service import models
 from tests.unit.made import Collector, read, request_for
 
@@ -174,3 +175,40 @@ def test_made_up_values_that_the_network_rejects_do_not_stop_it(tmp_path: Path) 
     assert found.invariance is Invariance.ROUNDING
     assert "independent by construction; not compared, since it could not be run" in found.why
     assert answer(found, np.array([[0]])).tolist() == [[0.0]]
+
+
+def test_a_file_that_squeezes_one_row_away_is_served_one_request_at_a_time(tmp_path: Path) -> None:
+    model = models.network(
+        [helper.make_node("ReduceSum", ["x", "a"], ["s"], keepdims=1), helper.make_node("Squeeze", ["s"], ["y"])],
+        [("x", TensorProto.FLOAT, ["batch", 4])],
+        [("y", TensorProto.FLOAT, ["batch"])],
+        {"a": np.array([1])},
+    )
+    found = loaded(tmp_path, model)
+    assert found.invariance is Invariance.NONE
+    assert "output 'y' has shape [] for one row: axis 0 is not the batch" in found.why
+    assert answer(found, np.ones((3, 4), np.float32)).tolist() == [4.0] * 3
+    assert answer(found, np.ones((1, 4), np.float32)).tolist() == 4.0
+
+
+def test_a_label_that_is_declared_to_be_one_is_a_batch_where_a_run_says_so(tmp_path: Path) -> None:
+    model = models.network(
+        [helper.make_node("ArgMax", ["x"], ["y"], axis=1, keepdims=0)],
+        [("x", TensorProto.FLOAT, ["batch", 4])],
+        [("y", TensorProto.INT64, [1])],
+    )
+    found = loaded(tmp_path, model)
+    assert found.invariance.batches and found.worker.signature.outputs[0].shape == (-1,)
+    assert answer(found, np.eye(4, dtype=np.float32)[[2, 0, 3]]).tolist() == [2, 0, 3]
+
+
+def test_an_image_of_any_size_is_probed_at_one_that_the_network_takes(tmp_path: Path) -> None:
+    model = models.network(
+        [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+         helper.make_node("Flatten", ["p"], ["y"])],
+        [("x", TensorProto.FLOAT, ["batch", 1, "height", "width"])],
+        [("y", TensorProto.FLOAT, ["batch", 2])],
+        {"w": np.ones((2, 1, 20, 20), np.float32)},
+    )  # fmt: skip
+    found = loaded(tmp_path, model)
+    assert found.invariance.batches and "not compared" not in found.why, found.why
