@@ -318,7 +318,7 @@ def test_a_time_limit_ends_the_whole_stream(running: ServerProcess, client: Clie
     with client.stream(timeout=0.5) as stream:
         future = stream.submit("hold", np.full((1, 1), 10 * LONG_RUN, np.float32))
         # The client's own clock and the server's end it at the same moment; whichever comes first gives the words.
-        with pytest.raises(DeadlineExceeded, match=rf"no answer from {running.address} within 0\.5 s|the deadline passed"):
+        with pytest.raises(DeadlineExceeded, match=rf"no answer from {running.address} within 0\.5|deadline passed"):
             future.result(PATIENCE)
         with pytest.raises(DeadlineExceeded):
             stream.submit("chain", ROWS[:1])
