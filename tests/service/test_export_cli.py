@@ -186,7 +186,7 @@ def test_a_function_that_makes_a_network_needs_no_weights(project: Path) -> None
         (["net.py:Net", "--weights", "net.py", "--input", "x:float32[b,64]"], ["net.py: "]),
         (["net.py:Net", "--weights", "net.pt", "--input", "x:float32[b,65]"], ["64x65", "Net.forward failed"]),
         (["net.py:Net", "--weights", "net.pt", "--input", "x"], ["NAME:DTYPE[DIM,...]"]),
-        (["net.py:Gone", "--input", "x:float32[b,64]"], ["no class or function 'Gone'"]),
+        (["net.py:Gone", "--input", "x:float32[b,64]"], ["no class, function or network 'Gone'"]),
         (["net.py", "--input", "x:float32[b,64]"], ["FILE.py:NAME"]),
         (["net.py:ready", "--input", "x:float32[b,64]", "--args", "[1]"], ["--args '[1]'", "JSON object"]),
         (["net.py:ready", "--input", "x:float32[b,64]", "--args", "{"], ["--args '{'", "is not JSON"]),

@@ -1,42 +1,56 @@
-"""Builds a user's network from `FILE.py:NAME`, its constructor's arguments, and a file of weights.
+"""Builds a user's network from `FILE.py:NAME` or `module:NAME`, its constructor's arguments, and a file of weights.
 
 Runs the user's file, as Python would; the weights are read only as tensors (`weights_only`), never unpickled.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import pickle
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from forwardpass.errors import ExportError
 
 # The keys under which common training loops store the state dict, and the prefixes that wrappers add to its names.
-_NESTED = ("state_dict", "model_state_dict", "model")
+_NESTED = (
+    "state_dict", "model_state_dict", "model", "params_ema", "params", "ema", "net", "network", "module", "weights",
+    "generator",
+)  # fmt: skip
 _WRAPPERS = ("module.", "_orig_mod.")
 _SHOWN = 4  # names of each kind shown in one error
 
 
 def build(target: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, bool]:
-    """The network that `FILE.py:NAME` creates with these arguments, and whether NAME is a class.
+    """The network that NAME of `FILE.py:NAME` or `package.module:NAME` makes, and whether its weights are random.
 
-    NAME is a module class, or a function that returns a module. Raises ExportError.
+    NAME is a module class, a function that returns a module, or a module, which has its weights already. Raises
+    ExportError.
     """
     file, colon, name = target.rpartition(":")
     if not colon or not file or not name.isidentifier():
-        raise ExportError(f"{target!r}: expected FILE.py:NAME, the class of the network or a function that makes it")
-    path = Path(file)
-    if not path.is_file():
-        raise ExportError(f"{file}: there is no such file")
-    made = getattr(_load(path), name, None)
+        raise ExportError(
+            f"{target!r}: expected FILE.py:NAME or package.module:NAME, the class of the network, a function that "
+            "makes it, or the network itself"
+        )
+    module = _load(file)
+    made = getattr(module, name, None)
+    if isinstance(made, nn.Module):
+        if arguments:
+            raise ExportError(f"{name} is a network already; it takes no arguments, got {', '.join(arguments)}")
+        return made, False
     if not callable(made):
-        raise ExportError(f"{file}: has no class or function {name!r}")
+        there = sorted(key for key, value in vars(module).items() if _may_be_network(value) and not key.startswith("_"))
+        known = f"; it has {_some(there)}" if there else ""
+        raise ExportError(f"{file}: has no class, function or network {name!r}{known}")
     try:
         network = made(**arguments)
     except Exception as error:
@@ -47,13 +61,39 @@ def build(target: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, bool]:
     return network, isinstance(made, type)
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
+def _may_be_network(value: Any) -> bool:
+    """Whether a name of a user's module is worth suggesting: a network or a class of them, of the user's own."""
+    if isinstance(value, type):
+        return issubclass(value, nn.Module) and not value.__module__.startswith("torch")
+    return isinstance(value, nn.Module)
+
+
+def load_weights(network: nn.Module, path: Path, key: str = "") -> None:
     """Load a file of weights into a network; names must match exactly. Raises ExportError naming what does not fit.
 
-    The file holds a state dict, or a checkpoint with one under `state_dict`, `model_state_dict` or `model`.
+    The file holds a state dict, a checkpoint with one under a usual key (or under `key`, with dots between keys within
+    keys), TorchScript, or arrays in .npz by name.
     """
+    state = _state_dict(_content(path), path, key)
+    problems = _misfits(network.state_dict(), state)
+    if problems:
+        raise ExportError(f"{path}: does not fit {type(network).__name__}: {'; '.join(problems)}")
+    network.load_state_dict(state)
+
+
+def _content(path: Path) -> Any:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix.lower() == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript is on its way out, and its files are still about
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True)
+            except RuntimeError as error:
+                if "TorchScript" not in str(error):
+                    raise
+                return torch.jit.load(str(path), map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
     except OSError as error:
         raise ExportError(f"{path}: cannot be read: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
@@ -64,36 +104,64 @@ def load_weights(network: nn.Module, path: Path) -> None:
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(f"{path}: is no file of weights: {reason[0]}") from error
-    state = _state_dict(content, path)
-    problems = _misfits(network.state_dict(), state)
-    if problems:
-        raise ExportError(f"{path}: does not fit {type(network).__name__}: {'; '.join(problems)}")
-    network.load_state_dict(state)
 
 
-def _load(path: Path) -> Any:
-    """Run a file as a separate module, with its folder importable, as with `python FILE`."""
+def _load(file: str) -> Any:
+    """Run a file or import a module, with the folder of both importable, and no arguments on the command line."""
+    path = Path(file)
+    sys.path.insert(0, str(Path.cwd()))
+    arguments, sys.argv = sys.argv, [file]  # which a file that parses them at its top would take for its own
+    try:
+        if path.is_file():
+            return _load_file(path)
+        if not file.endswith(".py") and all(part.isidentifier() for part in file.split(".")):
+            return importlib.import_module(file)
+    except ExportError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ExportError(f"{file}: failed as it was imported: {type(error).__name__}: {error}") from error
+    finally:
+        sys.argv = arguments
+    raise ExportError(f"{file}: there is no such file")
+
+
+def _load_file(path: Path) -> Any:
+    """A file as a module of its own; as one of its package where it lies in one, so that relative imports work."""
+    folder = path.resolve().parent
+    name = path.stem
+    while (folder / "__init__.py").is_file() and name.isidentifier():
+        name, folder = f"{folder.name}.{name}", folder.parent
     sys.path.insert(0, str(path.resolve().parent))
+    if "." in name:
+        sys.path.insert(0, str(folder))
+        return importlib.import_module(name)
     spec = importlib.util.spec_from_file_location(f"_exported_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ExportError(f"{path}: is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module  # dataclasses, for example, look up their module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ExportError(f"{path}: failed as it was imported: {type(error).__name__}: {error}") from error
+    spec.loader.exec_module(module)
     return module
 
 
-def _state_dict(content: Any, path: Path) -> dict[str, torch.Tensor]:
-    if isinstance(content, Mapping):
-        for key in _NESTED:
-            if isinstance(content.get(key), Mapping):
-                content = content[key]
+def _state_dict(content: Any, path: Path, key: str) -> dict[str, torch.Tensor]:
+    for part in key.split(".") if key else ():
+        if not isinstance(content, Mapping) or part not in content:
+            there = f"it has {_some([str(k) for k in content])}" if isinstance(content, Mapping) else "there is no key"
+            raise ExportError(f"{path}: has no {part!r} of the key {key!r}; {there}")
+        content = content[part]
+    if isinstance(content, Mapping) and not key:
+        for usual in _NESTED:
+            if isinstance(content.get(usual), Mapping):
+                content = content[usual]
                 break
     if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ExportError(f"{path}: holds a {type(content).__name__}; expected a state dict, tensors by their names")
+        what = f"a {type(content).__name__}"
+        if isinstance(content, Mapping):
+            what += f" with {_some([str(k) for k in content])}"
+        raise ExportError(
+            f"{path}: holds {what}; expected a state dict, tensors by their names (--key says where, if it is within)"
+        )
     state = {str(name): value for name, value in content.items()}
     for wrapper in _WRAPPERS:
         if state and all(name.startswith(wrapper) for name in state):

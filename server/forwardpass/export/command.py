@@ -24,8 +24,15 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add = parser.add_argument
-    add("network", metavar="FILE.py:NAME", help="the class of the network, or a function that makes it")
+    add("network", metavar="FILE.py:NAME",
+        help="the class of the network, a function that makes it, or the network; or package.module:NAME")  # fmt: skip
     add("--weights", type=Path, metavar="FILE", help="its state dict, as torch.save writes it; every class needs one")
+    add(
+        "--key",
+        default="",
+        metavar="KEY",
+        help="where in that file they are, if not under a usual key, as in 'ema.net'",
+    )
     add("--input", action="append", required=True, dest="inputs", metavar="NAME:DTYPE[DIM,...]",
         help="an input, as in 'x:float32[batch,64]'; a word stands for any size; once for each input")  # fmt: skip
     add("--samples", type=Path, metavar="FILE",
@@ -65,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         network, is_class = checkpoint.build(args.network, arguments)
         if args.weights is not None:
-            checkpoint.load_weights(network, args.weights)
+            checkpoint.load_weights(network, args.weights, args.key)
         elif is_class:
             raise ExportError(f"{args.network} is a class, whose weights would be random: give --weights FILE")
         exported = exporter.export(

@@ -112,7 +112,9 @@ def execute(graph: Graph, path: Path, feeds: Feeds, seconds: float = 0.15) -> Ex
         for _ in range(runs + _WARM_UP):
             run(session, None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text())
-        optimized = need("onnx", "insight").load(options.optimized_model_filepath)
+        optimized = need("onnx", "insight").load(
+            options.optimized_model_filepath, load_external_data=False
+        )  # only nodes count
     spent = _per_node(events)
     covered = cover(graph, optimized)
     steps = []

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -40,10 +43,10 @@ def test_the_files_own_folder_is_importable(tmp_path: Path) -> None:
         ("networks.py", {}, "expected FILE.py:NAME"),
         (":Mlp", {}, "expected FILE.py:NAME"),
         ("nowhere.py:Mlp", {}, "nowhere.py: there is no such file"),
-        (f"{NETWORKS}:Nothing", {}, "no class or function 'Nothing'"),
+        (f"{NETWORKS}:Nothing", {}, "no class, function or network 'Nothing'"),
         (f"{NETWORKS}:Mlp", {"width": 3}, "Mlp(width=3) failed: TypeError"),
         (f"{NETWORKS}:Mlp", {"activation": "sine"}, "Mlp(activation='sine') failed: KeyError"),
-        (f"{NETWORKS}:Path", {}, "no class or function 'Path'"),
+        (f"{NETWORKS}:Path", {}, "no class, function or network 'Path'"),
         ("{folder}/broken.py:Mlp", {}, "broken.py: failed as it was imported: ModuleNotFoundError"),
         ("{folder}/odd.py:make", {}, "make made a int; expected a torch.nn.Module"),
     ],
@@ -134,3 +137,67 @@ def test_a_file_that_holds_no_state_dict_is_refused_and_runs_nothing(
         load_weights(Mlp(), path)
     assert str(refusal.value).startswith(f"{path}: ")
     assert not (tmp_path / "sprung").exists()
+
+
+# -- as people have their code and their checkpoints ------------------------------------------------------------------
+
+NET = "import torch\n\nclass Net(torch.nn.Linear):\n    def __init__(self): super().__init__(3, 2)\n"
+
+
+def test_a_module_of_a_package_is_imported_by_name_and_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "project_of_mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "sizes.py").write_text("WIDTH = 3\n")
+    (package / "net.py").write_text(
+        "import torch\nfrom .sizes import WIDTH\n\nclass Net(torch.nn.Linear):\n"
+        "    def __init__(self): super().__init__(WIDTH, 2)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    assert build("project_of_mine.net:Net", {})[0].in_features == 3
+    assert build(f"{package / 'net.py'}:Net", {})[0].in_features == 3
+
+
+def test_a_network_that_is_there_already_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "made.py").write_text(NET + "\nnet = Net()\n")
+    network, random = build(f"{tmp_path / 'made.py'}:net", {})
+    assert isinstance(network, torch.nn.Linear) and not random
+    with pytest.raises(ExportError, match="net is a network already; it takes no arguments, got width"):
+        build(f"{tmp_path / 'made.py'}:net", {"width": 3})
+    with pytest.raises(ExportError, match="has no class, function or network 'Model'; it has Net, net"):
+        build(f"{tmp_path / 'made.py'}:Model", {})
+
+
+def test_a_file_that_parses_arguments_at_its_top_is_given_none(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import argparse\nargs = argparse.ArgumentParser().parse_args()\n" + NET)
+    assert isinstance(build(f"{tmp_path / 'script.py'}:Net", {})[0], torch.nn.Linear)
+
+
+@pytest.mark.parametrize("key", ["net", "params_ema", "params", "ema", "network"])
+def test_weights_are_found_under_the_keys_that_people_use(tmp_path: Path, key: str) -> None:
+    source, network = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    torch.save({"epoch": 3, key: source.state_dict()}, tmp_path / "c.pt")
+    load_weights(network, tmp_path / "c.pt")
+    assert torch.equal(network.weight, source.weight)
+
+
+def test_a_key_says_where_the_weights_are(tmp_path: Path) -> None:
+    source, network = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    torch.save({"state_dict": {}, "runs": {"best": source.state_dict()}}, tmp_path / "c.pt")
+    load_weights(network, tmp_path / "c.pt", "runs.best")
+    assert torch.equal(network.weight, source.weight)
+    with pytest.raises(ExportError, match=r"has no 'last' of the key 'runs.last'; it has best"):
+        load_weights(network, tmp_path / "c.pt", "runs.last")
+
+
+def test_weights_are_read_from_arrays_and_from_torchscript(tmp_path: Path) -> None:
+    source = torch.nn.Linear(3, 2)
+    np.savez(tmp_path / "w.npz", **{name: value.numpy() for name, value in source.state_dict().items()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(source, torch.ones(1, 3)), str(tmp_path / "s.pt"))
+    for file in ("w.npz", "s.pt"):
+        network = torch.nn.Linear(3, 2)
+        load_weights(network, tmp_path / file)
+        assert torch.equal(network.weight, source.weight), file
