@@ -177,23 +177,30 @@ def new_run_options() -> Any:
 
 
 def read_signature(session: Any) -> ModelSignature:
-    """A network's inputs and outputs as declared in its file. Raises ModelError for types that can't be served."""
+    """A network's inputs and outputs as declared in its file. Outputs of types that can't be sent are in `unsendable`.
 
-    def tensors(nodes: Any, what: str) -> tuple[TensorSpec, ...]:
-        found = []
+    Raises ModelError for inputs of such types, and where no output is left.
+    """
+
+    def tensors(nodes: Any) -> tuple[tuple[TensorSpec, ...], tuple[tuple[str, str], ...]]:
+        found, other = [], []
         for node in nodes:
             datatype = BY_ORT_TYPE.get(node.type)
             if datatype is None:
-                raise ModelError(f"{what} '{node.name}' is of type {node.type}, which the protocol cannot carry")
+                other.append((node.name, node.type))
+                continue
             shape = tuple(s if isinstance(s, int) and s >= 0 else -1 for s in node.shape)
             found.append(TensorSpec(node.name, datatype, shape))
-        return tuple(found)
+        return tuple(found), tuple(other)
 
-    inputs, outputs = tensors(session.get_inputs(), "input"), tensors(session.get_outputs(), "output")
+    (inputs, wrong), (outputs, unsendable) = tensors(session.get_inputs()), tensors(session.get_outputs())
+    for name, kind in wrong or (unsendable if not outputs else ()):
+        what = "input" if wrong else "output"
+        raise ModelError(f"{what} '{name}' is of type {kind}, which the protocol cannot carry")
     if not outputs:
         raise ModelError("the network has no outputs")
     batchable = bool(inputs) and all(t.shape and t.shape[0] == -1 for t in (*inputs, *outputs))
-    return ModelSignature(inputs, outputs, batchable)
+    return ModelSignature(inputs, outputs, batchable, unsendable=unsendable)
 
 
 def reason(error: BaseException) -> str:

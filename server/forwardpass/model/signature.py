@@ -31,6 +31,7 @@ class ModelSignature:
     outputs: tuple[TensorSpec, ...]
     batchable: bool
     hidden: frozenset[str] = frozenset()
+    unsendable: tuple[tuple[str, str], ...] = ()  # outputs of types that the protocol has not, with those types
 
     @cached_property
     def default_outputs(self) -> tuple[int, ...]:

@@ -23,6 +23,16 @@ def reconcile(
 
     Raises ConfigError or ContractError naming the tensor, what was expected and what was found.
     """
+    asked_for = {options.name for options in config.outputs}
+    for name, kind in found.unsendable:
+        if not asked_for or name in asked_for:
+            of_zipmap = "; scikit-learn's converters make a tensor of it with options={'zipmap': False}" * (
+                "map(" in kind
+            )
+            raise ConfigError(
+                f"output '{name}' is of type {kind}, which the protocol cannot carry: leave it out by naming the other "
+                f"outputs in {config.origin.file}{of_zipmap}"
+            )
     labels: dict[str, tuple[str, ...]] = {}
     hidden: frozenset[str] = frozenset()
     batchable = found.batchable

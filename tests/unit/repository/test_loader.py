@@ -15,7 +15,7 @@ from tests.unit.made import Collector, read, request_for
 
 from forwardpass.batching.admission import Admission
 from forwardpass.batching.request import QueueTimeout
-from forwardpass.errors import ModelError
+from forwardpass.errors import ConfigError, ModelError
 from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.model.options import ModelConfig
 from forwardpass.repository.batch_invariance import Invariance
@@ -212,3 +212,36 @@ def test_an_image_of_any_size_is_probed_at_one_that_the_network_takes(tmp_path: 
     )  # fmt: skip
     found = loaded(tmp_path, model)
     assert found.invariance.batches and "not compared" not in found.why, found.why
+
+
+def zipped() -> onnx.ModelProto:
+    """A table's label and its probabilities as a map for each row, as scikit-learn's converters make them."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("ArgMax", ["x"], ["label"], axis=1, keepdims=0),
+            helper.make_node("ZipMap", ["x"], ["probability"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2]),
+        ],
+        "zipped",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])],
+        [
+            helper.make_tensor_value_info("label", TensorProto.INT64, ["batch"]),
+            helper.make_value_info(
+                "probability",
+                helper.make_sequence_type_proto(
+                    helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+                ),
+            ),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("ai.onnx.ml", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9)
+
+
+def test_an_output_that_cannot_be_sent_is_explained_and_may_be_left_out(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'probability' is of type seq\(map\(.*zipmap': False"):
+        loaded(tmp_path / "a", zipped())
+    found = loaded(tmp_path / "b", zipped(), outputs=[{"name": "label"}])
+    assert found.invariance.batches
+    assert answer(found, np.eye(3, dtype=np.float32)).tolist() == [0, 1, 2]
+    with pytest.raises(ConfigError, match=r"leave it out by naming the other outputs in model\.toml"):
+        loaded(tmp_path / "c", zipped(), outputs=[{"name": "label"}, {"name": "probability"}])
