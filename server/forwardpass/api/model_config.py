@@ -86,10 +86,13 @@ def _tensor(tensor: TensorSpec, given: Any, in_rows: bool, kind: Any) -> Any:
     entry = kind()
     if given is not None:
         entry.CopyFrom(given)
-        entry.ClearField("reshape")
     entry.name = tensor.name
     entry.data_type = _number_of(tensor.datatype.config)
     entry.dims[:] = tensor.shape[1:] if in_rows else tensor.shape
+    entry.ClearField("reshape")
+    if tensor.network_shape is not None:
+        entry.reshape.SetInParent()
+        entry.reshape.shape[:] = tensor.network_shape[1:] if in_rows else tensor.network_shape
     return entry
 
 

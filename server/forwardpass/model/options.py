@@ -7,6 +7,7 @@ that depend on the server's own settings are None here and decided when the mode
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,7 +54,21 @@ class TensorOptions(_OptionsPart):
     name: str = Field(min_length=1)
     datatype: str | None = None  # "FP32"; None: the network's
     dims: list[Dim] | None = None  # of one row if the model batches, else the whole shape; None: the network's
+    reshape: list[Dim] | None = None  # the network's shape, where `dims`, which clients see, is another; as dims
     labels: str | None = None  # a file in the model's folder with one label per line; outputs only
+
+    @model_validator(mode="after")
+    def _as_large(self) -> Self:
+        if self.reshape is None:
+            return self
+        unknown = [shape.count(-1) for shape in (self.dims or [], self.reshape)]
+        sizes = [math.prod(size for size in shape if size != -1) for shape in (self.dims or [], self.reshape)]
+        if self.dims is None or unknown[0] != unknown[1] or unknown[0] > 1 or sizes[0] != sizes[1]:
+            raise ValueError(
+                f"reshape: expected as many elements as in dims, {self.dims}, and -1 at most once and in both, "
+                f"got {self.reshape}"
+            )
+        return self
 
 
 class QueuePolicy(_OptionsPart):
@@ -184,7 +199,8 @@ class ModelConfig(BaseModel):
     inputs: list[TensorOptions] = Field(
         default_factory=list,
         description="name, datatype and dims (of one row) of each input, held against the network. Empty: as the "
-        "network has them.",
+        "network has them. `reshape`: the network's shape, where `dims`, which clients see, is another of as many "
+        "elements.",
     )
     outputs: list[TensorOptions] = Field(
         default_factory=list,

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from forwardpass import protocol
 from forwardpass.errors import ConfigError, printable
-from forwardpass.model.options import ModelConfig, OptionsOrigin
+from forwardpass.model.options import ModelConfig, OptionsOrigin, TensorOptions
 from forwardpass.model.pbtxt_lines import TextNode, read_lines
 
 FILE_NAME = "config.pbtxt"
@@ -180,13 +180,6 @@ class _Reader:
                 node = self._at(what, i)
                 if not tensor.name:
                     self._fail(node, f"{what}: one of them has no name")
-                if tensor.HasField("reshape") and list(tensor.reshape.shape) != list(tensor.dims):
-                    at = _child(node, "reshape") or node
-                    self._fail(
-                        at,
-                        f"{what}.reshape of '{tensor.name}' is not supported: clients send the shape that "
-                        "the network has; leave out dims and reshape",
-                    )
                 if any(size == 0 or size < -1 for size in tensor.dims):
                     at = _child(node, "dims") or node
                     self._fail(
@@ -197,6 +190,13 @@ class _Reader:
                 kind = protocol.BY_CONFIG_TYPE.get(_name_of("DataType", tensor.data_type))
                 entry: dict[str, Any] = {"name": tensor.name, "datatype": kind and kind.name}
                 entry["dims"] = list(tensor.dims) or None
+                if tensor.HasField("reshape"):
+                    entry["reshape"] = list(tensor.reshape.shape)
+                    try:
+                        TensorOptions(**entry)
+                    except ValidationError as error:
+                        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+                        self._fail(_child(node, "reshape") or node, f"{what}.{reason} of '{tensor.name}'")
                 entry["labels"] = tensor.label_filename or None if what == "output" else None
                 found.append(entry)
                 self._remember(f"{what} '{tensor.name}'", node)

@@ -23,6 +23,7 @@ from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.execution.interruption import Interruption
 from forwardpass.execution.placement import Devices, Placement
 from forwardpass.execution.providers import OpenSession, open_session, place
+from forwardpass.execution.reshaped_session import in_client_shape
 from forwardpass.execution.session import Runnable
 from forwardpass.inference.tensor_contents import ELEMENT_LIMIT
 from forwardpass.inference.worker import Worker
@@ -102,6 +103,8 @@ def load(request: LoadRequest) -> LoadedModel:
         signature = reconcile(session.signature, config, contract, model_folder)
         _check_sizes(signature)
         replayed = _replay(session, contract) if contract is not None else ""
+        sessions.reshape(signature)
+        unshaped, session = session, interruption.network(sessions.first)
         samples = _samples(signature, contract)
         signature = batched_outputs(signature, session, samples)
         every = tuple(range(len(signature.outputs)))
@@ -128,7 +131,7 @@ def load(request: LoadRequest) -> LoadedModel:
             each, _ = count(config, settings, cores, placement, 0.0)
             how = sessions.prepare(each, signature, run_rows, batches, samples, half, interruption.check)
             if contract is not None:
-                replayed = _replay(session, contract)  # once more, in the way in which it will be run
+                replayed = _replay(unshaped, contract)  # once more, in the way in which it will be run
         full = warm_up.every_size(sized, session, run_rows, run_time, samples, clock)
         warm_up.as_told(signature, session, config, model_folder)
     instances, reason = count(config, settings, cores, placement, full)
@@ -301,7 +304,7 @@ def _samples(signature: ModelSignature, contract: Contract | None) -> Sequence[N
     if contract is None:
         return None
     given = contract.input_arrays()
-    return [given[t.name] for t in signature.inputs]
+    return in_client_shape(signature.inputs, [given[t.name] for t in signature.inputs])
 
 
 def _check_sizes(signature: ModelSignature) -> None:

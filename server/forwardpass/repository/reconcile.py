@@ -1,7 +1,8 @@
 """The final signature of a model, after checking that its network, contract and options agree. Reads label files.
 
 The network's file takes precedence. A contract must name the same tensors; options may narrow an axis of any size to
-one size, name labels, and leave out outputs, which are then computed only if requested.
+one size, show clients another shape of as many elements, name labels, and leave out outputs, which are then computed
+only if requested.
 """
 
 from __future__ import annotations
@@ -89,10 +90,13 @@ def _narrowed(
         if told.dims is None:
             found.append(tensor)
             continue
-        if len(told.dims) != len(shape) or any(h not in (-1, d) for h, d in zip(shape, told.dims, strict=True)):
+        option, own = ("dims", told.dims) if told.reshape is None else ("reshape", told.reshape)
+        if len(own) != len(shape) or any(h not in (-1, d) for h, d in zip(shape, own, strict=True)):
             rows = " for one row" if in_rows else ""
-            raise ConfigError(f"{where}: expected dims {list(shape)}{rows}, as the network's, got {told.dims}")
-        found.append(dataclasses.replace(tensor, shape=(*tensor.shape[:1], *told.dims) if in_rows else (*told.dims,)))
+            raise ConfigError(f"{where}: expected {option} {list(shape)}{rows}, as the network's, got {own}")
+        batch = tensor.shape[:1] if in_rows else ()
+        network_shape = None if told.reshape is None or own == told.dims else (*batch, *own)
+        found.append(dataclasses.replace(tensor, shape=(*batch, *told.dims), network_shape=network_shape))
     return tuple(found)
 
 

@@ -16,6 +16,7 @@ from forwardpass.errors import ConfigError
 from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.execution.placement import Placement
 from forwardpass.execution.providers import OpenSession, open_session
+from forwardpass.execution.reshaped_session import ReshapedSession
 from forwardpass.execution.session import Runnable, Session
 from forwardpass.model.example_inputs import example
 from forwardpass.model.options import ModelConfig
@@ -47,6 +48,7 @@ class SessionPool:
         self._opens = opens
         self._opening = opening
         self._all: list[Session] = []
+        self._reshaped: ModelSignature | None = None
         self._open(placement.on(placement.device) if placement.devices else placement)
 
     def __enter__(self) -> SessionPool:
@@ -59,7 +61,14 @@ class SessionPool:
 
     def _open(self, where: Placement) -> None:
         name = f"{self._name}#{len(self._all)}"
-        self._all.append(self._opens(self._path, where, self._config.graph_optimizations, name, self._opening))
+        session = self._opens(self._path, where, self._config.graph_optimizations, name, self._opening)
+        self._all.append(session if self._reshaped is None else ReshapedSession(session, self._reshaped))
+
+    def reshape(self, signature: ModelSignature) -> None:
+        """Run all sessions with arrays of the shapes in `signature`, if any differs from the network's."""
+        if any(t.network_shape is not None for t in (*signature.inputs, *signature.outputs)):
+            self._reshaped = signature
+            self._all[:] = [ReshapedSession(session, signature) for session in self._all]
 
     @property
     def first(self) -> Runnable:

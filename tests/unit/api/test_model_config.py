@@ -13,7 +13,7 @@ from forwardpass.api.model_config import describe
 from forwardpass.batching.admission import Admission
 from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.model import triton_config
-from forwardpass.model.options import ModelConfig
+from forwardpass.model.options import ModelConfig, TensorOptions
 from forwardpass.repository.loader import LoadedModel, LoadRequest, load
 from forwardpass.settings import Settings
 
@@ -59,6 +59,14 @@ OPTIONS: dict[str, tuple[Any, ModelConfig]] = {
         ),
     ),
     "all versions": (models.chain(), ModelConfig(versions="all", max_batch_size=2)),
+    "reshaped": (
+        models.chain(),
+        ModelConfig(
+            max_batch_size=8,
+            inputs=[TensorOptions(name="x", dims=[2, 2], reshape=[4])],
+            outputs=[TensorOptions(name="y", dims=[1, 3], reshape=[3])],
+        ),
+    ),
 }
 
 

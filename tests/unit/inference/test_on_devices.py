@@ -134,6 +134,25 @@ def test_every_instance_on_every_device_has_a_session(
     assert list(group.gpus) == sorted(set(threads)) and group.count == len(threads) // len(set(threads))
 
 
+def test_clients_may_see_other_shapes_than_the_device(machine: Machinery) -> None:
+    tensors = {
+        "inputs": [{"name": "x", "dims": [2, 2], "reshape": [4]}],
+        "outputs": [{"name": "y", "dims": [1, 3], "reshape": [3]}],
+    }
+    found, plain = machine.load(models.chain(), **tensors), machine.load(models.chain())
+    assert "CUDA graphs" in found.placement.why
+    sink = Collector()
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    for worker in (found.worker, plain.worker):
+        worker.start()
+    shown = submit(found, *(asked(found, sink, row.reshape(1, 2, 2)) for row in x))
+    usual = submit(plain, *(asked(plain, sink, row.reshape(1, 4)) for row in x))
+    got = [read(reply)[1][0] for reply in sink.wait(shown) if isinstance(reply, bytes)]
+    want = [read(reply)[1][0] for reply in sink.wait(usual) if isinstance(reply, bytes)]
+    assert len(got) == 3 and [a.shape for a in got] == [(1, 1, 3)] * 3
+    np.testing.assert_allclose(np.concatenate(got)[:, 0], np.concatenate(want), rtol=1e-6)
+
+
 def test_on_the_processor_nothing_of_it_shows(machine: Machinery) -> None:
     found = machine.load(models.chain(), {"provider": "auto"}, provider="cpu")
     assert found.placement.label == "cpu" and not machine.sessions and "graph" not in found.placement.why

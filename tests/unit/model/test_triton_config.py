@@ -73,7 +73,7 @@ def test_the_documented_options_come_out_as_they_were_meant(tmp_path: Path) -> N
     assert (config.max_batch_size, config.batching, config.versions) == (8, True, 2)
     assert config.inputs == [
         TensorOptions(name="x", datatype="FP32", dims=[3, 224]),
-        TensorOptions(name="ids", datatype="INT64", dims=[-1]),
+        TensorOptions(name="ids", datatype="INT64", dims=[-1], reshape=[-1]),
     ]
     assert config.outputs == [
         TensorOptions(name="y", datatype="FP16", dims=[10], labels="labels.txt"),
@@ -192,7 +192,11 @@ REFUSED = [
     ('backend: "python"', 1, "backend: expected 'onnxruntime', got 'python'"),
     ('default_model_filename: "../x.onnx"', 1, "default_model_filename: expected the name of a file"),
     ('input {\n name: "x"\n dims: 0 }', 3, "input.dims of 'x': expected sizes of at least 1, or -1 for any, got [0]"),
-    ('output { name: "y" dims: 1\n reshape { } }', 2, "output.reshape of 'y' is not supported"),
+    (
+        'output { name: "y" dims: 2\n reshape { } }',
+        2,
+        "output.reshape: expected as many elements as in dims, [2], and -1 at most once and in both, got [] of 'y'",
+    ),
     ('input { name: "x" }\ninput { name: "x" }', 1, "input: 'x' is named twice"),
     ("input { dims: 4 }", 1, "input: one of them has no name"),
     ('input { name: "x"\n optional: true }', 2, "input.optional is not supported: every input must be sent"),
