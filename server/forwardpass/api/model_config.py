@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from forwardpass import protocol
+from forwardpass.model import runtime_parameters
 from forwardpass.model.options import ModelConfig
 from forwardpass.model.signature import TensorSpec
 from forwardpass.model.triton_config import BACKEND, PLATFORM
 from forwardpass.repository.loader import LoadedModel
 
-_LEVELS = {"basic": -1, "all": 0, "extended": 1}
+_LEVELS = {"basic": -1, "all": 0, "extended": 1, "none": 2}
 _INPUT, _OUTPUT = protocol.message("inference.ModelInput"), protocol.message("inference.ModelOutput")
 
 
@@ -42,6 +43,8 @@ def describe(loaded: LoadedModel) -> Any:
         message.optimization.graph.level = _LEVELS[config.graph_optimizations]
     for key, text in config.parameters.items():
         message.parameters[key].string_value = text
+    for key, value in runtime_parameters.of_memory(config).items():
+        message.parameters[key].string_value = value
     if loaded.reservation:
         message.parameters["batch_invariance"].string_value = loaded.reservation
     _warm_up(message, config)

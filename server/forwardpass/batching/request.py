@@ -95,6 +95,7 @@ class WorkerOptions:
     default_priority: int = 1
     queue_timeouts: Mapping[int, QueueTimeout] | None = None  # of every priority; None: requests set their own
     inline_run_limit: float = 0.0  # seconds; 0: always hand over to a worker thread
+    shrink_arena: bool = False  # give unused memory back after every run
 
 
 class Settled(NamedTuple, Generic[RequestT]):

@@ -26,6 +26,7 @@ from forwardpass.observability.gpu import GpuBatchRecord
 from forwardpass.protocol import BY_ORT_TYPE
 
 OPTIMIZATIONS = {
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -59,9 +60,9 @@ class OrtSession:
     ) -> None:
         """Open `path`. Raises ModelError with the runtime's reason on failure.
 
-        `optimizations`: allowed graph optimizations: basic, extended or all. `opened`: an open ONNX Runtime session to
-        use instead of opening one. `opening`: called with the session options before a session is opened, so that the
-        opening can be cancelled. `provider_options`: ONNX Runtime's options for the provider.
+        `optimizations`: allowed graph optimizations: none, basic, extended or all. `opened`: an open ONNX Runtime
+        session to use instead of opening one. `opening`: called with the session options before a session is opened, to
+        add to them or to cancel the opening later. `provider_options`: ONNX Runtime's options for the provider.
         """
         if opened is None:
             options = session_options(placement, optimizations)
@@ -171,9 +172,21 @@ def session_options(placement: Placement, optimizations: str) -> Any:
     return options
 
 
-def new_run_options() -> Any:
-    """New run options. Setting `.terminate` ends the run; used by the watchdog."""
-    return ort.RunOptions()
+def new_run_options(shrink_arena: bool = False) -> Any:
+    """New run options. Setting `.terminate` ends the run; used by the watchdog.
+
+    `shrink_arena`: at its end, the run gives unused memory of the CPU's arena back.
+    """
+    options = ort.RunOptions()
+    if shrink_arena:
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
+def set_memory(options: Any, arena: bool, pattern: bool) -> None:
+    """Set whether sessions with these options keep the memory of runs, and whether they allocate it in one piece."""
+    options.enable_cpu_mem_arena = arena
+    options.enable_mem_pattern = pattern
 
 
 def read_signature(session: Any) -> ModelSignature:

@@ -1,6 +1,6 @@
 """Builds a user's network from `FILE.py:NAME` or `module:NAME`, its constructor's arguments, and a file of weights.
 
-Runs the user's file, as Python would; the weights are read only as tensors (`weights_only`), never unpickled.
+Runs the user's file, as Python would; the weights are read only as tensors (`weights_only`), unless more is allowed.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import pickle
 import sys
+import types
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,20 +69,22 @@ def _may_be_network(value: Any) -> bool:
     return isinstance(value, nn.Module)
 
 
-def load_weights(network: nn.Module, path: Path, key: str = "") -> None:
+def load_weights(network: nn.Module, path: Path, key: str = "", unsafe_pickle: bool = False) -> None:
     """Load a file of weights into a network; names must match exactly. Raises ExportError naming what does not fit.
 
     The file holds a state dict, a checkpoint with one under a usual key (or under `key`, with dots between keys within
-    keys), TorchScript, or arrays in .npz by name.
+    keys), TorchScript, or arrays in .npz by name. `unsafe_pickle`: it may be a pickled network, or hold other objects;
+    reading it then runs whatever code it names.
     """
-    state = _state_dict(_content(path), path, key)
+    state = _state_dict(_content(path, type(network) if unsafe_pickle else None), path, key)
     problems = _misfits(network.state_dict(), state)
     if problems:
         raise ExportError(f"{path}: does not fit {type(network).__name__}: {'; '.join(problems)}")
     network.load_state_dict(state)
 
 
-def _content(path: Path) -> Any:
+def _content(path: Path, trusted_for: type[nn.Module] | None) -> Any:
+    """What is in the file. `trusted_for`: unpickle all of it, for a network of that class."""
     try:
         if path.suffix.lower() == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
@@ -89,6 +92,8 @@ def _content(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TorchScript is on its way out, and its files are still about
             try:
+                if trusted_for is not None:
+                    return torch.load(path, "cpu", _pickle_for(trusted_for), weights_only=False)
                 return torch.load(path, map_location="cpu", weights_only=True)
             except RuntimeError as error:
                 if "TorchScript" not in str(error):
@@ -99,11 +104,27 @@ def _content(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise ExportError(
             f"{path}: holds more than tensors, or is no file of weights; expected what "
-            "torch.save(network.state_dict(), ...) writes"
+            "torch.save(network.state_dict(), ...) writes. If you trust the file with running code, --unsafe-pickle "
+            "reads all of it"
         ) from error
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(f"{path}: is no file of weights: {reason[0]}") from error
+
+
+def _pickle_for(kind: type[nn.Module]) -> Any:
+    """The module pickle, which finds classes of a training script (`__main__`) in the module of `kind` instead."""
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            own = sys.modules.get(kind.__module__)
+            if module == "__main__" and hasattr(own, name):
+                return getattr(own, name)
+            return super().find_class(module, name)
+
+    made = types.ModuleType("pickle_for_a_network")
+    made.__dict__.update(vars(pickle), Unpickler=Unpickler)
+    return made
 
 
 def _load(file: str) -> Any:
@@ -145,15 +166,16 @@ def _load_file(path: Path) -> Any:
 
 
 def _state_dict(content: Any, path: Path, key: str) -> dict[str, torch.Tensor]:
+    content = _tensors_of(content)
     for part in key.split(".") if key else ():
         if not isinstance(content, Mapping) or part not in content:
             there = f"it has {_some([str(k) for k in content])}" if isinstance(content, Mapping) else "there is no key"
             raise ExportError(f"{path}: has no {part!r} of the key {key!r}; {there}")
-        content = content[part]
+        content = _tensors_of(content[part])
     if isinstance(content, Mapping) and not key:
         for usual in _NESTED:
-            if isinstance(content.get(usual), Mapping):
-                content = content[usual]
+            if isinstance(found := _tensors_of(content.get(usual)), Mapping):
+                content = found
                 break
     if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         what = f"a {type(content).__name__}"
@@ -167,6 +189,11 @@ def _state_dict(content: Any, path: Path, key: str) -> dict[str, torch.Tensor]:
         if state and all(name.startswith(wrapper) for name in state):
             state = {name.removeprefix(wrapper): value for name, value in state.items()}
     return state
+
+
+def _tensors_of(content: Any) -> Any:
+    """The state dict of a network; anything else as it is."""
+    return content.state_dict() if isinstance(content, nn.Module) else content
 
 
 def _misfits(wanted: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> list[str]:

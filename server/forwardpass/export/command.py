@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY",
         help="where in that file they are, if not under a usual key, as in 'ema.net'",
     )
+    add("--unsafe-pickle", action="store_true",
+        help="read that file even where it holds more than tensors, such as a pickled network; this runs whatever code "
+        "it names, so only for files that you trust")  # fmt: skip
     add("--input", action="append", required=True, dest="inputs", metavar="NAME:DTYPE[DIM,...]",
         help="an input, as in 'x:float32[batch,64]'; a word stands for any size; once for each input")  # fmt: skip
     add("--samples", type=Path, metavar="FILE",
@@ -72,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         network, is_class = checkpoint.build(args.network, arguments)
         if args.weights is not None:
-            checkpoint.load_weights(network, args.weights, args.key)
+            checkpoint.load_weights(network, args.weights, args.key, args.unsafe_pickle)
         elif is_class:
             raise ExportError(f"{args.network} is a class, whose weights would be random: give --weights FILE")
         exported = exporter.export(

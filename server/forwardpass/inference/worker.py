@@ -287,7 +287,7 @@ class Worker:
             return [unexpected] * len(requests), 0.0, True
 
     def _answers(self, requests: Sequence[AnyRequest], runner: BatchRunner, matrices: list[int]) -> Outcome:
-        options = new_run_options()
+        options = new_run_options(self.options.shrink_arena)
         began = self._clock()
         self._running[id(options)] = (began, options)
         try:

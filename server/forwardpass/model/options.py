@@ -193,8 +193,20 @@ class ModelConfig(BaseModel):
         description="By priority: timeout_us (a queue timeout), timeout_override (whether a request's own timeout may "
         "shorten it) and max_requests. A priority without one has no limits but the model's.",
     )
-    graph_optimizations: Literal["all", "extended", "basic"] = Field(
+    graph_optimizations: Literal["all", "extended", "basic", "none"] = Field(
         "all", description="What ONNX Runtime may do to the network when it is opened."
+    )
+    memory_arena: bool = Field(
+        True,
+        description="On the CPU, keep the memory of a run for later runs. Off: it is given back, and runs are slower.",
+    )
+    memory_pattern: bool = Field(
+        True, description="On the CPU, allocate the memory of a run of known sizes in one piece."
+    )
+    shrink_memory_arena: bool = Field(
+        False,
+        description="On the CPU, give unused memory of the arena back after every run. For networks whose largest run "
+        "is rare.",
     )
     inputs: list[TensorOptions] = Field(
         default_factory=list,
@@ -241,6 +253,8 @@ class ModelConfig(BaseModel):
             twice = [n for n in names if names.count(n) > 1]
             if twice:
                 raise ValueError(f"{what}: '{twice[0]}' is named twice")
+        if self.shrink_memory_arena and not self.memory_arena:
+            raise ValueError("shrink_memory_arena: expected memory_arena with it, got it off")
         largest = self.max_batch_size
         too_large = [size for size in self.preferred_batch_sizes if largest is not None and size > largest]
         if too_large:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from forwardpass import protocol
 from forwardpass.errors import ConfigError, printable
+from forwardpass.model import runtime_parameters
 from forwardpass.model.options import ModelConfig, OptionsOrigin, TensorOptions
 from forwardpass.model.pbtxt_lines import TextNode, read_lines
 
@@ -212,8 +213,9 @@ class _Reader:
         if not completed:
             self._set("max_batch_size", size)
         if not message.HasField("dynamic_batching"):
-            # As in Triton: without this block, requests do not share runs.
-            self._set("batching", completed)
+            # As in Triton: without this block, requests share runs only if the configuration is completed from the
+            # network, which needs inputs or outputs to be absent.
+            self._set("batching", completed or (size > 1 and not (message.input and message.output)))
             return
         batching, at = message.dynamic_batching, "dynamic_batching"
         if not completed and not size:
@@ -301,23 +303,10 @@ class _Reader:
 
     def _rest(self, message: Any) -> None:
         level, at = message.optimization.graph.level, "optimization.graph.level"
-        if level not in (-1, 0, 1):
-            self._fail(self._at(at), f"{at}: expected -1 (basic), 0 (all) or 1 (extended), got {level}")
-        self._set("graph_optimizations", {-1: "basic", 0: "all", 1: "extended"}[level], at)
-        parameters = {key: value.string_value for key, value in message.parameters.items()}
-        self._set("parameters", parameters)
-        threads = parameters.get("intra_op_thread_count", "0")
-        if not threads.isdecimal():
-            node = self._at("parameters", "intra_op_thread_count")
-            self._fail(node, f"parameters.intra_op_thread_count: expected a whole number, got {threads!r}")
-        self._set("intra_op_threads", int(threads) or None, "parameters")
-        if parameters.get("execution_mode", "0") != "0":
-            node = self._at("parameters", "execution_mode")
-            self._fail(
-                node,
-                "parameters.execution_mode: expected 0 (one operator after the other), "
-                f"got {parameters['execution_mode']!r}",
-            )
+        if level not in (-1, 0, 1, 2):
+            self._fail(self._at(at), f"{at}: expected -1 (basic), 0 (all), 1 (extended) or 2 (none), got {level}")
+        self._set("graph_optimizations", {-1: "basic", 0: "all", 1: "extended", 2: "none"}[level], at)
+        self._parameters({key: value.string_value for key, value in message.parameters.items()})
         warm_ups = []
         for i, sample in enumerate(message.model_warmup):
             inputs = {}
@@ -337,6 +326,16 @@ class _Reader:
                 {"name": sample.name, "rows": sample.batch_size or 1, "count": sample.count or 1, "inputs": inputs}
             )
         self._set("warm_up", warm_ups, "model_warmup")
+
+    def _parameters(self, parameters: dict[str, str]) -> None:
+        """Act on those that are ONNX Runtime's; the others are free text."""
+        self._set("parameters", parameters)
+        for name, value in parameters.items():
+            expected = runtime_parameters.problem(name, value)
+            if expected:
+                self._fail(self._at("parameters", name), f"parameters.{name}: expected {expected}, got {value!r}")
+        for option, given in runtime_parameters.to_options(parameters).items():
+            self._set(option, given, "parameters")
 
     # -- lines ------------------------------------------------------------------------------------------------------
 

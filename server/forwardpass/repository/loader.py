@@ -146,6 +146,7 @@ def load(request: LoadRequest) -> LoadedModel:
         default_priority=config.default_priority,
         queue_timeouts=_queue_timeouts(config),
         inline_run_limit=inline_run_limit(settings, cores),
+        shrink_arena=config.shrink_memory_arena and not placement.devices,
     )
     counted = request.metrics or ModelMetrics(name, version)
     for session_of_instance in sessions.serving:

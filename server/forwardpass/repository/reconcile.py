@@ -90,12 +90,14 @@ def _narrowed(
         if told.dims is None:
             found.append(tensor)
             continue
-        option, own = ("dims", told.dims) if told.reshape is None else ("reshape", told.reshape)
+        # Triton's configurations show a scalar as one element, and its clients send it so.
+        reshape = [] if told.reshape is None and told.dims == [1] and not shape else told.reshape
+        option, own = ("dims", told.dims) if reshape is None else ("reshape", reshape)
         if len(own) != len(shape) or any(h not in (-1, d) for h, d in zip(shape, own, strict=True)):
             rows = " for one row" if in_rows else ""
             raise ConfigError(f"{where}: expected {option} {list(shape)}{rows}, as the network's, got {own}")
         batch = tensor.shape[:1] if in_rows else ()
-        network_shape = None if told.reshape is None or own == told.dims else (*batch, *own)
+        network_shape = None if reshape is None or own == told.dims else (*batch, *own)
         found.append(dataclasses.replace(tensor, shape=(*batch, *told.dims), network_shape=network_shape))
     return tuple(found)
 

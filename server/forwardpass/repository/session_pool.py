@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from forwardpass.errors import ConfigError
 from forwardpass.execution.cpu_budget import CpuBudget
+from forwardpass.execution.ort_session import set_memory
 from forwardpass.execution.placement import Placement
 from forwardpass.execution.providers import OpenSession, open_session
 from forwardpass.execution.reshaped_session import ReshapedSession
@@ -61,8 +62,13 @@ class SessionPool:
 
     def _open(self, where: Placement) -> None:
         name = f"{self._name}#{len(self._all)}"
-        session = self._opens(self._path, where, self._config.graph_optimizations, name, self._opening)
+        session = self._opens(self._path, where, self._config.graph_optimizations, name, self._prepared)
         self._all.append(session if self._reshaped is None else ReshapedSession(session, self._reshaped))
+
+    def _prepared(self, options: Any) -> None:
+        """Complete the ONNX Runtime session options of a session about to be opened."""
+        set_memory(options, self._config.memory_arena, self._config.memory_pattern)
+        self._opening(options)
 
     def reshape(self, signature: ModelSignature) -> None:
         """Run all sessions with arrays of the shapes in `signature`, if any differs from the network's."""

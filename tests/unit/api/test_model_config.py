@@ -59,6 +59,10 @@ OPTIONS: dict[str, tuple[Any, ModelConfig]] = {
         ),
     ),
     "all versions": (models.chain(), ModelConfig(versions="all", max_batch_size=2)),
+    "memory": (
+        models.chain(),
+        ModelConfig(graph_optimizations="none", memory_pattern=False, shrink_memory_arena=True),
+    ),
     "reshaped": (
         models.chain(),
         ModelConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import sys
 import warnings
@@ -201,3 +202,27 @@ def test_weights_are_read_from_arrays_and_from_torchscript(tmp_path: Path) -> No
         network = torch.nn.Linear(3, 2)
         load_weights(network, tmp_path / file)
         assert torch.equal(network.weight, source.weight), file
+
+
+def test_a_pickled_network_is_read_only_if_allowed(tmp_path: Path) -> None:
+    """Its class is in `__main__`, as where a training script saved it."""
+    (tmp_path / "net.py").write_text(NET)
+    network, _ = build(f"{tmp_path / 'net.py'}:Net", {})
+    trained, _ = build(f"{tmp_path / 'net.py'}:Net", {})
+    kind = type(trained)
+    name, kind.__module__ = kind.__module__, "__main__"
+    main = sys.modules["__main__"]
+    main.Net = kind  # type: ignore[attr-defined]
+    try:
+        torch.save(trained, tmp_path / "whole.pt")
+        torch.save({"epoch": 3, "model": trained, "args": argparse.Namespace(lr=1)}, tmp_path / "more.pt")
+    finally:
+        kind.__module__ = name
+        del main.Net  # type: ignore[attr-defined]
+    sys.modules[name].Net = kind  # type: ignore[attr-defined]
+    for file in ("whole.pt", "more.pt"):
+        with pytest.raises(ExportError, match="--unsafe-pickle reads all of it"):
+            load_weights(network, tmp_path / file)
+        fresh, _ = build(f"{tmp_path / 'net.py'}:Net", {})
+        load_weights(fresh, tmp_path / file, unsafe_pickle=True)
+        assert torch.equal(fresh.weight, trained.weight), file

@@ -119,7 +119,11 @@ def test_json_says_the_same_as_text(tmp_path: Path) -> None:
     [
         ("", None, True),  # nothing said: completed from the network
         ("max_batch_size: 0", 0, False),
-        ("max_batch_size: 8", 8, False),  # no dynamic_batching: requests do not share runs
+        # Without dynamic_batching requests share no runs, unless Triton would complete the configuration.
+        ('max_batch_size: 8 input { name: "x" } output { name: "y" }', 8, False),
+        ('max_batch_size: 8 input { name: "x" }', 8, True),
+        ("max_batch_size: 8", 8, True),
+        ("max_batch_size: 1", 1, False),
         ("max_batch_size: 8 dynamic_batching { }", 8, True),
         ("dynamic_batching { }", None, True),
         ('input { name: "x" }', 0, False),  # shapes were written, without a batch
@@ -211,7 +215,7 @@ REFUSED = [
     ),
     ("instance_group { }\ninstance_group { kind: KIND_MODEL }", 2, "kind: got KIND_MODEL"),
     ("instance_group { count: -1 }", 1, "count: expected at least 0, got -1"),
-    ("optimization {\n graph { level: 7 } }", 2, "expected -1 (basic), 0 (all) or 1 (extended), got 7"),
+    ("optimization {\n graph { level: 7 } }", 2, "expected -1 (basic), 0 (all), 1 (extended) or 2 (none), got 7"),
     ("version_policy { specific { } }", 1, "version_policy: "),
     ("version_policy { specific { versions: 0 } }", 1, "got [0]"),
     (
@@ -220,6 +224,17 @@ REFUSED = [
         "parameters.execution_mode: expected 0",
     ),
     ('parameters { key: "intra_op_thread_count" value { string_value: "x" } }', 1, "expected a whole number, got 'x'"),
+    (
+        'parameters { key: "enable_mem_arena" value { string_value: "no" } }',
+        1,
+        "enable_mem_arena: expected 0 or 1, got",
+    ),
+    (
+        'parameters { key: "memory.enable_memory_arena_shrinkage" value { string_value: "gpu:0" } }',
+        1,
+        "expected cpu:0; a device's memory is reserved at load, got 'gpu:0'",
+    ),
+    ('parameters { key: "gpu_mem_limit" value { string_value: "9" } }', 1, "expected nothing: set the server's --gpu"),
     ("model_warmup { batch_size: 1 }", 1, "model_warmup"),
     ('model_warmup { inputs { key: "x" value { data_type: TYPE_FP32 } } }', 1, "expected zero_data, random_data or"),
     ('model_warmup { inputs { key: "x" value { zero_data: true } } }', 1, "expected data_type"),

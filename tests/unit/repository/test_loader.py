@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +246,17 @@ def test_an_output_that_cannot_be_sent_is_explained_and_may_be_left_out(tmp_path
     assert answer(found, np.eye(3, dtype=np.float32)).tolist() == [0, 1, 2]
     with pytest.raises(ConfigError, match=r"leave it out by naming the other outputs in model\.toml"):
         loaded(tmp_path / "c", zipped(), outputs=[{"name": "label"}, {"name": "probability"}])
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"), [({}, True), ({"shrink_memory_arena": True}, False), ({"memory_arena": False}, False)]
+)
+def test_the_memory_of_a_large_run_is_kept_as_told(tmp_path: Path, options: dict[str, Any], kept: bool) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    found = loaded(tmp_path, models.allocate(), **options)
+    answer(found, np.array([[1000]], np.int64))
+    before = resident()
+    assert answer(found, np.array([[25_000_000]], np.int64)).shape == (1, 1)  # 200 MB
+    assert (resident() - before > 100e6) is kept

@@ -75,7 +75,7 @@ def test_versions(tmp_path: Path, said: str, versions: Any) -> None:
         ("preferred_batch_sizes = [0]", "preferred_batch_sizes: expected at least 1 row"),
         ('model_file = "../net.onnx"', "model_file: expected the name of a file, without a path"),
         ('model_file = ".."', "model_file: expected the name of a file, without a path"),
-        ('graph_optimizations = "most"', "graph_optimizations: Input should be 'all', 'extended' or 'basic'"),
+        ('graph_optimizations = "most"', "graph_optimizations: Input should be 'all', 'extended', 'basic' or 'none'"),
         ('[[inputs]]\nname = "x"\n[[inputs]]\nname = "x"', "inputs: 'x' is named twice"),
         ('[[inputs]]\nname = "x"\ndims = [-2]', "inputs.0.dims.0: Input should be greater than or equal to -1"),
         ("[[inputs]]\ndims = [1]", "inputs.0.name: Field required"),

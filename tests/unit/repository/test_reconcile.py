@@ -47,6 +47,15 @@ def test_options_narrow_an_axis_of_any_size(tmp_path: Path) -> None:
     assert [t.shape for t in reconcile(FOUND, any_rows, None, tmp_path).inputs] == [(7, 4), (-1, 5)]
 
 
+def test_clients_may_see_another_shape(tmp_path: Path) -> None:
+    reshaped = options({"name": "x", "dims": [2, 2], "reshape": [4]}, {"name": "n"}, max_batch_size=8)
+    (x, n) = reconcile(FOUND, reshaped, None, tmp_path).inputs
+    assert (x.shape, x.network_shape, n.network_shape) == ((-1, 2, 2), (-1, 4), None)
+    scalar = signature((tensor("x", "FP32"),), (tensor("y", "FP32"),), batchable=False)
+    (x,) = reconcile(scalar, options({"name": "x", "dims": [1]}, max_batch_size=0), None, tmp_path).inputs
+    assert (x.shape, x.network_shape) == ((1,), ())
+
+
 def test_outputs_that_are_left_out_are_there_for_those_who_ask(tmp_path: Path) -> None:
     found = reconcile(FOUND, options(outputs=({"name": "y"},)), None, tmp_path)
     assert found.hidden == {"a1"} and found.default_outputs == (0,)
