@@ -11,7 +11,7 @@ from tests.deploy import toolbox
 from tests.deploy.conftest import Figure
 from tests.deploy.policy import broken
 
-from forwardpass.observability.model_metrics import table as metrics_table
+from forwardpass.observability import catalogue
 from forwardpass.settings import PREFIX, Settings
 
 Values = dict[str, Any]
@@ -173,7 +173,7 @@ def test_rules_and_dashboard_speak_of_metrics_that_there_are() -> None:
         assert found
         for name in found:
             base = name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum")
-            assert f"`{base}`" in metrics_table(), name
+            assert f"`{base}`" in catalogue.table(), name
     json.loads(texts[1])
 
 
