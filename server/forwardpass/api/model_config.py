@@ -12,10 +12,9 @@ from forwardpass import protocol
 from forwardpass.model import runtime_parameters
 from forwardpass.model.options import ModelConfig
 from forwardpass.model.signature import TensorSpec
-from forwardpass.model.triton_config import BACKEND, PLATFORM
+from forwardpass.model.triton_config import BACKEND, GRAPH_LEVELS, PLATFORM
 from forwardpass.repository.loader import LoadedModel
 
-_LEVELS = {"basic": -1, "all": 0, "extended": 1, "none": 2}
 _INPUT, _OUTPUT = protocol.message("inference.ModelInput"), protocol.message("inference.ModelOutput")
 
 
@@ -40,7 +39,7 @@ def describe(loaded: LoadedModel) -> Any:
     group.kind = type(group).KIND_GPU if devices else type(group).KIND_CPU
     group.gpus[:] = devices
     if config.graph_optimizations != "all":
-        message.optimization.graph.level = _LEVELS[config.graph_optimizations]
+        message.optimization.graph.level = GRAPH_LEVELS[config.graph_optimizations]
     for key, text in config.parameters.items():
         message.parameters[key].string_value = text
     for key, value in runtime_parameters.of_memory(config).items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,8 +24,9 @@ from forwardpass.execution.session import Session
 class OpenSession(Protocol):
     """Opens the network in `path` at `placement`, on its first device if it has any. Raises ModelError.
 
-    `optimizations`: allowed graph optimizations: basic, extended or all. `name`: of its own thread, if it has one.
-    `opening` is called with ONNX Runtime's session options before the network is opened, so that it can be cancelled.
+    `optimizations`: allowed graph optimizations: none, basic, extended or all. `name`: of its own thread, if any.
+    `opening` is called with ONNX Runtime's session options before the network is opened, to add to them, or so that it
+    can be cancelled; CUDA's sessions, whose options are fixed, do not call it.
     """
 
     def __call__(
@@ -48,14 +50,15 @@ class Provider:
     numbered: bool = False  # its devices are numbered: NAME:N or NAME:N,M
 
 
-def _open_on_cpu(
+def _open_without_device(
+    kind: type[OrtSession],
     path: Path,
     placement: Placement,
     optimizations: str = "all",
     name: str = "session",  # noqa: ARG001
     opening: Callable[[Any], None] = lambda _: None,
 ) -> Session:
-    return OrtSession(path, placement, optimizations, opening=opening)
+    return kind(path, placement, optimizations, opening=opening)
 
 
 def _open_on_cuda(
@@ -68,20 +71,10 @@ def _open_on_cuda(
     return CudaSession(path, placement.on(placement.device), optimizations, name=name)
 
 
-def _open_on_openvino(
-    path: Path,
-    placement: Placement,
-    optimizations: str = "all",
-    name: str = "session",  # noqa: ARG001
-    opening: Callable[[Any], None] = lambda _: None,
-) -> Session:
-    return OpenVinoSession(path, placement, optimizations, opening=opening)
-
-
 PROVIDERS = (
-    Provider("cpu", CPU, _open_on_cpu),
+    Provider("cpu", CPU, partial(_open_without_device, OrtSession)),
     Provider("cuda", CUDA, _open_on_cuda, detect_cuda, numbered=True),
-    Provider("openvino", OPENVINO, _open_on_openvino, detect_openvino),
+    Provider("openvino", OPENVINO, partial(_open_without_device, OpenVinoSession), detect_openvino),
 )
 _BY_NAME = {provider.name: provider for provider in PROVIDERS}
 _BY_ORT_NAME = {provider.ort_name: provider for provider in PROVIDERS}

@@ -4,5 +4,6 @@ Imports `errors`, `optional_imports` and `protocol`. Public are `contract` (CONT
 DTYPES, MODEL_FILE, Samples, Tolerance, compare, file_digest), `example_inputs` (example, with_sizes),
 `external_data`, `onnx_graph` (AFFINE, Graph, GraphNode, build, open_graph, read), `options` (ModelConfig,
 TensorOptions, WarmUp, WarmUpInput, plain_name), `pbtxt_lines` (TextNode, read_lines), `row_flow` (Proof, RowFlow,
-UNPROVED, prove), `runtime_parameters`, `signature` (ModelSignature, TensorSpec), `triton_config` (BACKEND, PLATFORM).
+UNPROVED, prove), `runtime_parameters`, `signature` (ModelSignature, TensorSpec), `triton_config` (BACKEND,
+GRAPH_LEVELS, PLATFORM).
 """

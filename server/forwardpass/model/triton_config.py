@@ -24,6 +24,7 @@ from forwardpass.model.pbtxt_lines import TextNode, read_lines
 FILE_NAME = "config.pbtxt"
 PLATFORM = "onnxruntime_onnx"  # Triton's name for a model of this kind; clients compare it
 BACKEND = "onnxruntime"
+GRAPH_LEVELS = {"basic": -1, "all": 0, "extended": 1, "none": 2}  # graph_optimizations -> optimization.graph.level
 
 # Supported options, by the message that contains them; entries of a list or a map have its path.
 _ACTED_ON = {
@@ -303,9 +304,10 @@ class _Reader:
 
     def _rest(self, message: Any) -> None:
         level, at = message.optimization.graph.level, "optimization.graph.level"
-        if level not in (-1, 0, 1, 2):
+        allowed = next((name for name, its in GRAPH_LEVELS.items() if its == level), None)
+        if allowed is None:
             self._fail(self._at(at), f"{at}: expected -1 (basic), 0 (all), 1 (extended) or 2 (none), got {level}")
-        self._set("graph_optimizations", {-1: "basic", 0: "all", 1: "extended", 2: "none"}[level], at)
+        self._set("graph_optimizations", allowed, at)
         self._parameters({key: value.string_value for key, value in message.parameters.items()})
         warm_ups = []
         for i, sample in enumerate(message.model_warmup):

@@ -21,7 +21,7 @@ from forwardpass.batching.run_time_model import RunTimeModel
 from forwardpass.errors import ConfigError, ContractError, ModelError, RequestError, SettingsError
 from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.execution.interruption import Interruption
-from forwardpass.execution.placement import Devices, Placement
+from forwardpass.execution.placement import CPU, Devices, Placement
 from forwardpass.execution.providers import OpenSession, open_session, place
 from forwardpass.execution.reshaped_session import in_client_shape
 from forwardpass.execution.session import Runnable
@@ -146,7 +146,7 @@ def load(request: LoadRequest) -> LoadedModel:
         default_priority=config.default_priority,
         queue_timeouts=_queue_timeouts(config),
         inline_run_limit=inline_run_limit(settings, cores),
-        shrink_arena=config.shrink_memory_arena and not placement.devices,
+        shrink_arena=config.shrink_memory_arena and placement.provider == CPU,
     )
     counted = request.metrics or ModelMetrics(name, version)
     for session_of_instance in sessions.serving:
