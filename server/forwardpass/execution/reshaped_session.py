@@ -24,10 +24,15 @@ class ReshapedSession:
     def __init__(self, session: Session, signature: ModelSignature) -> None:
         self._session = session
         self.signature = signature
+        self._room: Arrays | None = None  # what was given for the next run, and its views in clients' shapes
+        self._given: Arrays | None = None
 
     def run(self, arrays: Arrays, outputs: tuple[int, ...], options: Any = None) -> list[NDArray[Any]]:
         """As Session.run. Raises RunFailed too, where an output has more or fewer elements than its shape has."""
-        found = self._session.run(in_network_shape(self.signature.inputs, arrays), outputs, options)
+        # A session knows its own room again by the list that it gave.
+        room, given, self._room, self._given = self._room, self._given, None, None
+        mine = room if room is not None and arrays is given else in_network_shape(self.signature.inputs, arrays)
+        found = self._session.run(mine, outputs, options)
         return [self._answer(self.signature.outputs[i], array) for i, array in zip(outputs, found, strict=True)]
 
     @staticmethod
@@ -55,8 +60,9 @@ class ReshapedSession:
         self._session.prepare(rows, pads, in_network_shape(self.signature.inputs, samples), half)
 
     def room(self, rows: int) -> Sequence[NDArray[Any]] | None:
-        room = self._session.room(rows)
-        return None if room is None else in_client_shape(self.signature.inputs, room)
+        self._room = self._session.room(rows)
+        self._given = None if self._room is None else in_client_shape(self.signature.inputs, self._room)
+        return self._given
 
     def bound(self, given: NDArray[Any], place: int, found: NDArray[Any]) -> Callable[[Any], None] | None:
         given, found = _to_network(self.signature.inputs[0], given), _to_network(self.signature.outputs[place], found)
@@ -78,7 +84,7 @@ def in_network_shape(tensors: Sequence[TensorSpec], arrays: Arrays) -> list[NDAr
 
 
 def in_client_shape(tensors: Sequence[TensorSpec], arrays: Arrays) -> list[NDArray[Any]]:
-    """The inverse of `in_network_shape`."""
+    """The inverse of `in_network_shape`. Raises ValueError."""
     return [_to_client(tensor, array) for tensor, array in zip(tensors, arrays, strict=True)]
 
 

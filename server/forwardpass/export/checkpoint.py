@@ -102,10 +102,10 @@ def _content(path: Path, trusted_for: type[nn.Module] | None) -> Any:
     except OSError as error:
         raise ExportError(f"{path}: cannot be read: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
+        more = "" if trusted_for else ". If you trust the file with running code, --unsafe-pickle reads all of it"
         raise ExportError(
             f"{path}: holds more than tensors, or is no file of weights; expected what "
-            "torch.save(network.state_dict(), ...) writes. If you trust the file with running code, --unsafe-pickle "
-            "reads all of it"
+            f"torch.save(network.state_dict(), ...) writes{more}"
         ) from error
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]

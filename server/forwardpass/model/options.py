@@ -254,7 +254,7 @@ class ModelConfig(BaseModel):
             if twice:
                 raise ValueError(f"{what}: '{twice[0]}' is named twice")
         if self.shrink_memory_arena and not self.memory_arena:
-            raise ValueError("shrink_memory_arena: expected memory_arena with it, got it off")
+            raise ValueError("shrink_memory_arena: expected memory_arena (enable_mem_arena) with it, got it off")
         largest = self.max_batch_size
         too_large = [size for size in self.preferred_batch_sizes if largest is not None and size > largest]
         if too_large:

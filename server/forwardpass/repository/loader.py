@@ -106,7 +106,8 @@ def load(request: LoadRequest) -> LoadedModel:
         sessions.reshape(signature)
         unshaped, session = session, interruption.network(sessions.first)
         samples = _samples(signature, contract)
-        signature = batched_outputs(signature, session, samples)
+        if config.max_batch_size != 0:
+            signature = batched_outputs(signature, session, samples)
         every = tuple(range(len(signature.outputs)))
         # What values are made up by: axes beyond the batch that may have any size get one that the network takes.
         sized = signature if samples is not None else with_sizes(signature, lambda arrays: session.run(arrays, every))
@@ -254,6 +255,8 @@ def _settled(
     A contract that found rows to depend on each other binds, since it has seen what a probe need not meet. One that
     found them independent is no proof on another provider: it is probed like a network without a contract.
     """
+    if config.max_batch_size == 0:
+        return Invariance.NONE, "max_batch_size = 0 in the model's options"
     if not signature.batchable:
         return Invariance.NONE, "axis 0 is not a batch of any size"
     mixes = _rows_mix(contract)
@@ -261,12 +264,12 @@ def _settled(
         said = f"batch_invariance = {str(config.batch_invariance).lower()} in the model's options, not probed"
         against = ", against rows_independent = false in its contract" if mixes and config.batch_invariance else ""
         return Invariance.ASSERTED if config.batch_invariance else Invariance.DEPENDENT, said + against
-    if config.max_batch_size != 0 and mixes:
+    if mixes:
         return Invariance.DEPENDENT, (
             "rows_independent = false in its contract: a row's answer depends on the other rows of a batch; "
             "batch_invariance = true in the model's options would overrule that"
         )
-    if config.max_batch_size != 0 and proof.flow is RowFlow.MIXES:
+    if proof.flow is RowFlow.MIXES:
         return Invariance.DEPENDENT, (
             f"{proof.why}, so that a row's answer depends on the other rows of a batch; batch_invariance = true in the "
             "model's options would overrule that"
@@ -282,8 +285,6 @@ def _probed(
     half: bool,
     proof: Proof,
 ) -> tuple[Invariance, str]:
-    if wanted == 0:
-        return Invariance.NONE, "max_batch_size = 0 in the model's options"
     places = tuple(range(len(signature.outputs)))
     return probe(signature, lambda arrays: session.run(arrays, places), wanted, samples, half, proof)
 
@@ -305,7 +306,10 @@ def _samples(signature: ModelSignature, contract: Contract | None) -> Sequence[N
     if contract is None:
         return None
     given = contract.input_arrays()
-    return in_client_shape(signature.inputs, [given[t.name] for t in signature.inputs])
+    try:
+        return in_client_shape(signature.inputs, [given[t.name] for t in signature.inputs])
+    except ValueError:  # several rows, where clients send one at a time in a shape without a batch
+        return None
 
 
 def _check_sizes(signature: ModelSignature) -> None:

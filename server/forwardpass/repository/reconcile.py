@@ -42,12 +42,6 @@ def reconcile(
         labels = {t.name: tuple(t.labels) for t in contract.outputs if t.labels}
         hidden = frozenset(t.name for t in contract.hidden)
         batchable = batchable and contract.batchable
-    if config.labels is not None:
-        named = _labels(model_folder / config.labels, "labels")
-        labels.update({t.name: named for t in found.outputs if t.shape and t.shape[-1] in (-1, len(named))})
-    for options in config.outputs:
-        if options.labels is not None:
-            labels[options.name] = _labels(model_folder / options.labels, config.where(f"output '{options.name}'"))
     if config.origin.given is not None and config.max_batch_size and not batchable:
         fixed = next((t for t in (*found.inputs, *found.outputs) if not t.shape or t.shape[0] >= 0), None)
         why = f"'{fixed.name}' has shape {list(fixed.shape)}" if fixed is not None else "its contract says so"
@@ -63,8 +57,14 @@ def reconcile(
         raise ConfigError(f"{config.where('inputs')}: the network's input '{missing}' is not among them")
     if config.outputs:
         hidden |= {t.name for t in found.outputs} - {o.name for o in config.outputs}
+    if config.labels is not None:
+        named = _labels(model_folder / config.labels, "labels")
+        labels.update({t.name: named for t in outputs if t.shape and t.shape[-1] in (-1, len(named))})
+    for options in config.outputs:
+        if options.labels is not None:
+            labels[options.name] = _labels(model_folder / options.labels, config.where(f"output '{options.name}'"))
     outputs = tuple(dataclasses.replace(t, labels=labels.get(t.name, ())) for t in outputs)
-    return ModelSignature(inputs, outputs, batchable, hidden)
+    return ModelSignature(inputs, outputs, in_rows, hidden)
 
 
 def _narrowed(

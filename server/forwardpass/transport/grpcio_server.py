@@ -159,8 +159,6 @@ def _adapted(handler: Handler) -> Callable[[Any, Any], Any]:
             return await handler.function(GrpcioCallContext(context))
         except RequestError as error:
             failure = error
-        except grpc.aio.AbortError:
-            raise
         except Exception:
             logger.exception("a call failed unexpectedly")
             failure = RunFailed("internal error; the server's log has the details")

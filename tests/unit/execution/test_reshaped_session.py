@@ -55,6 +55,7 @@ def test_rows_are_shown_in_another_shape_and_batched_all_the_same(tmp_path: Path
         ((2, "n", 2), [4, -1], (4, 3)),
         ((2, "n", 2), [-1, 4], (3, 4)),
         (("n", 2, 2), [-1, 4], (3, 4)),
+        (("n", 3, 2, 2), [3, 2, 2], (3, 2, 2)),  # an axis of any size, of which clients send one row
     ],
 )
 def test_whole_tensors_are_shown_in_another_shape(
@@ -62,6 +63,8 @@ def test_whole_tensors_are_shown_in_another_shape(
 ) -> None:
     network = models.echo(shape=network_shape)
     reshape = [size if isinstance(size, int) else -1 for size in network_shape]
+    if dims.count(-1) < reshape.count(-1):
+        reshape[0] = 1
     tensors = [{"name": name, "dims": dims, "reshape": reshape} for name in "xy"]
     found = loaded(tmp_path, network, max_batch_size=0, inputs=tensors[:1], outputs=tensors[1:])
     x = np.arange(np.prod(sent), dtype=np.float32).reshape(sent)
@@ -104,6 +107,13 @@ def test_the_contract_is_in_the_networks_shapes(tmp_path: Path) -> None:
     found = load(LoadRequest("m", "1", folder, ModelConfig(**SQUARE), settings, cores, admission))
     assert "contract of 4 rows holds" in found.why
     assert answer(found, x.reshape(4, 2, 2)).shape == (4, 3, 1)
+    one = ModelConfig(
+        max_batch_size=0,
+        inputs=[{"name": "x", "dims": [4], "reshape": [1, 4]}],  # type: ignore[list-item]
+        outputs=[{"name": "y", "dims": [3], "reshape": [1, 3]}],  # type: ignore[list-item]
+    )
+    found = load(LoadRequest("m", "1", folder, one, settings, cores, admission))
+    assert "contract of 4 rows holds" in found.why and answer(found, x[0]).shape == (3,)
 
 
 def test_an_output_of_another_size_is_an_error_of_the_run(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_memory_is_a_parameter_of_the_runtime(tmp_path: Path) -> None:
     assert options(inter_op_thread_count="4") == (True, True, False)
     assert options(enable_mem_arena="0", enable_mem_pattern="False") == (False, False, False)
     assert options(enable_mem_arena="true", enable_mem_pattern="1", shrinkage="cpu:0") == (True, True, True)
-    with pytest.raises(ConfigError, match="expected memory_arena with it"):
+    with pytest.raises(ConfigError, match=r"expected memory_arena \(enable_mem_arena\) with it"):
         options(enable_mem_arena="0", shrinkage="cpu:0")
 
 

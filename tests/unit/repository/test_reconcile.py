@@ -99,6 +99,8 @@ def test_labels_come_from_the_file_of_the_output_or_of_the_model(tmp_path: Path)
 
     assert labels(ModelConfig(labels="three.txt")) == [("a", "b", "c"), ()]
     assert labels(options(outputs=({"name": "y", "labels": "two.txt"}, {"name": "a1"}))) == [("u", "v"), ()]
+    shown = options(outputs=({"name": "y", "dims": [3, 1], "reshape": [3]}, {"name": "a1"}), labels="three.txt")
+    assert labels(shown.model_copy(update={"max_batch_size": 8})) == [(), ()]  # of the last axis that clients see
     with pytest.raises(ConfigError, match=r"labels: .* cannot be read"):
         labels(ModelConfig(labels="none.txt"))
     with pytest.raises(ConfigError, match=r"output 'y': .* cannot be read"):

@@ -37,7 +37,8 @@ from forwardpass.protocol.status import status_of
 from forwardpass.transport.http2 import idle_resets
 from forwardpass.transport.http2.grpc_framing import MESSAGE_STRUCT, take_message
 from forwardpass.transport.http2.idle_resets import IdleResets
-from forwardpass.transport.http2.request_head import Fields, RequestHead
+from forwardpass.transport.http2.request_head import RequestHead
+from forwardpass.transport.http2.response_fields import Fields
 from forwardpass.transport.http2.send_side import (
     MESSAGE_OVERHEAD,
     NO_ERROR,

@@ -11,15 +11,14 @@ from collections.abc import Mapping
 from typing import Final
 
 from forwardpass.protocol.timings import TIMINGS_KEY
+from forwardpass.transport.http2.response_fields import Fields
+from forwardpass.transport.interface import Metadata
 
 BINARIES: Final = 16  # comma-separated values that one "-bin" field may have
 ENTRY_OVERHEAD: Final = 32  # bytes counted for a field in addition to its name and value (RFC 9113, 10.5.1)
 UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 # Not metadata: HTTP's own fields, and those that describe the gRPC call itself.
 RESERVED: Final = frozenset({b"te", b"content-type", b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding"})
-
-Fields = tuple[tuple[bytes, bytes], ...]
-Metadata = tuple[tuple[str, str | bytes], ...]
 
 _TIMINGS: Final = TIMINGS_KEY.encode()
 

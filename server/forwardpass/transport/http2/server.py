@@ -111,7 +111,7 @@ class Http2Server:
         self._draining = self._departed = False
         self._closing = False
         self.settled = threading.Event()  # set while draining: every call on its way has arrived
-        self._thread = threading.Thread(target=self._serve, name="direct-front", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="direct-transport", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
