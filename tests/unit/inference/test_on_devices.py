@@ -153,6 +153,19 @@ def test_clients_may_see_other_shapes_than_the_device(machine: Machinery) -> Non
     np.testing.assert_allclose(np.concatenate(got)[:, 0], np.concatenate(want), rtol=1e-6)
 
 
+def test_another_shape_costs_no_copy(machine: Machinery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was stacked into the device's buffers is known again as what lies in them."""
+    tensors = {"inputs": [{"name": "x", "dims": [2, 2], "reshape": [4]}]}
+    found = machine.load(models.chain(), **tensors)
+    found.worker.start()
+    copied: list[Any] = []
+    monkeypatch.setattr(CudaSession, "_fits", lambda _, arrays: copied.append(arrays))
+    sink = Collector()
+    x = np.random.default_rng(0).standard_normal((3, 1, 2, 2)).astype(np.float32)
+    assert all(isinstance(reply, bytes) for reply in sink.wait(submit(found, *(asked(found, sink, row) for row in x))))
+    assert not copied
+
+
 def test_on_the_processor_nothing_of_it_shows(machine: Machinery) -> None:
     found = machine.load(models.chain(), {"provider": "auto"}, provider="cpu")
     assert found.placement.label == "cpu" and not machine.sessions and "graph" not in found.placement.why

@@ -13,6 +13,8 @@ from onnx import TensorProto, helper
 from tests.service import models
 from tests.unit.made import session, signature, tensor
 
+from forwardpass.errors import InvalidRequest
+from forwardpass.model.row_flow import Proof, RowFlow
 from forwardpass.model.signature import ModelSignature, TensorSpec
 from forwardpass.protocol import DATATYPES
 from forwardpass.repository.batch_invariance import ROWS, Invariance, probe
@@ -222,3 +224,27 @@ def test_an_answer_that_changes_from_run_to_run_is_not_batched() -> None:
         return [np.asarray(arrays[0] * (1 + 1e-6 * rng.random()), np.float32)]
 
     assert probe(signature(), run, 8, None)[0] is Invariance.DEPENDENT
+
+
+def test_a_label_that_rounding_tips_over_is_rounding_where_rows_are_proved_independent() -> None:
+    """Text and whole numbers alike: they have no tolerance of their own."""
+    for datatype, labels in (("BYTES", np.array(["cat", "dog"], object)), ("INT64", np.array([1, 2]))):
+        of = signature(outputs=(tensor("y", datatype, -1),))
+
+        def run(arrays: Any, labels: Any = labels) -> list[Any]:
+            return [labels[(np.full(len(arrays[0]), len(arrays[0]) > 5)).astype(int)]]
+
+        assert probe(of, run, 8, None)[0] is Invariance.DEPENDENT
+        assert probe(of, run, 8, None, proof=Proof(RowFlow.INDEPENDENT))[0] is Invariance.ROUNDING
+
+
+@pytest.mark.parametrize("after", [0, 1, 40, 80, 120])
+def test_a_network_that_is_proved_stays_so_whichever_made_up_values_it_refuses(after: int) -> None:
+    runs = iter(range(10**6))
+
+    def run(arrays: Any) -> list[Any]:
+        if next(runs) >= after:
+            raise InvalidRequest("no such row")
+        return [arrays[0] * 2]
+
+    assert probe(signature(), run, 8, None, proof=Proof(RowFlow.INDEPENDENT))[0].batches
