@@ -18,7 +18,7 @@ from forwardpass.errors import ModelError
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 MOST_ELEMENTS = 4096  # of a constant whose values are read: shapes, axes and paddings are shorter
 DEEPEST = 200  # messages within messages; protobuf itself allows 100
-_INT32, _INT64 = 6, 7  # TensorProto.DataType
+_FLOAT, _INT32, _INT64 = 1, 6, 7  # TensorProto.DataType
 
 Attribute: TypeAlias = "int | float | bytes | tuple[int, ...] | tuple[float, ...] | Constant | OnnxGraph"
 Buffer = mmap.mmap | bytes
@@ -34,10 +34,14 @@ class FileField(NamedTuple):
 
 
 class Constant(NamedTuple):
-    """An initializer or a constant tensor. `values`: of short integer tensors, in C order; None: not read."""
+    """An initializer or a constant tensor. `values`: of short integer tensors, in C order; None: not read.
+
+    `lead`: the first element of a short tensor of 32-bit floats.
+    """
 
     dims: tuple[int, ...]
     values: tuple[int, ...] | None
+    lead: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +147,7 @@ def _graph(data: Buffer, at: int, end: int, depth: int) -> OnnxGraph:
     if depth > DEEPEST:
         raise ValueError("messages too deep")
     graph = OnnxGraph()
+    sparse: list[str] = []
     for entry in fields(data, at, end):
         match entry.number:
             case 1:
@@ -162,11 +167,11 @@ def _graph(data: Buffer, at: int, end: int, depth: int) -> OnnxGraph:
                 name, shape = _value_info(data, entry)
                 if shape is not None:
                     graph.shapes[name] = shape
-            case 15:  # a sparse initializer: its values are a tensor with its name
+            case 15:  # a sparse initializer: its values are a tensor with its name, and not of its shape
                 for inner in fields(data, entry.start, entry.stop):
                     if inner.number == 1:
-                        graph.constants[_tensor(data, inner)[0]] = Constant((), None)
-    for name in graph.constants:
+                        sparse.append(_tensor(data, inner)[0])
+    for name in (*graph.constants, *sparse):
         graph.inputs.pop(name, None)
     return graph
 
@@ -224,6 +229,7 @@ def _tensor(data: Buffer, at: FileField) -> tuple[str, Constant]:
     dims: list[int] = []
     values: list[int] = []
     raw: FileField | None = None
+    floats: FileField | None = None
     for entry in fields(data, at.start, at.stop):
         match entry.number:
             case 1:
@@ -233,6 +239,8 @@ def _tensor(data: Buffer, at: FileField) -> tuple[str, Constant]:
             case 5 | 7:
                 if entry.stop - entry.start <= 10 * MOST_ELEMENTS:
                     values += _integers(data, entry)
+            case 4:
+                floats = entry
             case 8:
                 name = _text(data, entry)
             case 9:
@@ -250,7 +258,12 @@ def _tensor(data: Buffer, at: FileField) -> tuple[str, Constant]:
                 found = struct.unpack(f"<{count}{letter}", data[raw.start : raw.stop])
         elif len(values) == count:
             found = tuple(values)
-    return name, Constant(tuple(dims), found)
+    lead: float | None = None
+    if kind == _FLOAT and 0 < count <= MOST_ELEMENTS and not elsewhere:
+        at_first = raw if raw is not None and raw.stop > raw.start else floats
+        if at_first is not None and at_first.stop - at_first.start == 4 * count:
+            (lead,) = struct.unpack_from("<f", data, at_first.start)
+    return name, Constant(tuple(dims), found, lead)
 
 
 def _value_info(data: Buffer, at: FileField) -> tuple[str, tuple[int | None, ...] | None]:

@@ -55,7 +55,7 @@ def prove_graph(file: OnnxFile, outputs: Sequence[str] | None = None) -> Proof:
     graph = file.graph
     if len(graph.nodes) > MOST_NODES:
         return Proof(RowFlow.UNKNOWN, f"it has {len(graph.nodes)} nodes; at most {MOST_NODES} are looked at")
-    values = {name: constant(c.dims, c.values) for name, c in graph.constants.items()}
+    values = {name: replace(constant(c.dims, c.values), lead=c.lead) for name, c in graph.constants.items()}
     for name, shape in graph.inputs.items():
         values[name] = unknown(f"input '{name}' has no axis") if not shape else rows(shape)
     found = _follow(graph, file.opsets, values)

@@ -6,11 +6,14 @@ the values are. What no rule covers is unknown. Operators: https://onnx.ai/onnx/
 
 from __future__ import annotations
 
-from forwardpass.model.onnx_file import Constant, OnnxNode
+from collections.abc import Sequence
+from dataclasses import replace
+
+from forwardpass.model.onnx_file import Constant, OnnxGraph, OnnxNode
 from forwardpass.model.row_products import PRODUCT_RULES
 from forwardpass.model.row_shapes import SHAPE_RULES
 from forwardpass.model.row_sizes import Given, Rule, arithmetic, integers_of, list_of, number, of_rows_in
-from forwardpass.model.row_values import Dependence, Value, broadcast, constant, mixed, rows, unknown, worst
+from forwardpass.model.row_values import Dependence, RowCount, Value, broadcast, constant, mixed, rows, unknown, worst
 
 
 def _names(text: str) -> frozenset[str]:
@@ -38,7 +41,7 @@ ALONG_AXIS_0 = _names(
 TABLES = _names(
     """
     ArrayFeatureExtractor Binarizer Imputer LabelEncoder LinearClassifier LinearRegressor Normalizer OneHotEncoder
-    SVMClassifier SVMRegressor Scaler TreeEnsemble TreeEnsembleClassifier TreeEnsembleRegressor ZipMap CastMap
+    SVMClassifier SVMRegressor Scaler TreeEnsemble TreeEnsembleClassifier TreeEnsembleRegressor ZipMap
     CategoryMapper FeatureVectorizer
     """
 )
@@ -64,6 +67,28 @@ REDUCTIONS = _names(
 MICROSOFT = _names("BiasGelu FastGelu QuickGelu FusedConv FusedMatMul QLinearAveragePool QLinearGlobalAveragePool")
 
 
+ALL = range(1 << 16)
+# Inputs that say what is done to the others: constants, or of SIZED sizes.
+PARAMETERS: dict[str, Sequence[int]] = {
+    **dict.fromkeys(REDUCTIONS, (1,)),
+    **dict.fromkeys(("Split", "Unsqueeze", "Squeeze", "TopK", "CumSum", "CumProd", "Tile", "Trilu", "Reshape"), (1,)),
+    **dict.fromkeys(("OneHot", "QuantizeLinear", "DequantizeLinear"), (1, 2)),
+    **dict.fromkeys(("Slice", "Pad", "Resize"), (1, 2, 3, 4)),
+    "Upsample": (1,),
+    "Expand": (1,),
+    "Dropout": (1, 2),
+}
+# Inputs that may be sizes, by the operators whose rules expect them.
+SIZED: dict[str, Sequence[int]] = {
+    **dict.fromkeys(("Slice", "Split", "Unsqueeze", "Squeeze", "Gather", "ConstantOfShape", "Shape"), (0,)),
+    "Reshape": (0, 1),
+    "Expand": (1,),
+    "Resize": (3,),
+    "Concat": ALL,
+    "Range": ALL,
+}
+
+
 def apply(node: OnnxNode, given: Given, opsets: dict[str, int]) -> list[Value]:
     """The node's outputs; the last stands for those that follow it."""
     what = f"node '{node.name}' ({node.op}) " if node.name else f"a node of {node.op} "
@@ -72,6 +97,10 @@ def apply(node: OnnxNode, given: Given, opsets: dict[str, int]) -> list[Value]:
     bad = worst(present) if node.op != "Shape" else worst([v for v in present if v.kind is Dependence.UNKNOWN])
     if bad is not None:
         return [bad]
+    if any(isinstance(value, OnnxGraph) for value in node.attributes.values()):
+        return [unknown(f"{what}has a graph of its own, which may take any tensor")]
+    if (odd := _odd_input(node, given)) is not None:
+        return [unknown(what + odd)]
     rule = _rule(node)
     if rule is None:
         if all(value.kind is Dependence.CONSTANT for value in present) and present:
@@ -81,10 +110,31 @@ def apply(node: OnnxNode, given: Given, opsets: dict[str, int]) -> list[Value]:
     if isinstance(found, str):
         return [mixed(what + found)]
     results = found if isinstance(found, list) else [found]
+    if node.op != "Shape" and any(value.kind is not Dependence.CONSTANT for value in present):
+        # What is computed of rows is no constant; of sizes, only what is known of them is.
+        of_rows = bool(of_rows_in(present))
+        results = [
+            unknown("") if value.kind is Dependence.CONSTANT and (of_rows or value.entries is None) else value
+            for value in results
+        ]
     return [
         value if value.kind is not Dependence.UNKNOWN else unknown(what + (value.why or "cannot be followed"))
         for value in results
     ]
+
+
+def _odd_input(node: OnnxNode, given: Given) -> str | None:
+    """What forbids any rule: a parameter that is no constant, or sizes where no rule expects them."""
+    told = PARAMETERS.get(node.op, ())
+    sized = SIZED.get(node.op, ALL if node.op in ELEMENTWISE else ())
+    for place, value in enumerate(given):
+        if value is None or value.kind is Dependence.CONSTANT:
+            continue
+        if value.kind is Dependence.SIZES and place not in sized:
+            return "computes with the number of rows"
+        if place in told and (value.kind is Dependence.ROWS or place not in sized):
+            return "is told by a row what to do with all"
+    return None
 
 
 def _rule(node: OnnxNode) -> Rule | None:
@@ -110,6 +160,8 @@ def _axis(value: Value, axis: int) -> int | None:
 
 
 def _mixing(node: OnnxNode, given: Given, _opset: int) -> Value | str:
+    if MIXING[node.op] == "is random":
+        return unknown("is random")
     return MIXING[node.op] if of_rows_in(given) else constant()
 
 
@@ -146,10 +198,24 @@ def _along_axis_0(node: OnnxNode, given: Given, _opset: int) -> list[Value] | Va
         return unknown("")
     if x.axis != 0:
         return f"works on axis {x.axis}, along which the rows lie"
+    if node.op in ("Resize", "Upsample") and not _keeps_rows(node, x, rest):
+        return unknown("may resize the rows' axis")
     keeps = node.op in ("BatchNormalization", "LRN", "InstanceNormalization", "GroupNormalization")
     found = x.shaped(x.dims if keeps else (None,) * x.rank)
     # The places of MaxPool's maxima are counted through all rows.
     return [found, unknown("numbers the elements of all rows")] if node.op == "MaxPool" else found
+
+
+def _keeps_rows(node: OnnxNode, x: Value, rest: Given) -> bool:
+    """Whether Resize or Upsample leaves axis 0 as it is."""
+    axes = list_of(node, "axes")
+    if axes is not None:
+        return all(axis > 0 or axis + (x.rank or 0) > 0 for axis in axes) and 0 not in axes
+    wanted = rest[2] if len(rest) > 2 else None
+    if wanted is not None:
+        return bool(wanted.entries) and wanted.entries[0] == RowCount(1) and x.plain  # type: ignore[index]
+    scales = rest[1] if node.op == "Resize" and len(rest) > 1 else rest[0] if rest else None
+    return scales is not None and scales.lead == 1.0
 
 
 def _reduce(node: OnnxNode, given: Given, _opset: int) -> Value | str:
@@ -179,7 +245,7 @@ def _reduce(node: OnnxNode, given: Given, _opset: int) -> Value | str:
     return x.shaped(tuple(size for place, size in enumerate(dims) if place not in reduced), x.axis - before)
 
 
-def _normalised(node: OnnxNode, given: Given, _opset: int) -> Value | str:
+def _normalised(node: OnnxNode, given: Given, _opset: int) -> list[Value] | Value | str:
     """LayerNormalization and its kind: from `axis` on."""
     x = given[0]
     if any(value is not None and value.kind is not Dependence.CONSTANT for value in given[1:]):
@@ -189,7 +255,8 @@ def _normalised(node: OnnxNode, given: Given, _opset: int) -> Value | str:
     axis = _axis(x, number(node, "axis", -1))
     if axis is None:
         return unknown("")
-    return x if x.axis < axis else f"normalises over axis {x.axis}, along which the rows lie"
+    # Its other outputs, the means and deviations, have another shape.
+    return [x, unknown("")] if x.axis < axis else f"normalises over axis {x.axis}, along which the rows lie"
 
 
 def _softmax(node: OnnxNode, given: Given, opset: int) -> Value | str:
@@ -222,24 +289,35 @@ def _along(node: OnnxNode, given: Given, _opset: int) -> Value | str:
     return x.shaped((*dims[:place], None, *dims[place + 1 :])) if node.op == "TopK" else x
 
 
-def _table(node: OnnxNode, given: Given, _opset: int) -> Value | str:
+def _table(node: OnnxNode, given: Given, _opset: int) -> list[Value] | Value | str:
+    """Of tables [rows, columns]; other ranks mean other things to some of these."""
     values = [value for value in given if value is not None]
     of_rows = of_rows_in(values)
     if not of_rows:
         return constant()
-    if any(not value.plain for value in of_rows):
+    x = values[0]
+    if len(of_rows) != len(values) and (node.op != "ArrayFeatureExtractor" or x.kind is not Dependence.ROWS):
         return unknown("")
-    if node.op == "FeatureVectorizer" and len(of_rows) != len(values):
+    if node.op in ("LabelEncoder", "CategoryMapper"):  # element by element
+        return x.shaped(x.dims)
+    if node.op == "ZipMap":
+        return [unknown("gives no tensor")]
+    if any(not value.plain or value.rank != 2 for value in of_rows):
         return unknown("")
-    if node.op == "ArrayFeatureExtractor" and ((values[0].rank or 0) < 2 or len(of_rows) > 1):
-        return unknown("chooses among rows")
-    return rows((None, None))
+    if node.op == "ArrayFeatureExtractor":
+        return unknown("chooses among rows") if len(of_rows) > 1 else rows((None, None))
+    if node.op == "OneHotEncoder":
+        return rows((None, None, None))
+    if node.op in ("Binarizer", "Imputer", "Normalizer", "Scaler"):
+        return x.shaped(x.dims)
+    table = rows((None, None))
+    return [rows((None,)), table] if node.op.endswith("Classifier") else table
 
 
 def _constant(node: OnnxNode, _given: Given, _opset: int) -> Value | str:
     value = node.attributes.get("value")
     if isinstance(value, Constant):
-        return constant(value.dims, value.values)
+        return replace(constant(value.dims, value.values), lead=value.lead)
     single = node.attributes.get("value_int")
     if isinstance(single, int):
         return constant((), (single,))

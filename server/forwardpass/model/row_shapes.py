@@ -37,8 +37,10 @@ def _reshape(node: OnnxNode, given: Given, _opset: int) -> Value | str:
     if x.kind is not Dependence.ROWS:
         if x.entries is not None:  # of a vector of sizes: the elements stay in their order
             wanted = shape.integers
-            dims: Dims = (len(x.entries),) if wanted is None or -1 in wanted else tuple(wanted)
-            return replace(x, dims=dims)
+            if wanted is None or 0 in wanted:
+                return constant() if x.kind is Dependence.CONSTANT else unknown("")
+            others = count([size for size in wanted if size != -1]) or 1
+            return replace(x, dims=tuple(len(x.entries) // others if size == -1 else size for size in wanted))
         known = shape.integers
         return constant(None if known is None or any(v <= 0 for v in known) else known)
     if shape.entries is None or x.dims is None:

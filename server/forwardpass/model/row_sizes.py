@@ -18,6 +18,8 @@ _ARITHMETIC: dict[str, Callable[[int, int], int]] = {
     "Max": max, "Min": min, "Equal": lambda a, b: int(a == b), "Greater": lambda a, b: int(a > b),
     "Less": lambda a, b: int(a < b),
 }  # fmt: skip
+_WHOLE = (6, 7)  # TensorProto.DataType: INT32, INT64
+_LARGEST = 1 << 31
 _SAME = frozenset({"Identity", "Cast", "CastLike"})
 
 
@@ -54,6 +56,11 @@ def arithmetic(node: OnnxNode, given: Given) -> Value:
     values = [value for value in given if value is not None]
     of_sizes = any(value.kind is Dependence.SIZES for value in values)
     beyond = unknown("computes with the number of rows") if of_sizes else constant()
+    # Beyond vectors and whole numbers, as in tables and in floats, elements are not followed.
+    if any(value.dims is None or len(value.dims) > 1 for value in values) or number(node, "fmod", 0):
+        return beyond
+    if node.op in ("Cast", "CastLike") and node.attributes.get("to") not in _WHOLE:
+        return beyond
     lists = [value.entries for value in values]
     if any(entries is None for entries in lists) or any(value.kind is Dependence.ROWS for value in values):
         return beyond
@@ -64,12 +71,15 @@ def arithmetic(node: OnnxNode, given: Given) -> Value:
         return beyond
     if node.op in _SAME:
         return sizes(spread[0], dims)
-    if node.op == "Where" and len(spread) == 3:
-        return sizes([_chosen(c, a, b) for c, a, b in zip(*spread, strict=True)], dims)
     function = _ARITHMETIC.get(node.op)
-    if function is None or len(spread) != 2:
+    if node.op == "Where" and len(spread) == 3:
+        found = [_chosen(c, a, b) for c, a, b in zip(*spread, strict=True)]
+    elif function is not None and len(spread) == 2:
+        found = [_computed(node.op, function, a, b) for a, b in zip(*spread, strict=True)]
+    else:
         return beyond
-    return sizes([_computed(node.op, function, a, b) for a, b in zip(*spread, strict=True)], dims)
+    # What is not known of sizes may depend on how many rows there are.
+    return beyond if of_sizes and None in found else sizes(found, dims)
 
 
 def _chosen(condition: Entry, a: Entry, b: Entry) -> Entry:
@@ -80,7 +90,8 @@ def _computed(op: str, function: Callable[[int, int], int], a: Entry, b: Entry) 
     if isinstance(a, int) and isinstance(b, int):
         if op in ("Div", "Mod") and not b:
             return None
-        return math.trunc(a / b) if op == "Div" and (a < 0) != (b < 0) else function(a, b)
+        found = math.trunc(a / b) if op == "Div" and (a < 0) != (b < 0) else function(a, b)
+        return found if -_LARGEST <= found < _LARGEST else None  # else it may wrap around
     if op == "Mul" and isinstance(a, RowCount) and isinstance(b, int):
         return RowCount(a.times * b) if b > 0 else None
     if op == "Mul" and isinstance(a, int) and isinstance(b, RowCount):

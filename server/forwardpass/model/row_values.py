@@ -48,6 +48,7 @@ class Value:
     block: int = 1  # elements along it, side by side, that belong to one row
     outer: int = 1  # how often all rows come along it
     entries: tuple[Entry, ...] | None = None  # of a short vector (or scalar) of integers
+    lead: float | None = None  # its first element, of a short constant of floats
     why: str = ""  # of MIXED and UNKNOWN: the node, and what it does
 
     @property
@@ -73,7 +74,7 @@ class Value:
 
     def shaped(self, dims: Dims | None, axis: int | None = None) -> Value:
         """The same dependence with another shape."""
-        return replace(self, dims=dims, axis=self.axis if axis is None else axis, entries=None)
+        return replace(self, dims=dims, axis=self.axis if axis is None else axis, entries=None, lead=None)
 
 
 UNKNOWN = Value(Dependence.UNKNOWN)
