@@ -168,9 +168,8 @@ def _graph(data: Buffer, at: int, end: int, depth: int) -> OnnxGraph:
                 if shape is not None:
                     graph.shapes[name] = shape
             case 15:  # a sparse initializer: its values are a tensor with its name, and not of its shape
-                for inner in fields(data, entry.start, entry.stop):
-                    if inner.number == 1:
-                        sparse.append(_tensor(data, inner)[0])
+                inside = fields(data, entry.start, entry.stop)
+                sparse += [_tensor(data, inner)[0] for inner in inside if inner.number == 1]
     for name in (*graph.constants, *sparse):
         graph.inputs.pop(name, None)
     return graph
