@@ -84,6 +84,7 @@ SIZED: dict[str, Sequence[int]] = {
     "Reshape": (0, 1),
     "Expand": (1,),
     "Resize": (3,),
+    "TopK": (1,),  # as many as there are rows: a sort of them all
     "Concat": ALL,
     "Range": ALL,
 }
@@ -285,6 +286,8 @@ def _along(node: OnnxNode, given: Given, _opset: int) -> Value | str:
         return unknown("")
     if place == x.axis:
         return f"works along axis {place}, along which the rows lie"
+    if any(value is not None and value.kind is Dependence.SIZES for value in given[1:]):
+        return unknown("computes with the number of rows")
     dims = x.dims or ()
     return x.shaped((*dims[:place], None, *dims[place + 1 :])) if node.op == "TopK" else x
 
