@@ -109,7 +109,7 @@ format: venv ## let ruff mend what it can
 types: venv ## mypy, strict
 	@$(PY) -m mypy
 
-tables: venv ## write the README's generated tables anew
+tables: venv ## write the generated tables of README and docs anew
 	@$(PY) docs/tables.py
 
 proto: venv ## make again what is generated from proto/

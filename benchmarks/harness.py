@@ -123,7 +123,7 @@ class Server:
 def serve(repository: Path, core: int | Collection[int], *options: str) -> Iterator[Server]:
     """`forwardpass serve` on one core, or several, ready; stopped by SIGTERM at the end."""
     command = [sys.executable, "-m", "forwardpass", "serve", str(repository), "--host", "127.0.0.1"]
-    command += ["--grpc-port", "0", "--metrics-port", "0", "--log-level", "warning", *options]
+    command += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0", "--log-level", "warning", *options]
     with start(command, core) as server:
         yield server
 

@@ -1,4 +1,4 @@
-"""Writes the generated tables of README.md anew, from the code they describe: `make tables`.
+"""Writes the generated tables of README.md and docs/ anew, from the code they describe: `make tables`.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. A test checks that none is stale.
 """
@@ -12,9 +12,20 @@ from pathlib import Path
 from forwardpass import settings
 from forwardpass.model import options
 from forwardpass.observability import catalogue
+from forwardpass.transport.rest import endpoints
 
-README = Path(__file__).resolve().parent.parent / "README.md"
-TABLES = {"settings": settings.table, "model options": options.table, "metrics": catalogue.table}
+ROOT = Path(__file__).resolve().parent.parent
+# By document: the tables it must have, in their order.
+DOCUMENTS = {
+    ROOT / "README.md": ("settings", "model options", "metrics"),
+    ROOT / "docs" / "http.md": ("paths",),
+}
+TABLES = {
+    "settings": settings.table,
+    "model options": options.table,
+    "metrics": catalogue.table,
+    "paths": endpoints.table,
+}
 BLOCK = re.compile(r"(<!-- table: (?P<name>[a-z ]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -24,11 +35,11 @@ def fresh(text: str) -> str:
 
 
 def main() -> int:
-    text = README.read_text(encoding="utf-8")
-    new = fresh(text)
+    stale = {path: new for path in DOCUMENTS if (new := fresh(old := path.read_text("utf-8"))) != old}
     if "--check" in sys.argv[1:]:
-        return int(new != text)
-    README.write_text(new, encoding="utf-8")
+        return int(bool(stale))
+    for path, new in stale.items():
+        path.write_text(new, "utf-8")
     return 0
 
 

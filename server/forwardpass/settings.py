@@ -52,6 +52,13 @@ class Settings(BaseModel):
         "and IPv6, or unix:/path for processes of this machine.",
     )
     grpc_port: int = Field(8001, ge=0, le=65535, description="Port for gRPC; 0 picks a free one and prints it.")
+    http_port: int = Field(
+        8000,
+        ge=-1,
+        le=65535,
+        description="Port for the same protocol over HTTP, in JSON or with binary tensors; 0 picks one, -1 turns it "
+        "off. Not opened with a host of unix:/path, whose file's permissions say who may call.",
+    )
     metrics_port: int = Field(
         8002, ge=-1, le=65535, description="Port for Prometheus' /metrics over HTTP; 0 picks one, -1 turns it off."
     )

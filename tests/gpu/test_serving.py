@@ -110,7 +110,18 @@ def test_a_batch_that_memory_is_too_short_for_is_refused_and_the_next_is_served(
 
 def test_what_nothing_survives_ends_the_server_after_the_calls_were_told(digits_repository: Path) -> None:
     script = Path(__file__).with_name("spoilt_server.py")
-    ports = ["--host", "127.0.0.1", "--grpc-port", "0", "--metrics-port", "-1", "--provider", "cuda"]
+    ports = [
+        "--host",
+        "127.0.0.1",
+        "--grpc-port",
+        "0",
+        "--http-port",
+        "-1",
+        "--metrics-port",
+        "-1",
+        "--provider",
+        "cuda",
+    ]
     command = [sys.executable, str(script), str(digits_repository), *ports]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:

@@ -60,7 +60,7 @@ def test_one_model_that_asks_for_cuda_does_not_keep_the_others_from_serving(tmp_
 @without_cuda
 def test_nothing_but_a_model_that_asks_for_cuda_is_nothing_to_serve(tmp_path: Path) -> None:
     models.save(tmp_path, "m", models.chain(), 'provider = "cuda:7"')
-    said = refused_start(str(tmp_path), "--grpc-port", "0", "--metrics-port", "-1")
+    said = refused_start(str(tmp_path), "--grpc-port", "0", "--http-port", "-1", "--metrics-port", "-1")
     assert "model m version 1 cannot be served: model.toml: provider: cuda:7 cannot be had: " in said
 
 
@@ -96,7 +96,18 @@ def device(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[OnDevice]
     models.save(repository, "m", models.chain(), 'provider = "cuda:0,1"\nmax_batch_size = 8')
     models.save(repository, "plain", models.relu_any_width(), "max_batch_size = 8")
     command = [sys.executable, "-m", "tests.service.on_fake_device", str(folder), str(repository)]
-    options = ["--grpc-port", "0", "--metrics-port", "0", "--provider", "cuda", "--transport", request.param]
+    options = [
+        "--grpc-port",
+        "0",
+        "--http-port",
+        "0",
+        "--metrics-port",
+        "0",
+        "--provider",
+        "cuda",
+        "--transport",
+        request.param,
+    ]
     process = subprocess.Popen(
         [*command, *options], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -27,7 +27,7 @@ TURNS = 1_000_000.0  # of `hold`: most of a second, and more where the machine i
 NONE = np.zeros((1, 1), np.float32)
 ROW = np.ones((1, 4), np.float32)
 COMMAND = [sys.executable, "-m", "forwardpass", "serve"]
-PORTS = ["--grpc-port", "0", "--metrics-port", "0"]
+PORTS = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
 
 transports = pytest.mark.parametrize("transport", ["direct", "grpcio"])
 
@@ -185,6 +185,8 @@ def test_a_port_that_is_taken_is_a_clear_error(tmp_path: Path, transport: str) -
                 other,
                 "--grpc-port",
                 port,
+                "--http-port",
+                "0",
                 "--metrics-port",
                 "0",
                 "--max-batch-size",
@@ -192,7 +194,9 @@ def test_a_port_that_is_taken_is_a_clear_error(tmp_path: Path, transport: str) -
             )
             assert f"cannot listen on 127.0.0.1:{port}" in said
         metrics = server.metrics_url.rpartition(":")[2].partition("/")[0]
-        said = refused_start(str(tmp_path), "--transport", transport, "--grpc-port", "0", "--metrics-port", metrics)
+        said = refused_start(
+            str(tmp_path), "--transport", transport, "--grpc-port", "0", "--http-port", "0", "--metrics-port", metrics
+        )
         assert f"cannot listen on 127.0.0.1:{metrics}" in said
         caller = Caller(server)
         assert outputs(caller.send(request("m", ROW))[0])

@@ -276,7 +276,7 @@ def broken(request: pytest.FixtureRequest, pair: Pair, authority: Authority, tmp
 
 def start(repository: Path, *more: str) -> str:
     """What a server that cannot start says."""
-    ports = ["--metrics-port", "-1", "--grpc-port", "0"]
+    ports = ["--metrics-port", "-1", "--grpc-port", "0", "--http-port", "-1"]
     command = [sys.executable, "-m", "forwardpass", "serve", str(repository), *ports, *more]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0 and "Traceback" not in done.stderr, done.stderr

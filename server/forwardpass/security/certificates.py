@@ -14,12 +14,13 @@ from forwardpass.watched_files import Watched, read_bytes
 
 
 class ServerCertificate(NamedTuple):
-    """The files' contents, in PEM, and Python's SSL context made from them."""
+    """The files' contents, in PEM, and Python's SSL contexts made from them."""
 
     chain: bytes
     key: bytes
     authority: bytes | None  # of clients; None: clients need no certificate
-    context: ssl.SSLContext
+    context: ssl.SSLContext  # for HTTP/2
+    http_context: ssl.SSLContext  # for HTTP/1.1
 
 
 class Certificates:
@@ -47,10 +48,15 @@ class Certificates:
         # Checked here, because gRPC would only report "invalid private key" and the failure would not be counted. Files
         # that change just now may differ from the bytes read above: then gRPC keeps its last pair, and the next look
         # reads them again.
+        contexts = [self._context(authority, application) for application in ("h2", "http/1.1")]
+        return ServerCertificate(certificate, key, authority, *contexts)
+
+    def _context(self, authority: bytes | None, application: str) -> ssl.SSLContext:
+        """The SSL context for connections that speak `application` (ALPN)."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2  # HTTP/2 requires at least this
         context.options |= ssl.OP_NO_RENEGOTIATION  # HTTP/2 forbids it, and a read would have to wait for a write
-        context.set_alpn_protocols(["h2"])
+        context.set_alpn_protocols([application])
         try:
             context.load_cert_chain(self._certificate, self._key, password=_no_password)
         except (ssl.SSLError, ValueError, OSError) as error:
@@ -66,7 +72,7 @@ class Certificates:
                 raise SettingsError(
                     f"tls_client_ca {self._client_ca}: expected certificates in PEM: {_reason(error)}"
                 ) from None
-        return ServerCertificate(certificate, key, authority, context)
+        return context
 
 
 def _no_password() -> bytes:

@@ -20,50 +20,30 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 from forwardpass.api.health import Health
-from forwardpass.api.infer import AsyncInference
-from forwardpass.api.log_settings import LogSettings
-from forwardpass.api.router import Router
-from forwardpass.api.service import ControlService
 from forwardpass.batching.admission import Admission
-from forwardpass.errors import RequestError, SettingsError
+from forwardpass.errors import RequestError
 from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.execution.ort_session import share_threads
 from forwardpass.execution.providers import place
-from forwardpass.inference.intake import Intake
-from forwardpass.inference.shared_memory import SharedMemoryRegions, SharedMemoryService
+from forwardpass.inference.shared_memory import SharedMemoryRegions
 from forwardpass.observability.model_metrics import ModelMetrics
 from forwardpass.repository.control import ModelControl
 from forwardpass.repository.model_version import ModelVersion, VersionState
 from forwardpass.repository.repository import Repository
 from forwardpass.security.policy import SecurityConfig
-from forwardpass.security.tokens import Role
 from forwardpass.server import metrics_port
+from forwardpass.server.endpoints import ACCOUNTS_SECONDS, Endpoints, Services, bind
 from forwardpass.server.metrics_port import MetricsSource
 from forwardpass.server.state_dump import dump
 from forwardpass.server.stop import Stop, signals
 from forwardpass.settings import Settings
 from forwardpass.transport import addresses
 from forwardpass.transport.addresses import endpoint
-from forwardpass.transport.grpcio_server import GrpcioServer
-from forwardpass.transport.http2 import sockets
-from forwardpass.transport.http2.server import Http2Limits, Http2Server
-from forwardpass.transport.interface import ReplySink
-
-CallT = TypeVar("CallT")
 
 logger = logging.getLogger(__name__)
-
-# Responses are sent before accounting. Statistics readers wait up to this long for in-flight accounting, so a client
-# sees its own request counted.
-ACCOUNTS_SECONDS = 0.02
-
-# How long a stopping server waits for calls that were on their way when it asked its clients to leave. Clients
-# acknowledge that within a round trip; those that do not are given one sweep of the sockets.
-SETTLE_SECONDS = 2.5
 
 # How long a thread may keep the interpreter while others wait for it. The default of 5 ms is longer than many a
 # request; much less would interrupt threads in the middle of decoding a group of calls.
@@ -73,17 +53,8 @@ SWITCH_INTERVAL = 0.001
 # it is answered; with the default of 700 those in flight alone trigger it, for 5 % of a small request's time.
 COLLECT_AFTER = 50_000
 
-
 # Seconds between checks for requests past their queue timeout, while every instance is busy with a long run.
 QUEUE_TIMEOUT_LOOK = 0.1
-
-
-class Endpoints(NamedTuple):
-    """The objects through which clients reach the server."""
-
-    router: Router
-    server: GrpcioServer
-    front: Http2Server | None  # the direct transport; listens in the server's place
 
 
 class Server:
@@ -97,6 +68,7 @@ class Server:
         self._complete = not settings.strict  # every model that should serve has served at some time
         self.lost = ""  # the reason, once a device or a port has failed for good
         self._metrics_listen: Callable[[], bool] = lambda: True
+        self._endpoints: Endpoints | None = None
         self.unfinished = False  # a load could not be stopped: the process must not wait for its thread
         place(settings.provider, 1, "")  # raises for a missing provider before anything is opened
         self._admission = Admission(settings.max_requests, settings.max_bytes)
@@ -137,7 +109,10 @@ class Server:
                 )
             )
             entries = self.repository.discover()
-            endpoints = await self._open(health, stack, lost)
+            endpoints = Endpoints(self.settings, self._services(health), lost)
+            stack.push_async_callback(endpoints.close)
+            await endpoints.open(self._say)
+            self._endpoints = endpoints
             stop_metrics = self._serve_metrics()
             over = threading.Event()
             threading.Thread(target=self._watch, args=(over, lost), name="watchdog", daemon=True).start()
@@ -167,91 +142,25 @@ class Server:
                 self.unfinished |= not self._control.close()
                 stop_metrics()
 
-    async def _open(self, health: Health, stack: contextlib.AsyncExitStack, lost: Callable[[str], None]) -> Endpoints:
-        """Create the endpoints and listen. `stack` closes them at the latest; they call `lost` if they end."""
-        settings, security, regions = self.settings, self._security, self._regions
-        extensions = ("system_shared_memory",) if regions is not None else ()
-        service = ControlService(self.repository, self._is_ready, self._control, extensions)
-
-        def intake(reply_sink: ReplySink[CallT]) -> Intake[CallT]:
-            return Intake(
-                reply_sink,
-                self.repository,
-                self._admission,
-                self._metrics,
-                settings.max_message_bytes,
-                regions=regions,
-            )
-
-        async def counted(request: Any) -> Any:
-            for _ in range(int(ACCOUNTS_SECONDS * 1e3)):
-                if not self._admission.requests:
-                    break
-                await asyncio.sleep(1e-3)
-            return service.model_statistics(request)
-
-        unary = {
-            **service.methods,
-            **SharedMemoryService(regions).methods,
-            **LogSettings(self.repository.resolve).methods,
-            "ModelStatistics": counted,
-        }
-        router = Router(unary, health, self._metrics, AsyncInference(intake), security.tokens, settings.reflection)
-        server = GrpcioServer(
-            router.handlers,
-            settings.max_message_bytes,
-            settings.max_streams,
-            settings.max_metadata_bytes,
-            settings.max_connection_age,
+    def _services(self, health: Health) -> Services:
+        return Services(
+            repository=self.repository,
+            control=self._control,
+            admission=self._admission,
+            metrics=self._metrics,
+            security=self._security,
+            regions=self._regions,
+            health=health,
+            is_ready=self._is_ready,
         )
-        stack.push_async_callback(server.stop, 0.0)
-        if settings.health_port >= 0:
-            beside, port = addresses.beside(settings.host), settings.health_port
-            bound = _bind(lambda: server.listen_health(beside, port), endpoint(beside, port))
-            self._say(f"health {endpoint(beside, bound)}")
-        address = endpoint(settings.host, settings.grpc_port)
-        front = None
-        if self._direct():
-            bounds = Http2Limits(
-                settings.max_streams,
-                settings.max_metadata_bytes,
-                settings.max_message_bytes,
-                settings.max_bytes,
-                settings.max_connection_age,
-            )
-            soon = asyncio.get_running_loop().call_soon_threadsafe
-            tls = None if security.certificates is None else security.certificates.context
-            authorize = None if security.tokens is None else partial(security.tokens.refusal, needed=Role.INFER)
-            front = _bind(
-                lambda: Http2Server(
-                    settings.host, settings.grpc_port, bounds, intake, router.handlers, soon, authorize, tls, lost
-                ),
-                address,
-            )
-            stack.push_async_callback(asyncio.to_thread, front.close)
-            port, said = front.port, "direct"
-        else:
-            port = _bind(lambda: server.listen(settings.host, settings.grpc_port, security.certificates), address)
-            said = "grpcio"
-        said += ", TLS" if security.certificates else ""
-        await server.start(lost)
-        if front is not None:
-            front.start()
-        self._say(f"grpc {endpoint(settings.host, port)} ({said})")
-        return Endpoints(router, server, front)
-
-    def _direct(self) -> bool:
-        if self.settings.transport == "direct" and not sockets.AVAILABLE:
-            raise SettingsError("transport: direct needs Linux; expected auto or grpcio here")
-        return self.settings.transport != "grpcio" and sockets.AVAILABLE
 
     def _serve_metrics(self) -> Callable[[], None]:
         """Listen for scrapes. Returns the function that stops it."""
         host, port = self.settings.host, self.settings.metrics_port
         if port < 0:
             return lambda: None
-        where = _bind(lambda: addresses.bindable(addresses.beside(host)), endpoint(host, port))
-        listener = _bind(lambda: metrics_port.MetricsPort(self._scrape.registry, where, port), endpoint(host, port))
+        where = bind(lambda: addresses.bindable(addresses.beside(host)), endpoint(host, port))
+        listener = bind(lambda: metrics_port.MetricsPort(self._scrape.registry, where, port), endpoint(host, port))
         self._metrics_listen = listener.accepts
         self._say(f"metrics http://{endpoint(addresses.beside(host), listener.port)}{metrics_port.PATH}")
         stop: Callable[[], None] = listener.stop
@@ -313,6 +222,8 @@ class Server:
             nap = min(1.0, limit / 4)
             if not self._metrics_listen():
                 lost("the metrics port serves no more")
+            if self._endpoints is not None and not self._endpoints.accepts():
+                lost("the HTTP port serves no more")
             for worker in self.repository.workers():
                 if worker.has_timeouts:
                     worker.reject_timed_out()
@@ -340,12 +251,7 @@ class Server:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.second.wait(), wait)
         deadline = time.monotonic() + self.settings.grace
-        if endpoints.front is not None:
-            # No client that is asked to leave is rejected: calls on their way are served, later ones go elsewhere.
-            endpoints.front.drain()
-            settled = min(deadline, time.monotonic() + SETTLE_SECONDS)
-            while not endpoints.front.settled.is_set() and time.monotonic() < settled and not stop.second.is_set():
-                await asyncio.to_thread(endpoints.front.settled.wait, 0.05)
+        await endpoints.drain(deadline, stop.second)
         self._admission.close()
         self._say(f"draining: {self._admission.requests} requests in flight, {self.settings.grace:g} s for them")
         while self._admission.requests and time.monotonic() < deadline and not stop.second.is_set():
@@ -357,10 +263,7 @@ class Server:
         health.end()
         # Responses that were just passed to the transports are still on their way out.
         await asyncio.sleep(0.05)
-        await endpoints.router.end_streams(min(left, 0.5))
-        if endpoints.front is not None:
-            await asyncio.to_thread(endpoints.front.close)
-        await endpoints.server.stop(min(left, 0.5))
+        await endpoints.close(min(left, 0.5))
         # No client waits for these runs any more, and one that is still in native code while the interpreter ends
         # aborts the process.
         for worker in self.repository.workers():
@@ -372,14 +275,6 @@ class Server:
             )
         self._say("stopped")
         return 1 if self.lost else 0
-
-
-def _bind(listen: Callable[[], Any], address: str) -> Any:
-    """Call `listen()`, and raise a failure to bind as one clear error."""
-    try:
-        return listen()
-    except (OSError, RuntimeError) as error:
-        raise SettingsError(f"cannot listen on {address}: {error}") from None
 
 
 def _report(entry: ModelVersion) -> str:

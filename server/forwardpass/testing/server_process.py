@@ -17,6 +17,7 @@ from typing import Self
 from forwardpass.errors import ForwardpassError
 
 _GRPC = re.compile(r"grpc (unix:\S+|\S+:\d+)")
+_HTTP = re.compile(r"http (https?://\S+)")
 _METRICS = re.compile(r"metrics (http://\S+)")
 _READY = "ready"
 _TAIL = 30  # lines of output in an error
@@ -31,7 +32,7 @@ class ServerProcess:
 
     def __init__(self, repository: Path, *options: str, patience: float = 60.0) -> None:
         command = [sys.executable, "-m", "forwardpass", "serve", str(repository)]
-        ports = ["--host", "127.0.0.1", "--grpc-port", "0", "--metrics-port", "0"]
+        ports = ["--host", "127.0.0.1", "--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
         self._process = subprocess.Popen(
             [*command, *ports, *options],
             stdin=subprocess.DEVNULL,
@@ -42,6 +43,7 @@ class ServerProcess:
         )
         self.lines: list[str] = []  # all output so far
         self.address = ""  # "127.0.0.1:PORT", for gRPC
+        self.http_url = ""  # "http://127.0.0.1:PORT"
         self.metrics_url = ""
         self._is_ready = False
         self._settled = threading.Event()
@@ -64,6 +66,8 @@ class ServerProcess:
                 self.lines.append(text)
                 if found := _GRPC.match(text):
                     self.address = found[1]
+                elif found := _HTTP.match(text):
+                    self.http_url = found[1]
                 elif found := _METRICS.match(text):
                     self.metrics_url = found[1]
                 elif text == _READY:
