@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http
 import logging
 import socket
 import ssl
 from typing import Any, Final
 
+import orjson
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -36,8 +38,9 @@ IDLE_SECONDS: Final = 75.0  # longer than load balancers keep a connection, so t
 PAUSE_SECONDS: Final = 1.0  # before connections are accepted again after a failure of the machine
 MOST_CONNECTIONS: Final = 4096
 
-_HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-_HEAD_TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+class HeadTooLarge(Exception):
+    """A request's head exceeds its bound."""
 
 
 class RestConnection(HttpToolsProtocol):
@@ -49,8 +52,9 @@ class RestConnection(HttpToolsProtocol):
         super().connection_made(transport)
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
-        self._head_bytes = 0
-        self._in_head = True
+        self._in_head = False
+        self._parsed = 0  # bytes of the head that were parsed
+        self._received = 0  # bytes that came since it began, without completing it
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -59,17 +63,33 @@ class RestConnection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            self._head_bytes += len(data)
+        if self.transport.is_closing():
+            return  # after an error that ended the connection
+        if self._in_head:  # the parser keeps a name or value that is not complete
+            self._received += len(data)
+            if self._received > self.max_head_bytes:
+                self._refuse(431, f"the request's head has more than {self.max_head_bytes} bytes, the limit")
+                return
         super().data_received(data)
-        if self._in_head and self._head_bytes > self.max_head_bytes and not self.transport.is_closing():
-            self._refuse(_HEAD_TOO_LARGE)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
-        self._head_bytes = 0
+        self._parsed = self._received = 0
         self._await_head()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def _count(self, nbytes: int) -> None:
+        self._parsed += nbytes
+        if self._parsed > self.max_head_bytes:
+            raise HeadTooLarge  # ends the parser, and uvicorn calls `send_400_response`
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -87,12 +107,26 @@ class RestConnection(HttpToolsProtocol):
 
     def _head_is_late(self) -> None:
         self._head_timer = None
-        if not self.transport.is_closing():
-            self._refuse(_HEAD_TOO_SLOW if self._head_bytes else b"")
+        if self._in_head:
+            self._refuse(408, f"the request's head did not arrive within {HEAD_SECONDS:g} s")
+        else:
+            self.transport.close()
 
-    def _refuse(self, response: bytes) -> None:
-        if self.cycle is None or self.cycle.response_complete:  # else another response is being written
-            self.transport.write(response)
+    def send_400_response(self, msg: str) -> None:
+        if self._parsed > self.max_head_bytes:
+            self._refuse(431, f"the request's head has more than {self.max_head_bytes} bytes, the limit")
+        else:
+            self._refuse(400, f"expected a request of HTTP/1.1: {msg}")
+
+    def _refuse(self, status: int, text: str) -> None:
+        """Respond with an error, unless a response is being written, and close the connection."""
+        if self.cycle is None or self.cycle.response_complete:
+            body = orjson.dumps({"error": text})
+            lines = (
+                f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}", "content-type: application/json",
+                f"content-length: {len(body)}", "connection: close", "", "",
+            )  # fmt: skip
+            self.transport.write("\r\n".join(lines).encode() + body)
         self.transport.close()
 
     def pause_writing(self) -> None:
@@ -147,6 +181,11 @@ class RestServer:
         for listener in self._listeners:
             self._loop.add_reader(listener, self._accept, listener)
 
+    @property
+    def connections(self) -> int:
+        """Open connections, those whose TLS handshake is under way included."""
+        return len(self._state.connections) + len(self._handshakes)
+
     def accepts(self) -> bool:
         """Whether every listener still works."""
         return all(map(accepts, self._listeners))
@@ -164,7 +203,7 @@ class RestServer:
                 self._loop.remove_reader(listener)
                 self._loop.call_later(PAUSE_SECONDS, self._resume, listener)
                 return
-            if len(self._state.connections) + len(self._handshakes) >= self._most:
+            if self.connections >= self._most:
                 logger.warning("an HTTP connection was refused: %d are open, the bound", self._most)
                 sock.close()
                 continue
