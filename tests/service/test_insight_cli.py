@@ -66,6 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits_repository: Path, do
     return found
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_does_what_it_shows(folder: Path) -> None:
     page = PAGE.read_text("utf-8")
     every = list(steps(page))

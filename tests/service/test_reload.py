@@ -138,8 +138,9 @@ def test_two_hundred_swaps_between_versions_fail_no_call_and_mix_no_answer(
     assert resident[1] - resident[0] < 8e6, "memory grew with the number of swaps"
 
 
+@pytest.mark.parametrize("times", [8, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_file_that_is_replaced_takes_over_at_once(
-    repository: Path, serve: Callable[[Path], ServerProcess], tmp_path: Path
+    repository: Path, serve: Callable[[Path], ServerProcess], tmp_path: Path, times: int
 ) -> None:
     networks = {v: repository / "m" / v / "model.onnx" for v in ("1", "2")}
     known = {v: rows_of(path) for v, path in networks.items()}
@@ -153,7 +154,7 @@ def test_a_file_that_is_replaced_takes_over_at_once(
         (tmp_path / "next.onnx").replace(networks["1"])
         control.load_model("m")
 
-    swap(server, 40, change, Callers(server.address, known, by_version=False))
+    swap(server, times, change, Callers(server.address, known, by_version=False))
 
 
 def test_unloading_answers_what_was_accepted(repository: Path, serve: Callable[[Path], ServerProcess]) -> None:

@@ -9,10 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROCESS = Path(__file__).with_name("export_process.py")
 KILLS = 16
 
 
+@pytest.mark.slow
 def test_killing_the_exporter_leaves_the_old_version_or_the_complete_new_one(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, PROCESS, str(KILLS), tmp_path], capture_output=True, text=True, timeout=300, check=False

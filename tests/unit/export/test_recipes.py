@@ -42,7 +42,7 @@ def data_of(name: str) -> Any:
 
 @pytest.mark.parametrize(
     ("name", "features", "labels", "accuracy"),
-    [("document", 5, 3, 0.9), ("digits", 64, 10, 0.97), ("mnist", 784, 10, 0.94)],
+    [("document", 5, 3, 0.9), ("digits", 64, 10, 0.97), pytest.param("mnist", 784, 10, 0.94, marks=pytest.mark.slow)],
 )
 def test_a_recipe_learns_and_exports(repository: Path, name: str, features: int, labels: int, accuracy: float) -> None:
     said = train(name, "--repository", repository)
@@ -80,11 +80,12 @@ def test_a_recipe_trains_once_and_again_what_was_spoilt(repository: Path) -> Non
     assert (folder / "2" / MODEL_FILE).read_bytes() == model
 
 
-def test_the_data_needs_no_torch() -> None:
-    paths = [str(MODELS / name / "data.py") for name in ("document", "digits", "mnist")]
+@pytest.mark.parametrize("name", ["document", "digits", pytest.param("mnist", marks=pytest.mark.slow)])
+def test_the_data_needs_no_torch(name: str) -> None:
+    path = str(MODELS / name / "data.py")
     code = (
         "import runpy, sys\n"
-        f"for path in {paths!r}: runpy.run_path(path)['held_out']()\n"
+        f"runpy.run_path({path!r})['held_out']()\n"
         "assert 'torch' not in sys.modules and 'forwardpass' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
