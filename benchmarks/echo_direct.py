@@ -13,6 +13,7 @@ import signal
 import threading
 
 from forwardpass.transport.http2.connection import Connection
+from forwardpass.transport.http2.limits import ConnectionLimits
 from forwardpass.transport.http2.peer import Peer
 from forwardpass.transport.http2.send_side import ReceiveBudget
 from forwardpass.transport.http2.sockets import Sockets
@@ -20,10 +21,11 @@ from harness import METHOD
 
 
 def main() -> None:
+    limits = ConnectionLimits(1024, 16384, 1 << 24)
     budget = ReceiveBudget(1 << 30)
 
     def connect(client: Peer) -> Connection:
-        return Connection(1024, 16384, 1 << 24, budget, METHOD.encode(), lambda _: None, sockets.transmit, client)
+        return Connection(limits, budget, METHOD.encode(), lambda _: None, sockets.transmit, client)
 
     sockets = Sockets("127.0.0.1", 0, connect, 0.0)
     over = threading.Event()

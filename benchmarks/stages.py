@@ -34,6 +34,7 @@ from forwardpass.repository.repository import Repository
 from forwardpass.settings import Settings
 from forwardpass.transport.http2.connection import INITIAL_WINDOW_SIZE, Connection
 from forwardpass.transport.http2.grpc_framing import MESSAGE_STRUCT
+from forwardpass.transport.http2.limits import ConnectionLimits
 from forwardpass.transport.http2.send_side import ReceiveBudget, SendSide
 from forwardpass.transport.interface import Answer, PendingRequest
 
@@ -77,7 +78,8 @@ def transport(message: bytes, answer: bytes, batch: int) -> tuple[float, float]:
     fields += [("te", "trailers"), ("content-type", "application/grpc"), ("user-agent", "stages")]
     constant = [(name.encode(), value.encode()) for name, value in fields]
     body = MESSAGE_STRUCT.pack(0, len(message)) + message
-    server = Connection(1 << 20, 1 << 14, 1 << 24, ReceiveBudget(1 << 30), path.encode(), lambda _: None, exchange)
+    limits = ConnectionLimits(1 << 20, 1 << 14, 1 << 24)
+    server = Connection(limits, ReceiveBudget(1 << 30), path.encode(), lambda _: None, exchange)
     server.out.owner = client
     with server.out.lock:
         exchange(server.out)

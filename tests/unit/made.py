@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from forwardpass import protocol
-from forwardpass.batching.request import Request
+from forwardpass.batching.request import QueueLimits, Request, WorkerOptions
 from forwardpass.batching.run_time_model import RunTimeModel
 from forwardpass.errors import RequestError
 from forwardpass.execution.ort_session import OrtSession
@@ -89,8 +89,7 @@ class Target:
         self.signature = found
         self.name = name
         self.version = version
-        self.max_request_rows = rows
-        self.priority_levels = priorities
+        self.options = WorkerOptions(QueueLimits(), max_request_rows=rows, priority_levels=priorities)
 
     def cancel(self, request: Any) -> None:
         raise AssertionError("nothing is cancelled here")
@@ -134,7 +133,7 @@ def request_for(
     found = target.signature
     rows = len(arrays[0]) if found.batchable else 1
     chosen = found.default_outputs if outputs is None else outputs
-    template = RequestTemplate(target, rows, tuple(a.shape for a in arrays), chosen, 0, math.inf)
+    template = RequestTemplate(target, rows, tuple(a.shape for a in arrays), chosen, priority=0, timeout=math.inf)
     more["id_field"] = protocol.ModelInferResponse(id=more.pop("id", "")).SerializeToString()
     buffers = tuple(raw(a) for a in arrays)
     size = sum(map(len, buffers))

@@ -6,6 +6,7 @@ import ast
 import re
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,16 @@ import forwardpass
 
 LINES = 400
 LONGER: dict[str, str] = {}  # files over the limit, as posix paths below server/forwardpass/, and why
+
+POSITIONAL = 6  # parameters that a caller may pass without their names
+MORE_POSITIONAL = {  # functions below server/forwardpass/ over the limit, and why
+    "inference/request.py InferenceRequest.__init__": "one is made for every request; keywords would double its time",
+    "inference/intake.py Intake._enqueue": "called for every request",
+    "batching/request.py Request.__init__": "as its subclass, which has the same fields first",
+    "client/operations.py Operations._request": "shares its options with the clients' methods",
+    "client/operations.py Operations.streamed": "shares its options with the clients' methods",
+    "export/fp16_tolerance.py _Gemm._run": "onnx's reference evaluator passes the operator's attributes so",
+}
 
 # `python FILE` puts the file's own folder first on the path, so a name taken there hides the standard library's too.
 SCRIPTS = sorted(path for folder in ("models", "benchmarks", "proto") for path in (ROOT / folder).rglob("*.py"))
@@ -41,6 +52,29 @@ def test_a_file_says_its_job_and_keeps_to_the_limit(path: Path) -> None:
 
 def test_longer_files_exist() -> None:
     assert all((PACKAGE / key).is_file() and reason for key, reason in LONGER.items())
+
+
+def positional_parameters(tree: ast.AST, owner: str = "") -> Iterator[tuple[str, int]]:
+    """Every function in a syntax tree with its class, and how many parameters may be passed without their names."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            names = [a.arg for a in (*node.args.posonlyargs, *node.args.args) if a.arg not in ("self", "cls")]
+            yield f"{owner}{node.name}", len(names)
+        yield from positional_parameters(node, f"{node.name}." if isinstance(node, ast.ClassDef) else owner)
+
+
+def test_no_caller_has_to_count_parameters() -> None:
+    source = "class A:\n async def f(self, a, /, b, *, c): ...\ndef g(a, b=1, *rest, c=2, **more): ..."
+    assert list(positional_parameters(ast.parse(source))) == [("A.f", 2), ("g", 2)]
+    found = {
+        f"{path.relative_to(PACKAGE).as_posix()} {name}": count
+        for path in FILES
+        for name, count in positional_parameters(ast.parse(path.read_text("utf-8")))
+        if count > POSITIONAL
+    }
+    wrong = {name: count for name, count in found.items() if name not in MORE_POSITIONAL}
+    assert not wrong, f"more than {POSITIONAL} positional parameters: group them, or put `*,` before some: {wrong}"
+    assert MORE_POSITIONAL.keys() <= found.keys(), "within the limit again: take it off MORE_POSITIONAL"
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])

@@ -31,6 +31,10 @@ from forwardpass.errors import Status
 logger = logging.getLogger(__name__)
 
 
+# The key of calls of one kind: model, version, output, priority, timeout, and the array's shape and dtype.
+Like = tuple[str, str, str | None, int, float | None, tuple[int, ...], np.dtype[Any]]
+
+
 class Way(NamedTuple):
     """How to make calls of one kind. `group` None: each alone, valid until model metadata are forgotten."""
 
@@ -48,26 +52,18 @@ class CoalescedCalls:
         self.operations = operations
         self.coalescer = Coalescer(options, time.monotonic, bell)
         self._address = address
-        self.ways: dict[Any, Way] = {}
+        self.ways: dict[Like, Way] = {}
 
-    def known(self, like: Any) -> Way | None:
+    def known(self, like: Like) -> Way | None:
         """The Way of calls with the key `like`: equal arguments, an array of equal shape and dtype. None if unknown."""
         way = self.ways.get(like)
         if way is None or (way.group.shares if way.group is not None else way.forgotten == self.operations.forgotten):
             return way
         return None
 
-    def way(
-        self,
-        like: Any,
-        model: str,
-        array: NDArray[Any],
-        output: str | None,
-        version: str,
-        timeout: float | None,
-        priority: int,
-    ) -> Steps[Way]:
+    def way(self, like: Like, array: NDArray[Any]) -> Steps[Way]:
         """Make and remember the Way of calls with a new key. Requests the model's metadata if they are not known."""
+        model, version, output, priority, timeout, *_ = like
         limit = self.operations.limit(timeout)
         info = yield from self.operations.known(model, version, limit)
         options = self.coalescer.options

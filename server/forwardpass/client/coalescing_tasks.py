@@ -54,9 +54,7 @@ class AsyncCoalescer:
         """See `Client.predict`."""
         array = x if type(x) is np.ndarray else np.asarray(x)
         like = (model, version, output, priority, timeout, array.shape, array.dtype)
-        way: Way = self._shared.known(like) or await self._run(
-            self._shared.way(like, model, array, output, version, timeout, priority)
-        )
+        way: Way = self._shared.known(like) or await self._run(self._shared.way(like, array))
         group = way.group
         if group is not None:
             rows = Rows(array, way.rows, time.monotonic() + way.limit)

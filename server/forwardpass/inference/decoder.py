@@ -95,16 +95,15 @@ class Decoder:
         target = self._models.resolve(request.model_name, request.model_version)
         signature = target.signature
         said = (
-            parse_request_parameters(request.parameters, target.priority_levels)
+            parse_request_parameters(request.parameters, target.options.priority_levels)
             if request.parameters
             else NO_PARAMETERS
         )
         buffers, shapes, windows, order = self._inputs(request, signature)
         rows = _rows(shapes, signature)
-        if rows > target.max_request_rows:
-            raise InvalidRequest(
-                f"{rows} rows in one request; model '{target.name}' takes at most {target.max_request_rows}"
-            )
+        most = target.options.max_request_rows
+        if rows > most:
+            raise InvalidRequest(f"{rows} rows in one request; model '{target.name}' takes at most {most}")
         outputs = _outputs(request, signature)
         response_options = self._response_options(request, signature, outputs, said.typed)
         shared = 0
@@ -115,7 +114,15 @@ class Decoder:
             shared += len(buffers[place])
         replies = self._replies_of(target, rows, outputs)
         template = RequestTemplate(
-            target, rows, shapes, outputs, said.priority, said.timeout, response_options, shared, replies
+            target,
+            rows,
+            shapes,
+            outputs,
+            priority=said.priority,
+            timeout=said.timeout,
+            response_options=response_options,
+            shared=shared,
+            replies=replies,
         )
         # A region may be unregistered, so it is looked up anew for every request.
         if not windows and (response_options is None or not any(w.window for w in response_options.outputs)):

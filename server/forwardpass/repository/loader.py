@@ -130,7 +130,9 @@ def load(request: LoadRequest) -> LoadedModel:
         how = ""
         if placement.devices:
             each, _ = count(config, settings, cores, placement, 0.0)
-            how = sessions.prepare(each, signature, run_rows, batches, samples, half, interruption.check)
+            how = sessions.prepare(
+                each, signature, run_rows, pads=batches, samples=samples, half=half, check_stop=interruption.check
+            )
             if contract is not None:
                 replayed = _replay(unshaped, contract)  # once more, in the way in which it will be run
         full = warm_up.every_size(sized, session, run_rows, run_time, samples, clock)
@@ -153,7 +155,15 @@ def load(request: LoadRequest) -> LoadedModel:
     for session_of_instance in sessions.serving:
         session_of_instance.report_to(counted.gpu.ran)
     worker = Worker(
-        name, version, sessions.serving, signature, options, run_time, counted, request.admission, lost=request.lost
+        name,
+        version,
+        sessions.serving,
+        signature,
+        options=options,
+        run_time=run_time,
+        metrics=counted,
+        admission=request.admission,
+        lost=request.lost,
     )
     reservation = _reservation(invariance, why, contract)
     if reservation:

@@ -90,6 +90,7 @@ class SessionPool:
         each: int,
         signature: ModelSignature,
         rows: int,
+        *,
         pads: bool,
         samples: Sequence[NDArray[Any]] | None,
         half: bool,

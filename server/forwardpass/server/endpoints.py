@@ -31,7 +31,8 @@ from forwardpass.transport import addresses
 from forwardpass.transport.addresses import endpoint
 from forwardpass.transport.grpcio_server import GrpcioServer
 from forwardpass.transport.http2 import sockets
-from forwardpass.transport.http2.server import Http2Limits, Http2Server
+from forwardpass.transport.http2.limits import Http2Limits
+from forwardpass.transport.http2.server import Http2Server
 from forwardpass.transport.interface import ReplySink
 from forwardpass.transport.rest.application import RestApplication, RestLimits
 from forwardpass.transport.rest.server import RestServer
@@ -151,8 +152,17 @@ class Endpoints:
         soon = asyncio.get_running_loop().call_soon_threadsafe
         tls = None if security.certificates is None else security.certificates.context
         authorize = None if security.tokens is None else partial(security.tokens.refusal, needed=Role.INFER)
-        host, port, handlers = settings.host, settings.grpc_port, self._router.handlers
-        return Http2Server(host, port, bounds, self._intake, handlers, soon, authorize, tls, self._lost)
+        return Http2Server(
+            settings.host,
+            settings.grpc_port,
+            bounds,
+            make_sink=self._intake,
+            handlers=self._router.handlers,
+            call_soon=soon,
+            authorize=authorize,
+            tls=tls,
+            lost=self._lost,
+        )
 
     def _listen_rest(self, say: Callable[[str], None]) -> None:
         settings, certificates = self._settings, self._services.security.certificates

@@ -38,10 +38,10 @@ class Bench:
             "1",
             [self.session],
             self.session.signature,
-            WorkerOptions(QueueLimits(**limits), inline_run_limit=inline, **options),
-            RunTimeModel(),
-            self.metrics,
-            self.admission,
+            options=WorkerOptions(QueueLimits(**limits), inline_run_limit=inline, **options),
+            run_time=RunTimeModel(),
+            metrics=self.metrics,
+            admission=self.admission,
         )
         self.target = Target(self.session.signature)
         self.worker.start()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from forwardpass import protocol
+from forwardpass.batching.request import QueueLimits, WorkerOptions
 from forwardpass.client.errors import CallError, Internal, InvalidArgument
 from forwardpass.client.operations import Call, Reply, Steps
 from forwardpass.errors import RequestError
@@ -30,8 +31,7 @@ class Far:
     """A server of one model, y = (least, largest) of a row, that keeps what was asked of it. POISON fails a request."""
 
     generation = 0
-    max_request_rows = 100
-    priority_levels = 5
+    options = WorkerOptions(QueueLimits(), max_request_rows=100, priority_levels=5)
 
     def __init__(self, signature: ModelSignature, version: str = "1") -> None:
         self.name, self.version, self.signature = "m", version, signature

@@ -46,7 +46,7 @@ class Crowd:
     def way(self, x: np.ndarray, output: str | None = None, timeout: float | None = None) -> Way:
         like = ("m", "", output, 0, timeout, x.shape, x.dtype)
         known = self.shared.known(like)
-        way = known or drive(self.shared.way(like, "m", x, output, "", timeout, 0), self.far.hear)
+        way = known or drive(self.shared.way(like, x), self.far.hear)
         assert isinstance(way, Way)
         return way
 

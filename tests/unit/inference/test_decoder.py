@@ -303,7 +303,7 @@ def test_replies_are_byte_for_byte_what_protobuf_writes(data: st.DataObject) -> 
     ]
     places = tuple(data.draw(st.permutations(range(len(outputs)))))[: data.draw(st.integers(1, len(outputs)))]
     target = Target(signature(outputs=outputs), data.draw(st.text(min_size=1)), data.draw(st.sampled_from(("1", "20"))))
-    template = RequestTemplate(target, 1, ((1, 2),), places, 0, math.inf)
+    template = RequestTemplate(target, 1, ((1, 2),), places, priority=0, timeout=math.inf)
     shapes = tuple(
         data.draw(
             st.lists(st.tuples(st.integers(0, 300), st.integers(0, 40)), min_size=len(places), max_size=len(places))

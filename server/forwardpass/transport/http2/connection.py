@@ -37,6 +37,7 @@ from forwardpass.protocol.status import status_of
 from forwardpass.transport.http2 import idle_resets
 from forwardpass.transport.http2.grpc_framing import MESSAGE_STRUCT, take_message
 from forwardpass.transport.http2.idle_resets import IdleResets
+from forwardpass.transport.http2.limits import ConnectionLimits
 from forwardpass.transport.http2.request_head import RequestHead
 from forwardpass.transport.http2.response_fields import Fields
 from forwardpass.transport.http2.send_side import (
@@ -82,9 +83,7 @@ class Connection:
 
     def __init__(
         self,
-        max_streams: int,
-        max_metadata_bytes: int,
-        max_message_bytes: int,
+        limits: ConnectionLimits,
         budget: ReceiveBudget,
         infer_path: bytes,
         open_call: Callable[[ServerStream], StreamListener | None],
@@ -93,13 +92,13 @@ class Connection:
     ) -> None:
         """`open_call` makes the listener for a call of another path, or returns None if there is no such method. It is
         called with the lock held. `transmit` sends what `out.data_to_send` returns."""
-        engine = self._engine = Engine(Role.SERVER, _configuration(max_metadata_bytes))
+        engine = self._engine = Engine(Role.SERVER, _configuration(limits.max_metadata_bytes))
         engine.initiate_connection(
             {
-                MAX_CONCURRENT_STREAMS: max_streams,
+                MAX_CONCURRENT_STREAMS: limits.max_streams,
                 INITIAL_WINDOW_SIZE: STREAM_WINDOW,
                 MAX_FRAME_SIZE: LARGEST_FRAME,
-                MAX_HEADER_LIST_SIZE: max_metadata_bytes,
+                MAX_HEADER_LIST_SIZE: limits.max_metadata_bytes,
             }
         )
         engine.set_local_window_size(WINDOW)
@@ -113,9 +112,9 @@ class Connection:
         self.departing = False  # the client was asked to leave, and may have calls on their way
         self.draining = False  # no more calls are accepted
         self.closed = False  # nothing more is received, and only what is queued is sent
-        self._max_streams = max_streams
-        self._max_metadata = max_metadata_bytes
-        self._max_message = max_message_bytes
+        self._max_streams = limits.max_streams
+        self._max_metadata = limits.max_metadata_bytes
+        self._max_message = limits.max_message_bytes
         self._budget = budget
         self._infer_path = infer_path
         self._open_call = open_call

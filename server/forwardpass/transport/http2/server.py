@@ -11,7 +11,6 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from os import sched_yield
 from time import monotonic, sleep
@@ -23,6 +22,7 @@ from forwardpass.protocol.status import status_of
 from forwardpass.protocol.timings import BatchTiming
 from forwardpass.transport.http2.call_context import Http2CallContext
 from forwardpass.transport.http2.connection import Connection
+from forwardpass.transport.http2.limits import Http2Limits
 from forwardpass.transport.http2.peer import Peer
 from forwardpass.transport.http2.send_side import ReceiveBudget, SendSide, ServerStream, StreamListener
 from forwardpass.transport.http2.sockets import CLOSE_SECONDS, Sockets, Tls
@@ -52,17 +52,6 @@ LONGEST_GATHER = 5e-3  # and at most
 MIXED_SECONDS = 1.0  # how long gathering is off after calls came for one model while another was saturated
 
 
-@dataclass(frozen=True, slots=True)
-class Http2Limits:
-    """Limits on what a client may use; the names are those of the settings."""
-
-    max_streams: int
-    max_metadata_bytes: int
-    max_message_bytes: int
-    max_bytes: int
-    max_connection_age: float = 0.0
-
-
 class Http2Server:
     """Owns the port's sockets and the thread that reads them.
 
@@ -75,6 +64,7 @@ class Http2Server:
         host: str,
         port: int,
         bounds: Http2Limits,
+        *,
         make_sink: Callable[[ReplySink[ServerStream]], RequestSink[ServerStream]],
         handlers: Handlers,
         call_soon: Callable[[Callable[[], None]], object],
@@ -319,17 +309,7 @@ class Http2Server:
     # -- connections and their other calls ----------------------------------------------------------------------------
 
     def _connect(self, client: Peer) -> Connection:
-        bounds = self._bounds
-        return Connection(
-            bounds.max_streams,
-            bounds.max_metadata_bytes,
-            bounds.max_message_bytes,
-            self._budget,
-            INFER_PATH,
-            self._open,
-            self._sockets.transmit,
-            client,
-        )
+        return Connection(self._bounds, self._budget, INFER_PATH, self._open, self._sockets.transmit, client)
 
     def _open(self, call: ServerStream) -> StreamListener | None:
         handler = self._handlers.get(call.head.path)

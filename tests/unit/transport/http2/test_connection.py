@@ -20,6 +20,7 @@ from forwardpass.errors import InvalidRequest, RunFailed, TooLarge, UnknownMetho
 from forwardpass.transport.http2 import connection, response_fields
 from forwardpass.transport.http2.connection import HEARD, LARGEST_FRAME, WINDOW, Connection, ConnectionFailed
 from forwardpass.transport.http2.idle_resets import STRAY_RESETS
+from forwardpass.transport.http2.limits import ConnectionLimits
 from forwardpass.transport.http2.send_side import STREAM_WINDOW, ReceiveBudget, SendSide, ServerStream
 
 PATH = b"/inference.GRPCInferenceService/ModelInfer"
@@ -81,7 +82,8 @@ class Peer:
     def __init__(self, held: int = 1 << 30, max_streams: int = 100, greet: bool = True) -> None:
         self.frames = Frames()
         self.heard: list[Heard] = []
-        self.connection = Connection(max_streams, 4096, MOST, ReceiveBudget(held), PATH, self._open, self.frames)
+        limits = ConnectionLimits(max_streams, 4096, MOST)
+        self.connection = Connection(limits, ReceiveBudget(held), PATH, self._open, self.frames)
         self.encoder = hpack.Encoder()
         if greet:
             self.connection.receive(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from forwardpass.transport.http2.connection import Connection
+from forwardpass.transport.http2.limits import ConnectionLimits
 from forwardpass.transport.http2.peer import BACKLOG, RECORD, Peer
 from forwardpass.transport.http2.send_side import ReceiveBudget
 
@@ -45,7 +46,9 @@ class Scripted(ssl.SSLSocket):
 def made(*script: type[BaseException] | bytes | None) -> tuple[Peer, Scripted]:
     sock = Scripted(*script)
     client = Peer(sock, 0.0)
-    client.connection = Connection(1, 1 << 14, 1, ReceiveBudget(1), b"", lambda _: None, lambda _: None, client)
+    client.connection = Connection(
+        ConnectionLimits(1, 1 << 14, 1), ReceiveBudget(1), b"", lambda _: None, lambda _: None, client
+    )
     client.handshaking = False
     return client, sock
 

@@ -14,6 +14,7 @@ from tests.service import http2_frames as http2
 
 from forwardpass.transport.http2 import connection, sockets
 from forwardpass.transport.http2.connection import HEARD, Connection
+from forwardpass.transport.http2.limits import ConnectionLimits
 from forwardpass.transport.http2.peer import Peer
 from forwardpass.transport.http2.send_side import ReceiveBudget
 from forwardpass.transport.http2.sockets import Sockets
@@ -33,9 +34,8 @@ class Server:
         self.answer = b""  # in place of what was asked
 
     def _connect(self, peer: Peer) -> Connection:
-        return Connection(
-            100, 16384, 1 << 24, ReceiveBudget(1 << 30), PATH, lambda _: None, self.sockets.transmit, peer
-        )
+        limits = ConnectionLimits(100, 16384, 1 << 24)
+        return Connection(limits, ReceiveBudget(1 << 30), PATH, lambda _: None, self.sockets.transmit, peer)
 
     def turn(self, wait: bool = False) -> None:
         if self.sockets.poll(wait):
