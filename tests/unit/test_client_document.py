@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from forwardpass.client import CallError, Client, Coalesce, Counts, Tls
+from forwardpass.client import CallError, Client, Coalesce, Counts, Tls, options
 from forwardpass.console import connection_options
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "client.md"
@@ -23,6 +23,11 @@ def test_the_options_of_sharing_have_their_defaults() -> None:
         value = "1 MiB" if option.name == "max_bytes" else str(option.default)
         assert told[option.name] == value, f"{option.name} is {option.default}"
     assert Coalesce().max_bytes == 1 << 20
+
+
+def test_the_options_of_a_request_have_their_defaults() -> None:
+    told = dict(re.findall(r"^\| `(\w+)` \| `([^|]+)` \| ", TEXT, re.MULTILINE))
+    assert told == {name: repr(value).replace("'", '"') for name, value in options.INFER.items()}
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,6 @@ MORE_POSITIONAL = {  # functions below server/forwardpass/ over the limit, and w
     "inference/request.py InferenceRequest.__init__": "one is made for every request; keywords would double its time",
     "inference/intake.py Intake._enqueue": "called for every request",
     "batching/request.py Request.__init__": "as its subclass, which has the same fields first",
-    "client/operations.py Operations._request": "shares its options with the clients' methods",
-    "client/operations.py Operations.streamed": "shares its options with the clients' methods",
     "export/fp16_tolerance.py _Gemm._run": "onnx's reference evaluator passes the operator's attributes so",
 }
 

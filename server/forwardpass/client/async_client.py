@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
-from typing import Any, Self
+from collections.abc import AsyncIterator
+from typing import Any, Self, Unpack
 
 import grpc
 import grpc.aio
@@ -19,8 +19,9 @@ from forwardpass.client.coalescer import Coalesce
 from forwardpass.client.coalescing_tasks import AsyncCoalescer
 from forwardpass.client.errors import CallError, Cancelled
 from forwardpass.client.operations import Call, Inputs, Reply, Steps, T
+from forwardpass.client.options import INFER, InferOptions, shows
 from forwardpass.client.pending import STREAM_PATH
-from forwardpass.client.results import Answer, ModelInfo, ModelState, Parameter, ServerInfo
+from forwardpass.client.results import Answer, ModelInfo, ModelState, ServerInfo
 
 
 class AsyncClient(BaseClient):
@@ -36,33 +37,10 @@ class AsyncClient(BaseClient):
     def _make_coalescer(self, coalesce: Coalesce) -> AsyncCoalescer:
         return AsyncCoalescer(self._operations, coalesce, self.address, self._run)
 
-    async def infer(
-        self,
-        model: str,
-        inputs: Inputs,
-        *,
-        version: str = "",
-        outputs: Iterable[str] | None = None,
-        id: str = "",
-        timeout: float | None = None,
-        priority: int = 0,
-        parameters: Mapping[str, Parameter] | None = None,
-        timings: bool = False,
-    ) -> Answer:
+    @shows(INFER)
+    async def infer(self, model: str, inputs: Inputs, **options: Unpack[InferOptions]) -> Answer:
         """See `Client.infer`. Cancelling the task cancels the call."""
-        return await self._run(
-            self._operations.infer(
-                model,
-                inputs,
-                version=version,
-                outputs=outputs,
-                id=id,
-                timeout=timeout,
-                priority=priority,
-                parameters=parameters,
-                timings=timings,
-            )
-        )
+        return await self._run(self._operations.infer(model, inputs, **options))
 
     async def predict(
         self,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from typing import Any, Self
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, Self, Unpack
 
 import grpc
 import grpc.aio
 
 from forwardpass.client.errors import CallError, Cancelled
 from forwardpass.client.operations import Inputs, Operations, Steps
+from forwardpass.client.options import MAP, SUBMIT, MapOptions, SubmitOptions, filled, shows
 from forwardpass.client.pending import STREAM_CLOSED, PendingRequests, StreamedRequest
-from forwardpass.client.results import Answer, Parameter
+from forwardpass.client.results import Answer
 
 
 class AsyncStream:
@@ -48,78 +49,47 @@ class AsyncStream:
         self._call = start(self._requests())
         self._reader = asyncio.create_task(self._read())
 
-    async def submit(
-        self,
-        model: str,
-        inputs: Inputs,
-        *,
-        version: str = "",
-        outputs: Iterable[str] | None = None,
-        id: str = "",
-        timeout: float | None = None,
-        priority: int = 0,
-        parameters: Mapping[str, Parameter] | None = None,
-    ) -> asyncio.Future[Answer]:
+    @shows(SUBMIT)
+    async def submit(self, model: str, inputs: Inputs, **options: Unpack[SubmitOptions]) -> asyncio.Future[Answer]:
         """See `Stream.submit`: awaiting it waits for room, awaiting the returned future waits for the answer."""
+        chosen = filled(SUBMIT, options)
         wire_id = self._pending.new_id()
-        request, info = await self._run(
-            self._operations.streamed(wire_id, model, inputs, version, outputs, timeout, priority, parameters)
-        )
+        request, info = await self._run(self._operations.streamed(wire_id, model, inputs, chosen))
         await self._room.acquire()
         try:
             if self._closed:
                 raise ValueError(STREAM_CLOSED)
             future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-            self._pending.add(wire_id, StreamedRequest(future, info, model, version, id))
+            self._pending.add(wire_id, StreamedRequest(future, info, model, chosen["version"], chosen["id"]))
         except BaseException:
             self._room.release()
             raise
         self._outgoing.put_nowait(request)
         return future
 
-    async def infer(
-        self,
-        model: str,
-        inputs: Inputs,
-        *,
-        version: str = "",
-        outputs: Iterable[str] | None = None,
-        id: str = "",
-        timeout: float | None = None,
-        priority: int = 0,
-        parameters: Mapping[str, Parameter] | None = None,
-    ) -> Answer:
+    @shows(SUBMIT)
+    async def infer(self, model: str, inputs: Inputs, **options: Unpack[SubmitOptions]) -> Answer:
         """Send a request and wait for its answer. Cancelling the task does not affect the stream."""
-        return await (
-            await self.submit(
-                model, inputs, version=version, outputs=outputs, id=id, timeout=timeout, priority=priority,
-                parameters=parameters,
-            )
-        )  # fmt: skip
+        return await (await self.submit(model, inputs, **options))
 
-    async def map(
-        self,
-        model: str,
-        inputs: Iterable[Inputs] | AsyncIterable[Inputs],
-        *,
-        version: str = "",
-        outputs: Iterable[str] | None = None,
-        timeout: float | None = None,
-        priority: int = 0,
-        parameters: Mapping[str, Parameter] | None = None,
+    @shows(MAP)
+    def map(
+        self, model: str, inputs: Iterable[Inputs] | AsyncIterable[Inputs], **options: Unpack[MapOptions]
     ) -> AsyncIterator[Answer]:
         """See `Stream.map`."""
-        wanted = None if outputs is None else (outputs,) if isinstance(outputs, str) else tuple(outputs)
+        chosen = filled(MAP, options)
+        outputs = chosen["outputs"]  # perhaps an iterator, and wanted for every request
+        wanted = outputs if outputs is None or isinstance(outputs, str) else tuple(outputs)
+        return self._answers(model, inputs, {**options, "outputs": wanted})
+
+    async def _answers(
+        self, model: str, inputs: Iterable[Inputs] | AsyncIterable[Inputs], options: MapOptions
+    ) -> AsyncIterator[Answer]:
         futures: deque[asyncio.Future[Answer]] = deque()
         async for each in _one_by_one(inputs):
             if len(futures) >= self._in_flight:
                 yield await futures.popleft()
-            futures.append(
-                await self.submit(
-                    model, each, version=version, outputs=wanted, timeout=timeout, priority=priority,
-                    parameters=parameters,
-                )
-            )  # fmt: skip
+            futures.append(await self.submit(model, each, **options))
         while futures:
             yield await futures.popleft()
 

@@ -111,12 +111,9 @@ class CoalescedCalls:
             rows,
             version=key.version,
             outputs=None if key.output is None else (key.output,),
-            id="",
             # The latest deadline counts; the other callers leave at their own.
             timeout=max([rows.deadline for rows in part]) - time.monotonic(),
             priority=key.priority,
-            parameters=None,
-            timings=False,
         )
         if answer.version != group.version and len(part) > 1:
             # Another version than before: check that its rows may share a request.

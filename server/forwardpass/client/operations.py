@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from forwardpass import protocol
 from forwardpass.client.arrays import TensorInfo, fit, to_raw
 from forwardpass.client.errors import CallError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from forwardpass.client.options import INFER, SUBMIT, InferOptions, SubmitOptions, filled
 from forwardpass.client.results import (
     Answer,
     ModelInfo,
@@ -100,25 +101,15 @@ class Operations:
         self._plain: dict[Any, Plain] = {}
         self.forgotten = 0  # how often a model's metadata were forgotten
 
-    def infer(
-        self,
-        model: str,
-        inputs: Inputs,
-        *,
-        version: str,
-        outputs: Iterable[str] | None,
-        id: str,
-        timeout: float | None,
-        priority: int,
-        parameters: Mapping[str, Parameter] | None,
-        timings: bool,
-    ) -> Steps[Answer]:
-        wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs or ())
+    def infer(self, model: str, inputs: Inputs, **options: Unpack[InferOptions]) -> Steps[Answer]:
+        chosen = filled(INFER, options)
+        wanted = _outputs(chosen)
+        version = chosen["version"]
 
         def build(info: ModelInfo) -> Built:
-            return self._request(_fitted(info, inputs), model, version, wanted, id, priority, parameters)
+            return self._request(_fitted(info, inputs), model, wanted, chosen)
 
-        return (yield from self._exchange(model, version, build, timeout, timings))
+        return (yield from self._exchange(model, version, build, chosen["timeout"], chosen["timings"]))
 
     def predict(
         self, model: str, x: ArrayLike, *, output: str | None, version: str, timeout: float | None, priority: int
@@ -139,6 +130,7 @@ class Operations:
                 return _row(result) if plain.one_row else result
 
         wanted = () if output is None else (output,)
+        chosen: SubmitOptions = {**SUBMIT, "version": version, "priority": priority}
 
         def build(info: ModelInfo) -> Built:
             nonlocal plain
@@ -146,7 +138,7 @@ class Operations:
             one_row = array.ndim == len(tensor.shape) - 1
             rows = array[np.newaxis] if one_row else array
             sent = fit(rows, tensor)
-            kind, request = self._request([(tensor, sent)], model, version, wanted, "", priority, None)
+            kind, request = self._request([(tensor, sent)], model, wanted, chosen)
             as_it_is = sent is rows and array.nbytes and array.dtype.kind not in "OUS"
             plain = Plain(request[: -array.nbytes] if as_it_is else b"", kind, info, one_row)
             return kind, request
@@ -158,23 +150,16 @@ class Operations:
         return _row(answer.only()) if plain.one_row else answer.only()
 
     def streamed(
-        self,
-        wire_id: str,
-        model: str,
-        inputs: Inputs,
-        version: str,
-        outputs: Iterable[str] | None,
-        timeout: float | None,
-        priority: int,
-        parameters: Mapping[str, Parameter] | None,
+        self, wire_id: str, model: str, inputs: Inputs, options: SubmitOptions
     ) -> Steps[tuple[bytes, ModelInfo]]:
         """A request for a stream, and the metadata it is built on. `timeout` is sent as a parameter."""
-        wanted = (outputs,) if isinstance(outputs, str) else tuple(outputs or ())
-        said = dict(parameters or {})
+        parameters = dict(options["parameters"] or {})
+        timeout = options["timeout"]
         if timeout is not None and timeout != math.inf:
-            said["timeout"] = max(1, round(timeout * 1e6))
-        info = yield from self.known(model, version, None)
-        _, request = self._request(_fitted(info, inputs), model, version, wanted, wire_id, priority, said)
+            parameters["timeout"] = max(1, round(timeout * 1e6))
+        info = yield from self.known(model, options["version"], None)
+        sent: SubmitOptions = {**options, "id": wire_id, "parameters": parameters}
+        _, request = self._request(_fitted(info, inputs), model, _outputs(options), sent)
         return request, info
 
     def heard(self, response: Any, info: ModelInfo, model: str, version: str, id: str) -> Answer:
@@ -271,17 +256,10 @@ class Operations:
         limit = self._timeout if timeout is None else timeout
         return None if limit == math.inf else limit
 
-    def _request(
-        self,
-        given: Fitted,
-        model: str,
-        version: str,
-        outputs: tuple[str, ...],
-        id: str,
-        priority: int,
-        parameters: Mapping[str, Parameter] | None,
-    ) -> Built:
-        """A ModelInferRequest with its tensor bytes last."""
+    def _request(self, given: Fitted, model: str, outputs: tuple[str, ...], options: SubmitOptions) -> Built:
+        """A ModelInferRequest with its tensor bytes last; with `outputs` in place of those in `options`."""
+        version, priority = options["version"], options["priority"]
+        parameters, id = options["parameters"], options["id"]
         key = (model, version, outputs, priority, *[(t.name, t.datatype, array.shape) for t, array in given])
         kind = None if parameters else self._kinds.get(key)
         if kind is None:
@@ -302,6 +280,11 @@ def remember(known: dict[K, V], key: K, value: V) -> None:
     if len(known) >= REMEMBERED:
         known.clear()
     known[key] = value
+
+
+def _outputs(options: SubmitOptions) -> tuple[str, ...]:
+    outputs = options["outputs"]
+    return (outputs,) if isinstance(outputs, str) else tuple(outputs or ())
 
 
 def _row(result: NDArray[Any]) -> NDArray[Any]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Self
+from collections.abc import Iterator
+from typing import Any, Self, Unpack
 
 import grpc
 from numpy.typing import ArrayLike, NDArray
@@ -19,8 +19,9 @@ from forwardpass.client.coalescer import Coalesce
 from forwardpass.client.coalescing_threads import ThreadCoalescer
 from forwardpass.client.errors import CallError
 from forwardpass.client.operations import Call, Inputs, Reply, Steps, T
+from forwardpass.client.options import INFER, InferOptions, shows
 from forwardpass.client.pending import STREAM_PATH
-from forwardpass.client.results import Answer, ModelInfo, ModelState, Parameter, ServerInfo
+from forwardpass.client.results import Answer, ModelInfo, ModelState, ServerInfo
 from forwardpass.client.sync_stream import Stream
 
 
@@ -38,19 +39,8 @@ class Client(BaseClient):
     def _make_coalescer(self, coalesce: Coalesce) -> ThreadCoalescer:
         return ThreadCoalescer(self._operations, coalesce, self.address, self._run)
 
-    def infer(
-        self,
-        model: str,
-        inputs: Inputs,
-        *,
-        version: str = "",
-        outputs: Iterable[str] | None = None,
-        id: str = "",
-        timeout: float | None = None,
-        priority: int = 0,
-        parameters: Mapping[str, Parameter] | None = None,
-        timings: bool = False,
-    ) -> Answer:
+    @shows(INFER)
+    def infer(self, model: str, inputs: Inputs, **options: Unpack[InferOptions]) -> Answer:
         """Send arrays [B, ...] by input name, or one array for a model with one input; get the outputs by name.
 
         Arrays are converted to the model's dtypes if no value changes except by rounding of floats: float64 is accepted
@@ -61,19 +51,7 @@ class Client(BaseClient):
         `priority`: 1 is the most urgent, 0 the model's default; `parameters` are sent unchanged; `timings` requests the
         server's timings.
         """
-        return self._run(
-            self._operations.infer(
-                model,
-                inputs,
-                version=version,
-                outputs=outputs,
-                id=id,
-                timeout=timeout,
-                priority=priority,
-                parameters=parameters,
-                timings=timings,
-            )
-        )
+        return self._run(self._operations.infer(model, inputs, **options))
 
     def predict(
         self,

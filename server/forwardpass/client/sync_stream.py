@@ -9,16 +9,17 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import grpc
 
 from forwardpass.client.errors import CallError, Internal
 from forwardpass.client.operations import Inputs, Operations, Steps
+from forwardpass.client.options import MAP, SUBMIT, MapOptions, SubmitOptions, filled, shows
 from forwardpass.client.pending import STREAM_CLOSED, PendingRequests, StreamedRequest
-from forwardpass.client.results import Answer, Parameter
+from forwardpass.client.results import Answer
 
 
 class Stream:
@@ -56,64 +57,44 @@ class Stream:
         self._reader = threading.Thread(target=self._read, name="forwardpass-stream", daemon=True)
         self._reader.start()
 
-    def submit(
-        self,
-        model: str,
-        inputs: Inputs,
-        *,
-        version: str = "",
-        outputs: Iterable[str] | None = None,
-        id: str = "",
-        timeout: float | None = None,
-        priority: int = 0,
-        parameters: Mapping[str, Parameter] | None = None,
-    ) -> Future[Answer]:
+    @shows(SUBMIT)
+    def submit(self, model: str, inputs: Inputs, **options: Unpack[SubmitOptions]) -> Future[Answer]:
         """Send a request, as `Client.infer` does, without waiting for its answer; waits while there is no room.
 
         `timeout`, in seconds, is enforced by the server: it rejects a request that no instance could begin in time.
         Raises InvalidArgument for an invalid request, the error that ended the stream if it has ended, and ValueError
         once it is closed.
         """
+        chosen = filled(SUBMIT, options)
         wire_id = self._pending.new_id()
-        request, info = self._run(
-            self._operations.streamed(wire_id, model, inputs, version, outputs, timeout, priority, parameters)
-        )
+        request, info = self._run(self._operations.streamed(wire_id, model, inputs, chosen))
         future: Future[Answer] = Future()
         self._room.acquire()
         try:
             with self._lock:
                 if self._closed:
                     raise ValueError(STREAM_CLOSED)
-                self._pending.add(wire_id, StreamedRequest(future, info, model, version, id))
+                self._pending.add(wire_id, StreamedRequest(future, info, model, chosen["version"], chosen["id"]))
                 self._outgoing.put(request)
         except BaseException:
             self._room.release()
             raise
         return future
 
-    def map(
-        self,
-        model: str,
-        inputs: Iterable[Inputs],
-        *,
-        version: str = "",
-        outputs: Iterable[str] | None = None,
-        timeout: float | None = None,
-        priority: int = 0,
-        parameters: Mapping[str, Parameter] | None = None,
-    ) -> Iterator[Answer]:
+    @shows(MAP)
+    def map(self, model: str, inputs: Iterable[Inputs], **options: Unpack[MapOptions]) -> Iterator[Answer]:
         """The answers to all of `inputs`, in order; `inputs` is consumed as there is room. Raises the first error."""
-        wanted = None if outputs is None else (outputs,) if isinstance(outputs, str) else tuple(outputs)
+        chosen = filled(MAP, options)
+        outputs = chosen["outputs"]  # perhaps an iterator, and wanted for every request
+        wanted = outputs if outputs is None or isinstance(outputs, str) else tuple(outputs)
+        return self._answers(model, inputs, {**options, "outputs": wanted})
+
+    def _answers(self, model: str, inputs: Iterable[Inputs], options: MapOptions) -> Iterator[Answer]:
         futures: deque[Future[Answer]] = deque()
         for each in inputs:
             if len(futures) >= self._in_flight:
                 yield futures.popleft().result()
-            futures.append(
-                self.submit(
-                    model, each, version=version, outputs=wanted, timeout=timeout, priority=priority,
-                    parameters=parameters,
-                )
-            )  # fmt: skip
+            futures.append(self.submit(model, each, **options))
         while futures:
             yield futures.popleft().result()
 

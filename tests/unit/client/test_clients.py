@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import pydoc
 from typing import Any
 
 import pytest
 
 import forwardpass
 from forwardpass import client as client_module
-from forwardpass.client import AsyncClient, AsyncStream, Client, Stream
+from forwardpass.client import AsyncClient, AsyncStream, Client, Stream, options
 
 
 def arguments(**options: Any) -> dict[str, Any]:
@@ -61,10 +62,44 @@ def test_the_two_clients_have_the_same_operations_with_the_same_arguments() -> N
 
 
 def test_the_two_kinds_of_streams_take_the_same_arguments() -> None:
+    def options(method: Any) -> list[tuple[str, Any, Any]]:
+        return [(p.name, p.default, p.kind) for p in inspect.signature(method).parameters.values()]
+
     for name in ("submit", "map", "close", "cancel"):
-        assert inspect.signature(getattr(Stream, name)).parameters.keys() == (
-            inspect.signature(getattr(AsyncStream, name)).parameters.keys()
-        )
+        assert options(getattr(Stream, name)) == options(getattr(AsyncStream, name))
+    assert options(AsyncStream.infer) == options(AsyncStream.submit)
+    assert len(options(Stream.map)) + 1 == len(options(Stream.submit)) == len(options(Client.infer)) - 1
+
+
+@pytest.mark.parametrize("cls", [Client, AsyncClient])
+def test_help_lists_every_option_with_its_type_and_default(cls: type) -> None:
+    text = pydoc.plain(pydoc.render_doc(cls))
+    assert "outputs: 'Iterable[str] | None' = None, timeout: 'float | None' = None, priority: 'int' = 0" in text
+    assert "id: 'str' = '', timings: 'bool' = False) -> 'Answer'" in text
+    assert "**options" not in text
+
+
+def test_the_defaults_are_those_of_the_declared_options() -> None:
+    for declared, defaults in (
+        (options.MapOptions, options.MAP),
+        (options.SubmitOptions, options.SUBMIT),
+        (options.InferOptions, options.INFER),
+    ):
+        assert set(declared.__annotations__) == set(defaults)
+
+
+def test_an_option_that_does_not_exist_is_a_type_error_when_the_method_is_called() -> None:
+    wrong: Any = {"tiemout": 1.0}
+    with (
+        Client("127.0.0.1:1") as client,
+        pytest.raises(TypeError, match="unexpected keyword argument 'tiemout': expected one of version, outputs"),
+    ):
+        client.infer("m", [1.0], **wrong)
+    with Client("127.0.0.1:1") as client, client.stream() as stream:
+        with pytest.raises(TypeError, match=r"'id': expected one of version, outputs, timeout, priority, parameters$"):
+            stream.map("m", [], id="7")  # type: ignore[call-arg]
+        with pytest.raises(TypeError, match="'timings'"):
+            stream.submit("m", [1.0], timings=True)  # type: ignore[call-arg]
 
 
 def test_a_client_that_never_called_can_be_closed_and_then_does_not_call() -> None:

@@ -15,10 +15,7 @@ from forwardpass.model.signature import ModelSignature, TensorSpec
 
 
 def infer(operations: Operations, far: Far, inputs: Any, **options: Any) -> Answer:
-    defaults: dict[str, Any] = {
-        "version": "", "outputs": None, "id": "", "timeout": None, "priority": 0, "parameters": None, "timings": False,
-    }  # fmt: skip
-    answer = drive(operations.infer("m", inputs, **(defaults | options)), far.hear)
+    answer = drive(operations.infer("m", inputs, **options), far.hear)
     assert isinstance(answer, Answer)
     return answer
 

@@ -22,6 +22,7 @@ from forwardpass.client.errors import (
     Unavailable,
 )
 from forwardpass.client.operations import Operations
+from forwardpass.client.options import SUBMIT
 from forwardpass.client.pending import PendingRequests, StreamedRequest
 from forwardpass.client.results import Answer, read_info
 from forwardpass.errors import Overloaded, Status, UnknownModel
@@ -142,7 +143,9 @@ def test_a_request_says_its_time_limit_and_its_id() -> None:
     rows = {"x": np.zeros((2, 4)), "ids": [1, 2]}
 
     def built(timeout: float | None, **parameters: Any) -> Any:
-        steps = operations.streamed("7", "m", rows, "", ["y"], timeout, 3, parameters)
+        steps = operations.streamed(
+            "7", "m", rows, {**SUBMIT, "outputs": ["y"], "timeout": timeout, "priority": 3, "parameters": parameters}
+        )
         request, info = drive(steps, far.hear)
         assert info.name == "m"
         return protocol.ModelInferRequest.FromString(request)
@@ -159,13 +162,13 @@ def test_a_request_says_its_time_limit_and_its_id() -> None:
 def test_after_some_errors_the_model_is_asked_about_again() -> None:
     operations, far = Operations(None), Far(ONE)
     x = np.zeros((1, 4), np.float32)
-    drive(operations.streamed("0", "m", x, "", None, None, 0, None), far.hear)
+    drive(operations.streamed("0", "m", x, SUBMIT), far.hear)
     operations.refused(ResourceExhausted("full"), "m", "")
-    drive(operations.streamed("1", "m", x, "", None, None, 0, None), far.hear)
+    drive(operations.streamed("1", "m", x, SUBMIT), far.hear)
     assert far.asked.count("ModelMetadata") == 1
     operations.refused(InvalidArgument("no"), "m", "")
-    drive(operations.streamed("2", "m", x, "", None, None, 0, None), far.hear)
+    drive(operations.streamed("2", "m", x, SUBMIT), far.hear)
     response = protocol.ModelInferResponse(model_name="m", model_version="2")
     operations.heard(response, INFO, "m", "", "")
-    drive(operations.streamed("3", "m", x, "", None, None, 0, None), far.hear)
+    drive(operations.streamed("3", "m", x, SUBMIT), far.hear)
     assert far.asked.count("ModelMetadata") == 3
