@@ -208,7 +208,7 @@ class ModelControl:
             if e.loaded is not None and e.model_folder is not None
         }
         if name in served and name not in model_folders and name not in self._sent:
-            return served[name]
+            return served[name].anew()
         if name not in model_folders:
             have = ", ".join(list(model_folders)[:10])
             raise UnknownModel(f"there is no model '{printable(name)}' in the repository; it has {have or 'none'}")
@@ -251,10 +251,13 @@ class ModelControl:
         if any(name in self._seen for name in changed):
             self._repository.interruption.wait(SETTLE_SECONDS)
         for name in changed:
-            if name in self._seen and model_folders[name].state() != states[name]:
-                continue  # still being written: left to the next poll
+            model_folder = model_folders[name]
+            if name in self._seen:
+                model_folder = model_folder.anew()
+                if model_folder.state() != states[name]:
+                    continue  # still being written: left to the next poll
             self._seen[name] = states[name]
-            failed = any(entry.reason for entry in self._repository.reload(model_folders[name]))
+            failed = any(entry.reason for entry in self._repository.reload(model_folder))
             wait = min(MOST_LOOKS, 2 * self._again[name][0]) if name in self._again else 1
             if failed:
                 self._again[name] = (wait, wait)

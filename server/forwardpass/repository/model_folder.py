@@ -1,13 +1,14 @@
 """The contents of a repository on disk: models, their options and versions, and whether any of them changed.
 
-Reads folders and options files, opens no network, keeps no state. No path is ever made from a request's name.
-Unreadable entries are errors; they are never treated as missing.
+Reads folders and options files, opens no network, keeps nothing but a folder's options. No path is ever made from a
+request's name. Unreadable entries are errors; they are never treated as missing.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import os
 import re
 import stat
@@ -29,9 +30,12 @@ _LIKE_A_VERSION = re.compile(r"[vV]?[0-9][0-9._-]*")
 Fingerprint = tuple[Any, ...]  # equal as long as nothing changed
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class ModelFolder:
-    """One model's folder. `named`: the folder's name is the model's, as in a repository of many."""
+    """One model's folder. `named`: the folder's name is the model's, as in a repository of many.
+
+    Its options are read once, so that all that is decided from one listing is decided by the same options.
+    """
 
     name: str
     folder: Path
@@ -39,6 +43,14 @@ class ModelFolder:
 
     def config(self) -> ModelConfig:
         """The options beside the versions: from model.toml or config.pbtxt, else the defaults. Raises ConfigError."""
+        return self._config
+
+    def anew(self) -> ModelFolder:
+        """The same folder, whose options will be read again."""
+        return dataclasses.replace(self)
+
+    @functools.cached_property
+    def _config(self) -> ModelConfig:
         toml, triton = self.folder / options.FILE_NAME, self.folder / triton_config.FILE_NAME
         try:
             in_triton, in_toml = _is_there(triton), _is_there(toml)

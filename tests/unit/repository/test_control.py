@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,66 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 def specific(*versions: int) -> str:
     return json.dumps({"version_policy": {"specific": {"versions": list(versions)}}})
+
+
+opened: list[str] | None = None  # files that were opened for reading, while a test counts them
+
+
+def audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and opened is not None and str(arguments[1]).startswith("r"):
+        opened.append(str(arguments[0]))
+
+
+sys.addaudithook(audit)  # sees every opened file, whatever opens it; it cannot be removed
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], int]:
+    """How often a file was opened for reading since it was last counted."""
+    monkeypatch.setattr(sys.modules[__name__], "opened", [])
+
+    def count(path: Path) -> int:
+        assert opened is not None
+        found = opened.count(str(path))
+        opened.clear()
+        return found
+
+    return count
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("model.toml", "max_batch_size = 4"), ("config.pbtxt", "max_batch_size: 4")]
+)
+def test_the_options_are_read_once_for_a_load(
+    tmp_path: Path, file: str, text: str, reads: Callable[[Path], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_module, "SETTLE_SECONDS", 0.0)
+    house = House(tmp_path / "models", "poll")
+    house.put("m")
+    options = house.root / "m" / file
+    options.write_text(text)
+    house.start()
+    assert house.index() == {("m", "1"): "READY"} and reads(options) == 1, "at start"
+    assert house.repository.resolve("m", "").run_rows == 4
+    house.control.look()
+    assert reads(options) == 1, "at a poll without a change"
+    options.write_text(text.replace("4", "8"))
+    house.control.look()
+    assert house.repository.resolve("m", "").run_rows == 8
+    assert reads(options) == 2, "at a poll that finds a change, and again when nobody writes it any more"
+    house.control.close()
+    assert house.repository.close(5.0)
+
+
+def test_the_options_are_read_once_for_a_load_by_request(house: House, reads: Callable[[Path], int]) -> None:
+    house.put("m")
+    options = house.root / "m" / "model.toml"
+    options.write_text("max_batch_size = 4")
+    house.start()
+    reads(options)
+    options.write_text("max_batch_size = 8")
+    house.load("m")
+    assert house.repository.resolve("m", "").run_rows == 8 and reads(options) == 1
 
 
 def test_an_empty_version_asks_for_the_highest_that_serves(house: House) -> None:

@@ -68,7 +68,7 @@ def test_folders_of_links_as_kubernetes_mounts_them(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "..2024", tmp_path / "..2025")
     (tmp_path / "..next").symlink_to("..2025")
     (tmp_path / "..next").replace(tmp_path / "..data")  # how a kubelet turns to a new state of the volume
-    assert model_folder.state() != before
+    assert model_folder.anew().state() != before
 
 
 def test_the_networks_file_may_have_another_name(tmp_path: Path) -> None:
@@ -99,16 +99,16 @@ def test_options_come_from_one_file(tmp_path: Path) -> None:
     model_folder = ModelFolder(tmp_path.name, tmp_path)
     assert model_folder.config() == ModelConfig()
     (tmp_path / "model.toml").write_text("max_batch_size = 3")
-    assert model_folder.config().max_batch_size == 3
+    assert model_folder.anew().config().max_batch_size == 3
     (tmp_path / "config.pbtxt").write_text("max_batch_size: 4")
     with pytest.raises(ConfigError, match=r"has model\.toml and config\.pbtxt; expected one of them"):
-        model_folder.config()
-    assert model_folder.present()  # there is something to complain of
+        model_folder.anew().config()
+    assert model_folder.anew().present()  # there is something to complain of
     (tmp_path / "model.toml").unlink()
-    assert model_folder.config().max_batch_size == 4
+    assert model_folder.anew().config().max_batch_size == 4
     (tmp_path / "config.pbtxt").write_text('name: "other"')
     with pytest.raises(ConfigError, match=r"expected '.*', as the folder is called, got 'other'"):
-        model_folder.config()
+        model_folder.anew().config()
 
 
 def test_a_repository_must_be_a_folder(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_what_counts_as_a_change(tmp_path: Path) -> None:
 
     def changed() -> bool:
         nonlocal known
-        before, known = known, model_folder.state()
+        before, known = known, model_folder.anew().state()
         return before != known
 
     assert not changed()
