@@ -102,7 +102,7 @@ def checking(server: Server) -> Iterator[Checker]:
     try:
         assert process.stdout is not None
         if process.stdout.readline().strip() != "checking":
-            raise BenchmarkError("the checking client did not start; what it said is above")
+            raise BenchmarkError("the checking client did not start; its output is above")
         yield Checker(process)
     finally:
         harness.end(process, 5.0)

@@ -87,7 +87,7 @@ class Settings(BaseModel):
     tokens: Path | None = Field(
         None,
         description="A file of bearer tokens, a line each: infer TOKEN or admin TOKEN, or sha256:DIGEST in its place. "
-        "With it every call but health needs one; load, unload, shared memory and settings need admin. Read again "
+        "With it every call except health needs one; load, unload, shared memory and settings need admin. Read again "
         "when it changes.",
     )
     reflection: bool = Field(False, description="Offer server reflection, for buf curl, grpcurl and the like.")
@@ -100,13 +100,13 @@ class Settings(BaseModel):
         "auto",
         description="Where networks run: auto, cpu, cuda, cuda:N or, on several devices, cuda:N,M; openvino, where "
         "onnxruntime-openvino is installed in place of onnxruntime. A model's own option comes before it. auto takes "
-        "the first CUDA device where there is one that works, and says why; CUDA that was asked for and cannot be had "
-        "is an error.",
+        "the first CUDA device where there is one that works, and prints the reason; CUDA that was asked for and "
+        "cannot be had is an error.",
     )
     allow_tf32: bool = Field(
         False,
         description="On CUDA, let products of 32-bit floats keep 10 bits of their mantissa (TF32), for models that do "
-        "not say: quicker, and no longer what the CPU answers.",
+        "not set it: quicker, and no longer what the CPU answers.",
     )
     gpu_mem_limit: int = Field(
         0,
@@ -117,19 +117,19 @@ class Settings(BaseModel):
     intra_op_threads: int = Field(
         0,
         ge=0,
-        description="Threads inside one run; 0 lets the server choose and say why. More than 1 makes one pool that all "
-        "models share.",
+        description="Threads inside one run; 0 lets the server choose and print the reason. More than 1 makes one "
+        "pool that all models share.",
     )
     instances: int = Field(
         0,
         ge=0,
-        description="Runs of one model at the same time, on CUDA on each device, for models that do not say; 0 lets "
+        description="Runs of one model at the same time, on CUDA on each device, for models that do not set it; 0 lets "
         "the server choose.",
     )
     max_batch_size: int = Field(
         0,
         ge=0,
-        description="Rows in one matrix, for models that do not say; 0 has it measured when a model is loaded: the "
+        description="Rows in one matrix, for models that do not set it; 0 has it measured when a model is loaded: the "
         "least that has most of the throughput of any, at most 1024.",
     )
     max_message_bytes: int = Field(

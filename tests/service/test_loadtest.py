@@ -251,7 +251,7 @@ def test_the_server_tells_how_many_rows_it_runs_at_once(
     server = serve(digits_repository)
     said = tomllib.loads((digits_repository / "digits" / "model.toml").read_text())
     assert request_bodies.max_batch_rows(server.address, "digits") == said["max_batch_size"]
-    with pytest.raises(LoadTestError, match="does not tell the max_batch_size of 'nobody'"):
+    with pytest.raises(LoadTestError, match="does not report the max_batch_size of 'nobody'"):
         request_bodies.max_batch_rows(server.address, "nobody")
 
 

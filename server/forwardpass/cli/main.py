@@ -28,7 +28,7 @@ COMMANDS = {
         "load a server: latency from when requests were due; the rate that an objective allows",
     ),
     "tune": ("forwardpass.loadtest.tune", "find the options of model.toml under which most answers are in time"),
-    "plan": ("forwardpass.loadtest.plan", "tell how many cores and pods a load needs, by simulation"),
+    "plan": ("forwardpass.loadtest.plan", "find by simulation how many cores and pods a load needs"),
 }
 
 

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--output", action="append", metavar="NAME", help="only this output; may be repeated")
         parser.add_argument("--save", type=Path, metavar="FILE", help="write the answer as .npy, .npz, .csv or .json")
         parser.add_argument("--version", default="", help="the model's version; left out, the server chooses")
-        parser.add_argument("--timings", action="store_true", help="say where the server spent the time")
+        parser.add_argument("--timings", action="store_true", help="show where the server spent the time")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--server", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="[%(default)s]")
     parser.add_argument("--timeout", type=_seconds, default=30.0, metavar="SECONDS", help="[%(default)s]")
@@ -130,7 +130,7 @@ def _told(timings: Timings) -> str:
     ]
     if timings.batch_rows is not None:
         said.append(f"in a matrix of {timings.batch_rows} rows")
-    return "server: " + (", ".join(said) or "does not tell its timings")
+    return "server: " + (", ".join(said) or "does not send its timings")
 
 
 def _table_of(array: NDArray[Any], labels: Sequence[str]) -> str:

@@ -108,7 +108,7 @@ def _word(value: float) -> str:
 def _only(path: Path | str, tensors: Sequence[TensorInfo]) -> TensorInfo:
     if len(tensors) != 1:
         names = ", ".join(tensor.name for tensor in tensors)
-        raise ForwardpassError(f"{path}: the model has the inputs {names}: say which, as NAME={path}")
+        raise ForwardpassError(f"{path}: the model has the inputs {names}: choose one by NAME={path}")
     return tensors[0]
 
 

@@ -12,7 +12,7 @@ from forwardpass.client import Tls
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options, except `--server`, which each command adds itself."""
     options = parser.add_argument_group("connection")
-    options.add_argument("--tls", action="store_true", help="call by TLS; any of the options --tls-... says so too")
+    options.add_argument("--tls", action="store_true", help="call by TLS; implied by any of the options --tls-...")
     options.add_argument(
         "--tls-ca", type=Path, metavar="FILE", help="authorities of the server's certificate, PEM [those of gRPC]"
     )

@@ -76,7 +76,7 @@ class OrtSession:
         # ONNX Runtime silently falls back to the CPU if a provider can't start.
         got = opened.get_providers()[0]
         if got != placement.provider:
-            raise ModelError(f"asked for {placement.provider}, but ONNX Runtime can only offer {got}")
+            raise ModelError(f"asked for {placement.provider}; ONNX Runtime offers only {got}")
         self._session = opened
         self.placement = placement
         self.signature = read_signature(self._session)

@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _targets(args: argparse.Namespace) -> list[LoadTarget]:
     if args.rows and args.mix:
-        raise LoadTestError("--rows and --mix both say how many rows a request has: give one")
+        raise LoadTestError("--rows and --mix both set the rows of a request: give one")
     mix = request_bodies.read_mix(args.mix) if args.mix else args.rows or {1: 1.0}
     client = LoadClient(
         args.arrivals,

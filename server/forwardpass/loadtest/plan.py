@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-batch",
         type=arguments.count,
         metavar="N",
-        help="the model's max_batch_size in rows [what the server says]",
+        help="the model's max_batch_size in rows [from the server's metadata]",
     )
     parser.add_argument(
         "--duration", type=arguments.seconds, default=2.5, metavar="S", help="of each measurement [%(default)s]"
@@ -251,7 +251,9 @@ def _text(
         f"{planned['load_of_a_core']:.0%} loaded, predicted p{100 * objective.q:g} {ms(planned['predicted_seconds'])}",
     ]
     if curve.client_limited:
-        lines.insert(1, "the client gave out before the server did: the capacity is at least what is said here")
+        lines.insert(
+            1, "the client reached its limit before the server did: the capacity is at least the one shown here"
+        )
     for point in checked:
         late = f"; the client was late in {point['client_saturated']:.0f}" if point["client_saturated"] else ""
         lines.append(
@@ -261,7 +263,7 @@ def _text(
             f"{ms(point['highest_seconds'])}{late})"
         )
     if not checked:
-        lines.append("not checked against a server: --check says by how much this is wrong")
+        lines.append("not checked against a server: --check measures the error")
     return "\n".join(lines)
 
 

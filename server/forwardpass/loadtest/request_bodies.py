@@ -164,7 +164,7 @@ def model_config(address: str, model: str) -> Any:
         try:
             found = channel.call(method.path, method.request(name=model).SerializeToString(), 10.0)
         except CallError as error:
-            raise LoadTestError(f"{address} does not tell the max_batch_size of '{model}' ({error})") from None
+            raise LoadTestError(f"{address} does not report the max_batch_size of '{model}' ({error})") from None
     return method.response.FromString(found).config
 
 

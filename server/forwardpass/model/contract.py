@@ -221,7 +221,7 @@ class Contract(_ContractPart):
         for name, expected in self.files.items():
             found = file_digest(folder / name)
             if found != expected:
-                raise ContractError(f"{folder / name}: was changed: sha256 is {found}, its contract says {expected}")
+                raise ContractError(f"{folder / name}: was changed: sha256 is {found}, its contract has {expected}")
 
     def input_arrays(self) -> dict[str, NDArray[Any]]:
         """The sample rows, [rows, ...] each, in the inputs' own dtypes (BYTES: arrays of str)."""

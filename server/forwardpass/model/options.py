@@ -158,7 +158,7 @@ class ModelConfig(BaseModel):
         "go on beside the run of another. Unset: the server's setting.",
     )
     intra_op_threads: int | None = Field(
-        None, ge=1, le=1024, description="Threads inside one run. Unset: the server chooses, and says why."
+        None, ge=1, le=1024, description="Threads inside one run. Unset: the server chooses, and prints the reason."
     )
     provider: str | None = Field(
         None,
@@ -173,7 +173,7 @@ class ModelConfig(BaseModel):
     batch_invariance: bool | None = Field(
         None,
         description="Whether a row's answer is the same alone and in a batch. Unset: no, where the contract or the "
-        "network's graph says so; else probed at load. true or false asserts it, against both too, and is printed as "
+        "network's graph shows it; else probed at load. true or false asserts it, against both too, and is printed as "
         "an assertion.",
     )
     labels: str | None = Field(None, description="A file beside this one with one class label a line.")
@@ -191,7 +191,7 @@ class ModelConfig(BaseModel):
     queue_policies: dict[Positive, QueuePolicy] = Field(
         default_factory=dict,
         description="By priority: timeout_us (a queue timeout), timeout_override (whether a request's own timeout may "
-        "shorten it) and max_requests. A priority without one has no limits but the model's.",
+        "shorten it) and max_requests. A priority without one has the model's limits.",
     )
     graph_optimizations: Literal["all", "extended", "basic", "none"] = Field(
         "all", description="What ONNX Runtime may do to the network when it is opened."
@@ -217,7 +217,7 @@ class ModelConfig(BaseModel):
     outputs: list[TensorOptions] = Field(
         default_factory=list,
         description="The same of the outputs, and `labels`, a file with one label a line. An output that is left out "
-        "is computed for those who ask for it.",
+        "is computed where a request names it.",
     )
     warm_up: list[WarmUp] = Field(
         default_factory=list,

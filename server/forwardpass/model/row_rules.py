@@ -134,7 +134,7 @@ def _odd_input(node: OnnxNode, given: Given) -> str | None:
         if value.kind is Dependence.SIZES and place not in sized:
             return "computes with the number of rows"
         if place in told and (value.kind is Dependence.ROWS or place not in sized):
-            return "is told by a row what to do with all"
+            return "takes a parameter for all rows from one row"
     return None
 
 

@@ -63,7 +63,7 @@ SUPPORTED = frozenset(prefix + name for prefix, names in _ACTED_ON.items() for n
 NO_EFFECT = {
     "input": "entries are looked at field by field",
     "output": "entries are looked at field by field",
-    "input.format": "tells clients how an image lies in the tensor; shown in ModelConfig",
+    "input.format": "describes to clients how an image lies in the tensor; shown in ModelConfig",
     "instance_group.name": "a label",
     "optimization.input_pinned_memory.enable": "on the CPU the network reads the request's memory",
     "optimization.output_pinned_memory.enable": "on the CPU the answer is sent from the network's memory",

@@ -75,7 +75,7 @@ ISOLATED_TOTAL = Metric(
     "forwardpass_isolated_total",
     "counter",
     ("model", "version"),
-    "Batches that failed and were run again in halves, to answer all but the culprit.",
+    "Batches that failed and were run again in halves, to answer all except the culprit.",
 )
 QUEUE_REQUESTS = Metric(
     "forwardpass_queue_requests",

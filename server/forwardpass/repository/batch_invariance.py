@@ -113,7 +113,7 @@ def probe(
     how = f"{RowFlow.INDEPENDENT.value}; " if proved else ""
     if exact and trial is not None and _same_bits(trial, largest):
         return Invariance.EXACT, f"{how}{where}: the same bits"
-    return Invariance.ROUNDING, f"{how}{where}: equal but for rounding"
+    return Invariance.ROUNDING, f"{how}{where}: equal except for rounding"
 
 
 def _same_bits(trial: _Trial, largest: int) -> bool:

@@ -221,7 +221,7 @@ def _placement(
         if config.intra_op_threads not in (None, shared):
             raise ConfigError(
                 f"{config.where('intra_op_threads')}: expected {shared} or nothing, got {config.intra_op_threads}: the "
-                f"server was told to share one pool of {shared} threads among its models"
+                f"server is configured to share one pool of {shared} threads among its models"
             )
         threads, why = shared, "one pool for all models, as configured"
     elif config.intra_op_threads or shared:

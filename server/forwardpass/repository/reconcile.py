@@ -44,7 +44,7 @@ def reconcile(
         batchable = batchable and contract.batchable
     if config.origin.given is not None and config.max_batch_size and not batchable:
         fixed = next((t for t in (*found.inputs, *found.outputs) if not t.shape or t.shape[0] >= 0), None)
-        why = f"'{fixed.name}' has shape {list(fixed.shape)}" if fixed is not None else "its contract says so"
+        why = f"'{fixed.name}' has shape {list(fixed.shape)}" if fixed is not None else "its contract declares that"
         raise ConfigError(
             f"{config.where('max_batch_size')}: expected 0, got {config.max_batch_size}: axis 0 of the network is "
             f"not a batch of any size: {why}"

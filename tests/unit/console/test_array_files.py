@@ -62,7 +62,7 @@ def test_csv(tmp_path: Path, text: str, tensor: TensorInfo, expected: list[Any])
         ("a.csv", "id\n1\n\n\n\n ,\n", (IDS,), "line 6: has 2 cells; expected 1"),
         ("a.csv", "", (X,), "a.csv: has no rows"),
         ("a.csv", "a,b\n", (X,), "a.csv: has no rows"),
-        ("a.csv", "1,2\n", (X, IDS), "the model has the inputs x, ids: say which, as NAME="),
+        ("a.csv", "1,2\n", (X, IDS), "the model has the inputs x, ids: choose one by NAME="),
         ("a.json", "[[1,2],[3]]", (X,), "a.json: its rows differ in length"),
         ("a.json", "[[1,2", (X,), "a.json: is not JSON: "),
         ("a.json", '{"y": [[1,2]]}', (X,), "a.json: has 'y'; expected x"),

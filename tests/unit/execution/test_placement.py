@@ -119,7 +119,7 @@ def loads(monkeypatch: pytest.MonkeyPatch, missing: str, devices: Any) -> list[s
         ("libcuda.so.1", "the device's driver cannot be loaded: libcuda.so.1: cannot open shared object file"),
         ("libcudart.so.13", "forwardpass[gpu] brings them"),
         ("libcublasLt.so.13", "a library of CUDA's cannot be loaded: libcublasLt.so.13: cannot open"),
-        ("libcurand.so.10", "LD_LIBRARY_PATH says where they are"),
+        ("libcurand.so.10", "LD_LIBRARY_PATH must name their folder"),
     ],
 )
 def test_a_library_that_is_missing_is_named_in_the_loaders_words(
@@ -142,7 +142,7 @@ def test_what_the_driver_says_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> N
 
     tried = loads(monkeypatch, "", devices)
     assert detect_cuda() == Devices(
-        0, "CUDA says: CUDA driver version is insufficient for CUDA runtime version (cudaErrorInsufficientDriver)"
+        0, "CUDA reports: CUDA driver version is insufficient for CUDA runtime version (cudaErrorInsufficientDriver)"
     )
     assert tried[0] == "libcuda.so.1" and "libcublas.so.13" in tried
 

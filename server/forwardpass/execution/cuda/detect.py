@@ -30,7 +30,7 @@ def detect_cuda() -> Devices:
     except OSError as error:
         return Devices(0, _missing(str(error)))
     except CudaError as error:
-        return Devices(0, f"CUDA says: {error}")
+        return Devices(0, f"CUDA reports: {error}")
     return Devices(devices, "" if devices else "CUDA counts no devices")
 
 
@@ -39,8 +39,8 @@ def _missing(text: str) -> str:
     if _DRIVER in text:
         return f"the device's driver cannot be loaded: {text}"
     return (
-        f"a library of CUDA's cannot be loaded: {text}; forwardpass[gpu] brings them, or LD_LIBRARY_PATH says where "
-        "they are"
+        f"a library of CUDA's cannot be loaded: {text}; forwardpass[gpu] brings them, or LD_LIBRARY_PATH must name "
+        "their folder"
     )
 
 

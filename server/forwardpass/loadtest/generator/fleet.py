@@ -60,10 +60,10 @@ class _Process:
         """The next message from the process. Raises LoadTestError on timeout, or if the process ended or failed."""
         try:
             if not self.pipe.poll(max(0.0, seconds)):
-                raise LoadTestError(f"a client process said nothing for {seconds:.0f} s")
+                raise LoadTestError(f"a client process reported nothing for {seconds:.0f} s")
             said = self.pipe.recv()
         except (EOFError, OSError):
-            raise LoadTestError("a client process ended unexpectedly; what it said is above") from None
+            raise LoadTestError("a client process ended unexpectedly; its output is above") from None
         if isinstance(said, ProcessStats) and said.error:
             raise LoadTestError(said.error)
         return said

@@ -99,7 +99,7 @@ _EXPLAINED = (
     "charged for everything that was due meanwhile; a closed loop waits for it and hides that. Percentiles are of "
     "answers with status OK; an objective counts failed requests as infinitely late. The client counts as "
     f"saturated when 1 % of its requests left late by more than {LAG_SHARE:.0%} of the p99 that it measured, or "
-    "when it was busy all the time: its figures are then its own rather than the server's. Latencies are told to "
+    "when it was busy all the time: its figures are then its own rather than the server's. Latencies are exact to "
     "within 0.4 %."
 )
 
@@ -241,7 +241,7 @@ def _strip(point: Measurement, place: int) -> str:
 def _server(looked_at: Sequence[Measurement]) -> list[str]:
     told = [(place, point) for place, point in enumerate(looked_at) if point.server]
     if not told:
-        return [page.text("The server's metrics could not be read; --metrics says where they are.")]
+        return [page.text("The server's metrics could not be read; --metrics takes their address.")]
     parts = []
     figures = [
         _bars("Rows in a batch", "rows, up to", "batch_rows", told, charts.number),

@@ -505,7 +505,7 @@ def test_a_network_that_cannot_be_opened_leaves_nothing(lab: Lab) -> None:
 
 def test_onnxruntime_going_on_without_the_device_is_an_error(lab: Lab) -> None:
     lab.runtime.provider = "CPUExecutionProvider"
-    with pytest.raises(ModelError, match="asked for CUDAExecutionProvider, but ONNX Runtime can only offer CPU"):
+    with pytest.raises(ModelError, match="asked for CUDAExecutionProvider; ONNX Runtime offers only CPU"):
         lab.open(models.chain())
     assert not lab.driver.streams
 
