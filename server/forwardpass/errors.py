@@ -8,7 +8,7 @@
     │   ├── AlreadyExists            ALREADY_EXISTS       the name is taken
     │   ├── UnknownMethod            UNIMPLEMENTED        not offered here
     │   ├── ModelLoading             UNAVAILABLE          not ready yet; try again
-    │   ├── ModelUnusable            FAILED_PRECONDITION  it failed to load; the text says why
+    │   ├── ModelUnusable            FAILED_PRECONDITION  it failed to load; the text has the reason
     │   ├── RepositoryUnreadable     UNAVAILABLE          its folder cannot be read for now; try again
     │   ├── ControlRefused           FAILED_PRECONDITION  model control by request is not turned on
     │   ├── Overloaded               RESOURCE_EXHAUSTED   a bound on rows, requests or bytes is reached

@@ -49,7 +49,7 @@ class BatchQueue(Generic[RequestT]):
       any single request.
     - While all waiting requests can meet their deadlines, the order is kept. Otherwise the batch with the most rows
       per second goes first: in order, each batch would shrink to the few rows that its most urgent request leaves
-      time for, and an overloaded server would answer nobody.
+      time for, and an overloaded server would answer no request in time.
     """
 
     def __init__(self, limits: QueueLimits, run_time: RunTimeModel) -> None:

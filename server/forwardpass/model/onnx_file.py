@@ -1,4 +1,4 @@
-"""An ONNX file's graph as far as it says how rows flow through it: nodes, attributes, shapes, small integer constants.
+"""The part of an ONNX file's graph that moves rows: nodes, attributes, shapes, small integer constants.
 
 Read by walking the protobuf's fields, so that serving needs no `onnx`, and weights are skipped whatever their size. The
 field numbers are those of onnx.proto. https://github.com/onnx/onnx/blob/main/onnx/onnx.proto

@@ -68,7 +68,7 @@ MICROSOFT = _names("BiasGelu FastGelu QuickGelu FusedConv FusedMatMul QLinearAve
 
 
 ALL = range(1 << 16)
-# Inputs that say what is done to the others: constants, or of SIZED sizes.
+# Inputs that determine what is done to the others: constants, or of SIZED sizes.
 PARAMETERS: dict[str, Sequence[int]] = {
     **dict.fromkeys(REDUCTIONS, (1,)),
     **dict.fromkeys(("Split", "Unsqueeze", "Squeeze", "TopK", "CumSum", "CumProd", "Tile", "Trilu", "Reshape"), (1,)),

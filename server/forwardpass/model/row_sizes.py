@@ -1,4 +1,4 @@
-"""The arithmetic of shapes: what nodes compute of a tensor's sizes, for operators that are told a shape by it. Pure."""
+"""The arithmetic of shapes: what nodes compute of a tensor's sizes, for operators whose shape is an input. Pure."""
 
 from __future__ import annotations
 

@@ -2,9 +2,10 @@
 
 Two different things can go wrong in a batch. The answer may depend on the neighbours' values, or on the row's place
 among them (dynamic quantisation, batch statistics, attention over the wrong axis, experts with a capacity): such a
-model must not be batched. Or the run of another size rounds differently in the last bits: harmless, but said. So rows
-are compared alone, among different neighbours, in shuffled places of batches of different sizes, the largest of which
-is the one that will be served. What was not seen to differ may still differ: a contract that says so has the last word.
+model must not be batched. Or the run of another size rounds differently in the last bits: harmless, yet reported.
+So rows are compared alone, among different neighbours, in shuffled places of batches of different sizes, the largest of
+which is the one that will be served. What was not seen to differ may still differ: a contract that declares dependence
+has the last word.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Invariance(enum.Enum):
     EXACT = "exact"  # the same bits
     ROUNDING = "rounding"  # the same but for rounding; independent of the neighbours
     DEPENDENT = "dependent"  # neighbours change the answer, or it could not be run: served one request at a time
-    ASSERTED = "asserted"  # the model's options say so; not probed
+    ASSERTED = "asserted"  # by the model's options; not probed
     NONE = "none"  # axis 0 is not a batch
 
     @property
@@ -56,11 +57,11 @@ def probe(
     half: bool = False,
     proof: Proof = UNPROVED,
 ) -> tuple[Invariance, str]:
-    """Find out, and say why. `largest`: rows of the largest batch that will be served; `samples`: real rows per input,
+    """The verdict and its reason. `largest`: rows of the largest batch that will serve; `samples`: real rows per input,
     if known. Values that are made up need not be ones that the network takes where there are real ones.
 
     `half`: the network computes in half precision, whatever type its outputs have: that is how they may be rounded.
-    `proof`: what the graph says. Where it proves that rows are independent, differences between batches of different
+    `proof`: from the graph. Where it proves that rows are independent, differences between batches of different
     sizes are rounding, however large, and a network that takes no made-up values is believed.
     """
     if not signature.batchable:
@@ -195,7 +196,7 @@ class _Trial:
     def compare(self, size: int, thorough: bool) -> tuple[Invariance, str]:
         """The rows in batches of `size`, at places drawn once, among neighbours of several kinds. Raises RequestError.
 
-        The same places with other neighbours tell dependence from rounding: not even rounding may differ then.
+        The same places with other neighbours distinguish dependence from rounding: not even rounding may differ then.
         """
         places = self._rng.permutation(size)[:ROWS]
         exact = True

@@ -122,7 +122,7 @@ class ModelControl:
         return f"{len(serving - before)} version(s) loaded, {len(serving)} served, {missing} not served that should be"
 
     async def refresh(self) -> None:
-        """Update the index with models on disk that nobody asked for. Does nothing without explicit control.
+        """Update the index with models on disk that were not asked for. Does nothing without explicit control.
 
         If the folder can't be read, the index is not changed.
         """

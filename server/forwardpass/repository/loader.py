@@ -1,6 +1,6 @@
 """One model version from its folder to a worker that is ready: verify, open, replay, probe, warm. No requests yet.
 
-Every step can refuse, with a ModelError that says why; nothing that was opened is then kept.
+Every step can fail, with a ModelError that has the reason; all that was opened is then closed.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class LoadedModel:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoadRequest:
-    """What is to be loaded, by what options, and what the worker that comes of it belongs to."""
+    """A version to load, the options to load it by, and the objects that its worker needs."""
 
     name: str
     version: str
@@ -119,7 +119,7 @@ def load(request: LoadRequest) -> LoadedModel:
             wanted, measured = told if told is not None else 1, ""
         else:
             wanted, measured = batch_size.choose(sized, session, told, samples, clock)
-        # Then a row may differ from batch to batch by more than the type of the outputs says.
+        # Then a row may differ from batch to batch by more than the rounding of the outputs' type.
         half = placement.allow_tf32 or (contract is not None and contract.precision == "fp16")
         invariance, why = settled or _probed(sized, session, samples, wanted, half, proof)
         batches = invariance.batches and wanted > 0

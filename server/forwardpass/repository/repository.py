@@ -241,7 +241,7 @@ class Repository:
             self._replace(name, [])
 
     def note(self, model_folders: Iterable[ModelFolder]) -> None:
-        """Enter models on disk that nobody asked for, and drop those that are gone. Does not wait for a load."""
+        """Enter models on disk that were not asked for, and drop those that are gone. Does not wait for a load."""
         found = {h.name: h for h in model_folders}
         with self._lock:
             names = {name for name, _ in self._entries}
