@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,97 @@ tests:
               description: 'Model bad, failed, pods and versions: 2. `forwardpass models` and the log have the reason.'
       - {eval_time: 20m, alertname: ForwardpassSlow, exp_alerts: []}
       - {eval_time: 20m, alertname: ForwardpassRunsFail, exp_alerts: []}
+      - {eval_time: 20m, alertname: ForwardpassAbsent, exp_alerts: []}
+      - {eval_time: 20m, alertname: ForwardpassSaturated, exp_alerts: []}
+      - {eval_time: 20m, alertname: ForwardpassRestarts, exp_alerts: []}
+"""
+# Half an hour in which one model spends its error budget fast, and all that an operator must hear of happens.
+BAD = """
+rule_files: [rules.json]
+evaluation_interval: 1m
+tests:
+  - interval: 1m
+    input_series:
+      - {series: 'forwardpass_requests_total{namespace="serving",model="m",code="OK"}', values: '0+970x60'}
+      - series: 'forwardpass_requests_total{namespace="serving",model="m",code="DEADLINE_EXCEEDED"}'
+        values: '0+30x60'
+      - {series: 'forwardpass_requests_total{namespace="serving",model="n",code="OK"}', values: '0+970x60'}
+      - {series: 'forwardpass_requests_total{namespace="serving",model="n",code="INVALID_ARGUMENT"}', values: '0+30x60'}
+      - {series: 'forwardpass_in_flight_requests{namespace="serving",pod="a"}', values: '90x60'}
+      - {series: 'forwardpass_in_flight_requests_max{namespace="serving",pod="a"}', values: '100x60'}
+      - series: 'forwardpass_file_reloads_total{namespace="serving",files="tokens",result="failed"}'
+        values: '0x10 1x50'
+      - {series: 'forwardpass_model_load_failures_total{namespace="serving",model="m"}', values: '0x10 1x50'}
+      - {series: 'forwardpass_certificate_expiry_seconds{namespace="serving",pod="a"}', values: '864000x60'}
+      - {series: 'forwardpass_certificate_expiry_seconds{namespace="serving",pod="b"}', values: '8640000x60'}
+      - {series: 'process_start_time_seconds{namespace="serving",pod="a"}', values: '1x5 2x5 3x5 4x40'}
+      - {series: 'process_start_time_seconds{namespace="serving",pod="other"}', values: '1x5 2x5 3x5 4x40'}
+      - {series: 'forwardpass_ready{namespace="serving",pod="a"}', values: '1x20 _x40'}
+      - {series: 'forwardpass_refused_total{namespace="serving",model="m",reason="run_failed"}', values: '0x10 1x50'}
+    alert_rule_test:
+      - eval_time: 20m
+        alertname: ForwardpassErrorBudgetFast
+        exp_alerts:
+          - exp_labels: {severity: critical, model: m}
+            exp_annotations:
+              summary: A month's error budget would be gone in two days.
+              description: 'Model m: 3% of the requests of the last hour failed.'
+      - eval_time: 30m
+        alertname: ForwardpassErrorBudgetSlow
+        exp_alerts:
+          - exp_labels: {severity: warning, model: m}
+            exp_annotations:
+              summary: A month's error budget would be gone in five days.
+              description: 'Model m: 3% of the requests of the last six hours failed.'
+      - eval_time: 5m
+        alertname: ForwardpassSaturated
+        exp_alerts:
+          - exp_labels: {severity: warning, namespace: serving, pod: a}
+            exp_annotations:
+              summary: A server has more than 80 % of the requests in flight that it takes.
+              description: 'a: scale out before it refuses, or raise MAX_REQUESTS if memory allows.'
+      - {eval_time: 9m, alertname: ForwardpassReloadFails, exp_alerts: []}
+      - eval_time: 12m
+        alertname: ForwardpassReloadFails
+        exp_alerts:
+          - exp_labels: {severity: warning, namespace: serving, files: tokens}
+            exp_annotations:
+              summary: Changed certificates or tokens cannot be used; the last good ones stay.
+              description: 'tokens: the log says why.'
+      - {eval_time: 40m, alertname: ForwardpassReloadFails, exp_alerts: []}
+      - eval_time: 12m
+        alertname: ForwardpassLoadsFail
+        exp_alerts:
+          - exp_labels: {severity: warning, namespace: serving, model: m}
+            exp_annotations:
+              summary: A model could not be loaded.
+              description: 'Model m: `forwardpass models` and the log have the reason.'
+      - eval_time: 12m
+        alertname: ForwardpassCertificateExpires
+        exp_alerts:
+          - exp_labels: {severity: critical, namespace: serving, pod: a}
+            exp_annotations:
+              summary: The TLS certificate in use expires within 14 days.
+              description: 'a: in 9d 23h 48m 0s. A new one is taken up when its files change.'
+      - {eval_time: 14m, alertname: ForwardpassRestarts, exp_alerts: []}
+      - eval_time: 20m
+        alertname: ForwardpassRestarts
+        exp_alerts:
+          - exp_labels: {severity: warning, namespace: serving, pod: a}
+            exp_annotations:
+              summary: A server was restarted more than twice within an hour.
+              description: 'a: the end of its previous log (`kubectl logs --previous`) has the reason.'
+      - {eval_time: 25m, alertname: ForwardpassAbsent, exp_alerts: []}
+      - eval_time: 40m
+        alertname: ForwardpassAbsent
+        exp_alerts:
+          - exp_labels: {severity: critical, namespace: serving}
+            exp_annotations:
+              summary: Prometheus finds no server.
+              description: None runs, or none can be scraped.
+      - eval_time: 16m
+        alertname: ForwardpassRunsFail
+        exp_alerts: []
 """
 
 
@@ -234,6 +326,11 @@ def test_prometheus_raises_the_alerts_when_it_should(tmp_path: Path, figure: Fig
     (tmp_path / "test.yaml").write_text(FULL)
     done = toolbox.run(promtool, "test", "rules", tmp_path / "test.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
+    (tmp_path / "bad.yaml").write_text(BAD)
+    done = toolbox.run(promtool, "test", "rules", tmp_path / "bad.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    tested = set(re.findall(r"alertname: (\w+)", FULL + BAD))
+    assert tested == {rule["alert"] for group in spec["groups"] for rule in group["rules"]}
     (tmp_path / "test.yaml").write_text(FULL.replace("pod=\"b\"}', values: '1x30'", "pod=\"b\"}', values: '0x30'"))
     assert toolbox.run(promtool, "test", "rules", tmp_path / "test.yaml").returncode != 0
     figure("alert rules", f"{sum(len(g['rules']) for g in spec['groups'])} rules pass Prometheus' rule tests")

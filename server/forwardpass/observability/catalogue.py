@@ -165,6 +165,12 @@ IN_FLIGHT_REQUESTS = Metric(
     (),
     "Requests accepted and not yet answered, over all models.",
 )
+IN_FLIGHT_REQUESTS_MAX = Metric(
+    "forwardpass_in_flight_requests_max",
+    "gauge",
+    (),
+    "The bound on forwardpass_in_flight_requests: --max-requests.",
+)
 IN_FLIGHT_BYTES = Metric(
     "forwardpass_in_flight_bytes",
     "gauge",
@@ -176,6 +182,12 @@ FILE_RELOADS_TOTAL = Metric(
     "counter",
     ("files", "result"),
     "Changes seen of certificates or tokens, ok or failed: after a failed one the last good files stay in use.",
+)
+CERTIFICATE_EXPIRY_SECONDS = Metric(
+    "forwardpass_certificate_expiry_seconds",
+    "gauge",
+    (),
+    "When the TLS certificate in use, or one of its chain, expires: seconds since 1970.",
 )
 REPOSITORY_ERRORS_TOTAL = Metric(
     "forwardpass_repository_errors_total",
@@ -194,6 +206,14 @@ READY = Metric(
     "gauge",
     (),
     "1 while the server is ready for traffic.",
+)
+
+# Exported as 0 until they occur: Prometheus sees no increase in a counter that appears with a value.
+FROM_ZERO = tuple(
+    reason
+    for reason in Reason
+    if reason.startswith(("queue_", "server_", "deadline_"))
+    or reason in ("run_failed", "run_timeout", "out_of_memory", "device_lost")
 )
 
 METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

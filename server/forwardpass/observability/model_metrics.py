@@ -199,14 +199,18 @@ class ModelMetrics:
         with self._lock:
             self._fold()
             model, version = self.labels
-            for stage, histogram in self.stages.items():
-                samples.add_histogram(catalogue.STAGE_SECONDS, (model, version, stage), histogram)
-            samples.add_histogram(catalogue.BATCH_ROWS, self.labels, self.batch_rows)
-            for code, count in self.codes.items():
+            codes, reasons = self.codes, self.reasons
+            if model:
+                for stage, histogram in self.stages.items():
+                    samples.add_histogram(catalogue.STAGE_SECONDS, (model, version, stage), histogram)
+                samples.add_histogram(catalogue.BATCH_ROWS, self.labels, self.batch_rows)
+                samples.add(catalogue.ROWS_TOTAL, self.labels, self.rows)
+                samples.add(catalogue.BATCHES_TOTAL, self.labels, self.batches)
+                samples.add(catalogue.ISOLATED_TOTAL, self.labels, self.isolated)
+                codes = {"OK": 0} | codes
+                reasons = dict.fromkeys(catalogue.FROM_ZERO, 0) | reasons
+            for code, count in codes.items():
                 samples.add(catalogue.REQUESTS_TOTAL, (model, version, code), count)
-            for reason, count in self.reasons.items():
+            for reason, count in reasons.items():
                 samples.add(catalogue.REFUSED_TOTAL, (model, version, reason), count)
-            samples.add(catalogue.ROWS_TOTAL, self.labels, self.rows)
-            samples.add(catalogue.BATCHES_TOTAL, self.labels, self.batches)
-            samples.add(catalogue.ISOLATED_TOTAL, self.labels, self.isolated)
         self.gpu.snapshot(self.labels, samples)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from forwardpass.errors import SettingsError
+from forwardpass.security.certificate_dates import expiry
 from forwardpass.watched_files import Watched, read_bytes
 
 
@@ -21,6 +22,7 @@ class ServerCertificate(NamedTuple):
     authority: bytes | None  # of clients; None: clients need no certificate
     context: ssl.SSLContext  # for HTTP/2
     http_context: ssl.SSLContext  # for HTTP/1.1
+    expiry: float  # of the first of the chain to expire, in seconds since 1970
 
 
 class Certificates:
@@ -48,8 +50,12 @@ class Certificates:
         # Checked here, because gRPC would only report "invalid private key" and the failure would not be counted. Files
         # that change just now may differ from the bytes read above: then gRPC keeps its last pair, and the next look
         # reads them again.
-        contexts = [self._context(authority, application) for application in ("h2", "http/1.1")]
-        return ServerCertificate(certificate, key, authority, *contexts)
+        http2, http1 = (self._context(authority, application) for application in ("h2", "http/1.1"))
+        try:
+            end = expiry(certificate)
+        except ValueError as error:
+            raise SettingsError(f"tls_certificate {self._certificate}: {error}") from None
+        return ServerCertificate(certificate, key, authority, http2, http1, end)
 
     def _context(self, authority: bytes | None, application: str) -> ssl.SSLContext:
         """The SSL context for connections that speak `application` (ALPN)."""

@@ -45,6 +45,8 @@ class SecurityConfig:
         for what, files in self._watched().items():
             samples.add(catalogue.FILE_RELOADS_TOTAL, (what, "ok"), files.reloads)
             samples.add(catalogue.FILE_RELOADS_TOTAL, (what, "failed"), files.failures)
+        if self.certificates is not None:
+            samples.add(catalogue.CERTIFICATE_EXPIRY_SECONDS, (), self.certificates.watched.value.expiry)
 
     def read_again(self) -> dict[str, str]:
         """Read the files even if unchanged. Returns, by kind, the reason it can't be used, or "". Blocks."""

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
 from forwardpass import __version__
 from forwardpass.batching.admission import Admission
@@ -47,6 +47,7 @@ class MetricsSource:
         self._gpus = GpuReader(lambda device: driver().bus_id(device))
         self.registry = CollectorRegistry()
         self.registry.register(Exporter(self._collect))
+        ProcessCollector(registry=self.registry)
 
     def _collect(self, samples: Scrape) -> None:
         self._admission.wait_empty(self._patience)
@@ -76,6 +77,7 @@ class MetricsSource:
             samples.add(catalogue.MODEL_LOAD_FAILURES_TOTAL, (name,), failures)
         self._gpus.collect(devices, samples)
         samples.add(catalogue.IN_FLIGHT_REQUESTS, (), self._admission.requests)
+        samples.add(catalogue.IN_FLIGHT_REQUESTS_MAX, (), self._admission.max_requests)
         samples.add(catalogue.IN_FLIGHT_BYTES, (), self._admission.nbytes)
         samples.add(catalogue.REPOSITORY_ERRORS_TOTAL, (), self._repository.listing.failures)
         samples.add(catalogue.BUILD_INFO, (__version__, ort.__version__), 1)
