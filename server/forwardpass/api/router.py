@@ -22,6 +22,7 @@ from forwardpass.api.reflection import METHOD, Reflection
 from forwardpass.api.reflection import SERVICES as REFLECTION_SERVICES
 from forwardpass.errors import InvalidRequest, RequestError
 from forwardpass.observability.model_metrics import ModelMetrics
+from forwardpass.protocol.field_count import check_field_count
 from forwardpass.protocol.timings import TIMINGS_KEY
 from forwardpass.security.tokens import Role, Tokens, role_of
 from forwardpass.transport.interface import CallContext, Handler
@@ -163,6 +164,7 @@ async def _first(context: CallContext) -> bytes:
 
 
 def _parse(kind: protocol.MessageClass, message: bytes) -> Any:
+    check_field_count(message, kind)
     request = kind()
     try:
         request.ParseFromString(message)

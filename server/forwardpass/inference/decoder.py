@@ -28,6 +28,7 @@ from forwardpass.inference.parameters import (
 )
 from forwardpass.inference.request_template import NAME_LIMIT, Replies, RequestTemplate, ServingModel, TemplateMemory
 from forwardpass.model.signature import ModelSignature, TensorSpec
+from forwardpass.protocol.field_count import check_field_count
 from forwardpass.protocol.request_messages import InferRequest, Parameters
 from forwardpass.protocol.wire import ID_TAG, varint
 
@@ -87,6 +88,7 @@ class Decoder:
         return self._memory.find(message) or self._parse(message)
 
     def _parse(self, message: bytes) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
+        check_field_count(message, protocol.ModelInferRequest)
         try:
             request: InferRequest = protocol.ModelInferRequest.FromString(message)
         except (DecodeError, RuntimeError):

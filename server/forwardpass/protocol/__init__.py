@@ -2,8 +2,9 @@
 
 Pure: no I/O except reading the compiled schema, no gRPC library, nothing about any model. Imports only `errors` of
 forwardpass. Public are the names below, which are those of `messages` and `datatypes`, and the modules `wire`
-(varints, tags), `status` (errors as gRPC carries them), `timings` (trailing metadata) and `bytes_tensors`;
-for the REST form `json_inference` (bodies of ModelInfer), `json_messages` (all others) and `json_tensors` (elements).
+(varints, tags), `field_count` (a bound before parsing), `status` (errors as gRPC carries them), `timings` (trailing
+metadata) and `bytes_tensors`; for the REST form `json_inference` (bodies of ModelInfer), `json_messages` (all others)
+and `json_tensors` (elements).
 """
 
 from forwardpass.protocol.datatypes import BY_CONFIG_TYPE, BY_ORT_TYPE, DATATYPES, Datatype

@@ -17,7 +17,7 @@ import orjson
 from forwardpass import protocol
 from forwardpass.errors import InvalidRequest, printable
 from forwardpass.protocol import json_tensors
-from forwardpass.protocol.json_messages import text_field, to_json, whole_number, write_parameters
+from forwardpass.protocol.json_messages import bounded, text_field, to_json, whole_number, write_parameters
 
 LENGTH_HEADER: Final = "inference-header-content-length"
 DIMENSION_LIMIT: Final = 1 << 62
@@ -103,6 +103,7 @@ def raw_request(body: bytes, metadata: Any) -> tuple[bytes, OutputForms]:
 def _write_inputs(inputs: Any, rest: memoryview, request: Any) -> None:
     if not isinstance(inputs, list) or not inputs:
         raise InvalidRequest(f"inputs: expected a list of tensors, got {printable(json.dumps(inputs), 40)}")
+    bounded(inputs, "inputs")
     start = 0
     for place, given in enumerate(inputs):
         if not isinstance(given, dict):
@@ -155,6 +156,7 @@ def _write_outputs(outputs: Any, request: Any) -> dict[str, bool]:
     forms: dict[str, bool] = {}
     if not isinstance(outputs, (list, tuple)):
         raise InvalidRequest(f"outputs: expected a list, got {printable(json.dumps(outputs), 40)}")
+    bounded(outputs, "outputs")
     for place, given in enumerate(outputs):
         if not isinstance(given, dict):
             raise InvalidRequest(f"outputs[{place}]: expected an object, got {printable(json.dumps(given), 40)}")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sized
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -14,6 +15,7 @@ from forwardpass.errors import InvalidRequest, printable
 
 INT64_LIMIT = 1 << 63
 UINT64_LIMIT = 1 << 64
+MOST_ENTRIES = 1024  # of a list of tensors, or of an object of parameters
 
 
 def to_json(message: Any) -> dict[str, Any]:
@@ -59,6 +61,7 @@ def write_parameters(given: Any, parameters: Any, where: str) -> None:
     """Write a JSON object of parameters to a map of InferParameter. Raises InvalidRequest naming what can't be one."""
     if not isinstance(given, dict):
         raise InvalidRequest(f"{where}: expected an object of parameters, got {_shown(given)}")
+    bounded(given, where)
     for key, value in given.items():
         if isinstance(value, bool):
             parameters[key].bool_param = value
@@ -100,6 +103,12 @@ def write_repository_parameters(given: Any, parameters: Any) -> None:
             raise InvalidRequest(
                 f"parameter '{shown}': expected a whole number, a string, true or false, got {_shown(value)}"
             )
+
+
+def bounded(given: Sized, where: str) -> None:
+    """Raises InvalidRequest for more entries than anything here can mean."""
+    if len(given) > MOST_ENTRIES:
+        raise InvalidRequest(f"{where}: expected at most {MOST_ENTRIES} entries, got {len(given)}")
 
 
 def text_field(given: Any, where: str) -> str:

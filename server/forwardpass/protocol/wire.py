@@ -6,6 +6,7 @@ For messages that protobuf has parsed already. Encodings that serializers rarely
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5  # wire types
@@ -101,7 +102,8 @@ def tensor_spans(message: bytes, start: int) -> list[Span] | None:
 
 def _only(message: bytes, span: Span, number: int | None = None) -> Span:
     """The content of the only field (with that number). Raises Malformed if there is not exactly one."""
-    found = [f for f in fields(message, *span) if number is None or f.number == number]
+    # No more than two are looked at: elements that are not packed are a field each, by the million.
+    found = list(islice((f for f in fields(message, *span) if number is None or f.number == number), 2))
     if len(found) != 1 or found[0].wire_type != LENGTH:
         raise Malformed
     return found[0].start, found[0].end
