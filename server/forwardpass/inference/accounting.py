@@ -1,0 +1,81 @@
+"""What is counted and recorded of requests that were answered: plain numbers, none of their tensors or calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from forwardpass.batching.request import Batch, Closed, Request
+from forwardpass.errors import Reason, RequestError, Status
+from forwardpass.inference.request import AnyRequest
+from forwardpass.observability.flight_record import KEPT_REQUESTS, RECEIVER, Outcome, pack, pack_single
+from forwardpass.observability.flight_recorder import FlightTrack
+from forwardpass.observability.model_metrics import BatchRecord
+from forwardpass.transport.interface import Answer
+
+_CANCELLED: Outcome = (Status.CANCELLED.name, Reason.CANCELLED)
+
+
+def waits_of(requests: Sequence[Request]) -> Sequence[tuple[float, int]]:
+    """Arrivals in the order of `requests`, each with how many in a row share it."""
+    return [(arrival, len(list(same))) for arrival, same in groupby([r.arrival for r in requests])]
+
+
+def record_single(flight: FlightTrack, request: AnyRequest, answer: Answer, ended: float, note: BatchRecord) -> None:
+    """Record a request that ran alone, without the queue."""
+    _, matrices, taken, run, done, answered = note
+    arrival, deadline, rows, id_field = request.arrival, request.deadline, request.rows, request.id_field
+    if len(matrices) == 1:
+        flight.keep(
+            pack_single(
+                flight.number, Closed.ALONE, answered, taken, run, ended, done, arrival, deadline, rows, id_field
+            ),
+            None if answered else [_outcome(answer)],
+        )
+        return
+    times = (taken, run, ended, done)
+    packed = pack(
+        flight.number, Closed.ALONE, RECEIVER, matrices, 1, answered, times, note.waits, [deadline], [rows], [id_field]
+    )
+    flight.keep(packed, None if answered else [_outcome(answer)])
+
+
+def record_batch(
+    flight: FlightTrack,
+    batch: Batch[AnyRequest],
+    answers: Sequence[Answer],
+    owed: Sequence[bool],
+    ended: float,
+    instance: int,
+    note: BatchRecord,
+) -> None:
+    """Record a batch from the queue. `owed`: for each request, whether its client still waited."""
+    requests = batch.requests
+    count = len(requests)
+    if count > KEPT_REQUESTS:
+        requests = requests[:KEPT_REQUESTS]
+    flight.keep(
+        pack(
+            flight.number,
+            batch.closed,
+            instance,
+            note.matrices,
+            count,
+            note.answered,
+            (note.taken, note.run, ended, note.done),
+            note.waits,
+            [r.deadline for r in requests] if batch.dated else None,
+            None if batch.rows == count else [r.rows for r in requests],
+            [r.id_field for r in requests],
+        ),
+        None if note.answered == count else outcomes_of(answers[:KEPT_REQUESTS], owed[:KEPT_REQUESTS]),
+    )
+
+
+def outcomes_of(answers: Sequence[Answer], owed: Sequence[bool]) -> list[Outcome | None]:
+    """What became of each request. `owed`: whether its client still waited."""
+    return [_outcome(a) if is_owed else _CANCELLED for a, is_owed in zip(answers, owed, strict=True)]
+
+
+def _outcome(answer: Answer) -> Outcome | None:
+    return (answer.status.name, answer.reason) if isinstance(answer, RequestError) else None
