@@ -5,7 +5,7 @@ start   ports listen (not ready) -> models load, off the event loop -> ready
 stop    SIGTERM or SIGINT -> not ready, still accepting for `drain_wait` seconds, while clients move elsewhere -> close
         the port, ask clients to connect elsewhere, take calls on their way -> reject new calls -> finish requests in
         flight, for `grace` seconds at most -> close the ports -> exit 0. A second signal ends the waits at once.
-HUP     tokens, certificates and the repository are read again. USR1: stacks, models, counters on stderr, flight recorder
+HUP     tokens, certificates and the repository are read again. USR1: stacks, models, counters on stderr, a flight dump
 lost    a device failed for good, or a port no longer accepts -> not ready -> reject new and waiting requests -> close
         the ports -> exit 1, so that a supervisor restarts the process: nothing less brings the device or port back
 """
