@@ -183,7 +183,19 @@ class Settings(BaseModel):
         description="Write it, once a minute at most, when the requests of a model in the last second meet a condition "
         "on latency: p99>20ms. Empty: never.",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged to stderr.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
+    log_format: Literal["console", "json"] = Field(
+        "console",
+        description="console: lines for people, the log on stderr and what the server says of itself on stdout; json: "
+        "all of it on stdout, an object a line (docs/logs.md).",
+    )
+    access_log: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="The share of requests that get a line in the log, and with any, every error up to 20 a second; 0 "
+        "turns it off.",
+    )
 
     @field_validator("load_model", mode="before")
     @classmethod

@@ -8,10 +8,11 @@ from itertools import groupby
 from forwardpass.batching.request import Batch, Closed, Request
 from forwardpass.errors import Reason, RequestError, Status
 from forwardpass.inference.request import AnyRequest
-from forwardpass.observability.flight_record import KEPT_REQUESTS, RECEIVER, Outcome, pack, pack_single
+from forwardpass.observability.access_log import AccessEntry, AccessLog, Origin
+from forwardpass.observability.flight_record import KEPT_ID, KEPT_REQUESTS, RECEIVER, Outcome, pack, pack_single
 from forwardpass.observability.flight_recorder import FlightTrack
 from forwardpass.observability.model_metrics import BatchRecord
-from forwardpass.transport.interface import Answer
+from forwardpass.transport.interface import Answer, KnowsOrigin
 
 _CANCELLED: Outcome = (Status.CANCELLED.name, Reason.CANCELLED)
 
@@ -79,3 +80,59 @@ def outcomes_of(answers: Sequence[Answer], owed: Sequence[bool]) -> list[Outcome
 
 def _outcome(answer: Answer) -> Outcome | None:
     return (answer.status.name, answer.reason) if isinstance(answer, RequestError) else None
+
+
+def log_requests(
+    access: AccessLog,
+    labels: tuple[str, str],
+    requests: Sequence[AnyRequest],
+    answers: Sequence[Answer],
+    owed: Sequence[bool],
+    note: BatchRecord,
+) -> None:
+    """Have lines written for those requests of a batch that are sampled, and for errors. `owed`: see `outcomes_of`."""
+    for request, outcome in zip(requests, outcomes_of(answers, owed), strict=True):
+        if access.sampled() if outcome is None else access.error_allowed():
+            arrival = request.arrival
+            access.put(
+                AccessEntry(
+                    *labels,
+                    request.id_field[: 2 * KEPT_ID],
+                    request.rows,
+                    outcome,
+                    note.taken - arrival,
+                    note.run,
+                    note.done - arrival,
+                    sum(note.matrices[:1]),
+                    origin_of(request.reply_sink, request.call),
+                )
+            )
+
+
+def log_refused(
+    access: AccessLog,
+    labels: tuple[str, str],
+    requests: Sequence[AnyRequest],
+    errors: Sequence[RequestError],
+    now: float,
+) -> None:
+    """The same for requests that were rejected while they waited, or as they came."""
+    for request, error in zip(requests, errors, strict=True):
+        if access.error_allowed():
+            waited = now - request.arrival
+            outcome = error.status.name, error.reason
+            origin = origin_of(request.reply_sink, request.call)
+            id_field = request.id_field[: 2 * KEPT_ID]
+            access.put(AccessEntry(*labels, id_field, request.rows, outcome, waited, None, waited, None, origin))
+
+
+def log_undecoded(access: AccessLog, error: RequestError, origin: Origin) -> None:
+    """The same for a call that was rejected before it was known which request of which model it has."""
+    if access.error_allowed():
+        outcome = error.status.name, error.reason
+        access.put(AccessEntry("", "", b"", None, outcome, None, None, 0.0, None, origin))
+
+
+def origin_of(sink: object, call: object) -> Origin:
+    """Where a call came from, if its transport knows."""
+    return sink.origin(call) if isinstance(sink, KnowsOrigin) else Origin()

@@ -24,16 +24,18 @@ from forwardpass.batching.run_time_model import RunTimeModel
 from forwardpass.errors import DeadlineExceeded, DeviceLost, Reason, RequestError, RunFailed
 from forwardpass.execution.ort_session import new_run_options
 from forwardpass.execution.session import Session, Task
-from forwardpass.inference.accounting import record_batch, record_single, waits_of
+from forwardpass.inference.accounting import log_refused, log_requests, record_batch, record_single, waits_of
 from forwardpass.inference.batch_runner import BatchRunner
 from forwardpass.inference.request import AnyRequest, deliver
 from forwardpass.model.signature import ModelSignature
 from forwardpass.observability.flight_record import RECEIVER
+from forwardpass.observability.log_limit import LogLimit
 from forwardpass.observability.model_metrics import BatchRecord, ModelMetrics
 from forwardpass.protocol.timings import BatchTiming
 from forwardpass.transport.interface import Answer
 
 logger = logging.getLogger(__name__)
+logger.addFilter(LogLimit())
 
 Outcome = tuple[list[Answer], float, bool]  # an answer per request, seconds in the network, whether a run failed
 
@@ -186,6 +188,8 @@ class Worker:
         self.metrics.ran(note)
         if self.metrics.flight is not None:
             record_single(self.metrics.flight, request, answers[0], ended, note)
+        if self.metrics.access is not None:
+            log_requests(self.metrics.access, self.metrics.labels, [request], answers, (True,), note)
         self._admission.release(1, request.nbytes)
         return True
 
@@ -265,6 +269,8 @@ class Worker:
         self.metrics.ran(note)
         if self.metrics.flight is not None:
             record_batch(self.metrics.flight, batch, answers, owed, ended, instance, note)
+        if self.metrics.access is not None:
+            log_requests(self.metrics.access, self.metrics.labels, requests, answers, owed, note)
         self._admission.release(len(told), nbytes)
         if not failed:
             with self._lock:
@@ -331,6 +337,8 @@ class Worker:
         requests, errors = [r for r, _ in refused], [e for _, e in refused]
         now = self._clock()
         self._count(errors, sum([now - r.arrival for r in requests]))
+        if self.metrics.access is not None:
+            log_refused(self.metrics.access, self.metrics.labels, requests, errors, now)
         deliver(self.name, requests, errors, None)
         self._admission.release(len(requests), sum([r.nbytes for r in requests]))
 

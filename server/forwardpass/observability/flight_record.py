@@ -143,6 +143,11 @@ def _cut(field: bytes) -> bytes:
     return field if len(text) <= KEPT_ID else _ID_TAG + bytes((KEPT_ID,)) + text[:KEPT_ID]
 
 
+def id_of(field: bytes) -> str:
+    """The id in a field, at most KEPT_ID bytes of it and … if there are more; empty for no field."""
+    return next(_ids(_cut(field), 0), "") if field else ""
+
+
 def _text(field: bytes) -> bytes:
     start = 1
     while start < len(field) and field[start] & 0x80:

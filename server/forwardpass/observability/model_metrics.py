@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from forwardpass.errors import Reason
 from forwardpass.observability import catalogue
+from forwardpass.observability.access_log import AccessLog
 from forwardpass.observability.catalogue import Scrape
 from forwardpass.observability.flight_recorder import FlightTrack
 from forwardpass.observability.gpu import GpuMetrics
@@ -85,6 +86,7 @@ class ModelMetrics:
         # Recorded as they happen, folded in a hundred at a time or at a scrape: a record costs a request that runs
         # alone a tenth of updating five histograms.
         self.gpu = GpuMetrics()
+        self.access: AccessLog | None = None  # None: it is turned off
         self.flight: FlightTrack | None = None  # what the flight recorder keeps of it; None: it is turned off
         self._notes: deque[BatchRecord] = deque()
         self._decodes: deque[DecodeRecord] = deque()

@@ -30,6 +30,7 @@ from forwardpass.execution.interruption import Interruption
 from forwardpass.inference.worker import Worker
 from forwardpass.model.contract import MODEL_FILE
 from forwardpass.model.options import ModelConfig
+from forwardpass.observability.access_log import AccessLog
 from forwardpass.observability.flight_recorder import FlightRecorder
 from forwardpass.repository.listing import RepositoryListing
 from forwardpass.repository.loader import LoadedModel, LoadRequest, load
@@ -63,6 +64,7 @@ class Repository:
         self._table: dict[tuple[str, str], Worker | ModelVersion] = {}
         self.generation = 0
         self.recorder: FlightRecorder | None = None  # of the batches of all models
+        self.access: AccessLog | None = None
         self.changed: Callable[[], None] = lambda: None  # called after every state change, from any thread
         self.lost: Callable[[str], None] = lambda _: None  # called with the reason when a device fails, from any thread
 
@@ -291,6 +293,7 @@ class Repository:
             raise
         if self.recorder is not None:
             loaded.worker.metrics.flight = self.recorder.track(model_folder.name, version)
+        loaded.worker.metrics.access = self.access
         loaded.worker.start()
         return ModelVersion(
             model_folder.name, version, folder, VersionState.READY, "", loaded, model_folder, fingerprint

@@ -29,6 +29,7 @@ from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.execution.ort_session import share_threads
 from forwardpass.execution.providers import place
 from forwardpass.inference.shared_memory import SharedMemoryRegions
+from forwardpass.observability.access_log import AccessLog
 from forwardpass.observability.model_metrics import ModelMetrics
 from forwardpass.repository.control import ModelControl
 from forwardpass.repository.model_version import ModelVersion, VersionState
@@ -77,6 +78,8 @@ class Server:
         self._security = SecurityConfig(settings, addresses.is_loopback(settings.host))
         self._regions = SharedMemoryRegions(settings.max_bytes) if self._security.shared_memory else None
         self.repository = Repository(settings, cores, self._admission)
+        self._access = AccessLog(settings.access_log) if settings.access_log else None
+        self.repository.access = self._metrics.access = self._access
         self.flight = FlightDumps(settings, self.repository, self._metrics)
         self._scrape = MetricsSource(
             self.repository, self._admission, self._metrics, self._security, self._is_ready, ACCOUNTS_SECONDS
@@ -116,6 +119,8 @@ class Server:
             await endpoints.open(self._say)
             self._endpoints = endpoints
             stop_metrics = self._serve_metrics()
+            if self._access is not None:
+                self._access.start()
             over = threading.Event()
             threading.Thread(target=self._watch, args=(over, lost), name="watchdog", daemon=True).start()
             try:
@@ -144,6 +149,8 @@ class Server:
                 self.unfinished |= not self._control.close()
                 stop_metrics()
                 self.flight.close()
+                if self._access is not None:
+                    self._access.close()
 
     def _services(self, health: Health) -> Services:
         return Services(
