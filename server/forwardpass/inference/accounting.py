@@ -24,53 +24,51 @@ def waits_of(requests: Sequence[Request]) -> Sequence[tuple[float, int]]:
 
 def record_single(flight: FlightTrack, request: AnyRequest, answer: Answer, ended: float, note: BatchRecord) -> None:
     """Record a request that ran alone, without the queue."""
-    _, matrices, taken, run, done, answered = note
-    arrival, deadline, rows, id_field = request.arrival, request.deadline, request.rows, request.id_field
-    if len(matrices) == 1:
-        flight.keep(
-            pack_single(
-                flight.number, Closed.ALONE, answered, taken, run, ended, done, arrival, deadline, rows, id_field
-            ),
-            None if answered else [_outcome(answer)],
-        )
+    if len(note.matrices) == 1 and note.answered:
+        flight.keep(pack_single(flight.number, Closed.ALONE, request, ended, note))
         return
-    times = (taken, run, ended, done)
+    _, matrices, taken, run, done, answered = note
     packed = pack(
-        flight.number, Closed.ALONE, RECEIVER, matrices, 1, answered, times, note.waits, [deadline], [rows], [id_field]
-    )
-    flight.keep(packed, None if answered else [_outcome(answer)])
+        flight.number, Closed.ALONE, RECEIVER, (taken, run, ended, done), matrices=matrices, requests=1,
+        answered=answered, groups=note.waits, deadlines=[request.deadline], rows=[request.rows],
+        id_fields=[request.id_field],
+    )  # fmt: skip
+    flight.keep(packed if answered else (packed, [_outcome(answer)]))
 
 
 def record_batch(
     flight: FlightTrack,
     batch: Batch[AnyRequest],
-    answers: Sequence[Answer],
-    owed: Sequence[bool],
+    note: BatchRecord,
     ended: float,
     instance: int,
-    note: BatchRecord,
+    *,
+    answers: Sequence[Answer],
+    owed: Sequence[bool],
 ) -> None:
     """Record a batch from the queue. `owed`: for each request, whether its client still waited."""
+    waits, matrices, taken, run, done, answered = note
     requests = batch.requests
     count = len(requests)
     if count > KEPT_REQUESTS:
         requests = requests[:KEPT_REQUESTS]
-    flight.keep(
-        pack(
-            flight.number,
-            batch.closed,
-            instance,
-            note.matrices,
-            count,
-            note.answered,
-            (note.taken, note.run, ended, note.done),
-            note.waits,
-            [r.deadline for r in requests] if batch.dated else None,
-            None if batch.rows == count else [r.rows for r in requests],
-            [r.id_field for r in requests],
-        ),
-        None if note.answered == count else outcomes_of(answers[:KEPT_REQUESTS], owed[:KEPT_REQUESTS]),
+    packed = pack(
+        flight.number,
+        batch.closed,
+        instance,
+        (taken, run, ended, done),
+        matrices=matrices,
+        requests=count,
+        answered=answered,
+        groups=waits,
+        deadlines=[r.deadline for r in requests] if batch.dated else None,
+        rows=None if batch.rows == count else [r.rows for r in requests],
+        id_fields=[r.id_field for r in requests],
     )
+    if answered == count:
+        flight.keep(packed)
+    else:
+        flight.keep((packed, outcomes_of(answers[:KEPT_REQUESTS], owed[:KEPT_REQUESTS])))
 
 
 def outcomes_of(answers: Sequence[Answer], owed: Sequence[bool]) -> list[Outcome | None]:

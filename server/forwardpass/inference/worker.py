@@ -268,7 +268,7 @@ class Worker:
         note = BatchRecord(waits_of(requests), matrices, timing.taken, timing.run, self._clock(), answered)
         self.metrics.ran(note)
         if self.metrics.flight is not None:
-            record_batch(self.metrics.flight, batch, answers, owed, ended, instance, note)
+            record_batch(self.metrics.flight, batch, note, ended, instance, answers=answers, owed=owed)
         if self.metrics.access is not None:
             log_requests(self.metrics.access, self.metrics.labels, requests, answers, owed, note)
         self._admission.release(len(told), nbytes)

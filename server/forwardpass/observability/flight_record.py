@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 KEPT_REQUESTS: Final = 64  # requests of one batch that are recorded one by one
 KEPT_ID: Final = 64  # bytes of an id that are kept
@@ -35,6 +35,7 @@ _ID_TAG = b"\x1a"  # ModelInferRequest.id: field 3, length-delimited
 _NO_ID = _ID_TAG + b"\x00"
 _ID_BYTES = KEPT_REQUESTS * KEPT_ID  # of a batch; beyond that each is cut
 
+Times = tuple[float, float, float, float]  # taken, run, ended, done: see BatchInFlight
 Outcome = tuple[str, str]  # gRPC status and reason of a request that was not answered with success
 
 
@@ -63,40 +64,44 @@ class BatchInFlight(NamedTuple):
     each: Sequence[RequestInFlight]
 
 
+class Packable(Protocol):
+    """A request, as `pack_single` needs it."""
+
+    arrival: float
+    deadline: float
+    rows: int
+    id_field: bytes
+
+
 def pack_single(
-    model: int,
-    closed: int,
-    answered: int,
-    taken: float,
-    run: float,
-    ended: float,
-    done: float,
-    arrival: float,
-    deadline: float,
-    rows: int,
-    id_field: bytes,
+    model: int, closed: int, request: Packable, ended: float, note: tuple[Any, Any, float, float, float, int]
 ) -> bytes:
-    """A batch of one request and one matrix, run by the thread that received it."""
-    head = _SINGLE.pack(model, closed, SINGLE, answered, taken, run, ended, done, arrival, deadline, rows)
-    if not id_field:
-        return head
-    return head + (id_field if len(id_field) <= KEPT_ID else _cut(id_field))
+    """A batch of one request and one matrix, run by the thread that received it. `note`: its BatchRecord."""
+    _, _, taken, run, done, answered = note
+    id_field = request.id_field
+    return _SINGLE.pack(
+        model, closed, SINGLE, answered, taken, run, ended, done, request.arrival, request.deadline, request.rows
+    ) + (id_field if len(id_field) <= KEPT_ID else _cut(id_field))
 
 
 def pack(
     model: int,
     closed: int,
     instance: int,
+    times: Times,
+    *,
     matrices: Sequence[int],
     requests: int,
     answered: int,
-    times: tuple[float, float, float, float],
     groups: Sequence[tuple[float, int]],
     deadlines: Sequence[float] | None,
     rows: Sequence[int] | None,
     id_fields: Sequence[bytes],
 ) -> bytes:
-    """A batch. `deadlines`, `rows` and `id_fields` are of the first KEPT_REQUESTS of its `requests`."""
+    """A batch. `deadlines`, `rows` and `id_fields` are of the first KEPT_REQUESTS of its `requests`.
+
+    `groups`: arrivals in the order of the requests, each with how many in a row share it.
+    """
     flags = (DATED if deadlines is not None else 0) | (ROWS if rows is not None else 0)
     if len(matrices) == len(groups) == 1:
         head = _ONE.pack(model, closed, flags, instance, 1, requests, answered, 1, *times, matrices[0], *groups[0])

@@ -21,6 +21,10 @@ FORMAT: Final = "forwardpass-flight"
 FORMAT_VERSION: Final = 1
 
 
+# A batch: its packed record, and with it the outcomes of its requests where not all were answered with success.
+Entry = bytes | tuple[bytes, Sequence[Outcome | None]]
+
+
 class Refusal(NamedTuple):
     """Requests rejected or failed together, for one reason; as forwardpass_refused_total counts them."""
 
@@ -36,8 +40,7 @@ class FlightRecorder:
 
     def __init__(self, size: int, closed: Sequence[str], clock: Callable[[], float] = time.monotonic) -> None:
         """`size`: batches kept, and refusals kept. `closed`: the reasons for which batches close, by number."""
-        # A batch is its packed record; with it, for one of which a request was not answered with success, outcomes.
-        self.batches: deque[bytes | tuple[bytes, Sequence[Outcome | None]]] = deque(maxlen=size)
+        self.batches: deque[Entry] = deque(maxlen=size)
         self.refusals: deque[Refusal] = deque(maxlen=size)
         self.clock = clock
         self._closed = closed
@@ -73,7 +76,7 @@ class FlightRecorder:
         }
         return head, map(self._batch, batches), map(_refusal, refusals)
 
-    def _batch(self, entry: bytes | tuple[bytes, Sequence[Outcome | None]]) -> dict[str, Any]:
+    def _batch(self, entry: Entry) -> dict[str, Any]:
         packed, outcomes = entry if isinstance(entry, tuple) else (entry, None)
         batch = unpack(packed)
         model, version = self._labels[batch.model]
@@ -94,18 +97,17 @@ class FlightRecorder:
 
 
 class FlightTrack:
-    """What records one model version. Called once for each batch, or group of refusals, by any thread."""
+    """What records one model version. Called once for each batch, or group of refusals, by any thread.
+
+    `keep` is the ring's own append: a call less for each batch.
+    """
 
     def __init__(self, recorder: FlightRecorder, labels: tuple[str, str], number: int) -> None:
         self.number = number  # of the model version, for its packed records
         self._labels = labels
-        self._batches = recorder.batches
+        self.keep: Callable[[Entry], None] = recorder.batches.append
         self._refusals = recorder.refusals
         self._clock = recorder.clock
-
-    def keep(self, packed: bytes, outcomes: Sequence[Outcome | None] | None) -> None:
-        """Keep a batch. `outcomes`: of the requests in the record; None: all were answered with success."""
-        self._batches.append(packed if outcomes is None else (packed, outcomes))
 
     def refused(self, code: str, reason: Reason, times: int) -> None:
         self._refusals.append(Refusal(self._clock(), self._labels, code, reason, times))

@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,27 +33,26 @@ def path(tmp_path: Path) -> Path:
     """A dump as the recorder makes it, of two models and every kind of event."""
     recorder = FlightRecorder(16, Closed.NAMES, clock=lambda: 1011.0)
     first, second = recorder.track("m", "1"), recorder.track("other", "2")
-    first.keep(
-        pack_single(first.number, Closed.ALONE, 1, 1000.001, 0.002, 1000.004, 1000.005, 1000.0, 1000.5, 1, field(EVIL)),
-        None,
-    )
-    times = (1000.02, 0.01, 1000.031, 1000.032)
-    groups = ((1000.01, 2), (1000.015, 1))
+    request = SimpleNamespace(arrival=1000.0, deadline=1000.5, rows=1, id_field=field(EVIL))
+    note = ((), (), 1000.001, 0.002, 1000.005, 1)
+    first.keep(pack_single(first.number, Closed.ALONE, request, 1000.004, note))
     second.keep(
-        pack(
-            second.number,
-            Closed.FULL,
-            1,
-            (6, 3, 3),
-            3,
-            2,
-            times,
-            groups,
-            None,
-            (1, 2, 3),
-            (b"", field("b"), field("c")),
-        ),
-        [None, ("INTERNAL", Reason.RUN_FAILED), None],
+        (
+            pack(
+                second.number,
+                Closed.FULL,
+                1,
+                (1000.02, 0.01, 1000.031, 1000.032),
+                matrices=(6, 3, 3),
+                requests=3,
+                answered=2,
+                groups=((1000.01, 2), (1000.015, 1)),
+                deadlines=None,
+                rows=(1, 2, 3),
+                id_fields=(b"", field("b"), field("c")),
+            ),
+            [None, ("INTERNAL", Reason.RUN_FAILED), None],
+        )
     )
     second.refused("INTERNAL", Reason.RUN_FAILED, 1)
     recorder.track("", "").refused("NOT_FOUND", Reason.UNKNOWN_MODEL, 3)

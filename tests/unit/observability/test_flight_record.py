@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,7 @@ from forwardpass.observability.flight_record import (
     RECEIVER,
     BatchInFlight,
     RequestInFlight,
+    Times,
     pack,
     pack_single,
     unpack,
@@ -20,6 +22,15 @@ from forwardpass.observability.flight_record import (
 from forwardpass.protocol.wire import varint
 
 TIMES = (10.5, 0.25, 10.875, 11.0)  # taken, run, ended, done
+
+
+def single(
+    model: int, closed: int, answered: int, times: Times, its: tuple[float, float, int], id_field: bytes
+) -> bytes:
+    taken, run, ended, done = times
+    arrival, deadline, rows = its
+    request = SimpleNamespace(arrival=arrival, deadline=deadline, rows=rows, id_field=id_field)
+    return pack_single(model, closed, request, ended, ((), (), taken, run, done, answered))
 
 
 def field(text: str) -> bytes:
@@ -40,7 +51,10 @@ def test_what_is_unpacked_is_what_was_packed(seed: int) -> None:
     rows = rng.choice((None, [rng.randint(1, 1 << 20) for _ in range(kept)]))
     deadlines = rng.choice((None, [rng.choice((math.inf, rng.random() * 1e6)) for _ in range(kept)]))
     matrices = [rng.randint(0, 4096) for _ in range(rng.choice((0, 1, 1, 5, 2 * count)))]
-    packed = pack(3, 5, 2, matrices, count, count - 1, TIMES, groups, deadlines, rows, [field(i) for i in ids])
+    packed = pack(
+        3, 5, 2, TIMES, matrices=matrices, requests=count, answered=count - 1, groups=groups, deadlines=deadlines,
+        rows=rows, id_fields=[field(i) for i in ids],
+    )  # fmt: skip
     arrivals = [arrival for arrival, n in groups for _ in range(n)][:kept]
     each = [
         RequestInFlight(a, rows[i] if rows else 1, deadlines[i] if deadlines else math.inf, ids[i])
@@ -51,14 +65,17 @@ def test_what_is_unpacked_is_what_was_packed(seed: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "one", "x" * 300])
 def test_a_single_request(text: str) -> None:
-    found = unpack(pack_single(1, 6, 0, *TIMES, 9.5, 12.0, 4, field(text)))
+    found = unpack(single(1, 6, 0, TIMES, (9.5, 12.0, 4), field(text)))
     seen = text if len(text) < KEPT_ID else "x" * KEPT_ID + "…"
     assert found == BatchInFlight(1, 6, RECEIVER, 1, 0, (4,), *TIMES, [RequestInFlight(9.5, 4, 12.0, seen)])
 
 
 def test_long_ids_are_cut_and_the_record_stays_small() -> None:
     ids = [field("ä" * 100_000), b"", field("short"), *[field("y" * 5000)] * 61]
-    packed = pack(0, 0, 0, [64], 64, 64, TIMES, [(1.0, 64)], None, None, ids)
+    packed = pack(
+        0, 0, 0, TIMES, matrices=[64], requests=64, answered=64, groups=[(1.0, 64)], deadlines=None, rows=None,
+        id_fields=ids,
+    )  # fmt: skip
     assert len(packed) < 100 + KEPT_REQUESTS * (KEPT_ID + 3)
     names = [request.request_id for request in unpack(packed).each]
     assert names == ["ä" * (KEPT_ID // 2) + "…", "", "short", *["y" * KEPT_ID + "…"] * 61]

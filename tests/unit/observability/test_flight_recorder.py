@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from types import SimpleNamespace
 
 from forwardpass.errors import Reason
 from forwardpass.observability.flight_record import pack_single
@@ -13,14 +14,15 @@ CLOSED = ("full", "idle")
 
 
 def single(number: int, i: int) -> bytes:
-    return pack_single(number, 1, 1, i + 0.1, 0.2, i + 0.3, i + 0.4, float(i), float("inf"), 1, b"")
+    request = SimpleNamespace(arrival=float(i), deadline=float("inf"), rows=1, id_field=b"")
+    return pack_single(number, 1, request, i + 0.3, ((), (), i + 0.1, 0.2, i + 0.4, 1))
 
 
 def test_the_last_are_kept_and_no_more() -> None:
     recorder = FlightRecorder(5, CLOSED, clock=lambda: 7.0)
     track = recorder.track("m", "1")
     for i in range(12):
-        track.keep(single(track.number, i), None)
+        track.keep(single(track.number, i))
         track.refused("NOT_FOUND", Reason.UNKNOWN_MODEL, i)
     found = recorder.dump("a test")
     assert [round(batch["taken"], 1) for batch in found["batches"]] == [7.1, 8.1, 9.1, 10.1, 11.1]
@@ -36,7 +38,7 @@ def test_models_keep_their_numbers_and_outcomes_their_requests() -> None:
     recorder = FlightRecorder(8, CLOSED)
     first, other = recorder.track("m", "1"), recorder.track("m", "2")
     assert recorder.track("m", "1").number == first.number != other.number
-    other.keep(single(other.number, 0), [("INTERNAL", Reason.RUN_FAILED)])
+    other.keep((single(other.number, 0), [("INTERNAL", Reason.RUN_FAILED)]))
     (batch,) = recorder.dump("a test")["batches"]
     assert (batch["model"], batch["version"], batch["closed"]) == ("m", "2", "idle")
     assert batch["each"] == [{"arrival": 0.0, "rows": 1, "status": "INTERNAL", "reason": "run_failed"}]
@@ -50,7 +52,7 @@ def test_it_is_read_while_many_threads_write() -> None:
         track = recorder.track("m", version)
         i = 0
         while not over.is_set():
-            track.keep(single(track.number, i), None)
+            track.keep(single(track.number, i))
             track.refused("CANCELLED", Reason.CANCELLED, 1)
             i += 1
 
