@@ -1,7 +1,8 @@
 """The flight recorder of one server: when it is dumped, and where to.
 
-A dump is written by SIGUSR1, when a device or a port is lost, and when a latency condition is met; `dump` returns it
-for an administrator's call. Writing takes a while and is done on a thread of its own. Its file can be read by the
+A dump is written by SIGUSR1, before the process ends for a lost device or port, and when a latency condition is met;
+`dump` returns it for an administrator's call. Writing takes up to seconds, and is never done on the event loop of a
+server that serves. Its file can be read by the
 server's user alone: ids are the clients'. What a condition writes is bounded: the oldest of KEPT files goes.
 """
 
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 KEPT: Final = 16  # files that a latency condition leaves behind, at most
 LOOK_SECONDS: Final = 1.0
-CLOSE_SECONDS: Final = 10.0  # that a stopping server waits for a dump being written
+CLOSE_SECONDS: Final = 10.0  # for which a stopping server waits for a dump that is being written
 
 
 class FlightDumps:
@@ -46,7 +47,8 @@ class FlightDumps:
         self._writing = threading.Lock()  # one dump at a time
         self._watched: deque[Path] = deque()
         self._over = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._watch: threading.Thread | None = None
+        self._last_cause = ""
         if settings.flight_batches:
             self.recorder = FlightRecorder(settings.flight_batches, Closed.NAMES)
             repository.recorder = self.recorder
@@ -54,7 +56,8 @@ class FlightDumps:
         if self.recorder is not None and settings.flight_when:
             condition = LatencyCondition.parse(settings.flight_when, LATENCY_BOUNDS)
             watch = LatencyWatch(condition, LATENCY_BOUNDS, self._latencies, self._fired)
-            self._run(lambda: self._look(watch), "latency-watch")
+            self._watch = threading.Thread(target=self._look, args=(watch,), name="latency-watch", daemon=True)
+            self._watch.start()
 
     def dump(self, cause: str = "asked for") -> dict[str, Any]:
         """Everything that is recorded, as JSON has it; empty if nothing is. Formatting takes up to seconds."""
@@ -88,22 +91,17 @@ class FlightDumps:
             logger.warning("the flight recorder was written to %s (%s)", path, cause)
             return path
 
-    def write_soon(self, cause: str) -> None:
-        """As `write`, without waiting for it; `close` does."""
-        if self.recorder is not None:
-            self._run(lambda: self.write(cause), "flight-dump")
+    def write_at_end(self, cause: str) -> None:
+        """Have `close` write a dump: the batch that failed, and what was rejected because of it, are in it then."""
+        self._last_cause = cause
 
     def close(self) -> None:
-        """End the watch, and wait for dumps that are being written."""
+        """End the watch, and write what `write_at_end` asked for."""
         self._over.set()
-        until = time.monotonic() + CLOSE_SECONDS
-        for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
-
-    def _run(self, work: Any, name: str) -> None:
-        thread = threading.Thread(target=work, name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        if self._watch is not None:
+            self._watch.join(CLOSE_SECONDS)
+        if self._last_cause:
+            self.write(self._last_cause)
 
     def _models(self) -> list[Mapping[str, Any]]:
         found: list[Mapping[str, Any]] = []

@@ -248,7 +248,7 @@ class Server:
             return
         self.lost = reason
         self._say(f"{reason}; the server exits, so that it can be restarted")
-        self.flight.write_soon(reason)
+        self.flight.write_at_end(reason)
         stop.signalled()
         stop.signalled()
 
