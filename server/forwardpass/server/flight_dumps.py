@@ -2,8 +2,8 @@
 
 A dump is written by SIGUSR1, before the process ends for a lost device or port, and when a latency condition is met;
 `dump` returns it for an administrator's call. Writing takes up to seconds, and is never done on the event loop of a
-server that serves. Its file can be read by the
-server's user alone: ids are the clients'. What a condition writes is bounded: the oldest of KEPT files goes.
+server that serves. Its file can be read by the server's user alone: ids are the clients'. What a condition writes is
+bounded: the oldest of KEPT files goes.
 """
 
 from __future__ import annotations
