@@ -21,13 +21,15 @@ import numpy as np
 from bodies import request as make_message
 from forwardpass import protocol
 from forwardpass.batching.admission import Admission
-from forwardpass.batching.request import NEW
+from forwardpass.batching.request import NEW, Batch, Closed
 from forwardpass.execution.cpu_budget import available
 from forwardpass.execution.ort_session import new_run_options
 from forwardpass.execution.stacking import stack
+from forwardpass.inference.accounting import record_batch
 from forwardpass.inference.intake import Intake
 from forwardpass.inference.request import InferenceRequest
 from forwardpass.inference.worker import Worker
+from forwardpass.observability.flight_recorder import FlightRecorder
 from forwardpass.observability.model_metrics import BatchRecord, ModelMetrics
 from forwardpass.protocol.timings import BatchTiming
 from forwardpass.repository.repository import Repository
@@ -123,6 +125,7 @@ def measure(repository: Path, model: str, batch: int, rows: int) -> list[tuple[s
     settings = Settings(repository=repository, max_requests=1 << 40, max_bytes=1 << 60)
     admission = Admission(settings.max_requests, settings.max_bytes)
     models = Repository(settings, available(), admission)
+    models.recorder = FlightRecorder(settings.flight_batches, Closed.NAMES)
     for entry in models.discover():
         if entry.name == model:
             models.load(entry)
@@ -162,6 +165,13 @@ def measure(repository: Path, model: str, batch: int, rows: int) -> list[tuple[s
     wanted = worker.signature.default_outputs
     outputs = worker.session.run([array], wanted, options)
     note = BatchRecord(((0.0, batch),), (batch * rows,), 0.0, 1e-5, 1e-4, batch)
+    flight = worker.metrics.flight
+    assert flight is not None
+    ran = Batch(requests, batch * rows, 0, 0.0, Closed.IDLE, False)
+
+    def recorded() -> None:
+        record_batch(flight, ran, note, 1e-5, 0, answers=(), owed=())
+
     decoder = intake._decoder
     decode = microseconds(lambda: [decoder.decode(message) for _ in range(batch)])
     received, sent = transport(message, bytes(runner.scatter(requests, outputs, wanted)[0]), batch)  # type: ignore[arg-type]
@@ -173,6 +183,7 @@ def measure(repository: Path, model: str, batch: int, rows: int) -> list[tuple[s
         ("run: ONNX Runtime", microseconds(lambda: worker.session.run([array], wanted, options))),
         ("encode: the matrix of answers to responses", microseconds(lambda: runner.scatter(requests, outputs, wanted))),
         ("metrics: noting a batch, folding it in", microseconds(lambda: worker.metrics.ran(note))),
+        ("flight recorder: a batch packed and kept", microseconds(recorded)),
     ]
     total = microseconds(whole)
     rest = total - sum(spent for _, spent in stations)

@@ -16,6 +16,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from forwardpass.errors import SettingsError
+from forwardpass.observability.latency_watch import LatencyCondition
+from forwardpass.observability.model_metrics import LATENCY_BOUNDS
 
 PREFIX = "FORWARDPASS_"
 MIB = 1 << 20
@@ -165,13 +167,50 @@ class Settings(BaseModel):
         "get their share; calls under way finish. 0: never.",
     )
     grace: float = Field(20.0, ge=0, description="Seconds that requests in flight get to finish when the server stops.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged to stderr.")
+    flight_batches: int = Field(
+        4096,
+        ge=0,
+        le=1 << 20,
+        description="Batches that the flight recorder keeps, and as many refusals, for `forwardpass flight` to draw; 0 "
+        "turns it off. docs/flight-recorder.md has its cost.",
+    )
+    flight_folder: Path | None = Field(
+        None,
+        description="Where SIGUSR1, a lost device and --flight-when write it. Unset: the system's temporary folder.",
+    )
+    flight_when: str = Field(
+        "",
+        description="Write it, once a minute at most, when the requests of a model in the last second meet a condition "
+        "on latency: p99>20ms. Empty: never.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
+    log_format: Literal["console", "json"] = Field(
+        "console",
+        description="console: lines for people, the log on stderr and what the server says of itself on stdout; json: "
+        "all of it on stdout, an object a line (docs/logs.md).",
+    )
+    access_log: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="The share of requests that get a line in the log, and with any, every error up to 20 a second; 0 "
+        "turns it off.",
+    )
 
     @field_validator("load_model", mode="before")
     @classmethod
     def _split(cls, names: object) -> object:
         given = [names] if isinstance(names, str) else list(names) if isinstance(names, (list, tuple)) else []
         return tuple(n for text in given for n in map(str.strip, text.split(",")) if n)
+
+    @field_validator("flight_when")
+    @classmethod
+    def _condition(cls, text: str, info: ValidationInfo) -> str:
+        if text:
+            LatencyCondition.parse(text, LATENCY_BOUNDS)
+            if not info.data.get("flight_batches"):
+                raise ValueError("expected flight_batches above 0 with it")
+        return text
 
     @field_validator("load_model")
     @classmethod

@@ -20,10 +20,12 @@ Serve = Callable[..., ServerProcess]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def patient_servers() -> Iterator[None]:
-    """Runs that the tests mean to be long are no longer ended on a busy machine, unless a test asks for that."""
+def patient_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs that the tests mean to be long are no longer ended on a busy machine, unless a test asks for that; and what
+    servers leave of themselves goes to pytest's folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FORWARDPASS_RUN_TIMEOUT", "600")
+        patch.setenv("FORWARDPASS_FLIGHT_FOLDER", str(tmp_path_factory.mktemp("flight")))
         yield
 
 

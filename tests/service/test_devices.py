@@ -6,6 +6,8 @@ The device of the second kind is ordinary memory, in a server that is otherwise 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import re
 import subprocess
 import sys
@@ -170,4 +172,8 @@ def test_a_device_that_fails_for_good_ends_the_process(device: OnDevice, model: 
     assert device.process.wait(60) == 1
     device.wait_for(r"^cuda:[01] is lost: an illegal memory access .*; the server exits, so that it can be restarted$")
     device.wait_for("^stopped$")
+    (path,) = Path(os.environ["FORWARDPASS_FLIGHT_FOLDER"]).glob(f"*-{device.process.pid}-*.json")
+    dump = json.loads(path.read_text("utf-8"))
+    assert dump["cause"].startswith("cuda:") and " is lost: " in dump["cause"]
+    assert [r.get("reason") for batch in dump["batches"] for r in batch["each"]] == [None, "device_lost"]
     caller.close()

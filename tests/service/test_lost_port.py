@@ -90,7 +90,7 @@ def test_a_loop_of_grpcio_that_ends_ends_the_process(repository: Path, serve: Se
         thread.join(30)
         client.close()
     assert heard == [1, 2], "SERVING, NOT_SERVING"
-    said = [line for line in server.lines if "the gRPC port serves no more" in line]
+    said = [line for line in server.lines if line.startswith("the gRPC port serves no more")]
     assert len(said) == 1 and said[0].endswith("the server exits, so that it can be restarted")
 
 

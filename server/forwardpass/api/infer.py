@@ -14,43 +14,61 @@ from collections.abc import Callable, Sequence
 from forwardpass.api.infer_stream import Reply
 from forwardpass.inference.intake import Intake
 from forwardpass.inference.request import InferenceRequest
+from forwardpass.observability.access_log import Origin
 from forwardpass.protocol.timings import BatchTiming
-from forwardpass.transport.interface import Answer, PendingRequest, ReplySink
+from forwardpass.transport.interface import Answer, CallContext, Metadata, PendingRequest, ReplySink
 
-Call = asyncio.Future[Reply]
+
+def traceparent_of(metadata: Metadata) -> str:
+    """The W3C trace context in a call's metadata; empty if there is none."""
+    return next((value for key, value in metadata if key == "traceparent" and isinstance(value, str)), "")
+
+
+class InferCall(asyncio.Future[Reply]):
+    """The future response to one message. `context`: of the call that it came by; None: not known."""
+
+    def __init__(self, context: CallContext | None, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self.context = context
 
 
 class AsyncInference:
     """Everything except `deliver` is called on the event loop."""
 
-    def __init__(self, make_intake: Callable[[ReplySink[Call]], Intake[Call]]) -> None:
+    def __init__(self, make_intake: Callable[[ReplySink[InferCall]], Intake[InferCall]]) -> None:
         self._intake = make_intake(self)
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._arrived: list[tuple[Call, bytes, float | None, bool]] = []
-        self._requests: dict[Call, InferenceRequest[Call]] = {}
-        self._replies: deque[tuple[Call, Reply]] = deque()
+        self._arrived: list[tuple[InferCall, bytes, float | None, bool]] = []
+        self._requests: dict[asyncio.Future[Reply], InferenceRequest[InferCall]] = {}
+        self._replies: deque[tuple[InferCall, Reply]] = deque()
         self._scheduled = False  # a call of _flush is scheduled
         self._stepping = False  # a call of _step is
 
-    def submit(self, message: bytes, seconds_left: float | None, timings: bool) -> Call:
+    def submit(
+        self, message: bytes, seconds_left: float | None, timings: bool, context: CallContext | None = None
+    ) -> InferCall:
         """Queue one message. Returns its future response. Calls that arrive in one turn of the loop form one group.
 
-        The caller must call `abandon` once it is done with the future, answered or not.
+        The caller must call `abandon` once it is done with the future, answered or not. `context`: whose message it is.
         """
-        future: Call = self._loop.create_future()
+        future = InferCall(context, self._loop)
         self._arrived.append((future, message, seconds_left, timings))
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._flush)
         return future
 
-    def abandon(self, future: Call) -> None:
+    def abandon(self, future: asyncio.Future[Reply]) -> None:
         """The caller no longer waits for this response. If it has not arrived, its request is cancelled."""
         request = self._requests.pop(future, None)
         future.cancel()
         if request is not None and future.cancelled():
             request.cancel()
+
+    def origin(self, call: InferCall) -> Origin:
+        """Where a call came from."""
+        return Origin(traceparent_of(call.context.metadata if call.context is not None else ()))
 
     def _flush(self) -> None:
         self._scheduled = False
@@ -73,7 +91,7 @@ class AsyncInference:
             self._loop.call_soon(self._step)  # after whatever has arrived meanwhile
 
     def deliver(
-        self, requests: Sequence[PendingRequest[Call]], answers: Sequence[Answer], timing: BatchTiming | None
+        self, requests: Sequence[PendingRequest[InferCall]], answers: Sequence[Answer], timing: BatchTiming | None
     ) -> None:
         if threading.get_ident() == self._thread:
             for request, answer in zip(requests, answers, strict=True):

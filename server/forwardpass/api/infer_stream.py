@@ -39,7 +39,9 @@ INFER_RESPONSE = b"\x12"  # tag of ModelStreamInferResponse.infer_response (fiel
 class Infer(Protocol):
     """The destination of requests."""
 
-    def submit(self, message: bytes, seconds_left: float | None, timings: bool) -> asyncio.Future[Reply]: ...
+    def submit(
+        self, message: bytes, seconds_left: float | None, timings: bool, context: CallContext | None = None
+    ) -> asyncio.Future[Reply]: ...
 
     def abandon(self, future: asyncio.Future[Reply]) -> None:
         """The caller no longer waits for this, or it was answered."""
@@ -80,7 +82,7 @@ class InferStream:
     async def _read(self) -> None:
         try:
             while (message := await self._context.read()) is not None:
-                future = self._infer.submit(message, self._context.seconds_left, False)
+                future = self._infer.submit(message, self._context.seconds_left, False, self._context)
                 try:
                     await self._sent.put((message, future))
                 except asyncio.CancelledError:

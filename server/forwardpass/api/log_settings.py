@@ -1,7 +1,7 @@
 """Trace and log settings over the wire: reading them, and changing those that can change while the server runs.
 
-Tracing is not offered, and turning it on is an error. Of the log only the level can be changed: it goes to stderr, in
-one format.
+Tracing is not offered, and turning it on is an error. Of the log only the level can be changed: where
+it goes and its format are the server's settings.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class LogSettings:
                 verbose, asked = value.uint32_param > 0, True
             elif name in ("log_file", "log_format") and kind == "string_param":
                 if value.string_param not in ("", "default" if name == "log_format" else ""):
-                    raise UnknownMethod(f"{name} cannot be changed: the log goes to stderr, in one format")
+                    raise UnknownMethod(f"{name} cannot be changed while the server runs; --log-format sets the format")
             else:
                 known = ", ".join((*SWITCHES, "log_verbose_level", "log_file", "log_format"))
                 raise InvalidRequest(f"'{printable(name)}' as {kind or 'nothing'}: expected {known}, each of its kind")

@@ -16,11 +16,13 @@ from google.protobuf.message import DecodeError
 
 from forwardpass import protocol
 from forwardpass.api.health import Health
-from forwardpass.api.infer import AsyncInference
+from forwardpass.api.infer import AsyncInference, traceparent_of
 from forwardpass.api.infer_stream import InferStream
 from forwardpass.api.reflection import METHOD, Reflection
 from forwardpass.api.reflection import SERVICES as REFLECTION_SERVICES
 from forwardpass.errors import InvalidRequest, RequestError
+from forwardpass.inference.accounting import log_undecoded
+from forwardpass.observability.access_log import Origin
 from forwardpass.observability.model_metrics import ModelMetrics
 from forwardpass.protocol.field_count import check_field_count
 from forwardpass.protocol.timings import TIMINGS_KEY
@@ -88,6 +90,8 @@ class Router:
             refusal = self._tokens.refusal(context.metadata, role)
             if refusal is not None:
                 self._metrics.refused(refusal.status.name, refusal.reason)
+                if self._metrics.access is not None:
+                    log_undecoded(self._metrics.access, refusal, Origin(traceparent_of(context.metadata)))
                 raise refusal
 
     def _unary(self, method: Callable[[bytes, CallContext], Awaitable[bytes]], role: Role | None = None) -> Handler:
@@ -103,7 +107,7 @@ class Router:
     async def _infer(self, message: bytes, context: CallContext) -> bytes:
         timings = any(key == TIMINGS_KEY and value != "0" for key, value in context.metadata)
         arrived = time.monotonic()
-        future = self._inference.submit(message, context.seconds_left, timings)
+        future = self._inference.submit(message, context.seconds_left, timings, context)
         try:
             answer, timing = await future
         finally:

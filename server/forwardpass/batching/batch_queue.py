@@ -17,12 +17,24 @@ The caller holds one lock around every call. A caller that gets a request back a
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Hashable, Iterable, Sequence
+from operator import attrgetter
 from typing import Generic
 
 from forwardpass.batching.deadline_planner import all_in_time, best_batch, fill_batch
 from forwardpass.batching.rejections import deadline_missed, queue_full, queue_timed_out
-from forwardpass.batching.request import NEVER, QUEUED, RUNNING, SETTLED, Batch, QueueLimits, RequestT, Settled
+from forwardpass.batching.request import (
+    NEVER,
+    QUEUED,
+    RUNNING,
+    SETTLED,
+    Batch,
+    Closed,
+    QueueLimits,
+    RequestT,
+    Settled,
+)  # fmt: skip
 from forwardpass.batching.run_time_model import RunTimeModel
 from forwardpass.errors import Reason
 
@@ -33,6 +45,8 @@ PATIENCE = 1.0
 # How far ahead a batch is planned under deadlines, in full batches: enough to detect an overload, and cheap compared
 # to the run.
 LOOKAHEAD = 8
+
+_order = attrgetter("order")
 
 
 class BatchQueue(Generic[RequestT]):
@@ -60,6 +74,7 @@ class BatchQueue(Generic[RequestT]):
         self.busy_until = 0.0  # earliest expected end of the current run; single-instance models only
         self.free_since = -NEVER  # when an instance last became free after all were busy; set by the caller
         self._soonest = NEVER  # lower bound of the queued requests' start_by; may be too early
+        self._closing = NEVER, Closed.IDLE  # with a queue delay: when the next batch closes, and why
         self._groups: dict[Hashable, list[RequestT]] = {}
         self._dated = 0  # queued requests that have a deadline
         self._dead = 0  # cancelled and expired requests still in a group
@@ -121,7 +136,7 @@ class BatchQueue(Generic[RequestT]):
             elif not group or group[-1].order <= request.order:
                 group.append(request)
             else:
-                _insert(group, request)
+                insort(group, request, key=_order)
         return refused
 
     def cancel(self, request: RequestT) -> bool:
@@ -175,14 +190,17 @@ class BatchQueue(Generic[RequestT]):
             return NEVER
         limits = self.limits
         if not limits.delay or self.rows >= limits.max_batch_rows or self._preferred(self._next_group() or ()):
+            self._closing = now, Closed.FULL if self.rows >= limits.max_batch_rows else Closed.IDLE
             return now
         oldest = min(r.arrival for group in self._groups.values() for r in group if r.state == QUEUED)
-        close = oldest + limits.delay
+        close, why = oldest + limits.delay, Closed.DELAY
         if self._dated:
             urgent = min(r.deadline for group in self._groups.values() for r in group if r.state == QUEUED)
-            close = min(close, urgent - self.run_time.upper_bound(self.rows))
+            close, why = min((close, why), (urgent - self.run_time.upper_bound(self.rows), Closed.DEADLINE))
         if self._soonest < close:
-            close = min(close, *(r.start_by for group in self._groups.values() for r in group if r.state == QUEUED))
+            soonest = min(r.start_by for group in self._groups.values() for r in group if r.state == QUEUED)
+            close, why = min((close, why), (soonest, Closed.QUEUE_TIMEOUT))
+        self._closing = close, why
         return close
 
     def take(self, now: float) -> Batch[RequestT] | None:
@@ -193,17 +211,17 @@ class BatchQueue(Generic[RequestT]):
         expired = self.expire(self.free_since) if self._soonest < self.free_since else []
         group = self._next_group()
         if group is None:
-            return self._start([], now, expired) if expired else None
+            return self._start([], now, expired, Closed.IDLE) if expired else None
         if self._dated or self._dead or expired or self.limits.preferred:
             return self._take_dated(group, now, expired)
         limit = self.limits.max_batch_rows
         if self.rows <= limit or len(group) == 1:
             chosen = group[:]
             group.clear()
-        else:
-            chosen = _prefix(group, limit)
-            del group[: len(chosen)]
-        return self._start(chosen, now, [])
+            return self._start(chosen, now, [], self._closed(now))
+        chosen = _prefix(group, limit)
+        del group[: len(chosen)]
+        return self._start(chosen, now, [], Closed.FULL)
 
     def finish(self, batch: Batch[RequestT]) -> list[bool]:
         """Settle a finished batch. Returns for each request whether a response is owed (False: it was cancelled)."""
@@ -257,9 +275,13 @@ class BatchQueue(Generic[RequestT]):
                 seen = self._survey(group, seen, LOOKAHEAD * limit, live, dropped, now)
                 if not all_in_time(live[count:], limit, self.run_time, now + self.run_time.predict(rows)):
                     chosen = best_batch(live, limit, self.run_time, now) or chosen
+        closed = self._closed(now)
         if count := self._preferred(chosen):
-            chosen = chosen[:count]
-        batch = self._start(chosen, now, dropped)
+            chosen, closed = chosen[:count], Closed.PREFERRED
+        elif len(chosen) < len(live):
+            fits = sum([r.rows for r in chosen]) + live[len(chosen)].rows <= limit
+            closed = Closed.DEADLINE if fits and deadlines else Closed.FULL
+        batch = self._start(chosen, now, dropped, closed)
         group[:seen] = [r for r in live if r.state == QUEUED]
         return batch
 
@@ -303,13 +325,23 @@ class BatchQueue(Generic[RequestT]):
                 rows += request.rows
         return seen
 
-    def _start(self, chosen: list[RequestT], now: float, dropped: list[Settled[RequestT]]) -> Batch[RequestT]:
+    def _closed(self, now: float) -> int:
+        """Why a batch closes now that is neither full nor cut."""
+        if not self.limits.delay:
+            return Closed.IDLE
+        close, why = self._closing
+        return why if close <= now else Closed.ENDING
+
+    def _start(
+        self, chosen: list[RequestT], now: float, dropped: list[Settled[RequestT]], closed: int
+    ) -> Batch[RequestT]:
         rows = nbytes = 0
         for request in chosen:
             request.state = RUNNING
             rows += request.rows
             nbytes += request.nbytes
-        if self._dated:
+        dated = self._dated > 0
+        if dated:
             self._dated -= sum(1 for r in chosen if r.deadline != NEVER)
         for request in chosen if self._at else ():
             if request.priority in self._at:
@@ -319,7 +351,9 @@ class BatchQueue(Generic[RequestT]):
         self.nbytes -= nbytes
         self.running_requests += len(chosen)
         self.running_rows += rows
-        return Batch(chosen, rows, now, dropped)
+        if rows >= self.limits.max_batch_rows and closed != Closed.PREFERRED:
+            closed = Closed.FULL
+        return Batch(chosen, rows, nbytes, now, closed, dated, dropped)
 
     def _drop(self, request: RequestT, now: float, why: Reason, dropped: list[Settled[RequestT]]) -> None:
         self._forget(request)
@@ -364,16 +398,3 @@ def _prefix(group: list[RequestT], limit: int) -> list[RequestT]:
             break
         count += 1
     return group[:count]
-
-
-def _insert(group: list[RequestT], request: RequestT) -> None:
-    """Insert `request`, keeping the group sorted by order, equal ones by arrival."""
-    low, high = 0, len(group)
-    order = request.order
-    while low < high:
-        middle = (low + high) // 2
-        if order < group[middle].order:
-            high = middle
-        else:
-            low = middle + 1
-    group.insert(low, request)

@@ -24,6 +24,21 @@ class RequestState(enum.IntEnum):
 NEW, QUEUED, RUNNING, SETTLED = (int(s) for s in RequestState)
 
 
+class Closed:
+    """Why no more requests joined a batch. Plain integers, for the hot path."""
+
+    FULL = 0  # no further request would have fit
+    PREFERRED = 1  # it has a preferred size
+    DELAY = 2  # its oldest request had waited for the queue delay
+    DEADLINE = 3  # one request more, or waiting longer, would have missed a deadline
+    QUEUE_TIMEOUT = 4  # waiting longer would have ended a request's queue timeout
+    IDLE = 5  # an instance was free and took what there was
+    ALONE = 6  # a single request that skipped the queue, run by the thread that received it
+    ENDING = 7  # the model is being unloaded: nothing is waited for
+
+    NAMES = ("full", "preferred", "delay", "deadline", "queue_timeout", "idle", "alone", "ending")  # by number
+
+
 class Request:
     """The queue's view of a request: its size, and by when it must run."""
 
@@ -111,5 +126,8 @@ class Batch(Generic[RequestT]):
 
     requests: list[RequestT]
     rows: int
+    nbytes: int  # of its requests' messages
     taken: float  # seconds, when it left the queue
+    closed: int  # one of Closed
+    dated: bool  # whether any of its requests may have a deadline
     dropped: list[Settled[RequestT]] = field(default_factory=list)

@@ -28,6 +28,7 @@ COMMANDS = {
         "load a server: latency from when requests were due; the rate that an objective allows",
     ),
     "tune": ("forwardpass.loadtest.tune", "find the options of model.toml under which most answers are in time"),
+    "flight": ("forwardpass.cli.flight", "draw what a server's flight recorder wrote: queue, runs, answers"),
     "plan": ("forwardpass.loadtest.plan", "find by simulation how many cores and pods a load needs"),
 }
 

@@ -8,10 +8,14 @@ import gc
 import logging
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 
 from forwardpass import settings as settings_module
-from forwardpass.errors import SettingsError
+from forwardpass.errors import ForwardpassError, SettingsError
+from forwardpass.observability import log_lines
 from forwardpass.server.stop import ignore_early
+from forwardpass.settings import Settings
 
 add_arguments = settings_module.add_arguments
 
@@ -23,18 +27,24 @@ def run(args: argparse.Namespace) -> int:
     """
     settings = settings_module.from_sources(vars(args))
     ignore_early()
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    handler = log_lines.set_up(settings.log_format, settings.log_level)
+    if settings.log_format == "console":
+        return _serve(settings, _say)
+    try:
+        return _serve(settings, partial(log_lines.emit, handler))
+    except ForwardpassError as error:  # what the command prints as a line of text
+        log_lines.emit(handler, str(error), logging.CRITICAL)
+        return 1
+
+
+def _serve(settings: Settings, say: Callable[[str], None]) -> int:
     if not settings.repository.is_dir():
         raise SettingsError(f"the repository {settings.repository} is not a folder")
     # Imported here: `forwardpass serve --help` needs neither gRPC nor ONNX Runtime.
     from forwardpass.execution import cpu_budget
     from forwardpass.server.server import Server
 
-    server = Server(settings, cpu_budget.available(), say=_say)
+    server = Server(settings, cpu_budget.available(), say=say)
     # Objects made at start-up live as long as the process: keep the garbage collector from scanning them on every pass.
     gc.collect()
     gc.freeze()

@@ -165,7 +165,7 @@ def session_options(placement: Placement, optimizations: str) -> Any:
     else:
         options.intra_op_num_threads = placement.threads
         options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # its errors are raised too, and clients could fill stderr with them
     # Spinning threads waste a core between requests to save microseconds within one.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")

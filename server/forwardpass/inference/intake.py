@@ -15,6 +15,7 @@ from forwardpass.batching.admission import Admission
 from forwardpass.errors import RequestError, RunFailed
 from forwardpass.execution.stacking import Buffer
 from forwardpass.inference import decoder
+from forwardpass.inference.accounting import log_refused, log_undecoded, origin_of
 from forwardpass.inference.decoder import Decoder, SharedMemory
 from forwardpass.inference.request import InferenceRequest, RejectedRequest, TimedInferenceRequest
 from forwardpass.inference.request_template import RequestTemplate
@@ -194,9 +195,13 @@ class Intake(Generic[CallT]):
                 worker.submit([request], self.now)
             else:
                 worker.metrics.refused(error.status.name, error.reason)
+                if worker.metrics.access is not None:
+                    log_refused(worker.metrics.access, worker.metrics.labels, [request], [error], self._clock())
                 self._reply_sink.deliver([request], [error], None)
 
     def refuse(self, call: CallT, error: RequestError) -> None:
         """Answer a call with an error without decoding it, and count the error."""
         self._metrics.refused(error.status.name, error.reason)
+        if self._metrics.access is not None:
+            log_undecoded(self._metrics.access, error, origin_of(self._reply_sink, call))
         self._reply_sink.deliver([RejectedRequest(call, self.now)], [error], None)

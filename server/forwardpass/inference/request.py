@@ -12,10 +12,12 @@ from typing import Any, Generic, TypeVar
 from forwardpass.batching.request import NEW, Request
 from forwardpass.execution.stacking import Buffer
 from forwardpass.inference.request_template import RequestTemplate
+from forwardpass.observability.log_limit import LogLimit
 from forwardpass.protocol.timings import BatchTiming
 from forwardpass.transport.interface import Answer, ReplySink
 
 logger = logging.getLogger(__name__)
+logger.addFilter(LogLimit())
 
 CallT = TypeVar("CallT")
 

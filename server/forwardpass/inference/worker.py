@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import compress
 from typing import Any
 
 from forwardpass.batching.admission import Admission
@@ -25,14 +24,18 @@ from forwardpass.batching.run_time_model import RunTimeModel
 from forwardpass.errors import DeadlineExceeded, DeviceLost, Reason, RequestError, RunFailed
 from forwardpass.execution.ort_session import new_run_options
 from forwardpass.execution.session import Session, Task
+from forwardpass.inference.accounting import log_refused, log_requests, record_batch, record_single, waits_of
 from forwardpass.inference.batch_runner import BatchRunner
 from forwardpass.inference.request import AnyRequest, deliver
 from forwardpass.model.signature import ModelSignature
+from forwardpass.observability.flight_record import RECEIVER
+from forwardpass.observability.log_limit import LogLimit
 from forwardpass.observability.model_metrics import BatchRecord, ModelMetrics
 from forwardpass.protocol.timings import BatchTiming
 from forwardpass.transport.interface import Answer
 
 logger = logging.getLogger(__name__)
+logger.addFilter(LogLimit())
 
 Outcome = tuple[list[Answer], float, bool]  # an answer per request, seconds in the network, whether a run failed
 
@@ -89,7 +92,7 @@ class Worker:
         self._threads = [self._thread(runners[i % len(runners)], i) for i in range(options.instances)]
 
     def _thread(self, runner: BatchRunner, place: int) -> Task:
-        serve = partial(self._serve, runner)
+        serve = partial(self._serve, runner, place)
         return runner.session.long_task(serve) or threading.Thread(
             target=serve, name=f"{self.name}/{self.version}#{place}", daemon=True
         )
@@ -181,9 +184,12 @@ class Worker:
                 run_time.observe(request.rows, ended - taken)
         if failed or late:
             self._count(answers)
-        self.metrics.ran(
-            BatchRecord(((request.arrival, 1),), matrices, taken, run, self._clock(), 0 if failed or late else 1)
-        )
+        note = BatchRecord(((request.arrival, 1),), matrices, taken, run, self._clock(), 0 if failed or late else 1)
+        self.metrics.ran(note)
+        if self.metrics.flight is not None:
+            record_single(self.metrics.flight, request, answers[0], ended, note)
+        if self.metrics.access is not None:
+            log_requests(self.metrics.access, self.metrics.labels, [request], answers, (True,), note)
         self._admission.release(1, request.nbytes)
         return True
 
@@ -197,7 +203,7 @@ class Worker:
 
     # -- the threads --------------------------------------------------------------------------------------------------
 
-    def _serve(self, runner: BatchRunner) -> None:
+    def _serve(self, runner: BatchRunner, instance: int) -> None:
         while True:
             with self._lock:
                 batch = self._next()
@@ -205,7 +211,7 @@ class Worker:
                     self._serving -= 1
                     return
             try:
-                self._run(batch, runner)
+                self._run(batch, runner, instance)
             except Exception:  # if this thread ended, later requests would wait forever
                 logger.exception("model %s version %s: a batch could not be settled", self.name, self.version)
 
@@ -237,7 +243,7 @@ class Worker:
             self._wake.notify()
         return batch
 
-    def _run(self, batch: Batch[AnyRequest], runner: BatchRunner) -> None:
+    def _run(self, batch: Batch[AnyRequest], runner: BatchRunner, instance: int = RECEIVER) -> None:
         """Run a batch, answer its requests and free its slot."""
         requests = batch.requests
         if batch.dropped:
@@ -252,12 +258,20 @@ class Worker:
         timing = BatchTiming(batch.taken, run, ended, sum(matrices))
         late = reject_late(requests, answers, ended)
         told: Sequence[AnyRequest] = requests
+        sent, answered, nbytes = answers, len(requests), batch.nbytes
         if not all(owed):
             kept = [i for i, is_owed in enumerate(owed) if is_owed]
-            told, answers = [requests[i] for i in kept], [answers[i] for i in kept]
-        deliver(self.name, told, answers, timing)
-        errors = self._count(answers) if failed or late else 0
-        self._record(requests, owed, matrices, timing, errors)
+            told, sent, answered = [requests[i] for i in kept], [answers[i] for i in kept], len(kept)
+            nbytes = sum([request.nbytes for request in told])
+        deliver(self.name, told, sent, timing)
+        answered -= self._count(sent) if failed or late else 0
+        note = BatchRecord(waits_of(requests), matrices, timing.taken, timing.run, self._clock(), answered)
+        self.metrics.ran(note)
+        if self.metrics.flight is not None:
+            record_batch(self.metrics.flight, batch, note, ended, instance, answers=answers, owed=owed)
+        if self.metrics.access is not None:
+            log_requests(self.metrics.access, self.metrics.labels, requests, answers, owed, note)
+        self._admission.release(len(told), nbytes)
         if not failed:
             with self._lock:
                 self.queue.run_time.observe(batch.rows, ended - batch.taken)
@@ -312,24 +326,6 @@ class Worker:
 
     # -- settling -----------------------------------------------------------------------------------------------------
 
-    def _record(
-        self,
-        requests: Sequence[AnyRequest],
-        owed: Sequence[bool],
-        matrices: Sequence[int],
-        timing: BatchTiming,
-        errors: int,
-    ) -> None:
-        waits = tuple(Counter([r.arrival for r in requests]).items())
-        answered = sum(owed)
-        nbytes = sum(
-            [r.nbytes for r in requests] if answered == len(owed) else [r.nbytes for r in compress(requests, owed)]
-        )
-        self.metrics.ran(
-            BatchRecord(waits, matrices, timing.taken, timing.run, self._clock(), max(0, answered - errors))
-        )
-        self._admission.release(answered, nbytes)
-
     def _count(self, answers: Sequence[Answer], seconds: float = 0.0) -> int:
         """Count the errors among `answers`; returns how many. `seconds`: the total wait of requests that never ran."""
         errors = [a for a in answers if isinstance(a, RequestError)]
@@ -341,6 +337,8 @@ class Worker:
         requests, errors = [r for r, _ in refused], [e for _, e in refused]
         now = self._clock()
         self._count(errors, sum([now - r.arrival for r in requests]))
+        if self.metrics.access is not None:
+            log_refused(self.metrics.access, self.metrics.labels, requests, errors, now)
         deliver(self.name, requests, errors, None)
         self._admission.release(len(requests), sum([r.nbytes for r in requests]))
 

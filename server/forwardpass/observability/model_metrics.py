@@ -15,7 +15,9 @@ from typing import NamedTuple
 
 from forwardpass.errors import Reason
 from forwardpass.observability import catalogue
+from forwardpass.observability.access_log import AccessLog
 from forwardpass.observability.catalogue import Scrape
+from forwardpass.observability.flight_recorder import FlightTrack
 from forwardpass.observability.gpu import GpuMetrics
 from forwardpass.observability.histogram import Histogram
 
@@ -40,7 +42,7 @@ class DecodeRecord(NamedTuple):
 class BatchRecord(NamedTuple):
     """A batch that was run. Times are on the server's clock."""
 
-    waits: Sequence[tuple[float, int]]  # arrival times of its requests, and how many arrived then
+    waits: Sequence[tuple[float, int]]  # arrival times in the order of its requests, and how many share each
     matrices: Sequence[int]  # rows of each matrix it took
     taken: float
     run: float  # seconds in the network
@@ -84,6 +86,8 @@ class ModelMetrics:
         # Recorded as they happen, folded in a hundred at a time or at a scrape: a record costs a request that runs
         # alone a tenth of updating five histograms.
         self.gpu = GpuMetrics()
+        self.access: AccessLog | None = None  # None: it is turned off
+        self.flight: FlightTrack | None = None  # what the flight recorder keeps of it; None: it is turned off
         self._notes: deque[BatchRecord] = deque()
         self._decodes: deque[DecodeRecord] = deque()
 
@@ -165,6 +169,8 @@ class ModelMetrics:
             self._refused_seconds += seconds
             self.codes[code] = self.codes.get(code, 0) + times
             self.reasons[reason] = self.reasons.get(reason, 0) + times
+        if self.flight is not None:
+            self.flight.refused(code, reason, times)
 
     def isolate(self) -> None:
         with self._lock:
@@ -214,3 +220,9 @@ class ModelMetrics:
             for reason, count in reasons.items():
                 samples.add(catalogue.REFUSED_TOTAL, (model, version, reason), count)
         self.gpu.snapshot(self.labels, samples)
+
+    def latencies(self) -> list[int]:
+        """Requests by latency, from arrival to answer: counts below each of LATENCY_BOUNDS, and above the last."""
+        with self._lock:
+            self._fold()
+            return list(self.stages["total"].counts)

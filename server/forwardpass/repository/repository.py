@@ -30,6 +30,8 @@ from forwardpass.execution.interruption import Interruption
 from forwardpass.inference.worker import Worker
 from forwardpass.model.contract import MODEL_FILE
 from forwardpass.model.options import ModelConfig
+from forwardpass.observability.access_log import AccessLog
+from forwardpass.observability.flight_recorder import FlightRecorder
 from forwardpass.repository.listing import RepositoryListing
 from forwardpass.repository.loader import LoadedModel, LoadRequest, load
 from forwardpass.repository.model_folder import ModelFolder
@@ -61,6 +63,8 @@ class Repository:
         self._retiring: list[Worker] = []
         self._table: dict[tuple[str, str], Worker | ModelVersion] = {}
         self.generation = 0
+        self.recorder: FlightRecorder | None = None  # of the batches of all models
+        self.access: AccessLog | None = None
         self.changed: Callable[[], None] = lambda: None  # called after every state change, from any thread
         self.lost: Callable[[str], None] = lambda _: None  # called with the reason when a device fails, from any thread
 
@@ -287,6 +291,9 @@ class Repository:
         except DeviceLost as error:
             lost(str(error))
             raise
+        if self.recorder is not None:
+            loaded.worker.metrics.flight = self.recorder.track(model_folder.name, version)
+        loaded.worker.metrics.access = self.access
         loaded.worker.start()
         return ModelVersion(
             model_folder.name, version, folder, VersionState.READY, "", loaded, model_folder, fingerprint

@@ -5,7 +5,7 @@ start   ports listen (not ready) -> models load, off the event loop -> ready
 stop    SIGTERM or SIGINT -> not ready, still accepting for `drain_wait` seconds, while clients move elsewhere -> close
         the port, ask clients to connect elsewhere, take calls on their way -> reject new calls -> finish requests in
         flight, for `grace` seconds at most -> close the ports -> exit 0. A second signal ends the waits at once.
-HUP     tokens, certificates and the repository are read again. USR1: threads' stacks, models and counters on stderr
+HUP     tokens, certificates and the repository are read again. USR1: stacks, models, counters on stderr, a flight dump
 lost    a device failed for good, or a port no longer accepts -> not ready -> reject new and waiting requests -> close
         the ports -> exit 1, so that a supervisor restarts the process: nothing less brings the device or port back
 """
@@ -29,6 +29,7 @@ from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.execution.ort_session import share_threads
 from forwardpass.execution.providers import place
 from forwardpass.inference.shared_memory import SharedMemoryRegions
+from forwardpass.observability.access_log import AccessLog
 from forwardpass.observability.model_metrics import ModelMetrics
 from forwardpass.repository.control import ModelControl
 from forwardpass.repository.model_version import ModelVersion, VersionState
@@ -36,8 +37,9 @@ from forwardpass.repository.repository import Repository
 from forwardpass.security.policy import SecurityConfig
 from forwardpass.server import metrics_port
 from forwardpass.server.endpoints import ACCOUNTS_SECONDS, Endpoints, Services, bind
+from forwardpass.server.flight_dumps import FlightDumps
 from forwardpass.server.metrics_port import MetricsSource
-from forwardpass.server.state_dump import dump
+from forwardpass.server.state_dump import log_state
 from forwardpass.server.stop import Stop, signals
 from forwardpass.settings import Settings
 from forwardpass.transport import addresses
@@ -76,6 +78,9 @@ class Server:
         self._security = SecurityConfig(settings, addresses.is_loopback(settings.host))
         self._regions = SharedMemoryRegions(settings.max_bytes) if self._security.shared_memory else None
         self.repository = Repository(settings, cores, self._admission)
+        self._access = AccessLog(settings.access_log) if settings.access_log else None
+        self.repository.access = self._metrics.access = self._access
+        self.flight = FlightDumps(settings, self.repository, self._metrics)
         self._scrape = MetricsSource(
             self.repository, self._admission, self._metrics, self._security, self._is_ready, ACCOUNTS_SECONDS
         )
@@ -114,6 +119,8 @@ class Server:
             await endpoints.open(self._say)
             self._endpoints = endpoints
             stop_metrics = self._serve_metrics()
+            if self._access is not None:
+                self._access.start()
             over = threading.Event()
             threading.Thread(target=self._watch, args=(over, lost), name="watchdog", daemon=True).start()
             try:
@@ -141,6 +148,9 @@ class Server:
                     task.cancel()
                 self.unfinished |= not self._control.close()
                 stop_metrics()
+                self.flight.close()
+                if self._access is not None:
+                    self._access.close()
 
     def _services(self, health: Health) -> Services:
         return Services(
@@ -184,8 +194,8 @@ class Server:
 
     def _dump(self) -> None:
         """On SIGUSR1: log the server's state. The threads' stacks are written before this. Blocks."""
-        for line in dump(self.repository, self._scrape.registry):
-            logger.warning("state: %s", line)
+        log_state(self.repository, self._scrape.registry)
+        self.flight.write("SIGUSR1")
 
     def _is_ready(self) -> bool:
         return self._accepting and self._complete
@@ -238,6 +248,7 @@ class Server:
             return
         self.lost = reason
         self._say(f"{reason}; the server exits, so that it can be restarted")
+        self.flight.write_at_end(reason)
         stop.signalled()
         stop.signalled()
 

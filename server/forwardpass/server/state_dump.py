@@ -5,12 +5,21 @@ Its threads' stacks are not part of it: `stop` has those written without the int
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry
 
 from forwardpass.errors import printable
 from forwardpass.repository.repository import Repository
+
+logger = logging.getLogger(__name__)
+
+
+def log_state(repository: Repository, registry: CollectorRegistry) -> None:
+    """Log `dump`, a line for each of its lines."""
+    for line in dump(repository, registry):
+        logger.warning("state: %s", line)
 
 
 def dump(repository: Repository, registry: CollectorRegistry) -> Iterator[str]:

@@ -5,6 +5,8 @@ A thread reads and keeps the server's output, so that an error about a server th
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import signal
 import subprocess
@@ -64,6 +66,9 @@ class ServerProcess:
             for line in output:
                 text = line.rstrip("\n")
                 self.lines.append(text)
+                if text.startswith("{"):  # --log-format json
+                    with contextlib.suppress(ValueError):
+                        text = str(json.loads(text).get("message"))
                 if found := _GRPC.match(text):
                     self.address = found[1]
                 elif found := _HTTP.match(text):

@@ -7,9 +7,10 @@ back through the transport's `deliver`; a call of any other method goes to the H
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from forwardpass.errors import RequestError
+from forwardpass.observability.access_log import Origin
 from forwardpass.protocol.timings import BatchTiming
 
 Metadata = Sequence[tuple[str, str | bytes]]  # of a call: lower-case keys; bytes values for keys that end in -bin
@@ -110,6 +111,13 @@ class RequestSink(Protocol[CallT]):
 
     def run_pending(self) -> bool:
         """Run the batches due on this thread. Returns whether to call again, after polling for new arrivals."""
+
+
+@runtime_checkable
+class KnowsOrigin(Protocol):
+    """A reply sink that knows where calls came from: for the access log, of the requests that it samples."""
+
+    def origin(self, call: Any) -> Origin: ...
 
 
 class ReplySink(Protocol[CallT_contra]):

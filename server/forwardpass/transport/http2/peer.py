@@ -46,6 +46,14 @@ class Peer:
         self.age = 0  # sweeps since it connected, or since it took unsent bytes
         self.deadline = deadline  # when it is asked to reconnect, on the monotonic clock
 
+    def name(self) -> str:
+        """The client's address; empty if it is gone, or came through a Unix socket."""
+        try:
+            found = self.sock.getpeername()
+        except OSError:
+            return ""
+        return f"{found[0]}:{found[1]}" if isinstance(found, tuple) else ""
+
     @property
     def wanted(self) -> int:
         """The events to watch with epoll."""

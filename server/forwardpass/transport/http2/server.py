@@ -17,6 +17,7 @@ from time import monotonic, sleep
 
 from forwardpass import protocol
 from forwardpass.errors import RequestError
+from forwardpass.observability.access_log import Origin
 from forwardpass.observability.log_limit import LogLimit
 from forwardpass.protocol.status import status_of
 from forwardpass.protocol.timings import BatchTiming
@@ -152,6 +153,11 @@ class Http2Server:
                 for call, error in errors:
                     out.fail(call, *status_of(error))
                 out.flush()
+
+    def origin(self, call: ServerStream) -> Origin:
+        """Where a call came from; its address is asked for when it is written."""
+        peer: Peer = call.out.owner  # type: ignore[assignment]  # set by the sockets
+        return Origin(call.head.field(b"traceparent").decode("ascii", "replace"), peer.name)
 
     def _before_run(self, seconds: float) -> None:
         """Hold responses while another run follows. Batches of several models run one after the other for the same
