@@ -86,7 +86,7 @@ class Router:
         if self._tokens is not None:
             refusal = self._tokens.refusal(context.metadata, role)
             if refusal is not None:
-                self._metrics.refused(refusal.status.name, refusal.reason)
+                self._metrics.refused(refusal.status.name, refusal.reason, text=str(refusal))
                 raise refusal
 
     def _unary(self, method: Callable[[bytes, CallContext], Awaitable[bytes]], role: Role | None = None) -> Handler:

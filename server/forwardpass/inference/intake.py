@@ -193,10 +193,10 @@ class Intake(Generic[CallT]):
             if error is None:
                 worker.submit([request], self.now)
             else:
-                worker.metrics.refused(error.status.name, error.reason)
+                worker.metrics.refused(error.status.name, error.reason, text=str(error))
                 self._reply_sink.deliver([request], [error], None)
 
     def refuse(self, call: CallT, error: RequestError) -> None:
         """Answer a call with an error without decoding it, and count the error."""
-        self._metrics.refused(error.status.name, error.reason)
+        self._metrics.refused(error.status.name, error.reason, text=str(error))
         self._reply_sink.deliver([RejectedRequest(call, self.now)], [error], None)
