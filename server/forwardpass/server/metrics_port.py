@@ -1,4 +1,4 @@
-"""The Prometheus port: collects a scrape's samples, and serves nothing except /metrics over HTTP."""
+"""The Prometheus port: collects a scrape's samples, and serves /metrics and the status page if it has one."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from forwardpass.observability.gpu import GpuReader
 from forwardpass.observability.model_metrics import ModelMetrics
 from forwardpass.repository.repository import Repository
 from forwardpass.security.policy import SecurityConfig
+from forwardpass.status.page import StatusPage
+from forwardpass.status.wsgi import Application, mounted
 from forwardpass.transport.listeners import accepts
 
 PATH = "/metrics"
-
-Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]  # a WSGI application
+PATIENCE = 30.0  # seconds that a connection may take to send a request, or to take what it asked for
 
 
 class MetricsSource:
@@ -85,11 +86,14 @@ class MetricsSource:
 
 
 class MetricsPort:
-    """Serves /metrics on its own threads, at every address on one port."""
+    """Serves /metrics, and the status page if there is one, on its own threads, at every address on one port."""
 
-    def __init__(self, registry: CollectorRegistry, hosts: Sequence[str], port: int) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, hosts: Sequence[str], port: int, page: StatusPage | None = None
+    ) -> None:
         """`port` 0 picks one. Raises OSError if it can't listen."""
         self._servers: list[tuple[Any, threading.Thread]] = []
+        self._page = page
         self.port = port
         try:
             for host in hosts:
@@ -98,7 +102,11 @@ class MetricsPort:
                 self.port = server.server_port
                 application = server.get_app()
                 assert application is not None
-                server.set_app(only_metrics(application))
+                found = only_metrics(application)
+                server.set_app(found if page is None else mounted(page, found))
+                # A viewer whose machine sleeps must not keep its thread.
+                handler: Any = server.RequestHandlerClass
+                server.RequestHandlerClass = type("PatientHandler", (handler,), {"timeout": PATIENCE})
         except OSError:
             self.stop()
             raise
@@ -108,6 +116,8 @@ class MetricsPort:
         return all(thread.is_alive() and accepts(server.socket) for server, thread in self._servers)
 
     def stop(self) -> None:
+        if self._page is not None:
+            self._page.stop()
         for server, thread in self._servers:
             server.shutdown()
             server.server_close()

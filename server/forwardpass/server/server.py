@@ -40,6 +40,8 @@ from forwardpass.server.metrics_port import MetricsSource
 from forwardpass.server.state_dump import dump
 from forwardpass.server.stop import Stop, signals
 from forwardpass.settings import Settings
+from forwardpass.status.page import StatusPage
+from forwardpass.status.snapshot import ServerFacts, StatusSource
 from forwardpass.transport import addresses
 from forwardpass.transport.addresses import endpoint
 
@@ -160,11 +162,22 @@ class Server:
         if port < 0:
             return lambda: None
         where = bind(lambda: addresses.bindable(addresses.beside(host)), endpoint(host, port))
-        listener = bind(lambda: metrics_port.MetricsPort(self._scrape.registry, where, port), endpoint(host, port))
+        page = self._status_page(infer=False) if self.settings.status_page else None
+        registry = self._scrape.registry
+        listener = bind(lambda: metrics_port.MetricsPort(registry, where, port, page), endpoint(host, port))
         self._metrics_listen = listener.accepts
-        self._say(f"metrics http://{endpoint(addresses.beside(host), listener.port)}{metrics_port.PATH}")
+        url = f"http://{endpoint(addresses.beside(host), listener.port)}"
+        self._say(f"metrics {url}{metrics_port.PATH}")
+        if page is not None:
+            self._say(f"status {url}/")
         stop: Callable[[], None] = listener.stop
         return stop
+
+    def _status_page(self, infer: bool) -> StatusPage:
+        """`infer`: whether /v2/models/... is served where the page is."""
+        facts = ServerFacts(self._is_ready, self._cores, infer)
+        source = StatusSource(self.repository, self._admission, self._metrics, facts)
+        return StatusPage(source, self.repository, self._security.tokens)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine in the background, until the server ends at most."""
