@@ -359,8 +359,8 @@ def test_a_row_is_tried_in_the_form(
         assert page.locator(".bars li").count() == 5
         opened.until("document.querySelector('#plot-rate .line.s0') !== null")
         looks = {
-            "light": (1400, 1190, False),
-            "dark": (1400, 1190, True),
+            "light": (1400, 1470, False),
+            "dark": (1400, 1470, True),
             "phone-light": (390, 1290, False),
             "phone-dark": (390, 1290, True),
         }

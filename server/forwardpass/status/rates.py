@@ -49,7 +49,7 @@ def traffic(then: CounterSample, now: CounterSample, labels: Iterable[Labels]) -
     answered = failed = rows = batches = 0
     for label in labels:
         before, after = then.totals.get(label), now.totals.get(label)
-        if before is None or after is None:
+        if before is None or after is None or before == after:  # most of many models are idle
             continue
         for stage, counts in stages.items():
             for place, (a, b) in enumerate(zip(before.stages[stage], after.stages[stage], strict=True)):
@@ -66,6 +66,16 @@ def traffic(then: CounterSample, now: CounterSample, labels: Iterable[Labels]) -
         "stages": {
             stage: {"p50": quantile(counts, 0.5), "p99": quantile(counts, 0.99)} for stage, counts in stages.items()
         },
+    }
+
+
+def answered_per_second(then: CounterSample, now: CounterSample) -> dict[Labels, float]:
+    """Of each version that is in both samples."""
+    seconds = max(now.at - then.at, 1e-9)
+    return {
+        label: max(0, after.codes.get("OK", 0) - then.totals[label].codes.get("OK", 0)) / seconds
+        for label, after in now.totals.items()
+        if label in then.totals
     }
 
 

@@ -24,7 +24,7 @@ from forwardpass.repository.loader import LoadedModel
 from forwardpass.repository.model_version import ModelVersion
 from forwardpass.repository.repository import Repository
 from forwardpass.status import process
-from forwardpass.status.rates import CounterSample, Labels, refusals, traffic
+from forwardpass.status.rates import CounterSample, Labels, answered_per_second, refusals, traffic
 
 STEP = 0.9  # seconds: a document younger than this is given out again
 WINDOW = 10.0  # seconds that rates and quantiles are taken over
@@ -120,7 +120,6 @@ class StatusSource:
         last = self._samples[-1] if self._samples else None
         if last is not None and sample.at - last.at <= WINDOW:  # otherwise nobody looked in between
             found = traffic(last, sample, sample.totals)
-            each = {label: traffic(last, sample, [label])["requests_per_second"] for label in sample.totals}
             self._charts.append(
                 {
                     "at": sample.at,
@@ -130,7 +129,7 @@ class StatusSource:
                     "p99": found["stages"]["total"]["p99"],
                     "rows_per_batch": _short(found["rows_per_batch"]),
                     "queued": sample.queued,
-                    "models": each,
+                    "models": answered_per_second(last, sample),
                 }
             )
         self._samples.append(sample)
