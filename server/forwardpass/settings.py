@@ -64,8 +64,8 @@ class Settings(BaseModel):
     )
     status_page: bool = Field(
         True,
-        description="Serve the status page at / of the metrics port: figures, models and their layers, a row to try, "
-        "the last errors. With tokens it asks for one.",
+        description="Serve the status page at / of the HTTP port, or of the metrics port where there is none: figures, "
+        "models and their layers, a row to try, the last errors. With tokens it asks for one.",
     )
     health_port: int = Field(
         -1,

@@ -17,7 +17,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,8 @@ from forwardpass.testing.server_process import ServerProcess
 
 Serve = Callable[..., ServerProcess]
 
+NO_HTTP = ("--http-port", "-1")  # then the page is at the metrics port
+
 TOKEN = "a-token-for-people-0123456789"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE = 60_000  # milliseconds that the browser waits for what must come
@@ -40,7 +41,8 @@ SCREENSHOTS = os.environ.get("FORWARDPASS_SCREENSHOTS")
 
 
 def base_of(server: ServerProcess) -> str:
-    return server.metrics_url.removesuffix("/metrics")
+    """Where the page is: at the HTTP port; at the metrics port where there is none."""
+    return server.http_url or server.metrics_url.removesuffix("/metrics")
 
 
 def fetch(url: str, token: str = "") -> Any:
@@ -81,6 +83,9 @@ def load(server: ServerProcess, model: str, width: int, **options: Any) -> Itera
             thread.join(60)
 
 
+on_both_ports = pytest.mark.parametrize("options", [(), NO_HTTP], ids=["http", "metrics"])
+
+
 # -- over HTTP --------------------------------------------------------------------------------------------------------
 
 
@@ -90,22 +95,24 @@ def events(response: Any) -> Iterator[dict[str, Any]]:
             yield json.loads(line[6:])
 
 
-def test_events_have_the_figures_of_real_load(serve: Serve, digits_repository: Path) -> None:
-    server = serve(digits_repository)
+@on_both_ports
+def test_events_have_the_figures_of_real_load(serve: Serve, digits_repository: Path, options: tuple[str, ...]) -> None:
+    server = serve(digits_repository, *options)
     assert f"status {base_of(server)}/" in server.lines
     with load(server, "digits", 64), fetch(base_of(server) + "/status/events") as response:
         assert response.headers["Content-Type"].startswith("text/event-stream")
         stream = events(response)
         first, second, third = next(stream), next(stream), next(stream)
-    assert first["traffic"] is None
+    assert first["traffic"] is None and first["server"]["infer"] is bool(server.http_url)
     assert second["traffic"]["requests_per_second"] > 0 and second["traffic"]["rows_per_batch"] >= 2
     assert second["at"] < third["at"] and third["models"][0]["answered"] > second["models"][0]["answered"]
     total = third["traffic"]["stages"]["total"]
     assert 0 < total["p50"] <= total["p99"] < 60
 
 
-def test_viewers_are_bounded_and_leave_room(serve: Serve, digits_repository: Path) -> None:
-    server = serve(digits_repository)
+@on_both_ports
+def test_viewers_are_bounded_and_leave_room(serve: Serve, digits_repository: Path, options: tuple[str, ...]) -> None:
+    server = serve(digits_repository, *options)
     url = base_of(server) + "/status/events"
     viewers = [fetch(url) for _ in range(MOST_VIEWERS)]
     for viewer in viewers:
@@ -130,8 +137,9 @@ def test_viewers_are_bounded_and_leave_room(serve: Serve, digits_repository: Pat
     pytest.fail("no viewer's place was given back")
 
 
-def test_a_server_stops_with_its_viewers_there(serve: Serve, digits_repository: Path) -> None:
-    server = serve(digits_repository)
+@on_both_ports
+def test_a_server_stops_with_its_viewers_there(serve: Serve, digits_repository: Path, options: tuple[str, ...]) -> None:
+    server = serve(digits_repository, *options)
     with fetch(base_of(server) + "/status/events") as response:
         stream = events(response)
         next(stream)
@@ -139,8 +147,9 @@ def test_a_server_stops_with_its_viewers_there(serve: Serve, digits_repository: 
         list(stream)  # ends
 
 
-def test_the_page_can_be_turned_off(serve: Serve, digits_repository: Path) -> None:
-    server = serve(digits_repository, "--no-status-page")
+@on_both_ports
+def test_the_page_can_be_turned_off(serve: Serve, digits_repository: Path, options: tuple[str, ...]) -> None:
+    server = serve(digits_repository, "--no-status-page", *options)
     for path in (*FILES, "/status/snapshot.json", "/status/events"):
         with pytest.raises(urllib.error.HTTPError) as caught:
             fetch(base_of(server) + path)
@@ -148,9 +157,12 @@ def test_the_page_can_be_turned_off(serve: Serve, digits_repository: Path) -> No
         caught.value.close()
 
 
-def test_with_tokens_figures_need_one(serve: Serve, digits_repository: Path, tmp_path: Path) -> None:
+@on_both_ports
+def test_with_tokens_figures_need_one(
+    serve: Serve, digits_repository: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
     (tmp_path / "tokens").write_text(f"infer {TOKEN}\n")
-    server = serve(digits_repository, "--tokens", str(tmp_path / "tokens"))
+    server = serve(digits_repository, "--tokens", str(tmp_path / "tokens"), *options)
     with fetch(base_of(server) + "/") as response:
         assert response.status == 200
     for path in ("snapshot.json", "events", "models/digits/1/graph.svg", "models/digits/1/sample.json"):
@@ -225,7 +237,7 @@ def test_figures_move_and_a_model_that_stops_shows(
 ) -> None:
     shutil.copytree(digits_repository / "digits", tmp_path / "digits")
     models.save(tmp_path, "chain", models.chain())
-    server = serve(tmp_path, "--model-control", "explicit", "--load-model", "*")
+    server = serve(tmp_path, "--model-control", "explicit", "--load-model", "*", *NO_HTTP)
     opened = Opened(browser, base_of(server) + "/")
     page = opened.page
     with load(server, "digits", 64):
@@ -267,64 +279,6 @@ def test_figures_move_and_a_model_that_stops_shows(
     assert page.locator("#state").inner_text() == "no answer"
 
 
-# What a form posts to is the HTTP port's; this stands in for it, with ONNX Runtime's own answer.
-class Forwarding(BaseHTTPRequestHandler):
-    """Passes the page's requests on to a server's metrics port, and answers /v2 by its gRPC port."""
-
-    server: Any
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        try:
-            found = fetch(self.server.base + self.path)
-        except urllib.error.HTTPError as error:
-            found = error
-        self.send_response(found.status)
-        for name in ("Content-Type", "Content-Security-Policy"):
-            if found.headers[name]:
-                self.send_header(name, found.headers[name])
-        self.end_headers()
-        for line in found:
-            self.wfile.write(line.replace(b'"infer":false', b'"infer":true'))
-
-    def do_POST(self) -> None:
-        _, _, _, name, _, version, _ = self.path.split("/")
-        (given,) = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["inputs"]
-        rows = np.array(given["data"], np.float32).reshape(given["shape"])
-        try:
-            answer, status = self.server.client.infer(name, {given["name"]: rows}, version=version), 200
-            outputs = [
-                {"name": n, "datatype": "FP32", "shape": list(a.shape), "data": a.ravel().tolist()}
-                for n, a in answer.items()
-            ]
-            body = {"outputs": outputs}
-        except CallError as error:
-            body, status = {"error": str(error)}, 400
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        self.wfile.write(json.dumps(body).encode())
-
-
-@contextmanager
-def with_infer(server: ServerProcess) -> Iterator[str]:
-    """The address of the page where /v2 is served beside it."""
-    port: Any = ThreadingHTTPServer(("127.0.0.1", 0), Forwarding)
-    port.daemon_threads = True
-    port.base = base_of(server)
-    with Client(server.address) as port.client:
-        thread = threading.Thread(target=port.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{port.server_port}/"
-        finally:
-            port.shutdown()
-            thread.join()
-            port.server_close()
-
-
 def something_to_see(server: ServerProcess, page: Any) -> list[subprocess.Popen[bytes]]:
     """For pictures: a minute of more load than two threads of Python make, and errors."""
     caller = Caller(server)
@@ -347,8 +301,8 @@ def test_a_row_is_tried_in_the_form(
     for repository in (digits_repository, document_repository):
         shutil.copytree(repository, tmp_path, dirs_exist_ok=True)
     server = serve(tmp_path)
-    with with_infer(server) as url, load(server, "digits", 64):
-        opened = Opened(browser, url)
+    with load(server, "digits", 64):
+        opened = Opened(browser, base_of(server))
         page = opened.page
         loads = something_to_see(server, page) if SCREENSHOTS else []
         card = page.locator(".card", has_text="digits")

@@ -59,7 +59,7 @@ LIBRARIES = {
     "loadtest": ("numpy", "prometheus_client"),
     "api": ("google.protobuf",),
     "insight": ("numpy", "torch"),
-    "status": ("numpy",),
+    "status": ("numpy", "starlette"),
     "server": ("prometheus_client",),
     "export": ("numpy", "onnx", "torch", "pydantic"),
     "cli": ("numpy", "rich"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -21,8 +22,10 @@ from forwardpass.console import tables
 from forwardpass.console.arguments import seconds
 from forwardpass.errors import ForwardpassError
 from forwardpass.optional_imports import need
+from forwardpass.watched_files import read_bytes
 
 PATH = "/status/snapshot.json"
+DEFAULT = ["http://127.0.0.1:8000", "http://127.0.0.1:8002"]  # the first that has a page is taken
 BARS = " ▁▂▃▄▅▆▇█"
 NONE = "–"  # where there is no figure
 SHOWN_ERRORS = 6
@@ -35,11 +38,14 @@ STYLES = {"ready": "green", "failed": "bold red", "stale": "yellow", "loading": 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--url", default="http://127.0.0.1:8002", help="the server's metrics port, or its HTTP port [%(default)s]"
+        "--url",
+        action="append",
+        help=f"the server's HTTP port, or its metrics port if it has none [{', '.join(DEFAULT)}]",
     )
     parser.add_argument("--every", type=seconds, default=1.0, metavar="SECONDS", help="[%(default)s]")
     parser.add_argument("--once", action="store_true", help="print one frame and end")
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="a file with the token to bring")
+    parser.add_argument("--tls-ca", type=Path, metavar="FILE", help="authorities of the server's certificate, PEM")
     parser.add_argument(
         "--plaintext-token", action="store_true", help="bring it to other machines without TLS too, as inside a mesh"
     )
@@ -48,54 +54,74 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show figures until Ctrl-C. Raises ForwardpassError where there is no server, or no page, or no token."""
     rich_console, live = need("rich.console", "top"), need("rich.live", "top")
-    source = _Source(args.url, args.token_file, args.plaintext_token)
+    sources = [_Source(url, args) for url in args.url or DEFAULT]
+    source, snapshot = _first(sources)
     console = rich_console.Console()
-    snapshot = source.read()
     if args.once or not console.is_terminal:
         if snapshot["traffic"] is None:  # nobody looked before: rates need a second look
             time.sleep(1.0)
             snapshot = source.read()
-        console.print(frame(snapshot, args.url, console.width))
+        console.print(frame(snapshot, source.url, console.width))
         return 0
-    with live.Live(frame(snapshot, args.url, console.width), console=console, screen=True, auto_refresh=False) as shown:
+    with live.Live(
+        frame(snapshot, source.url, console.width), console=console, screen=True, auto_refresh=False
+    ) as shown:
         while True:
             time.sleep(args.every)
             try:
                 snapshot, problem = source.read(), ""
             except ForwardpassError as error:
                 problem = str(error)
-            shown.update(frame(snapshot, args.url, console.width, problem), refresh=True)
+            shown.update(frame(snapshot, source.url, console.width, problem), refresh=True)
 
 
 class _Source:
     """The snapshot of one server."""
 
-    def __init__(self, url: str, token_file: Path | None, plaintext_token: bool) -> None:
+    def __init__(self, url: str, args: argparse.Namespace) -> None:
         parts = urlsplit(url if "//" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise ForwardpassError(f"--url: expected http://HOST:PORT, got {url}")
-        self._url = f"{parts.scheme}://{parts.netloc}{PATH}"
-        self._token = token_source(None, token_file)
-        if self._token is not None and parts.scheme == "http" and not plaintext_token and not is_local(parts.netloc):
+        self.url = f"{parts.scheme}://{parts.netloc}"
+        self._token = token_source(None, args.token_file)
+        plain = parts.scheme == "http" and not args.plaintext_token
+        if self._token is not None and plain and not is_local(parts.netloc):
             raise ForwardpassError(
                 f"--token-file: {parts.netloc} is another machine and the address has no TLS, so that the token could "
                 "be read on the way; --plaintext-token sends it nevertheless"
             )
         # A proxy is for the world outside; a redirect could take the token elsewhere.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({}), _NoRedirect()]
+        if args.tls_ca is not None:
+            read_bytes(args.tls_ca, "--tls-ca")  # whose error names it
+            handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=args.tls_ca)))
+        self._opener = urllib.request.build_opener(*handlers)
 
     def read(self) -> dict[str, Any]:
         headers = {} if self._token is None else {"Authorization": self._token()}
         try:
-            with self._opener.open(urllib.request.Request(self._url, headers=headers), timeout=TIMEOUT) as response:
+            with self._opener.open(
+                urllib.request.Request(self.url + PATH, headers=headers), timeout=TIMEOUT
+            ) as response:
                 found: dict[str, Any] = json.loads(response.read())
                 return found
         except urllib.error.HTTPError as error:
-            raise ForwardpassError(f"{self._url}: {_meaning(error.code)}") from None
+            raise ForwardpassError(f"{self.url}: {_meaning(error.code)}") from None
         except (OSError, HTTPException) as error:
-            raise ForwardpassError(f"{self._url}: no answer: {getattr(error, 'reason', error)}") from None
+            raise ForwardpassError(f"{self.url}: no answer: {getattr(error, 'reason', error)}") from None
         except ValueError:
-            raise ForwardpassError(f"{self._url}: is not a status page: expected JSON") from None
+            raise ForwardpassError(f"{self.url}: is not a status page: expected JSON") from None
+
+
+def _first(sources: list[_Source]) -> tuple[_Source, dict[str, Any]]:
+    """The first source that answers, and its snapshot. Raises ForwardpassError with what each said."""
+    problems = []
+    for source in sources:
+        try:
+            return source, source.read()
+        except ForwardpassError as error:
+            problems.append(str(error))
+    raise ForwardpassError("; ".join(problems))
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

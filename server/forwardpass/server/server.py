@@ -35,7 +35,7 @@ from forwardpass.repository.model_version import ModelVersion, VersionState
 from forwardpass.repository.repository import Repository
 from forwardpass.security.policy import SecurityConfig
 from forwardpass.server import metrics_port
-from forwardpass.server.endpoints import ACCOUNTS_SECONDS, Endpoints, Services, bind
+from forwardpass.server.endpoints import ACCOUNTS_SECONDS, Endpoints, Services, bind, serves_http
 from forwardpass.server.metrics_port import MetricsSource
 from forwardpass.server.state_dump import dump
 from forwardpass.server.stop import Stop, signals
@@ -111,11 +111,13 @@ class Server:
                 )
             )
             entries = self.repository.discover()
-            endpoints = Endpoints(self.settings, self._services(health), lost)
+            page = self._status_page()
+            on_http = serves_http(self.settings)
+            endpoints = Endpoints(self.settings, self._services(health), lost, page if on_http else None)
             stack.push_async_callback(endpoints.close)
             await endpoints.open(self._say)
             self._endpoints = endpoints
-            stop_metrics = self._serve_metrics()
+            stop_metrics = self._serve_metrics(None if on_http else page)
             over = threading.Event()
             threading.Thread(target=self._watch, args=(over, lost), name="watchdog", daemon=True).start()
             try:
@@ -156,13 +158,12 @@ class Server:
             is_ready=self._is_ready,
         )
 
-    def _serve_metrics(self) -> Callable[[], None]:
-        """Listen for scrapes. Returns the function that stops it."""
+    def _serve_metrics(self, page: StatusPage | None) -> Callable[[], None]:
+        """Listen for scrapes, and for viewers of `page`. Returns the function that stops it."""
         host, port = self.settings.host, self.settings.metrics_port
         if port < 0:
             return lambda: None
         where = bind(lambda: addresses.bindable(addresses.beside(host)), endpoint(host, port))
-        page = self._status_page(infer=False) if self.settings.status_page else None
         registry = self._scrape.registry
         listener = bind(lambda: metrics_port.MetricsPort(registry, where, port, page), endpoint(host, port))
         self._metrics_listen = listener.accepts
@@ -173,9 +174,10 @@ class Server:
         stop: Callable[[], None] = listener.stop
         return stop
 
-    def _status_page(self, infer: bool) -> StatusPage:
-        """`infer`: whether /v2/models/... is served where the page is."""
-        facts = ServerFacts(self._is_ready, self._cores, infer)
+    def _status_page(self) -> StatusPage | None:
+        if not self.settings.status_page:
+            return None
+        facts = ServerFacts(self._is_ready, self._cores, infer=serves_http(self.settings))
         source = StatusSource(self.repository, self._admission, self._metrics, facts)
         return StatusPage(source, self.repository, self._security.tokens)
 

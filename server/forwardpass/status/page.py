@@ -98,7 +98,7 @@ class EventStream:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
             while self._goes_on():
-                yield self._event()
+                yield await asyncio.to_thread(self._event)
                 due = time.monotonic() + EVERY
                 while (left := due - time.monotonic()) > 0 and not self._stopped.is_set():
                     await asyncio.sleep(min(0.1, left))

@@ -89,7 +89,7 @@ def test_a_token_is_not_taken_elsewhere(answering: Callable[..., Answering], tmp
         top.run(arguments("--url", first.url, "--token-file", str(tmp_path / "token")))
     assert first.asked == [(top.PATH, f"Bearer {TOKEN}")] and other.asked == []
     for url in ("http://10.255.255.1:8002", "10.255.255.1:8002"):
-        with pytest.raises(ForwardpassError, match="could be read on the way; --plaintext-token"):
+        with pytest.raises(ForwardpassError, match=r"could be read on the way; --plaintext-token"):
             top.run(arguments("--url", url, "--token-file", str(tmp_path / "token")))
 
 
