@@ -312,9 +312,10 @@ def test_a_row_is_tried_in_the_form(
         page.locator(".result", has_text="As the contract expects").wait_for()
         assert page.locator(".bars li").count() == 5
         opened.until("document.querySelector('#plot-rate .line.s0') !== null")
+        end = int(page.evaluate("document.querySelectorAll('.card')[0].getBoundingClientRect().bottom + scrollY")) + 16
         looks = {
-            "light": (1400, 1470, False),
-            "dark": (1400, 1470, True),
+            "light": (1400, end, False),
+            "dark": (1400, end, True),
             "phone-light": (390, 1290, False),
             "phone-dark": (390, 1290, True),
         }

@@ -6,6 +6,7 @@ Without a terminal, and with --once, one frame is printed, for scripts and logs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import ssl
 import time
@@ -63,9 +64,8 @@ def run(args: argparse.Namespace) -> int:
             snapshot = source.read()
         console.print(frame(snapshot, source.url, console.width))
         return 0
-    with live.Live(
-        frame(snapshot, source.url, console.width), console=console, screen=True, auto_refresh=False
-    ) as shown:
+    shown = live.Live(frame(snapshot, source.url, console.width), console=console, screen=True, auto_refresh=False)
+    with contextlib.suppress(KeyboardInterrupt), shown:  # Ctrl-C is how it ends
         while True:
             time.sleep(args.every)
             try:
@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
             except ForwardpassError as error:
                 problem = str(error)
             shown.update(frame(snapshot, source.url, console.width, problem), refresh=True)
+    return 0
 
 
 class _Source:

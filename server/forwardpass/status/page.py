@@ -13,9 +13,9 @@ bounded: one more viewer than MOST_VIEWERS gets 503, and the script then asks fo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
-import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
@@ -64,10 +64,45 @@ class StatusReply(NamedTuple):
     body: bytes | EventStream
 
 
+class StopSignal:
+    """Whether the page has stopped: threads wait for it, and event loops are called."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._calls: set[Callable[[], None]] = set()
+        self._lock = threading.Lock()
+
+    def set(self) -> None:
+        with self._lock:
+            self._event.set()
+            calls = [*self._calls]
+        for call in calls:
+            call()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self, seconds: float) -> None:
+        self._event.wait(seconds)
+
+    @contextlib.contextmanager
+    def calling(self, call: Callable[[], None]) -> Iterator[None]:
+        """Within it, `call` is called once the page stops; also if it has stopped already."""
+        with self._lock:
+            self._calls.add(call)
+        if self._event.is_set():
+            call()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls.discard(call)
+
+
 class EventStream:
     """Server-sent events, one in EVERY seconds, until the page stops or `allowed` says no. For one thread or task."""
 
-    def __init__(self, document: Callable[[], bytes], stopped: threading.Event, allowed: Callable[[], bool]) -> None:
+    def __init__(self, document: Callable[[], bytes], stopped: StopSignal, allowed: Callable[[], bool]) -> None:
         self._document = document
         self._stopped = stopped
         self._allowed = allowed
@@ -96,14 +131,20 @@ class EventStream:
             self.close()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            while self._goes_on():
-                yield await asyncio.to_thread(self._event)
-                due = time.monotonic() + EVERY
-                while (left := due - time.monotonic()) > 0 and not self._stopped.is_set():
-                    await asyncio.sleep(min(0.1, left))
-        finally:
-            self.close()
+        loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+
+        def stop() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(stopped.set)
+
+        with self._stopped.calling(stop):
+            try:
+                while self._goes_on():
+                    yield await asyncio.to_thread(self._event)
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(stopped.wait(), EVERY)
+            finally:
+                self.close()
 
 
 class StatusPage:
@@ -113,7 +154,7 @@ class StatusPage:
         self._source = source
         self._repository = repository
         self._tokens = tokens
-        self._stopped = threading.Event()
+        self._stopped = StopSignal()
         self._viewers = 0
         self._lock = threading.Lock()
         self._drawings: weakref.WeakKeyDictionary[Worker, bytes] = weakref.WeakKeyDictionary()
