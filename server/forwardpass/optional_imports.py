@@ -1,4 +1,4 @@
-"""Packages that only inspection needs and a serving install lacks: imported when used, else a one-line error."""
+"""Packages that only some commands need and a serving install lacks: imported when used, else a one-line error."""
 
 from __future__ import annotations
 

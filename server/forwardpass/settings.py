@@ -64,6 +64,11 @@ class Settings(BaseModel):
     metrics_port: int = Field(
         8002, ge=-1, le=65535, description="Port for Prometheus' /metrics over HTTP; 0 picks one, -1 turns it off."
     )
+    status_page: bool = Field(
+        True,
+        description="Serve the status page at / of the HTTP port, or of the metrics port where there is none: figures, "
+        "models and their layers, a row to try, the last errors. With tokens it asks for one.",
+    )
     health_port: int = Field(
         -1,
         ge=-1,

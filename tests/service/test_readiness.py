@@ -141,6 +141,7 @@ def test_the_metrics_port_has_metrics_alone(tmp_path: Path, serve: Serve) -> Non
             with pytest.raises(urllib.error.HTTPError) as caught:
                 fetch(base + path)
             assert caught.value.code == 404
+            caught.value.close()
         for path in ("/metrics", "/metrics?name[]=forwardpass_ready"):
             assert f"forwardpass_ready {0.0 if draining else 1.0}" in fetch(base + path)
     server.send(signal.SIGTERM)

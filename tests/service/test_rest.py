@@ -237,7 +237,7 @@ def test_the_description_names_every_path(http: HttpCaller) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404), ("GET", "/v2/", 404), ("GET", "/v3", 404), ("GET", "/v2/models/none", 404),
+        ("GET", "/nothing", 404), ("GET", "/v2/", 404), ("GET", "/v3", 404), ("GET", "/v2/models/none", 404),
         ("POST", "/v2/models/none/infer", 404), ("GET", "/v2/models/chain/versions/9/ready", 404),
         ("DELETE", "/v2/models/chain", 405), ("GET", "/v2/models/chain/infer", 405), ("PUT", "/v2", 405),
         ("GET", "/v2/models/%ff/ready", 404), ("GET", "/v2/models/..%2f..%2fetc/config", 404),

@@ -27,6 +27,7 @@ LAYERS = (
     ("repository",),
     ("loadtest",),
     ("api", "insight", "flight"),
+    ("status",),
     ("server", "export"),
     ("cli",),
     ("__main__",),
@@ -59,9 +60,10 @@ LIBRARIES = {
     "api": ("google.protobuf",),
     "insight": ("numpy", "torch"),
     "flight": ("numpy",),
+    "status": ("numpy", "starlette"),
     "server": ("prometheus_client",),
     "export": ("numpy", "onnx", "torch", "pydantic"),
-    "cli": ("numpy",),
+    "cli": ("numpy", "rich"),
     "__main__": (),
 }
 RANK = {package: rank for rank, row in enumerate(LAYERS) for package in row}
@@ -71,7 +73,7 @@ LARGEST_SHARE = 0.2  # of all lines, that one package may have
 # What a server or a client needs: none of these may load torch.
 SERVING = (
     "client", "transport", "batching", "execution", "model", "inference", "repository", "api", "observability",
-    "security", "server", "settings",
+    "security", "server", "settings", "status",
 )  # fmt: skip
 
 

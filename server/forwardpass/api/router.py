@@ -89,7 +89,7 @@ class Router:
         if self._tokens is not None:
             refusal = self._tokens.refusal(context.metadata, role)
             if refusal is not None:
-                self._metrics.refused(refusal.status.name, refusal.reason)
+                self._metrics.refused(refusal.status.name, refusal.reason, text=str(refusal))
                 if self._metrics.access is not None:
                     log_undecoded(self._metrics.access, refusal, Origin(traceparent_of(context.metadata)))
                 raise refusal

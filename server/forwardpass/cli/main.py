@@ -18,6 +18,7 @@ COMMANDS = {
     "serve": ("forwardpass.cli.serve", "serve a model repository over gRPC"),
     "models": ("forwardpass.cli.predict", "list what a server serves"),
     "predict": ("forwardpass.cli.predict", "send rows to a served model and print or save its answer"),
+    "top": ("forwardpass.cli.top", "show what a server does now, in the terminal"),
     "export": ("forwardpass.export.command", "export a PyTorch network to ONNX with a numerical contract"),
     "trace": ("forwardpass.insight.forward_trace", "show a network's layers: shapes, costs, fusion, times, equations"),
     "represent": ("forwardpass.insight.represent", "show how separable the classes become, layer by layer"),

@@ -1,5 +1,5 @@
 """Shared by the commands: arguments, tables, array files, connection options.
 
-Imports `client`, `protocol` and `errors`. Public are `arguments`, `array_files`, `connection_options`, `tables`
-(count, shape, si, table).
+Imports `client`, `protocol` and `errors`. Public are `arguments` (count, duration, rate, seconds), `array_files`
+(plain), `connection_options`, `tables` (count, shape, si, table).
 """

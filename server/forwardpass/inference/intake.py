@@ -194,14 +194,14 @@ class Intake(Generic[CallT]):
             if error is None:
                 worker.submit([request], self.now)
             else:
-                worker.metrics.refused(error.status.name, error.reason)
+                worker.metrics.refused(error.status.name, error.reason, text=str(error))
                 if worker.metrics.access is not None:
                     log_refused(worker.metrics.access, worker.metrics.labels, [request], [error], self._clock())
                 self._reply_sink.deliver([request], [error], None)
 
     def refuse(self, call: CallT, error: RequestError) -> None:
         """Answer a call with an error without decoding it, and count the error."""
-        self._metrics.refused(error.status.name, error.reason)
+        self._metrics.refused(error.status.name, error.reason, text=str(error))
         if self._metrics.access is not None:
             log_undecoded(self._metrics.access, error, origin_of(self._reply_sink, call))
         self._reply_sink.deliver([RejectedRequest(call, self.now)], [error], None)

@@ -329,8 +329,9 @@ class Worker:
     def _count(self, answers: Sequence[Answer], seconds: float = 0.0) -> int:
         """Count the errors among `answers`; returns how many. `seconds`: the total wait of requests that never ran."""
         errors = [a for a in answers if isinstance(a, RequestError)]
+        texts = {(e.status.name, e.reason): str(e) for e in errors}
         for (code, reason), times in Counter((e.status.name, e.reason) for e in errors).items():
-            self.metrics.refused(code, reason, times, seconds * times / len(errors))
+            self.metrics.refused(code, reason, times, seconds * times / len(errors), texts[code, reason])
         return len(errors)
 
     def _refuse(self, refused: Sequence[Settled[AnyRequest]]) -> None:

@@ -20,6 +20,7 @@ _UNITS = 10  # maximum drawn for one tensor; a gap stands for the rest
 _SPACING = 21  # between units
 _HEAD = 54  # title and legend
 _LINE = 356  # height of one line of the graph
+_BRACKETS = 42  # of that, for what ran
 _MIDDLE = 142  # vertical centre of the units, from the line's top
 
 _STYLE = """
@@ -61,7 +62,10 @@ class _Column:
 
 
 def svg(graph: Graph, title: str, ran: Sequence[ExecutedStep], stored: dict[str, int]) -> str:
-    """The picture. `ran`: the executed nodes; `stored`: the number of stored values by node name."""
+    """The picture. `ran`: the executed nodes, if any ran; `stored`: the number of stored values by node name.
+
+    A size of -1 is that of the batch, and is written B.
+    """
     nodes = [node for node in graph.nodes if not graph.is_fixed(node)]
     rank = dict.fromkeys(graph.inputs, 0)
     for node in nodes:
@@ -70,22 +74,24 @@ def svg(graph: Graph, title: str, ran: Sequence[ExecutedStep], stored: dict[str,
     last = max(rank.values())
     starts = list(range(0, max(last, 1), _COLUMNS - 1))
     gap = min(170.0, (WIDTH - 2 * _MARGIN) / min(max(last, 1), _COLUMNS - 1))
-    height = _HEAD + _LINE * len(starts)
+    line = _LINE if ran else _LINE - _BRACKETS
+    height = _HEAD + line * len(starts)
+    brackets = ", and in brackets what runs, with the time of a batch and its share" if ran else ""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
         f'role="img" aria-label="{escape(title)}">',
         f"<style>{_STYLE}</style>",
         f'<rect class="bg" width="{WIDTH}" height="{height}" rx="8"/>',
         f'<text class="text title" x="16" y="28">{escape(title)}</text>',
-        '<text class="soft start" x="16" y="48">columns: tensors and their shapes; below: the operators, and in '
-        "brackets what runs, with the time of a batch and its share</text>",
+        '<text class="soft start" x="16" y="48">columns: tensors and their shapes; below: the operators'
+        f"{brackets}</text>",
     ]
     for number, start in enumerate(starts):
         end = min(start + _COLUMNS - 1, last)
         shown = [name for name, step in rank.items() if start <= step <= end]
         # Centred, if it does not fill the width.
         left = (WIDTH - gap * (end - start)) / 2 if len(starts) == 1 else _MARGIN
-        top = _HEAD + number * _LINE
+        top = _HEAD + number * line
         columns = _columns(graph, shown, rank, start=start, left=left, gap=gap, top=top)
         inner = [node for node in nodes if start < rank[node.outputs[0]] <= end]
         parts += _edges(graph, inner, columns)
@@ -144,7 +150,7 @@ def _tensors(graph: Graph, columns: dict[str, _Column], top: float, gap: float) 
         above = min(column.ys, default=top + _MIDDLE) - 18
         below = max(column.ys, default=top + _MIDDLE) + 26
         parts.append(f'<text class="text name" x="{column.x:.0f}" y="{above:.0f}">{escape(_short(label, gap))}</text>')
-        parts.append(f'<text class="soft" x="{column.x:.0f}" y="{below:.0f}">{tables.shape(shape)}</text>')
+        parts.append(f'<text class="soft" x="{column.x:.0f}" y="{below:.0f}">{_sizes(shape)}</text>')
     return parts
 
 
@@ -183,6 +189,10 @@ def _executed(
             text = escape(_short(words, right - left + 16))
             parts.append(f'<text class="ran" x="{middle:.0f}" y="{y + below:.0f}">{text}</text>')
     return parts
+
+
+def _sizes(shape: Sequence[int] | None) -> str:
+    return tables.shape(shape).replace("-1", "B")
 
 
 def _width(graph: Graph, tensor: str) -> int:

@@ -8,7 +8,7 @@ the first affine node prepare the input and belong to layer 0. Needs onnx; runs 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -154,20 +154,12 @@ def build(model: onnx.ModelProto, rows: int) -> Graph:
     if not inputs:
         raise InsightError("the network takes no input")
     nodes = []
-    layer_of = dict.fromkeys(inputs, 0)  # of every tensor that depends on an input
-    affine = 0
-    for place, node in enumerate(model.graph.node):
+    numbers = layer_numbers(((n.op_type, n.input, n.output) for n in model.graph.node), inputs)
+    for place, (node, layer) in enumerate(zip(model.graph.node, numbers, strict=True)):
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         if node.op_type == "Constant" and "value" in attributes:
             constants[node.output[0]] = onnx.numpy_helper.to_array(attributes["value"])
             continue
-        data = [layer_of[name] for name in node.input if name in layer_of]
-        layer = max(data, default=0)
-        if node.op_type in AFFINE and data and any(name and name not in layer_of for name in node.input):
-            affine += 1
-            layer = affine
-        if data:
-            layer_of.update(dict.fromkeys(node.output, layer))
         name = node.name or f"{node.op_type}_{place}"
         nodes.append(
             GraphNode(name, node.op_type, node.domain, tuple(node.input), tuple(node.output), attributes, layer)
@@ -176,6 +168,23 @@ def build(model: onnx.ModelProto, rows: int) -> Graph:
     dtypes.update({name: array.dtype for name, array in constants.items()})
     outputs = tuple(value.name for value in model.graph.output)
     return Graph(model, rows, tuple(nodes), inputs, outputs, constants, shapes, dtypes)
+
+
+def layer_numbers(nodes: Iterable[tuple[str, Sequence[str], Sequence[str]]], inputs: Iterable[str]) -> list[int]:
+    """The layer of each node, given as (operator, inputs, outputs) in the order of execution; 0 before the first."""
+    found = []
+    layer_of = dict.fromkeys(inputs, 0)  # of every tensor that depends on an input
+    affine = 0
+    for op, given, made in nodes:
+        data = [layer_of[name] for name in given if name in layer_of]
+        layer = max(data, default=0)
+        if op in AFFINE and data and any(name and name not in layer_of for name in given):
+            affine += 1
+            layer = affine
+        if data:
+            layer_of.update(dict.fromkeys(made, layer))
+        found.append(layer)
+    return found
 
 
 def _infer(

@@ -5,5 +5,6 @@ Imports `errors`. Public are `access_log` (AccessEntry, AccessLog, Origin), `cat
 `flight_record` (KEPT_ID, KEPT_REQUESTS, Outcome, RECEIVER, pack, pack_single), `flight_recorder` (FORMAT,
 FORMAT_VERSION, FlightRecorder, FlightTrack), `gpu` (GpuBatchRecord, GpuReader, RunKind), `latency_watch`
 (LatencyCondition, LatencyWatch), `log_limit` (LogLimit), `log_lines` (emit, fields, set_up), `model_metrics`
-(BatchRecord, LATENCY_BOUNDS, ModelCounts, ModelMetrics).
+(BatchRecord, LATENCY_BOUNDS, ModelCounts, ModelMetrics, ModelTotals, STAGES), `recent_errors` (RecentError,
+RecentErrors).
 """

@@ -20,6 +20,7 @@ from forwardpass.observability.catalogue import Scrape
 from forwardpass.observability.flight_recorder import FlightTrack
 from forwardpass.observability.gpu import GpuMetrics
 from forwardpass.observability.histogram import Histogram
+from forwardpass.observability.recent_errors import RecentErrors
 
 # Seconds. From 50 µs, below which nothing crosses a network, to 10 s.
 LATENCY_BOUNDS = (
@@ -68,6 +69,17 @@ class ModelCounts(NamedTuple):
     last_ms: int  # when the last request arrived, in milliseconds since 1970; 0: none has
 
 
+class ModelTotals(NamedTuple):
+    """What the status page computes rates from: everything counted since the version was first loaded."""
+
+    stages: dict[str, tuple[int, ...]]  # requests by bound of LATENCY_BOUNDS, one more beyond the last
+    codes: dict[str, int]  # requests by gRPC status
+    reasons: dict[str, int]  # requests refused or failed, by Reason
+    rows: int
+    batches: int
+    isolated: int
+
+
 class ModelMetrics:
     """Metrics of one model version. Thread-safe; its methods are called per batch or per group of arrivals."""
 
@@ -83,6 +95,7 @@ class ModelMetrics:
         self._lost_seconds = self._refused_seconds = 0.0  # of requests that ran in vain, and that did not run
         self._queue_told = 0.0
         self._lock = threading.Lock()
+        self.recent_errors = RecentErrors()
         # Recorded as they happen, folded in a hundred at a time or at a scrape: a record costs a request that runs
         # alone a tenth of updating five histograms.
         self.gpu = GpuMetrics()
@@ -163,8 +176,13 @@ class ModelMetrics:
             elif len(known) < KNOWN_SIZES:
                 known[rows] = [1, run, encode]
 
-    def refused(self, code: str, reason: Reason, times: int = 1, seconds: float = 0.0) -> None:
-        """Count `times` requests rejected or failed; those that did not run had waited `seconds` altogether."""
+    def refused(self, code: str, reason: Reason, times: int = 1, seconds: float = 0.0, text: str = "") -> None:
+        """Count `times` requests rejected or failed; those that did not run had waited `seconds` altogether.
+
+        `text`: the error's, to be among the recent errors; without one only the counters change.
+        """
+        if text:
+            self.recent_errors.add(code, reason, text, times)
         with self._lock:
             self._refused_seconds += seconds
             self.codes[code] = self.codes.get(code, 0) + times
@@ -199,6 +217,13 @@ class ModelMetrics:
                 [(rows, int(e[0]), e[1], e[2]) for rows, e in sorted(self._runs.items())],
                 self._last_ms,
             )
+
+    def totals(self) -> ModelTotals:
+        """A copy of the counters up to now."""
+        with self._lock:
+            self._fold()
+            stages = {stage: tuple(histogram.counts) for stage, histogram in self.stages.items()}
+            return ModelTotals(stages, self.codes.copy(), self.reasons.copy(), self.rows, self.batches, self.isolated)
 
     def snapshot(self, samples: Scrape) -> None:
         """Add this model's samples to `samples`."""

@@ -27,6 +27,8 @@ from forwardpass.repository.repository import Repository
 from forwardpass.security.policy import SecurityConfig
 from forwardpass.security.tokens import Role
 from forwardpass.settings import Settings
+from forwardpass.status.asgi import responder
+from forwardpass.status.page import StatusPage
 from forwardpass.transport import addresses
 from forwardpass.transport.addresses import endpoint
 from forwardpass.transport.grpcio_server import GrpcioServer
@@ -65,9 +67,12 @@ class Services:
 class Endpoints:
     """Used on the event loop. `open`, then at the end `drain` and `close`; `close` alone is enough."""
 
-    def __init__(self, settings: Settings, services: Services, lost: Callable[[str], None]) -> None:
-        """`lost` is called with the reason, from any thread, if a port serves no more."""
+    def __init__(
+        self, settings: Settings, services: Services, lost: Callable[[str], None], page: StatusPage | None = None
+    ) -> None:
+        """`lost` is called with the reason, from any thread, if a port serves no more. `page`: of the HTTP port."""
         self._settings = settings
+        self._page = page
         self._services = services
         self._lost = lost
         self._router = self._route()
@@ -166,17 +171,21 @@ class Endpoints:
 
     def _listen_rest(self, say: Callable[[str], None]) -> None:
         settings, certificates = self._settings, self._services.security.certificates
-        if settings.http_port < 0 or addresses.unix_path(settings.host) is not None:
+        if not serves_http(settings):
             return
         limits = RestLimits(settings.max_message_bytes, settings.max_bytes)
-        self._rest = RestServer(RestApplication(self._router.handlers, limits), settings.max_metadata_bytes)
-        rest = self._rest
+        mounted = None if self._page is None else responder(self._page)
+        application = RestApplication(self._router.handlers, limits, mounted)
+        rest = self._rest = RestServer(application, settings.max_metadata_bytes)
         port = bind(
             lambda: rest.listen(settings.host, settings.http_port, certificates),
             f"{endpoint(settings.host, settings.http_port)} for HTTP (--http-port picks another port, -1 none)",
         )
         rest.start()
-        say(f"http {'https' if certificates else 'http'}://{endpoint(settings.host, port)}")
+        url = f"{'https' if certificates else 'http'}://{endpoint(settings.host, port)}"
+        say(f"http {url}")
+        if self._page is not None:
+            say(f"status {url}/")
 
     def accepts(self) -> bool:
         """Whether the HTTP port's listeners still work. The gRPC ports watch themselves."""
@@ -199,12 +208,19 @@ class Endpoints:
 
     async def close(self, seconds: float = 0.0) -> None:
         """Close the ports. Streams, and calls that are being answered, get `seconds` to end."""
+        if self._page is not None:
+            self._page.stop()
         await self._router.end_streams(seconds)
         if self._http2 is not None:
             await asyncio.to_thread(self._http2.close)
         if self._rest is not None:
             await self._rest.stop(seconds)
         await self._grpcio.stop(seconds)
+
+
+def serves_http(settings: Settings) -> bool:
+    """Whether there is an HTTP port."""
+    return settings.http_port >= 0 and addresses.unix_path(settings.host) is None
 
 
 def bind(listen: Callable[[], Any], address: str) -> Any:

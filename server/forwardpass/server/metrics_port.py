@@ -1,7 +1,10 @@
-"""The Prometheus port: collects a scrape's samples, and serves nothing except /metrics over HTTP."""
+"""The Prometheus port: collects a scrape's samples, and serves /metrics and the status page if it has one."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import socket
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -18,11 +21,12 @@ from forwardpass.observability.gpu import GpuReader
 from forwardpass.observability.model_metrics import ModelMetrics
 from forwardpass.repository.repository import Repository
 from forwardpass.security.policy import SecurityConfig
+from forwardpass.status.page import StatusPage
+from forwardpass.status.wsgi import Application, mounted
 from forwardpass.transport.listeners import accepts
 
 PATH = "/metrics"
-
-Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]  # a WSGI application
+PATIENCE = 30.0  # seconds that a connection may take to send a request, or to take what it asked for
 
 
 class MetricsSource:
@@ -85,11 +89,14 @@ class MetricsSource:
 
 
 class MetricsPort:
-    """Serves /metrics on its own threads, at every address on one port."""
+    """Serves /metrics, and the status page if there is one, on its own threads, at every address on one port."""
 
-    def __init__(self, registry: CollectorRegistry, hosts: Sequence[str], port: int) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, hosts: Sequence[str], port: int, page: StatusPage | None = None
+    ) -> None:
         """`port` 0 picks one. Raises OSError if it can't listen."""
         self._servers: list[tuple[Any, threading.Thread]] = []
+        self._page = page
         self.port = port
         try:
             for host in hosts:
@@ -98,7 +105,9 @@ class MetricsPort:
                 self.port = server.server_port
                 application = server.get_app()
                 assert application is not None
-                server.set_app(only_metrics(application))
+                found = only_metrics(application)
+                server.set_app(found if page is None else mounted(page, found))
+                server.RequestHandlerClass = patient(server.RequestHandlerClass)
         except OSError:
             self.stop()
             raise
@@ -108,10 +117,49 @@ class MetricsPort:
         return all(thread.is_alive() and accepts(server.socket) for server, thread in self._servers)
 
     def stop(self) -> None:
+        if self._page is not None:
+            self._page.stop()
         for server, thread in self._servers:
             server.shutdown()
             server.server_close()
             thread.join(2.0)
+
+
+def patient(handler: Any) -> Any:
+    """A class of connections that waits PATIENCE seconds for its client, and leaves without a word in the log.
+
+    Otherwise a client that sends no request, or a viewer whose machine sleeps, would keep its thread for ever.
+    """
+
+    class PatientHandler(handler):  # type: ignore[misc]
+        timeout = PATIENCE
+
+        def setup(self) -> None:
+            super().setup()
+            self.wfile = _PatientWriter(self.connection)
+
+        def handle(self) -> None:
+            with contextlib.suppress(TimeoutError):
+                super().handle()
+
+    return PatientHandler
+
+
+class _PatientWriter(io.BufferedIOBase):
+    """Writes to a socket; one that takes nothing any more counts as gone."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        try:
+            self._connection.sendall(data)
+        except TimeoutError:
+            raise BrokenPipeError("the client takes no more") from None
+        return len(data)
 
 
 def only_metrics(application: Application) -> Application:

@@ -36,12 +36,14 @@ from forwardpass.repository.model_version import ModelVersion, VersionState
 from forwardpass.repository.repository import Repository
 from forwardpass.security.policy import SecurityConfig
 from forwardpass.server import metrics_port
-from forwardpass.server.endpoints import ACCOUNTS_SECONDS, Endpoints, Services, bind
+from forwardpass.server.endpoints import ACCOUNTS_SECONDS, Endpoints, Services, bind, serves_http
 from forwardpass.server.flight_dumps import FlightDumps
 from forwardpass.server.metrics_port import MetricsSource
 from forwardpass.server.state_dump import log_state
 from forwardpass.server.stop import Stop, signals
 from forwardpass.settings import Settings
+from forwardpass.status.page import StatusPage
+from forwardpass.status.snapshot import ServerFacts, StatusSource
 from forwardpass.transport import addresses
 from forwardpass.transport.addresses import endpoint
 
@@ -114,11 +116,13 @@ class Server:
                 )
             )
             entries = self.repository.discover()
-            endpoints = Endpoints(self.settings, self._services(health), lost)
+            page = self._status_page()
+            on_http = serves_http(self.settings)
+            endpoints = Endpoints(self.settings, self._services(health), lost, page if on_http else None)
             stack.push_async_callback(endpoints.close)
             await endpoints.open(self._say)
             self._endpoints = endpoints
-            stop_metrics = self._serve_metrics()
+            stop_metrics = self._serve_metrics(None if on_http else page)
             if self._access is not None:
                 self._access.start()
             over = threading.Event()
@@ -164,17 +168,28 @@ class Server:
             is_ready=self._is_ready,
         )
 
-    def _serve_metrics(self) -> Callable[[], None]:
-        """Listen for scrapes. Returns the function that stops it."""
+    def _serve_metrics(self, page: StatusPage | None) -> Callable[[], None]:
+        """Listen for scrapes, and for viewers of `page`. Returns the function that stops it."""
         host, port = self.settings.host, self.settings.metrics_port
         if port < 0:
             return lambda: None
         where = bind(lambda: addresses.bindable(addresses.beside(host)), endpoint(host, port))
-        listener = bind(lambda: metrics_port.MetricsPort(self._scrape.registry, where, port), endpoint(host, port))
+        registry = self._scrape.registry
+        listener = bind(lambda: metrics_port.MetricsPort(registry, where, port, page), endpoint(host, port))
         self._metrics_listen = listener.accepts
-        self._say(f"metrics http://{endpoint(addresses.beside(host), listener.port)}{metrics_port.PATH}")
+        url = f"http://{endpoint(addresses.beside(host), listener.port)}"
+        self._say(f"metrics {url}{metrics_port.PATH}")
+        if page is not None:
+            self._say(f"status {url}/")
         stop: Callable[[], None] = listener.stop
         return stop
+
+    def _status_page(self) -> StatusPage | None:
+        if not self.settings.status_page:
+            return None
+        facts = ServerFacts(self._is_ready, self._cores, infer=serves_http(self.settings))
+        source = StatusSource(self.repository, self._admission, self._metrics, facts)
+        return StatusPage(source, self.repository, self._security.tokens)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine in the background, until the server ends at most."""

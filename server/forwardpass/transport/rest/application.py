@@ -50,9 +50,12 @@ class RestApplication:
     """Used on the event loop."""
 
     def __init__(
-        self, handlers: Handlers, limits: RestLimits, mounted: Callable[[Request], Awaitable[Response]] | None = None
+        self,
+        handlers: Handlers,
+        limits: RestLimits,
+        mounted: Callable[[Request], Awaitable[Response | None]] | None = None,
     ) -> None:
-        """`mounted` answers what is no path of the protocol, such as the status page's."""
+        """`mounted` answers what is no path of the protocol, such as the status page's; None: nor one of its own."""
         self._rpcs = handlers[protocol.INFERENCE_SERVICE]
         self._health = handlers[protocol.HEALTH_SERVICE]["Check"]
         self._limits = limits
@@ -235,8 +238,9 @@ class RestApplication:
     async def _otherwise(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._mounted is not None and not scope["path"].startswith(("/v1/", "/v2/")):
             response = await self._mounted(Request(scope, receive))
-            await response(scope, receive, send)
-            return
+            if response is not None:
+                await response(scope, receive, send)
+                return
         raise UnknownPath(f"there is no {scope['path'][:200]!r} here; /openapi.json lists what there is")
 
 
