@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from forwardpass.errors import ExportError
 from forwardpass.execution.onnx_runtime import ort
 from forwardpass.export import fp16_tolerance, parity
-from forwardpass.export.fp16_conversion import halve
+from forwardpass.export.fp16_process import halve_apart
 from forwardpass.export.hidden_outputs import expose
 from forwardpass.export.input_spec import InputSpec, batch_symbol, draw, fit_samples, parse_inputs, symbols
 from forwardpass.export.staged_version import StagedVersion
@@ -120,7 +120,7 @@ def export(
     rounding = 0.0
     if precision == "fp16":
         tell("measuring half precision")
-        model = halve(model)
+        model = halve_apart(model, rows)
         tolerance, rounding = fp16_tolerance.hold(model, network, _trials(network, rows, sizes, batch), tolerance)
     expected = network.expected(rows)
     tolerance = tolerance or _scaled(TOLERANCES[coarsest], expected)
