@@ -85,10 +85,11 @@ def export(
     """Export a network to `<repository>/<name>/<version>/{model.onnx, contract.json}`, all or nothing.
 
     - `inputs`: `{"x": "float32[batch,64]"}`, or `["x:float32[batch,64]"]`. They are passed to forward by
-      name if all names match its parameters, else in their order. A symbol that is axis 0 of every input, and no other
-      axis, is the batch: then every output must have a row for every input row.
+      name if all names match its parameters (`**kwargs` matches any), else in their order. A symbol that is axis 0 of
+      every input, and no other axis, is the batch: then every output must have a row for every input row.
     - `version`: the next free number if None. An existing version is never overwritten.
-    - `outputs`: their names; by default the keys of forward's dict, or `output`, or `output_0`, `output_1`, ...
+    - `outputs`: their names; by default the keys or fields of forward's dict, named tuple or dataclass (None is left
+      out), or `output`, or `output_0`, `output_1`, ...
     - `labels`: the names of the indices of the output's last axis; for several outputs a mapping by output.
     - `tolerance`: the allowed difference from the float64 reference; None uses `TOLERANCES`, or for half precision
       the measured difference, with a margin.
