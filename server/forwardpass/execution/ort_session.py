@@ -221,7 +221,8 @@ def read_signature(session: Any) -> ModelSignature:
     if not outputs:
         raise ModelError("the network has no outputs")
     batchable = bool(inputs) and all(t.shape and t.shape[0] == -1 for t in (*inputs, *outputs))
-    return ModelSignature(inputs, outputs, batchable, unsendable=unsendable)
+    defaulted = frozenset(node.name for node in session.get_overridable_initializers())
+    return ModelSignature(inputs, outputs, batchable, defaulted=defaulted, unsendable=unsendable)
 
 
 def reason(error: BaseException) -> str:
