@@ -59,7 +59,7 @@ LIBRARIES = {
     "api": ("google.protobuf",),
     "insight": ("numpy", "torch"),
     "server": ("prometheus_client",),
-    "export": ("numpy", "onnx", "torch", "pydantic"),
+    "export": ("numpy", "onnx", "torch", "pydantic", "skl2onnx", "onnxmltools", "lightgbm", "xgboost"),
     "cli": ("numpy",),
     "__main__": (),
 }
