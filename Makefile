@@ -66,8 +66,9 @@ test-deploy: venv ## chart, manifests and images, all of it (as root on Debian 1
 test-slow: venv ## the tests that take minutes each
 	@$(PY) -m pytest -m slow --ignore tests/deploy $(ARGS)
 
-zoo: venv ## networks and ONNX's own cases: what is proved of their rows, against what running them says
-	@$(PY) -m pytest -m slow -s tests/unit/model/test_onnx_suite.py tests/unit/model/test_torch_networks.py $(ARGS)
+zoo: venv ## networks and ONNX's own cases: what is proved of their rows, and 2 million answers, against running them
+	@$(PY) -m pytest -m slow -s tests/unit/model/test_onnx_suite.py tests/unit/model/test_torch_networks.py \
+	    tests/service/test_zoo_answers.py $(ARGS)
 
 test-gpu: venv ## the tests that need a CUDA device (EXTRAS=gpu,train,dev)
 	@$(PY) -m pytest tests/gpu $(ARGS)

@@ -139,6 +139,11 @@ class Settings(BaseModel):
         description="Rows in one matrix, for models that do not set it; 0 has it measured when a model is loaded: the "
         "least that has most of the throughput of any, at most 1024.",
     )
+    ignore_unsupported: bool = Field(
+        False,
+        description="Serve models whose config.pbtxt asks for what is not supported and changes no answer, such as "
+        "TensorRT, without it, with a warning; else they are refused.",
+    )
     max_message_bytes: int = Field(
         16 * MIB, ge=1024, description="The largest request in bytes; a larger one is refused as RESOURCE_EXHAUSTED."
     )

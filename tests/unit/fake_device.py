@@ -227,6 +227,7 @@ class FakeSession:
         self.stream = int(device_options["user_compute_stream"])
         self.captured: dict[tuple[int, str], FakeBinding] = {}  # (thread, graph)
         self.get_inputs, self.get_outputs = self.real.get_inputs, self.real.get_outputs
+        self.get_overridable_initializers = self.real.get_overridable_initializers
         self._sess = weakref.proxy(self)  # the session beneath
 
     def get_providers(self) -> list[str]:

@@ -62,7 +62,7 @@ LIBRARIES = {
     "flight": ("numpy",),
     "status": ("numpy", "starlette"),
     "server": ("prometheus_client",),
-    "export": ("numpy", "onnx", "torch", "pydantic"),
+    "export": ("numpy", "onnx", "torch", "pydantic", "skl2onnx", "onnxmltools", "lightgbm", "xgboost"),
     "cli": ("numpy", "rich"),
     "__main__": (),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from forwardpass.model import triton_config
+from forwardpass.model import triton_options
 from forwardpass.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,7 +16,7 @@ NAMED = {word for code in re.findall(r"`([^`\n]+)`", TEXT) for word in re.findal
 
 
 @pytest.mark.parametrize(
-    "path", sorted(triton_config.SUPPORTED | triton_config.NO_EFFECT.keys() | triton_config.BECAUSE.keys())
+    "path", sorted(triton_options.SUPPORTED | triton_options.NO_EFFECT.keys() | triton_options.BECAUSE.keys())
 )
 def test_every_option_is_named(path: str) -> None:
     """Each by its own name; what stands in a map or a list goes with that."""

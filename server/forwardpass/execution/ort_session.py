@@ -36,6 +36,14 @@ OUT_OF_MEMORY = (
     "bad_alloc", "llocate", "out of memory", "Out of memory", "size overflowed", "STATUS_ALLOC_FAILED",
     "is smaller than requested bytes",
 )  # fmt: skip
+# Its texts where an operator refuses a request's values or shapes with the status FAIL, which no other sign tells from
+# faults of its own.
+REFUSED_VALUES = re.compile(
+    r"out of (data )?bounds|Out of range value|nteger (division|modulo) by zero|k argument \[|value of k must"
+    r"|nvalid sequence length|\bsto[dfl]$|[Dd]imension mismatch|[Mm]ismatched dimensions|dimensions must match"
+    r"|Attempting to broadcast|ReshapeHelper|SqueezeBase|IsAxisInRange|Scale value should be"
+    r"|Tensor shape\.Size\(\) must be >= 0"
+)
 
 
 def share_threads(threads: int) -> None:
@@ -213,18 +221,23 @@ def read_signature(session: Any) -> ModelSignature:
     if not outputs:
         raise ModelError("the network has no outputs")
     batchable = bool(inputs) and all(t.shape and t.shape[0] == -1 for t in (*inputs, *outputs))
-    return ModelSignature(inputs, outputs, batchable, unsendable=unsendable)
+    defaulted = frozenset(node.name for node in session.get_overridable_initializers())
+    return ModelSignature(inputs, outputs, batchable, defaulted=defaulted, unsendable=unsendable)
 
 
 def reason(error: BaseException) -> str:
     """ONNX Runtime's error text without prefix and source positions, on one line of at most 300 characters."""
+    return _said(error)[:300]
+
+
+def _said(error: BaseException) -> str:
     text = str(error)
     _, found, status = text.partition("Status Message:")
     text = status if found else text
     text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     text = re.sub(r" ; GPU=-?\d+ ; hostname=.*", "", text, flags=re.DOTALL)  # of a CUDA error: place and line
     text = re.sub(r"\S+\.(?:cc|h|cpp):\d+\s*", "", text)
-    return " ".join(text.split())[:300]
+    return " ".join(text.split())
 
 
 def translate(error: Exception) -> RequestError:
@@ -233,6 +246,6 @@ def translate(error: Exception) -> RequestError:
     text = str(error)
     if isinstance(error, MemoryError) or any(word in text for word in OUT_OF_MEMORY):
         return TooLarge("there is not enough memory for this run", reason=Reason.OUT_OF_MEMORY)
-    if kind == "InvalidArgument" or "out of data bounds" in text or "out of bounds" in text:
+    if kind == "InvalidArgument" or REFUSED_VALUES.search(_said(error)):
         return InvalidRequest(f"the network cannot be run on these values: {reason(error)}")
     return RunFailed(f"the run failed: {reason(error)}")

@@ -1,6 +1,7 @@
 """Export a PyTorch network to ONNX with a numerical contract: `from forwardpass.export import export`.
 
-Needs the `train` extra (torch, onnx, onnxscript) and ONNX Runtime. Serving never imports this package.
+Needs the `train` extra (torch, onnx, onnxscript) and ONNX Runtime; `estimator`, for fitted estimators, needs the extra
+`estimators` instead. Serving never imports this package.
 The stages, in order: input_spec -> torch_network -> translate -> staged_version -> parity -> the contract; `exporter`
 connects them.
 """
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 __all__ = ["ExportedModel", "InputSpec", "export"]
 
 if TYPE_CHECKING:
-    from forwardpass.export.exporter import ExportedModel, export
+    from forwardpass.export.contract_parts import ExportedModel
+    from forwardpass.export.exporter import export
     from forwardpass.export.input_spec import InputSpec
 
 
@@ -21,10 +23,14 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 def __getattr__(name: str) -> Any:
     # Imported on first use, so that `forwardpass export --help` does not wait for torch.
-    if name in ("ExportedModel", "export"):
-        from forwardpass.export import exporter
+    if name == "export":
+        from forwardpass.export.exporter import export
 
-        return getattr(exporter, name)
+        return export
+    if name == "ExportedModel":
+        from forwardpass.export.contract_parts import ExportedModel
+
+        return ExportedModel
     if name == "InputSpec":
         from forwardpass.export.input_spec import InputSpec
 

@@ -5,8 +5,6 @@ Runs the user's file, as Python would; the weights are read only as tensors (`we
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import pickle
 import sys
 import types
@@ -20,6 +18,7 @@ import torch
 from torch import nn
 
 from forwardpass.errors import ExportError
+from forwardpass.export.user_code import Named, look_up
 
 # The keys under which common training loops store the state dict, and the prefixes that wrappers add to its names.
 _NESTED = (
@@ -30,20 +29,13 @@ _WRAPPERS = ("module.", "_orig_mod.")
 _SHOWN = 4  # names of each kind shown in one error
 
 
-def build(target: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, bool]:
+def build(target: str, arguments: Mapping[str, Any], found: Named | None = None) -> tuple[nn.Module, bool]:
     """The network that NAME of `FILE.py:NAME` or `package.module:NAME` makes, and whether its weights are random.
 
-    NAME is a module class, a function that returns a module, or a module, which has its weights already. Raises
-    ExportError.
+    NAME is a module class, a function that returns a module, or a module, which has its weights already. `found`: what
+    `look_up` gives for the target, where that is known. Raises ExportError.
     """
-    file, colon, name = target.rpartition(":")
-    if not colon or not file or not name.isidentifier():
-        raise ExportError(
-            f"{target!r}: expected FILE.py:NAME or package.module:NAME, the class of the network, a function that "
-            "makes it, or the network itself"
-        )
-    module = _load(file)
-    made = getattr(module, name, None)
+    file, name, module, made = found or look_up(target)
     if isinstance(made, nn.Module):
         if arguments:
             raise ExportError(f"{name} is a network already; it takes no arguments, got {', '.join(arguments)}")
@@ -125,44 +117,6 @@ def _pickle_for(kind: type[nn.Module]) -> Any:
     made = types.ModuleType("pickle_for_a_network")
     made.__dict__.update(vars(pickle), Unpickler=Unpickler)
     return made
-
-
-def _load(file: str) -> Any:
-    """Run a file or import a module, with the folder of both importable, and no arguments on the command line."""
-    path = Path(file)
-    sys.path.insert(0, str(Path.cwd()))
-    arguments, sys.argv = sys.argv, [file]  # which a file that parses them at its top would take for its own
-    try:
-        if path.is_file():
-            return _load_file(path)
-        if not file.endswith(".py") and all(part.isidentifier() for part in file.split(".")):
-            return importlib.import_module(file)
-    except ExportError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise ExportError(f"{file}: failed as it was imported: {type(error).__name__}: {error}") from error
-    finally:
-        sys.argv = arguments
-    raise ExportError(f"{file}: there is no such file")
-
-
-def _load_file(path: Path) -> Any:
-    """A file as a module of its own; as one of its package where it lies in one, so that relative imports work."""
-    folder = path.resolve().parent
-    name = path.stem
-    while (folder / "__init__.py").is_file() and name.isidentifier():
-        name, folder = f"{folder.name}.{name}", folder.parent
-    sys.path.insert(0, str(path.resolve().parent))
-    if "." in name:
-        sys.path.insert(0, str(folder))
-        return importlib.import_module(name)
-    spec = importlib.util.spec_from_file_location(f"_exported_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ExportError(f"{path}: is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module.__name__] = module  # dataclasses, for example, look up their module
-    spec.loader.exec_module(module)
-    return module
 
 
 def _state_dict(content: Any, path: Path, key: str) -> dict[str, torch.Tensor]:

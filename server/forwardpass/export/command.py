@@ -15,17 +15,22 @@ from typing import TYPE_CHECKING, Any
 from forwardpass.client.arrays import TensorInfo
 from forwardpass.console import array_files
 from forwardpass.errors import ExportError
+from forwardpass.export.user_code import is_estimator, look_up
 from forwardpass.model.contract import Tolerance
 
 if TYPE_CHECKING:
-    from forwardpass.export.exporter import ExportedModel
+    from forwardpass.export.contract_parts import ExportedModel
+
+
+PICKLES = (".joblib", ".pkl", ".pickle")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add = parser.add_argument
     add("network", metavar="FILE.py:NAME",
-        help="the class of the network, a function that makes it, or the network; or package.module:NAME")  # fmt: skip
+        help="the class of the network, a function that makes it, or the network; or package.module:NAME; or a fitted "
+        "estimator of scikit-learn's kind, by name or as a .joblib or .pkl file")  # fmt: skip
     add("--weights", type=Path, metavar="FILE", help="its state dict, as torch.save writes it; every class needs one")
     add(
         "--key",
@@ -36,8 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--unsafe-pickle", action="store_true",
         help="read that file even where it holds more than tensors, such as a pickled network; this runs whatever code "
         "it names, so only for files that you trust")  # fmt: skip
-    add("--input", action="append", required=True, dest="inputs", metavar="NAME:DTYPE[DIM,...]",
-        help="an input, as in 'x:float32[batch,64]'; a word stands for any size; once for each input")  # fmt: skip
+    add("--input", action="append", default=[], dest="inputs", metavar="NAME:DTYPE[DIM,...]",
+        help="an input, as in 'x:float32[batch,64]'; a word stands for any size; once for each input; an estimator of "
+        "a matrix needs none")  # fmt: skip
     add("--samples", type=Path, metavar="FILE",
         help="rows to check the export on and to put into the contract: .npz or .json by input, .npy or .csv of the "
         "only input; without it they are drawn at random")  # fmt: skip
@@ -66,6 +72,19 @@ def run(args: argparse.Namespace) -> int:
     arguments = _constructor_arguments(args.args, args.arg)
     tolerance = _tolerance(args.rtol, args.atol)
     labels = _labels(args.labels or [])
+    found = None
+    try:
+        estimator = _estimator(args) if Path(args.network).suffix in PICKLES else None
+        if estimator is None:
+            found = look_up(args.network)
+            estimator = found.value if is_estimator(found.value) else None
+        if estimator is not None:
+            print(report(_export_estimator(args, estimator, tolerance)))
+            return 0
+    finally:
+        _say("")
+    if not args.inputs:
+        raise ExportError("--input: expected each input of the network, as in 'x:float32[batch,64]'")
     _say("loading torch")
     try:
         from forwardpass.export import checkpoint, exporter
@@ -73,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         _say("")
         raise ExportError(f"{error.name} is missing: pip install 'forwardpass[train,cpu]'") from error
     try:
-        network, is_class = checkpoint.build(args.network, arguments)
+        network, is_class = checkpoint.build(args.network, arguments, found)
         if args.weights is not None:
             checkpoint.load_weights(network, args.weights, args.key, args.unsafe_pickle)
         elif is_class:
@@ -99,11 +118,52 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _estimator(args: argparse.Namespace) -> Any:
+    """The estimator in a file of joblib or pickle. Raises ExportError."""
+    if not args.unsafe_pickle:
+        raise ExportError(
+            f"{args.network}: is a pickle, which runs whatever code it names; if you trust it, add --unsafe-pickle"
+        )
+    return _estimators().unpickle(Path(args.network))
+
+
+def _estimators() -> Any:
+    """The module for estimators. Raises ExportError where what it needs is not installed."""
+    try:
+        from forwardpass.export import estimator
+    except ImportError as error:
+        raise ExportError(f"{error.name} is missing: pip install 'forwardpass[estimators,cpu]'") from error
+    return estimator
+
+
+def _export_estimator(args: argparse.Namespace, estimator: Any, tolerance: Tolerance | None) -> ExportedModel:
+    given = {
+        "--weights": args.weights, "--args": args.args, "--arg": args.arg, "--output": args.outputs,
+        "--labels": args.labels, "--expose-hidden": args.expose_hidden, "--precision": args.precision != "native",
+    }  # fmt: skip
+    useless = ", ".join(option for option, value in given.items() if value)
+    if useless:
+        raise ExportError(f"{useless}: not for an estimator, whose outputs are its predict's and predict_proba's")
+    inputs = args.inputs or [str(spec) for spec in _estimators().own_inputs(estimator)]
+    exported: ExportedModel = _estimators().export_estimator(
+        estimator,
+        args.name,
+        args.repository,
+        inputs=inputs,
+        version=args.version,
+        opset=args.opset,
+        tolerance=tolerance,
+        samples=None if args.samples is None else _samples(args.samples, inputs),
+        progress=_say,
+    )
+    return exported
+
+
 def _samples(path: Path, inputs: Sequence[str]) -> dict[str, Any]:
     """The rows in a file, by input. Raises ForwardpassError where it cannot be read."""
     from forwardpass.export.input_spec import parse_inputs
 
-    specs = [spec.tensor() for spec in parse_inputs(inputs)]
+    specs = [spec.tensor() for spec in parse_inputs(inputs, text=True)]
     tensors = [TensorInfo(spec.name, spec.datatype, tuple(spec.shape)) for spec in specs]
     return dict(array_files.read(path, sys.stdin, tensors))
 

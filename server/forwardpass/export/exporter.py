@@ -5,21 +5,28 @@ Nothing is written to the repository before the network has run, and nothing sta
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from forwardpass.errors import ExportError
 from forwardpass.execution.onnx_runtime import ort
 from forwardpass.export import fp16_tolerance, parity
-from forwardpass.export.fp16_conversion import halve
+from forwardpass.export.contract_parts import (
+    TOLERANCES,
+    ExportedModel,
+    Labels,
+    checked,
+    doubts_of,
+    labelled,
+    sample_count,
+    scaled,
+)
+from forwardpass.export.fp16_process import halve_apart
 from forwardpass.export.hidden_outputs import expose
 from forwardpass.export.input_spec import InputSpec, batch_symbol, draw, fit_samples, parse_inputs, symbols
 from forwardpass.export.staged_version import StagedVersion
@@ -29,40 +36,17 @@ from forwardpass.model.contract import (
     CONTRACT_FILE,
     MODEL_FILE,
     Contract,
-    ContractTensor,
     Samples,
     Tolerance,
     file_digest,
 )
 
-# The allowed error, by the narrowest float in the network: a few hundred roundings of its last place.
-TOLERANCES = {
-    np.dtype(np.float16): Tolerance(rtol=1e-2, atol=1e-3),
-    np.dtype(np.float32): Tolerance(rtol=1e-4, atol=1e-5),
-    np.dtype(np.float64): Tolerance(rtol=1e-10, atol=1e-12),
-}
 # Rows tried if the caller passes none: the size of the largest batch tried.
 _DRAWN_ROWS = max(parity.BATCH_SIZES)
-# The contract is read at every start of a server: it holds at most this many rows, and this many numbers, of an input.
-_SAMPLE_ROWS = 8
-_SAMPLE_NUMBERS = 65_536
 # Indices must stay within their lookup tables, whose sizes are unknown: the widest range that runs is used.
 _INTEGER_BOUNDS = (128, 16, 4, 2, 1)
 
-Labels = Sequence[str] | Mapping[str, Sequence[str]]
 Values = dict[str, NDArray[Any]]
-Part = TypeVar("Part", ContractTensor, Contract)
-
-
-@dataclass(frozen=True, slots=True)
-class ExportedModel:
-    """A written version."""
-
-    path: Path  # <repository>/<name>/<version>
-    contract: Contract
-    parameters: int  # number of trained values
-    row_difference: float | None  # largest difference between a row alone and in a batch; None: no batch
-    doubts: tuple[str, ...] = ()  # why the contract checks less than it could
 
 
 def export(
@@ -85,10 +69,11 @@ def export(
     """Export a network to `<repository>/<name>/<version>/{model.onnx, contract.json}`, all or nothing.
 
     - `inputs`: `{"x": "float32[batch,64]"}`, or `["x:float32[batch,64]"]`. They are passed to forward by
-      name if all names match its parameters, else in their order. A symbol that is axis 0 of every input, and no other
-      axis, is the batch: then every output must have a row for every input row.
+      name if all names match its parameters (`**kwargs` matches any), else in their order. A symbol that is axis 0 of
+      every input, and no other axis, is the batch: then every output must have a row for every input row.
     - `version`: the next free number if None. An existing version is never overwritten.
-    - `outputs`: their names; by default the keys of forward's dict, or `output`, or `output_0`, `output_1`, ...
+    - `outputs`: their names; by default the keys or fields of forward's dict, named tuple or dataclass (None is left
+      out), or `output`, or `output_0`, `output_1`, ...
     - `labels`: the names of the indices of the output's last axis; for several outputs a mapping by output.
     - `tolerance`: the allowed difference from the float64 reference; None uses `TOLERANCES`, or for half precision
       the measured difference, with a margin.
@@ -120,10 +105,10 @@ def export(
     rounding = 0.0
     if precision == "fp16":
         tell("measuring half precision")
-        model = halve(model)
+        model = halve_apart(model, rows)
         tolerance, rounding = fp16_tolerance.hold(model, network, _trials(network, rows, sizes, batch), tolerance)
     expected = network.expected(rows)
-    tolerance = tolerance or _scaled(TOLERANCES[coarsest], expected)
+    tolerance = tolerance or scaled(TOLERANCES[coarsest], expected)
     with staging:
         path = staging.write(MODEL_FILE, model)
         runner = parity.OnnxRunner(path)
@@ -134,16 +119,16 @@ def export(
             parity.check_outputs_follow(runner, rows, batch)
             independence = parity.row_independence(runner, rows, _DRAWN_ROWS, tolerance)
         largest = parity.check_parity(runner, network, _trials(network, rows, sizes, batch), tolerance)
-        sample_count = _sample_count(rows) if batch is not None else 1
-        sample = parity.take(rows, slice(sample_count)) if batch is not None else rows
-        doubts = _doubts(network.expected(sample), drawn=samples is None)
-        contract = _checked(
+        count = sample_count(rows) if batch is not None else 1
+        sample = parity.take(rows, slice(count)) if batch is not None else rows
+        doubts = doubts_of(network.expected(sample), drawn=samples is None)
+        contract = checked(
             Contract,
             model=name,
             version=version or 1,
             files={MODEL_FILE: file_digest(path)},
             inputs=[spec.tensor() for spec in network.specs],
-            outputs=_label([tensor for tensor in runner.outputs if tensor.name not in hidden], labels),
+            outputs=labelled([tensor for tensor in runner.outputs if tensor.name not in hidden], labels),
             hidden=[tensor for tensor in runner.outputs if tensor.name in hidden],
             batchable=batch is not None,
             batch_invariant=independence.bit_identical if independence is not None else None,
@@ -155,7 +140,7 @@ def export(
             reference=network.reference,
             precision=precision,
             source=source,
-            samples=Samples.from_arrays(sample_count, sample, network.expected(sample)),
+            samples=Samples.from_arrays(count, sample, network.expected(sample)),
             tolerance=tolerance,
             largest_difference=max(largest, rounding),
         )
@@ -173,35 +158,6 @@ def export(
         row_difference=independence.largest if independence is not None else None,
         doubts=doubts,
     )
-
-
-def _scaled(tolerance: Tolerance, expected: Values) -> Tolerance:
-    """With an absolute tolerance for answers of this size: one for answers about 1 would take small ones for zeros."""
-    floats = [answer[np.isfinite(answer)] for answer in expected.values() if answer.dtype.kind == "f"]
-    largest = max((float(np.abs(answer).max()) for answer in floats if answer.size), default=1.0)
-    return tolerance.model_copy(update={"atol": tolerance.atol * largest}) if 0 < largest < 0.1 else tolerance
-
-
-def _doubts(expected: Values, drawn: bool) -> tuple[str, ...]:
-    """What the contract's answers cannot show. Raises ExportError where they show nothing.
-
-    `drawn`: the rows were drawn at random.
-    """
-    remedy = "; the rows were drawn at random: give real ones (--samples, samples=)" if drawn else ""
-    found = []
-    for name, answer in expected.items():
-        rows = answer.reshape(len(answer), -1) if answer.ndim else answer.reshape(1, 1)
-        if answer.dtype.kind == "f":
-            odd = int((~np.isfinite(rows)).any(axis=1).sum())
-            if rows.size and not np.isfinite(rows).any():
-                raise ExportError(
-                    f"every answer {name!r} of the contract is NaN or infinite, so that it would check nothing{remedy}"
-                )
-            if odd:
-                found.append(f"{odd} of {len(rows)} answers {name!r} of the contract hold NaN or infinity{remedy}")
-        if len(rows) > 1 and rows.size and (rows == rows[:1]).all():
-            found.append(f"all {len(rows)} answers {name!r} of the contract are the same{remedy}")
-    return tuple(found)
 
 
 def _rows(
@@ -263,35 +219,3 @@ def _trials(network: TorchNetwork, rows: Values, sizes: Mapping[str, int], batch
             yield drawn
             if batch is not None:
                 yield parity.take(drawn, slice(1))
-
-
-def _sample_count(rows: Values) -> int:
-    numbers = max(math.prod(value.shape[1:]) for value in rows.values())
-    return max(1, min(_SAMPLE_ROWS, _SAMPLE_NUMBERS // max(numbers, 1)))
-
-
-def _label(outputs: list[ContractTensor], labels: Labels | None) -> list[ContractTensor]:
-    names = [tensor.name for tensor in outputs]
-    if labels is None:
-        return outputs
-    if not isinstance(labels, Mapping):
-        if len(outputs) > 1:
-            raise ExportError(f"labels: expected a mapping by output, as there are several: {', '.join(names)}")
-        labels = {names[0]: labels}
-    unknown = sorted(set(labels) - set(names))
-    if unknown:
-        raise ExportError(f"labels: are for {', '.join(unknown)}; the outputs are {', '.join(names)}")
-    return [
-        _checked(ContractTensor, **{**tensor.model_dump(), "labels": list(labels[tensor.name])})
-        if tensor.name in labels
-        else tensor
-        for tensor in outputs
-    ]
-
-
-def _checked(part: type[Part], **fields: Any) -> Part:
-    try:
-        return part(**fields)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        raise ExportError(first["msg"].removeprefix("Value error, ")) from error

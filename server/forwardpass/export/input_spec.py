@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from forwardpass.errors import ExportError
 from forwardpass.model.contract import DTYPES, ContractTensor
 
-# The numeric dtypes of the protocol, by numpy's names: a PyTorch network takes no text.
-_DTYPES = {dtype.name: dtype for dtype in DTYPES.values() if dtype.kind != "O"}
+# The dtypes of the protocol, by numpy's names, and `text`.
+TEXT = "text"
+_DTYPES = {TEXT if dtype.kind == "O" else dtype.name: dtype for dtype in DTYPES.values()}
+NUMERIC = [name for name in _DTYPES if name != TEXT]
 _DATATYPES = {dtype: datatype for datatype, dtype in DTYPES.items()}
 _SPEC = re.compile(r"\s*(?P<name>[A-Za-z_][\w.-]*)\s*:\s*(?P<dtype>\w+)\s*\[(?P<dims>[^\[\]]*)\]\s*", re.ASCII)
 _SYMBOL = re.compile(r"[A-Za-z_]\w*", re.ASCII)
@@ -54,7 +56,8 @@ class InputSpec:
         return cls(match["name"], dtype, tuple(dims))
 
     def __str__(self) -> str:
-        return f"{self.name}:{self.dtype.name}[{','.join(str(dim) for dim in self.dims)}]"
+        dtype = TEXT if self.dtype.kind == "O" else self.dtype.name
+        return f"{self.name}:{dtype}[{','.join(str(dim) for dim in self.dims)}]"
 
     def tensor(self) -> ContractTensor:
         """The input in the contract's form: -1 for every symbol."""
@@ -66,8 +69,11 @@ class InputSpec:
         return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in self.dims)
 
 
-def parse_inputs(inputs: Mapping[str, str] | Iterable[str | InputSpec]) -> list[InputSpec]:
-    """Parse a mapping of name to `DTYPE[DIM,...]`, or inputs in the full form. Raises ExportError."""
+def parse_inputs(inputs: Mapping[str, str] | Iterable[str | InputSpec], text: bool = False) -> list[InputSpec]:
+    """Parse a mapping of name to `DTYPE[DIM,...]`, or inputs in the full form. Raises ExportError.
+
+    `text`: inputs may be text, which no PyTorch network takes.
+    """
     if isinstance(inputs, str):
         raise ExportError(f"inputs: expected a list or a mapping, got the text {inputs!r}")
     if isinstance(inputs, Mapping):
@@ -75,6 +81,9 @@ def parse_inputs(inputs: Mapping[str, str] | Iterable[str | InputSpec]) -> list[
     specs = [spec if isinstance(spec, InputSpec) else InputSpec.parse(spec) for spec in inputs]
     if not specs:
         raise ExportError("a network needs at least one input, as in 'x:float32[batch,64]'")
+    wordy = next((spec for spec in specs if spec.dtype.kind == "O" and not text), None)
+    if wordy is not None:
+        raise ExportError(f"input '{wordy}': a PyTorch network takes no text; expected one of {', '.join(NUMERIC)}")
     names = [spec.name for spec in specs]
     if len(set(names)) != len(names):
         raise ExportError(f"two inputs have the same name: {', '.join(names)}")

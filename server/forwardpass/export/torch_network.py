@@ -6,8 +6,9 @@ Works on copies in evaluation mode: the caller's module, its mode, its device an
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ Values = Mapping[str, NDArray[Any]]
 
 
 class TorchNetwork:
-    """A module whose forward takes the inputs of `specs` and returns tensors, alone or in tuples, lists and dicts.
+    """A module whose forward takes the inputs of `specs` and returns tensors, alone or in what `_flatten` knows.
 
     `specs` are kept in the order of forward's parameters. `output_names` is set by `try_on`.
     """
@@ -39,6 +40,7 @@ class TorchNetwork:
         self.specs, self._by_name = _bind(module, specs)
         self.output_names: list[str] = []
         self.reference: Literal["float64", "float32"] = "float64"
+        self._plain = True  # torch's exporter knows the answer's form
         self._double = copy.deepcopy(self.module).double()
 
     @property
@@ -57,6 +59,13 @@ class TorchNetwork:
         tensors = {spec.name: torch.from_numpy(values[spec.name]) for spec in self.specs}
         return ((), tensors) if self._by_name else (tuple(tensors.values()), {})
 
+    def traced(self) -> nn.Module:
+        """The module for torch's exporter: itself, or one with plain parameters and a tuple of tensors."""
+        variable = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(self.module.forward).parameters.values())
+        if self._plain and not (variable and self._by_name):
+            return self.module
+        return _Plain(self.module, [spec.name for spec in self.specs], self._by_name)
+
     def try_on(self, values: Values, names: Sequence[str] | None) -> None:
         """Run the network once, to determine the outputs' names and whether float64 can be the reference.
 
@@ -72,7 +81,10 @@ class TorchNetwork:
             raise ExportError(f"{type(self.module).__name__}.forward failed on {given}: {_reason(error)}") from error
         leaves = _flatten(answer, "")
         if not leaves:
-            raise ExportError(f"{type(self.module).__name__}.forward gave no tensor")
+            raise ExportError(
+                f"{type(self.module).__name__}.forward gave no tensor, but {_described(answer)}; expected {UNDERSTOOD}"
+            )
+        self._plain = _is_plain(answer)
         own = [f"output_{path}".rstrip("_") if path[:1].isdecimal() or not path else path for path, _ in leaves]
         if names is not None and len(names) != len(own):
             raise ExportError(f"the network has {len(own)} outputs; got {len(names)} names: {', '.join(names)}")
@@ -113,20 +125,44 @@ class TorchNetwork:
         return dict(zip(self.output_names, arrays, strict=True))
 
 
+class _Plain(nn.Module):
+    """A network with one parameter for each input, and its answer's tensors in a tuple."""
+
+    def __init__(self, network: nn.Module, names: Sequence[str], by_name: bool) -> None:
+        super().__init__()
+        self.network = network
+
+        def forward(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+            return tuple(tensor for _, tensor in _flatten(network(*args, **kwargs), ""))
+
+        # torch's exporter matches inputs to the parameters that inspect shows.
+        kind = inspect.Parameter.KEYWORD_ONLY if by_name else inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters = [inspect.Parameter(name if by_name else f"x{i}", kind) for i, name in enumerate(names)]
+        forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        self.forward: Callable[..., Any] = forward
+
+
 def _bind(module: nn.Module, specs: Sequence[InputSpec]) -> tuple[list[InputSpec], bool]:
     """Inputs in the order of forward's parameters, and whether they are passed by name: if all match a parameter."""
     signature = inspect.signature(module.forward)
     names = [spec.name for spec in specs]
-    takes = [n for n, p in signature.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    by_name = set(names) <= set(takes)
+    parameters = signature.parameters.values()
+    takes = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    known = [name for name in names if name in takes]
+    # Names that only **kwargs would take are names of parameters where nothing else could take them.
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
+    by_name = len(known) == len(names) or (any_name and (bool(known) or not positional))
     try:
         if by_name:
             signature.bind(**dict.fromkeys(names))
-            return sorted(specs, key=lambda spec: takes.index(spec.name)), True
+            order = {name: place for place, name in enumerate([*takes, *(n for n in names if n not in takes)])}
+            return sorted(specs, key=lambda spec: order[spec.name]), True
         signature.bind(*names)
     except TypeError as error:
         raise ExportError(
-            f"{type(module).__name__}.forward{signature} does not take {', '.join(names)}: {error}"
+            f"{type(module).__name__}.forward{signature} does not take {', '.join(names)}: {error}; expected the names "
+            "of its parameters, in any order (**kwargs takes every name), or other names in the order of its parameters"
         ) from None
     for place, name in enumerate(names):
         if name in takes and takes.index(name) != place:
@@ -138,20 +174,55 @@ def _bind(module: nn.Module, specs: Sequence[InputSpec]) -> tuple[list[InputSpec
 
 
 def _flatten(answer: Any, path: str) -> list[tuple[str, torch.Tensor]]:
-    """Tensors in the order of torch's exporter, each with its keys and indices joined by `_`."""
+    """Tensors in the order of torch's exporter, each with its keys, fields and indices joined by `_`; None is none."""
     if isinstance(answer, torch.Tensor):
         if answer.dtype in (torch.bfloat16, torch.complex64, torch.complex128):
-            raise ExportError(f"an output has dtype {answer.dtype}, which has no name in the protocol")
+            at = f"output {path!r}" if path else "its output"
+            raise ExportError(
+                f"{at} has dtype {answer.dtype}, which has no name in the protocol; expected one of a real number, "
+                "as .float() or torch.view_as_real make it"
+            )
         return [(path, answer)]
-    if isinstance(answer, Mapping):
-        parts = [(str(key), value) for key, value in answer.items()]
-    elif isinstance(answer, tuple) and hasattr(answer, "_fields"):
-        parts = list(zip(answer._fields, answer, strict=True))
-    elif isinstance(answer, tuple | list):
-        parts = [(str(place), value) for place, value in enumerate(answer)]
-    else:
-        raise ExportError(f"forward gave a {type(answer).__name__}; expected tensors, alone or in tuples, lists, dicts")
+    parts = _parts(answer)
+    if parts is None:
+        at = f" at {path!r}" if path else ""
+        raise ExportError(f"forward gave {_described(answer)}{at}; expected {UNDERSTOOD}")
     return [leaf for key, value in parts for leaf in _flatten(value, f"{path}_{key}" if path else key)]
+
+
+UNDERSTOOD = "tensors, alone or in tuples, lists, dicts, named tuples and dataclasses, by whose names outputs are named"
+
+
+def _parts(answer: Any) -> list[tuple[str, Any]] | None:
+    """Names and values of what an answer holds; None: not known."""
+    if answer is None:
+        return []
+    if isinstance(answer, Mapping):
+        return [(str(key), value) for key, value in answer.items()]
+    if isinstance(answer, tuple) and hasattr(answer, "_fields"):
+        return list(zip(answer._fields, answer, strict=True))
+    if isinstance(answer, tuple | list):
+        return [(str(place), value) for place, value in enumerate(answer)]
+    if dataclasses.is_dataclass(answer) and not isinstance(answer, type):
+        return [(field.name, getattr(answer, field.name)) for field in dataclasses.fields(answer)]
+    return None
+
+
+def _is_plain(answer: Any) -> bool:
+    """Whether torch's exporter takes the answer as it is: tensors in Python's own containers."""
+    if isinstance(answer, torch.Tensor):
+        return True
+    own = type(answer) in (tuple, list, dict) or (isinstance(answer, tuple) and hasattr(answer, "_fields"))
+    return own and all(_is_plain(value) for _, value in _parts(answer) or ())
+
+
+def _described(answer: Any) -> str:
+    """An answer's type, with what is in it."""
+    parts = _parts(answer)
+    if answer is None or parts is None:
+        return f"a {type(answer).__name__} ({str(answer)[:40]})"
+    inside = ", ".join(f"{key}: {type(value).__name__}" for key, value in parts[:6])
+    return f"a {type(answer).__name__} of {inside}" if inside else f"an empty {type(answer).__name__}"
 
 
 def _reason(error: BaseException) -> str:

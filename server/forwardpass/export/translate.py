@@ -40,7 +40,7 @@ def translate(network: TorchNetwork, example: Values, opset: int) -> bytes:
     try:
         with _quiet():
             program = torch.onnx.export(
-                network.module,
+                network.traced(),
                 args,
                 kwargs=kwargs,
                 dynamo=True,

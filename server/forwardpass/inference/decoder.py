@@ -153,6 +153,11 @@ class Decoder:
             name = tensor.name
             place = signature.input_place.get(name)
             if place is None:
+                if name in signature.defaulted:
+                    raise InvalidRequest(
+                        f"input '{printable(name)}' cannot be sent: it is optional, and its default in the network "
+                        "counts for every request; leave it out"
+                    )
                 expected = ", ".join(t.name for t in signature.inputs)
                 raise InvalidRequest(f"unexpected input '{printable(name)}'; expected {expected}")
             if place in places:

@@ -42,6 +42,7 @@ class OptionsOrigin:
     lines: Mapping[str, int] = dataclasses.field(default_factory=dict)
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     given: Any = None  # inference.ModelConfig
+    ignored: tuple[str, ...] = ()  # what is not supported and was told to be ignored, for the log
 
 
 class _OptionsPart(BaseModel):
@@ -56,6 +57,7 @@ class TensorOptions(_OptionsPart):
     dims: list[Dim] | None = None  # of one row if the model batches, else the whole shape; None: the network's
     reshape: list[Dim] | None = None  # the network's shape, where `dims`, which clients see, is another; as dims
     labels: str | None = None  # a file in the model's folder with one label per line; outputs only
+    optional: bool = False  # requests leave it out, and the network's own default counts; inputs only
 
     @model_validator(mode="after")
     def _as_large(self) -> Self:

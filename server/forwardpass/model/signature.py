@@ -32,6 +32,7 @@ class ModelSignature:
     outputs: tuple[TensorSpec, ...]
     batchable: bool
     hidden: frozenset[str] = frozenset()
+    defaulted: frozenset[str] = frozenset()  # further inputs, which have a default in the file and cannot be sent
     unsendable: tuple[tuple[str, str], ...] = ()  # outputs of types that the protocol has not, with those types
 
     @cached_property

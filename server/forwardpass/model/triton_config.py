@@ -1,14 +1,13 @@
 """Converts Triton's config.pbtxt (text), or the same as JSON, to our ModelConfig. Pure, except for reading that file.
 
 It is parsed by protobuf itself. Every option that is set and not supported is rejected with its line; none is silently
-ignored. Options that are accepted without an effect are in NO_EFFECT, each with its reason.
+ignored. `triton_options` has the tables of options.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,73 +19,19 @@ from forwardpass.errors import ConfigError, printable
 from forwardpass.model import runtime_parameters
 from forwardpass.model.options import ModelConfig, OptionsOrigin, TensorOptions
 from forwardpass.model.pbtxt_lines import TextNode, read_lines
+from forwardpass.model.triton_options import BECAUSE, SLOWER_WITHOUT, child, unsupported
 
 FILE_NAME = "config.pbtxt"
 PLATFORM = "onnxruntime_onnx"  # Triton's name for a model of this kind; clients compare it
 BACKEND = "onnxruntime"
+RUNTIMES = ("libtriton_onnxruntime.so", "onnxruntime")  # files of that backend
 GRAPH_LEVELS = {"basic": -1, "all": 0, "extended": 1, "none": 2}  # graph_optimizations -> optimization.graph.level
 
-# Supported options, by the message that contains them; entries of a list or a map have its path.
-_ACTED_ON = {
-    "": ("name", "platform", "backend", "max_batch_size", "default_model_filename", "parameters", "instance_group"),
-    "parameters.": ("string_value",),
-    "input.": ("name", "data_type", "dims", "reshape.shape"),
-    "output.": ("name", "data_type", "dims", "reshape.shape", "label_filename"),
-    "version_policy.": ("latest", "latest.num_versions", "all", "specific", "specific.versions"),
-    "dynamic_batching": ("",),
-    "dynamic_batching.": (
-        "preferred_batch_size",
-        "max_queue_delay_microseconds",
-        "preserve_ordering",
-        "priority_levels",
-        "default_priority_level",
-        "priority_queue_policy",
-    ),
-    "dynamic_batching.default_queue_policy.": (
-        "default_timeout_microseconds",
-        "allow_timeout_override",
-        "max_queue_size",
-    ),
-    "dynamic_batching.priority_queue_policy.": (
-        "default_timeout_microseconds",
-        "allow_timeout_override",
-        "max_queue_size",
-    ),
-    "instance_group.": ("count", "kind", "gpus"),
-    "optimization.": ("graph.level",),
-    "model_warmup": ("",),
-    "model_warmup.": ("name", "batch_size", "count", "inputs"),
-    "model_warmup.inputs.": ("data_type", "dims", "zero_data", "random_data", "input_data_file"),
-}
-SUPPORTED = frozenset(prefix + name for prefix, names in _ACTED_ON.items() for name in names)
-# Options that are accepted although they have no effect here, and why.
-NO_EFFECT = {
-    "input": "entries are looked at field by field",
-    "output": "entries are looked at field by field",
-    "input.format": "describes to clients how an image lies in the tensor; shown in ModelConfig",
-    "instance_group.name": "a label",
-    "optimization.input_pinned_memory.enable": "on the CPU the network reads the request's memory",
-    "optimization.output_pinned_memory.enable": "on the CPU the answer is sent from the network's memory",
-    "dynamic_batching.default_queue_policy.timeout_action": "the one other action, DELAY, is refused below",
-    "dynamic_batching.priority_queue_policy.timeout_action": "the one other action, DELAY, is refused below",
-}
-# Why other options are not supported, if there is a specific reason; by the start of the path.
-BECAUSE = {
-    "sequence_batching": "a feedforward network keeps no state between requests",
-    "ensemble_scheduling": "models are served one by one; merge the networks, or call one after the other",
-    "optimization.execution_accelerators": "the network runs on ONNX Runtime's CPU or CUDA provider",
-    "model_transaction_policy.decoupled": "every request gets exactly one answer",
-    "input.optional": "every input must be sent",
-    "input.allow_ragged_batch": "rows of one matrix have one shape",
-    "cc_model_filenames": "one file serves every device; name it in default_model_filename",
-    "response_cache": "there is no cache of answers",
-    "model_operations": "only ONNX Runtime's own operators are known",
-}
 
-
-def load(path: Path, name: str | None) -> ModelConfig:
+def load(path: Path, name: str | None, ignore_unsupported: bool = False) -> ModelConfig:
     """The options in a config.pbtxt. `name`: the name that the model must have, if known.
 
+    `ignore_unsupported`: what is not supported and changes no answer goes into `origin.ignored` instead of an error.
     Raises ConfigError naming the file, the line, the option, the expected and the actual value.
     """
     try:
@@ -100,11 +45,11 @@ def load(path: Path, name: str | None) -> ModelConfig:
         said = str(error).replace("\n", " ")
         raise ConfigError(f"{path}:{said}" if said[:1].isdigit() else f"{path}: {said}") from None
     root = read_lines(text)
-    return _Reader(str(path), root).config(message, name, "max_batch_size" in root.children)
+    return _Reader(str(path), root, ignore_unsupported).config(message, name, "max_batch_size" in root.children)
 
 
-def from_json(text: str, name: str | None) -> ModelConfig:
-    """The options in a ModelConfig as JSON, as RepositoryModelLoad carries it. Raises ConfigError."""
+def from_json(text: str, name: str | None, ignore_unsupported: bool = False) -> ModelConfig:
+    """The options in a ModelConfig as JSON, as RepositoryModelLoad carries it; as `load`. Raises ConfigError."""
     message = protocol.ModelConfig()
     try:
         said = json.loads(text)
@@ -114,7 +59,8 @@ def from_json(text: str, name: str | None) -> ModelConfig:
     except (ValueError, json_format.ParseError, RecursionError) as error:
         reason = str(error).partition(" Available Fields")[0]
         raise ConfigError(f"config: not a ModelConfig as JSON: {printable(reason.strip(), 300)}") from None
-    return _Reader("config", None).config(message, name, not {"max_batch_size", "maxBatchSize"}.isdisjoint(said))
+    reader = _Reader("config", None, ignore_unsupported)
+    return reader.config(message, name, not {"max_batch_size", "maxBatchSize"}.isdisjoint(said))
 
 
 def model_name(path: Path) -> str:
@@ -130,8 +76,10 @@ def model_name(path: Path) -> str:
 class _Reader:
     """Converts one of Triton's ModelConfig messages to ours, with the line of every option."""
 
-    def __init__(self, file: str, root: TextNode | None) -> None:
+    def __init__(self, file: str, root: TextNode | None, ignores: bool) -> None:
         self._file = file
+        self._ignores = ignores
+        self._ignored: list[str] = []
         self._root = root
         self._lines: dict[str, int] = {}
         self._options: dict[str, Any] = {}
@@ -139,9 +87,14 @@ class _Reader:
 
     def config(self, message: Any, name: str | None, sized: bool) -> ModelConfig:
         """Convert the message. `sized`: max_batch_size is in the file, even if 0."""
-        for path, node in _unsupported(message, self._root, ""):
+        for path, node in unsupported(message, self._root, ""):
             because = next((why for start, why in BECAUSE.items() if path.startswith(start)), "")
-            self._fail(node, f"{path} is not supported{because and ': ' + because}")
+            text = f"{path} is not supported{because and ': ' + because}"
+            optional = path.startswith(SLOWER_WITHOUT)
+            if optional and self._ignores:
+                self._ignored.append(f"{self._place(node)}: {text}; ignored, as --ignore-unsupported says")
+            else:
+                self._fail(node, text + "; --ignore-unsupported serves the model without it" * optional)
         self._identity(message, name)
         self._tensors(message)
         self._batching(message, sized)
@@ -161,7 +114,7 @@ class _Reader:
             else:
                 text = f"{path}: {text}" + ("" if first["type"] == "value_error" else f", got {first['input']!r}")
             self._fail(self._at(path), text)
-        return config.read_from(OptionsOrigin(self._file, self._lines, self._paths, message))
+        return config.read_from(OptionsOrigin(self._file, self._lines, self._paths, message, tuple(self._ignored)))
 
     # -- part by part -----------------------------------------------------------------------------------------------
 
@@ -172,6 +125,9 @@ class _Reader:
             value = getattr(message, option)
             if value not in ("", known):
                 self._fail(self._at(option), f"{option}: expected {known!r}, got {value!r}; only ONNX files are served")
+        if message.runtime not in ("", *RUNTIMES):
+            expected = f"expected nothing or {RUNTIMES[0]!r}"
+            self._fail(self._at("runtime"), f"runtime: {expected}, got {message.runtime!r}; ONNX Runtime is built in")
         if message.default_model_filename:
             self._set("model_file", message.default_model_filename, "default_model_filename")
 
@@ -183,7 +139,7 @@ class _Reader:
                 if not tensor.name:
                     self._fail(node, f"{what}: one of them has no name")
                 if any(size == 0 or size < -1 for size in tensor.dims):
-                    at = _child(node, "dims") or node
+                    at = child(node, "dims") or node
                     self._fail(
                         at,
                         f"{what}.dims of '{tensor.name}': expected sizes of at least 1, or -1 for any, "
@@ -198,7 +154,9 @@ class _Reader:
                         TensorOptions(**entry)
                     except ValidationError as error:
                         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-                        self._fail(_child(node, "reshape") or node, f"{what}.{reason} of '{tensor.name}'")
+                        self._fail(child(node, "reshape") or node, f"{what}.{reason} of '{tensor.name}'")
+                if what == "input":
+                    entry["optional"] = tensor.optional
                 entry["labels"] = tensor.label_filename or None if what == "output" else None
                 found.append(entry)
                 self._remember(f"{what} '{tensor.name}'", node)
@@ -253,10 +211,10 @@ class _Reader:
             if priority in batching.priority_queue_policy:
                 policy, path = batching.priority_queue_policy[priority], f"{at}.priority_queue_policy"
                 node = self._at(path, str(priority))
-                node = _child(node, "value") or node
+                node = child(node, "value") or node
             if policy.timeout_action:
                 self._fail(
-                    _child(node, "timeout_action") or node,
+                    child(node, "timeout_action") or node,
                     f"{path}.timeout_action: expected REJECT, got DELAY, which is not supported",
                 )
             policies[priority] = {
@@ -289,7 +247,7 @@ class _Reader:
                 self._fail(node, f"{path}.{what}; expected KIND_CPU, KIND_AUTO or KIND_GPU")
             devices = list(group.gpus)
             if devices and (kind == "KIND_CPU" or len(set(devices)) < len(devices) or min(devices) < 0):
-                self._fail(_child(node, "gpus"), f"{path}.gpus: expected devices of KIND_GPU, each once, got {devices}")
+                self._fail(child(node, "gpus"), f"{path}.gpus: expected devices of KIND_GPU, each once, got {devices}")
             kinds["KIND_GPU" if devices else kind] = None
             for device in devices or (-1,):
                 each[device] += group.count or 1
@@ -355,43 +313,14 @@ class _Reader:
         node = self._root
         *above, last = path.split(".")
         for name in above:
-            node = _child(node, name)
-        return _child(node, last, place)
+            node = child(node, name)
+        return child(node, last, place)
 
     def _fail(self, node: TextNode | None, text: str) -> NoReturn:
-        raise ConfigError(f"{self._file}:{node.line}: {text}" if node is not None else f"{self._file}: {text}")
+        raise ConfigError(f"{self._place(node)}: {text}")
 
-
-def _child(node: TextNode | None, name: str, place: int | str = 0) -> TextNode | None:
-    return None if node is None else node.child(name, place)
-
-
-def _unsupported(message: Any, node: TextNode | None, prefix: str) -> Iterator[tuple[str, TextNode | None]]:
-    """Path and node of every option that is set and not supported."""
-    for field, value in message.ListFields():
-        path = prefix + field.name
-        known = path in SUPPORTED or path in NO_EFFECT
-        if field.message_type is None:
-            if not known:
-                yield path, _child(node, field.name)
-        elif field.message_type.GetOptions().map_entry:
-            for key in value:
-                entry = _child(node, field.name, str(key))
-                if not known:
-                    yield path, entry
-                elif field.message_type.fields_by_name["value"].message_type is not None:
-                    yield from _unsupported(value[key], _child(entry, "value") or entry, path + ".")
-        elif hasattr(value, "add"):
-            for i, item in enumerate(value):
-                entry = _child(node, field.name, i)
-                if known:
-                    yield from _unsupported(item, entry, path + ".")
-                else:
-                    yield path, entry
-        elif field.containing_oneof is not None and not known:
-            yield path, _child(node, field.name)  # selecting it counts as setting it, even if it is empty
-        else:
-            yield from _unsupported(value, _child(node, field.name), path + ".")
+    def _place(self, node: TextNode | None) -> str:
+        return f"{self._file}:{node.line}" if node is not None else self._file
 
 
 def _name_of(enum: str, number: int) -> str:

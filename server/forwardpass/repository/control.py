@@ -171,13 +171,13 @@ class ModelControl:
         options: ModelConfig | None = None
         try:
             if config is not None:
-                options = triton_config.from_json(config, name)
+                options = triton_config.from_json(config, name, self._settings.ignore_unsupported)
         except ConfigError as error:
             raise InvalidRequest(str(error)) from None
         sent = tempfile.TemporaryDirectory(prefix="forwardpass-") if files else None
         try:
             if sent is not None:
-                model_folder = ModelFolder(name, Path(sent.name), named=False)
+                model_folder = ModelFolder(name, Path(sent.name), False, self._settings.ignore_unsupported)
                 _write(model_folder.folder, files)
             assert model_folder is not None
             wrong = [e for e in self._repository.reload(model_folder, options) if e.reason]

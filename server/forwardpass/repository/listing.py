@@ -23,8 +23,9 @@ class RepositoryListing:
     - Every failure is counted; it is logged if it differs from the one before.
     """
 
-    def __init__(self, root: Path, name: str) -> None:
+    def __init__(self, root: Path, name: str, ignore_unsupported: bool = False) -> None:
         """See `find`."""
+        self._ignore_unsupported = ignore_unsupported
         self._root = root
         self._name = name
         self._lock = threading.Lock()
@@ -58,7 +59,7 @@ class RepositoryListing:
     def _look(self) -> tuple[dict[str, ModelFolder], dict[tuple[str, str], str]]:
         model_folders: dict[str, ModelFolder] = {}
         skipped: dict[tuple[str, str], str] = {}
-        for model_folder in find(self._root, self._name):
+        for model_folder in find(self._root, self._name, self._ignore_unsupported):
             here = identity(model_folder.folder)
             if model_folder.present():
                 model_folders[model_folder.name] = model_folder

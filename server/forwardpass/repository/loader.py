@@ -42,6 +42,8 @@ from forwardpass.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+ORT_FORMAT = ".ort"  # ONNX Runtime's own format, which has no graph that could be looked at here
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoadedModel:
@@ -93,12 +95,15 @@ def load(request: LoadRequest) -> LoadedModel:
     began = time.monotonic()
     interruption = request.interruption or Interruption()
     model_folder = request.model_folder or folder.parent
-    contract = _contract(folder, config.model_file)
-    external_data.check(folder / config.model_file, model_folder)
+    for ignored in config.origin.ignored:
+        logger.warning("model %s version %s: %s", name, version, ignored)
+    path = _network_file(folder, config.model_file)
+    contract = _contract(folder)
+    in_onnx = path.suffix != ORT_FORMAT
+    if in_onnx:
+        external_data.check(path, model_folder)
     placement = _placement(config, settings, cores, request.look)
-    with SessionPool(
-        folder / config.model_file, placement, config, f"{name}/{version}", request.opens, interruption.opening
-    ) as sessions:
+    with SessionPool(path, placement, config, f"{name}/{version}", request.opens, interruption.opening) as sessions:
         session = interruption.network(sessions.first)
         signature = reconcile(session.signature, config, contract, model_folder)
         _check_sizes(signature)
@@ -113,7 +118,7 @@ def load(request: LoadRequest) -> LoadedModel:
         sized = signature if samples is not None else with_sizes(signature, lambda arrays: session.run(arrays, every))
         told = config.max_batch_size if config.max_batch_size is not None else settings.max_batch_size or None
         clock = batch_size.clock_of(placement)
-        proof = prove(folder / config.model_file) if signature.batchable else UNPROVED
+        proof = prove(path) if signature.batchable and in_onnx else UNPROVED
         settled = _settled(signature, config, contract, proof)
         if settled is not None and not settled[0].batches:
             wanted, measured = told if told is not None else 1, ""
@@ -201,9 +206,17 @@ def _seconds(microseconds: int) -> float:
     return microseconds * 1e-6 if microseconds else math.inf
 
 
-def _contract(folder: Path, model_file: str) -> Contract | None:
-    if not (folder / model_file).is_file():
-        raise ModelError(f"{folder}: there is no {model_file}")
+def _network_file(folder: Path, model_file: str) -> Path:
+    """A version's network: the file of that name, or in a folder of that name the file of that name."""
+    path = folder / model_file
+    if path.is_dir():
+        path /= model_file
+    if not path.is_file():
+        raise ModelError(f"{folder}: there is no {path.relative_to(folder)}")
+    return path
+
+
+def _contract(folder: Path) -> Contract | None:
     path = folder / CONTRACT_FILE
     if not path.exists():
         return None

@@ -35,11 +35,13 @@ class ModelFolder:
     """One model's folder. `named`: the folder's name is the model's, as in a repository of many.
 
     Its options are read once, so that all that is decided from one listing is decided by the same options.
+    `ignore_unsupported`: options that are not supported and change no answer are no error.
     """
 
     name: str
     folder: Path
     named: bool = True
+    ignore_unsupported: bool = False
 
     def config(self) -> ModelConfig:
         """The options beside the versions: from model.toml or config.pbtxt, else the defaults. Raises ConfigError."""
@@ -60,7 +62,7 @@ class ModelFolder:
             return ModelConfig.load(self.folder)
         if in_toml:
             raise ConfigError(f"{self.folder} has {toml.name} and {triton.name}; expected one of them")
-        return triton_config.load(triton, self.name if self.named else None)
+        return triton_config.load(triton, self.name if self.named else None, self.ignore_unsupported)
 
     def present(self) -> bool:
         """Whether there is anything to load or to report: a version, an entry that looks like one, or an error."""
@@ -148,7 +150,7 @@ class ModelFolder:
             return str(error), tuple(_stats([self.folder]))
 
 
-def find(root: Path, name: str = "") -> list[ModelFolder]:
+def find(root: Path, name: str = "", ignore_unsupported: bool = False) -> list[ModelFolder]:
     """The models below `root`, by name; or `root` itself if it is one model.
 
     With `name`, `root` is one model of that name; else a single model is named by its options, or by its folder.
@@ -163,10 +165,11 @@ def find(root: Path, name: str = "") -> list[ModelFolder]:
                 name or triton_config.model_name(root / triton_config.FILE_NAME) or root.resolve().name,
                 root,
                 named=False,
+                ignore_unsupported=ignore_unsupported,
             )
         ]
     children = [p for p in sorted(root.iterdir()) if not p.name.startswith((".", "_")) and p.name not in NOT_OURS]
-    return [ModelFolder(p.name, p) for p in children if _is_folder(p)]
+    return [ModelFolder(p.name, p, ignore_unsupported=ignore_unsupported) for p in children if _is_folder(p)]
 
 
 def is_model(folder: Path) -> bool:

@@ -50,10 +50,18 @@ def reconcile(
             f"not a batch of any size: {why}"
         )
     in_rows = batchable and config.max_batch_size != 0
-    inputs = _narrowed(found.inputs, config.inputs, "input", config, in_rows)
+    sent = [options for options in config.inputs if options.name not in found.defaulted]
+    for options in sent:
+        if options.optional:
+            where = config.where(f"input '{options.name}'")
+            raise ConfigError(
+                f"{where}: expected an input that every request sends, got optional: "
+                "the network has no default for it (an initializer of that name)"
+            )
+    inputs = _narrowed(found.inputs, sent, "input", config, in_rows)
     outputs = _narrowed(found.outputs, config.outputs, "output", config, in_rows)
-    if config.inputs and len(config.inputs) < len(found.inputs):
-        missing = next(t.name for t in found.inputs if t.name not in {o.name for o in config.inputs})
+    if sent and len(sent) < len(found.inputs):
+        missing = next(t.name for t in found.inputs if t.name not in {o.name for o in sent})
         raise ConfigError(f"{config.where('inputs')}: the network's input '{missing}' is not among them")
     if config.outputs:
         hidden |= {t.name for t in found.outputs} - {o.name for o in config.outputs}
@@ -64,7 +72,7 @@ def reconcile(
         if options.labels is not None:
             labels[options.name] = _labels(model_folder / options.labels, config.where(f"output '{options.name}'"))
     outputs = tuple(dataclasses.replace(t, labels=labels.get(t.name, ())) for t in outputs)
-    return ModelSignature(inputs, outputs, in_rows, hidden)
+    return ModelSignature(inputs, outputs, in_rows, hidden, found.defaulted)
 
 
 def _narrowed(

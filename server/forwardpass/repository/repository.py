@@ -56,7 +56,7 @@ class Repository:
         self._admission = admission
         self.interruption = Interruption()  # ends loads when the server stops
         self.load_failures: Counter[str] = Counter()  # by model
-        self.listing = RepositoryListing(settings.repository, settings.model_name)
+        self.listing = RepositoryListing(settings.repository, settings.model_name, settings.ignore_unsupported)
         self._lock = threading.Lock()
         self._changing = threading.Lock()  # held during a load, so that there is one at a time
         self._entries: dict[tuple[str, str], ModelVersion] = {}

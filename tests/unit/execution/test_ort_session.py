@@ -113,6 +113,54 @@ def test_values_that_the_network_rejects_are_the_clients_fault(tmp_path: Path) -
     assert s.run([np.array([[-1]])], (0,))[0].tolist() == [[70]]
 
 
+def _of(op: str, element: int, shapes: tuple[list[Any], list[Any]], **attributes: Any) -> onnx.ModelProto:
+    """y = op(a, b): a of an element type, b of int64 or of that type."""
+    b = element if op in ("MatMul", "Add", "Concat") else TensorProto.INT64
+    result = helper.make_tensor_value_info("y", element, None)
+    graph = helper.make_graph(
+        [helper.make_node(op, ["a", "b"], ["y"] if op != "TopK" else ["y", "places"], **attributes)],
+        "network",
+        [helper.make_tensor_value_info("a", element, shapes[0]), helper.make_tensor_value_info("b", b, shapes[1])],
+        [result],
+    )
+    opset = helper.make_opsetid("", models.OPSET)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=models.IR_VERSION)
+
+
+WIDE: Any = np.ones((2, 4), np.float32)
+FREE = ["n", "m"]
+
+
+@pytest.mark.parametrize(
+    ("model", "a", "b"),
+    [
+        (_of("Div", models.INT64, (["n"], ["n"])), np.array([4, 6]), np.array([0, 2])),
+        (_of("Mod", models.INT64, (["n"], ["n"])), np.array([4, 6]), np.array([0, 2])),
+        (_of("GatherElements", models.FLOAT, (["n", 4], ["n", 1]), axis=1), WIDE, np.array([[9], [0]])),
+        (_of("ReverseSequence", models.FLOAT, (["n", 4], ["n"]), batch_axis=0, time_axis=1), WIDE, np.array([9, 1])),
+        (_of("TopK", models.FLOAT, (["n", 4], [1])), WIDE, np.array([9])),
+        (_of("Reshape", models.FLOAT, (["n", 4], ["k"])), WIDE, np.array([3, 5])),
+        (_of("MatMul", models.FLOAT, (FREE, ["k", "l"])), WIDE, WIDE),
+        (_of("Add", models.FLOAT, (FREE, ["k", "l"])), WIDE, np.ones((2, 3), np.float32)),
+        (_of("Concat", models.FLOAT, (FREE, ["k", "l"]), axis=1), WIDE, np.ones((3, 4), np.float32)),
+    ],
+    ids=lambda value: value.graph.node[0].op_type if isinstance(value, onnx.ModelProto) else "",
+)
+def test_values_that_an_operator_refuses_are_the_clients_fault(
+    tmp_path: Path, model: onnx.ModelProto, a: Any, b: Any
+) -> None:
+    s = session(model, tmp_path)
+    with pytest.raises(InvalidRequest, match="cannot be run on these values"):
+        s.run([a, b], (0,))
+
+
+def test_text_that_is_no_number_is_the_clients_fault(tmp_path: Path) -> None:
+    node = helper.make_node("Cast", ["x"], ["y"], to=models.FLOAT)
+    s = session(models.network([node], [("x", models.STRING, ["n"])], [("y", models.FLOAT, ["n"])]), tmp_path)
+    with pytest.raises(InvalidRequest, match="cannot be run on these values"):
+        s.run([np.array(["1.5", "much"], object)], (0,))
+
+
 # No machine has this many bytes of address space, so nothing is really allocated, however generous its memory is.
 @pytest.mark.parametrize("elements", [1 << 47, 1 << 60, 1 << 61])
 def test_what_no_memory_could_hold_is_too_large(tmp_path: Path, elements: int) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -113,3 +117,60 @@ class Diverges(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.log()
+
+
+@dataclass
+class Detection:
+    """What a detector answers with; `embedding` is for training alone."""
+
+    boxes: Tensor
+    score: Tensor
+    embedding: Tensor | None = None
+
+
+class Detects(nn.Module):
+    """x [B, 5] -> a dataclass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Detection:
+        found = self.layer(x)
+        return Detection(boxes=found[:, :4], score=found[:, 4:].sigmoid())
+
+
+class ModelOutput(OrderedDict[str, Any]):
+    """As the package transformers has it: a dict whose keys are attributes too."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+class Scores(NamedTuple):
+    logits: Tensor
+    pooled: Tensor
+
+
+class Nested(nn.Module):
+    """A ModelOutput of a tensor, a named tuple, and a tuple with None in it."""
+
+    def forward(self, x: Tensor) -> ModelOutput:
+        return ModelOutput(last=x * 2, scores=Scores(x + 1, x.mean(1)), attentions=(None, x.tanh()))
+
+
+class ByKeyword(nn.Module):
+    """Keyword-only inputs, one of them with a default, and any others."""
+
+    def forward(self, *, user: Tensor, item: Tensor, scale: float = 2.0) -> Tensor:
+        return user * scale - item
+
+
+class AnyKeyword(nn.Module):
+    def forward(self, **features: Tensor) -> Tensor:
+        return features["age"] * 2 - features["income"]
+
+
+class GivesText(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, str]:
+        return x, "done"

@@ -12,7 +12,7 @@ from google.protobuf import json_format, text_format
 
 from forwardpass import protocol
 from forwardpass.errors import ConfigError
-from forwardpass.model import triton_config
+from forwardpass.model import triton_config, triton_options
 from forwardpass.model.options import ModelConfig, QueuePolicy, TensorOptions
 
 # Triton's documented options for an ONNX model, as its manuals write them: lists in brackets and repeated fields,
@@ -203,7 +203,6 @@ REFUSED = [
     ),
     ('input { name: "x" }\ninput { name: "x" }', 1, "input: 'x' is named twice"),
     ("input { dims: 4 }", 1, "input: one of them has no name"),
-    ('input { name: "x"\n optional: true }', 2, "input.optional is not supported: every input must be sent"),
     ("instance_group { kind: KIND_CPU\n gpus: 0 }", 2, "expected devices of KIND_GPU, each once, got [0]"),
     ("instance_group { kind: KIND_GPU\n gpus: [ 1, 1 ] }", 2, "expected devices of KIND_GPU, each once, got [1, 1]"),
     ("instance_group { kind: KIND_CPU }\ninstance_group { kind: KIND_GPU }", 1, "expected one kind for all groups"),
@@ -294,7 +293,7 @@ OPTIONS = dict(leaves(protocol.ModelConfig.DESCRIPTOR))
 
 
 def test_the_walk_over_the_options_sees_them_all() -> None:
-    assert len(OPTIONS) == 120
+    assert len(OPTIONS) == 123
     assert ("optimization", "cuda", "graph_spec", "graph_lower_bound", "input", "dim") in OPTIONS
     assert ("model_warmup", "inputs", "random_data") in OPTIONS
 
@@ -304,7 +303,7 @@ def test_no_option_is_silently_ignored(tmp_path: Path, path: tuple[str, ...]) ->
     """Each option, set alone: it is in the table of what is acted on, or it is refused by name and line."""
     text = OPTIONS[path]
     name = ".".join(path)
-    known = name in triton_config.SUPPORTED or name in triton_config.NO_EFFECT
+    known = name in triton_options.SUPPORTED or name in triton_options.NO_EFFECT
     try:
         load(tmp_path, text)
     except ConfigError as error:
@@ -321,9 +320,9 @@ def test_no_option_is_silently_ignored(tmp_path: Path, path: tuple[str, ...]) ->
 
 def test_every_path_in_the_tables_is_one_of_the_structure() -> None:
     prefixes = {".".join(path[:n]) for path in OPTIONS for n in range(1, len(path) + 1)}
-    assert prefixes >= triton_config.SUPPORTED
-    assert triton_config.NO_EFFECT.keys() <= prefixes
-    assert all(any(p.startswith(start) for p in prefixes) for start in triton_config.BECAUSE)
+    assert prefixes >= triton_options.SUPPORTED
+    assert triton_options.NO_EFFECT.keys() <= prefixes
+    assert all(any(p.startswith(start) for p in prefixes) for start in triton_options.BECAUSE)
 
 
 def test_the_text_that_tritons_own_answer_gives_is_accepted(tmp_path: Path) -> None:

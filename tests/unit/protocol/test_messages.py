@@ -29,6 +29,12 @@ EXTRA: set[tuple[str, str | None]] = {
     ("inference.InferResponseStatistics", None),
     ("inference.ModelInput", "is_non_linear_format_io"),
     ("inference.ModelOutput", "is_non_linear_format_io"),
+    ("inference.ModelConfig", "runtime"),
+    ("inference.ModelConfig", "model_metrics"),
+    ("inference.ModelMetrics", None),
+    ("inference.ModelMetrics.MetricControl", None),
+    ("inference.ModelMetrics.MetricControl.MetricIdentifier", None),
+    ("inference.ModelMetrics.MetricControl.HistogramOptions", None),
 }
 
 type_names = {number: name for name, number in descriptor_pb2.FieldDescriptorProto.Type.items()}
