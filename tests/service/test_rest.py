@@ -141,6 +141,9 @@ def test_predict_as_tensorflow_serving_has_it(http: HttpCaller, grpc: Caller) ->
     ]
     assert http.post("/v1/models/text:predict", {"instances": [["a", "é"]]}).json["predictions"] == [["a", "é"]]
     assert http.get("/v1/models").json["models"][0] == "chain"
+    assert http.get("/").json == {"status": "alive"}
+    refused = http.post("/v1/models/chain:explain", {"instances": ROWS.tolist()})
+    assert refused.status == 501 and "explanations are not offered" in refused.error
     assert http.get("/v1/models/chain").json["model_version_status"][0]["state"] == "AVAILABLE"
     for wrong, text in (
         ({}, "either 'instances'"),
@@ -237,7 +240,7 @@ def test_the_description_names_every_path(http: HttpCaller) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404), ("GET", "/v2/", 404), ("GET", "/v3", 404), ("GET", "/v2/models/none", 404),
+        ("GET", "/nothing", 404), ("GET", "/v2/", 404), ("GET", "/v3", 404), ("GET", "/v2/models/none", 404),
         ("POST", "/v2/models/none/infer", 404), ("GET", "/v2/models/chain/versions/9/ready", 404),
         ("DELETE", "/v2/models/chain", 405), ("GET", "/v2/models/chain/infer", 405), ("PUT", "/v2", 405),
         ("GET", "/v2/models/%ff/ready", 404), ("GET", "/v2/models/..%2f..%2fetc/config", 404),
