@@ -74,8 +74,9 @@ class RestApplication:
             "v1_models": self._v1_models, "v1_model": self._v1_model, "predict": self._predict,
             "alive": self._alive, "explain": self._explain, "describe": self._describe,
         }  # fmt: skip
-        # The first that matches is taken, so `{model}:predict` must come before `{model}`.
-        specials = sorted(SPECIALS, key=lambda row: row.name == "v1_model")
+        # The first that matches is taken, so `{model}:predict` must come before `{model}`; and those that matter most
+        # for speed before the others.
+        specials = sorted(SPECIALS, key=lambda row: (row.name not in ("infer", "predict"), row.name == "v1_model"))
         routes = [Route(row.path, functions[row.name], methods=[row.method]) for row in specials]
         routes += [Route(e.path, self._plain(e), methods=[e.method]) for e in ENDPOINTS]
         self._router = Router(routes, redirect_slashes=False, default=self._otherwise)
