@@ -110,6 +110,7 @@ class Server:
     pid: int
     address: str  # host:port
     metrics: str  # URL; empty where there are none
+    http: str = ""  # URL of the HTTP port; empty where there is none
 
     def cpu_seconds(self) -> float:
         """User and system time of all its threads so far, in seconds, to within a clock tick."""
@@ -155,7 +156,7 @@ def _until_ready(process: subprocess.Popen[str], errors: Any) -> Server:
         if words:
             said.setdefault(words[0], words[1] if len(words) > 1 else "")
         if "ready" in said:
-            return Server(process.pid, said["grpc"], said.get("metrics", ""))
+            return Server(process.pid, said["grpc"], said.get("metrics", ""), said.get("http", ""))
         if time.monotonic() > deadline:
             break
     errors.seek(0)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import http_report
+
 HERE = Path(__file__).resolve().parent
 DOCS, README = HERE.parent / "docs" / "performance.md", HERE.parent / "README.md"
 # Between them report.py writes; {} is the name of the part.
@@ -379,8 +381,9 @@ def documents() -> dict[Path, str]:
     """What each document must say, given what is recorded."""
     result = newest()
     headline = headline_text(result)
+    small = {"checks": checks_markdown(), "http": http_report.markdown()}
     return {
-        DOCS: rendered(DOCS.read_text("utf-8"), headline=headline, result=markdown(result), checks=checks_markdown()),
+        DOCS: rendered(DOCS.read_text("utf-8"), headline=headline, result=markdown(result), **small),
         README: rendered(README.read_text("utf-8"), headline=headline),
     }
 

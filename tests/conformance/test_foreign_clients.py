@@ -16,9 +16,9 @@ HERE = Path(__file__).parent
 X = np.linspace(0, 1, 128, dtype=np.float32).reshape(2, 64)
 
 
-def said(python: Tool, script: str, server: ServerProcess) -> Any:
+def said(python: Tool, script: str, address: str) -> Any:
     # What a client logs stands before its last line.
-    return json.loads(python.run(HERE / script, server.address).strip().splitlines()[-1])
+    return json.loads(python.run(HERE / script, address).strip().splitlines()[-1])
 
 
 def expected(server: ServerProcess) -> list[list[float]]:
@@ -28,15 +28,24 @@ def expected(server: ServerProcess) -> list[list[float]]:
 
 
 def test_kserves_grpc_client(python: Tool, served: ServerProcess) -> None:
-    found = said(python, "kserve_client.py", served)
+    found = said(python, "kserve_client.py", served.address)
     assert found["live"] is found["ready"] is found["model_ready"] is True
     assert found["nobody"] == "StatusCode.NOT_FOUND"
     assert (found["id"], found["version"]) == ("mine", "1")
     assert found["raw"] == found["typed"] == found["wanted_typed"] == expected(served)
 
 
+def test_kserves_rest_client(python: Tool, served: ServerProcess) -> None:
+    found = said(python, "kserve_rest_client.py", served.http_url)
+    assert found["live"] == found["model_ready"] == [True, True] and found["ready"] is True
+    assert "there is no model 'nobody'" in found["nobody"][0] and found["nobody"][1] is False
+    assert "explanations are not offered" in found["explain"] and "501" in found["explain"]
+    assert found["id"] == "mine"
+    assert found["raw"] == found["typed"] == found["predicted"] == expected(served)
+
+
 def test_tritonclients_own_shared_memory(python: Tool, served: ServerProcess) -> None:
-    assert said(python, "triton_shared_memory.py", served) == expected(served)
+    assert said(python, "triton_shared_memory.py", served.address) == expected(served)
 
 
 def test_an_old_c_core_that_cancels_keeps_its_connection(old_grpc: Tool, served: ServerProcess, tmp_path: Path) -> None:

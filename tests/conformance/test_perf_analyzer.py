@@ -18,10 +18,13 @@ from tests.conformance.tool import Tool
 from forwardpass.testing.server_process import ServerProcess
 
 WAYS = {
-    "sync": [],
-    "async": ["--async"],
-    "streaming": ["--streaming"],
-    "shared memory": ["--shared-memory", "system"],
+    "sync": ["-i", "grpc"],
+    "async": ["-i", "grpc", "--async"],
+    "streaming": ["-i", "grpc", "--streaming"],
+    "shared memory": ["-i", "grpc", "--shared-memory", "system"],
+    "http": ["-i", "http"],
+    "http async": ["-i", "http", "--async"],
+    "http shared memory": ["-i", "http", "--shared-memory", "system"],
 }
 # Windows of half a second. Three in a row must agree within this many per cent, or perf_analyzer fails; how even a
 # shared machine is is not the question here.
@@ -30,7 +33,8 @@ BRIEF = ["-p", "500", "-s", "900"]
 
 def measure(tool: Tool, server: ServerProcess, way: str, levels: str, report: Path) -> list[dict[str, str]]:
     """A row for each level of concurrency."""
-    words = ["-m", "digits", "-u", server.address, "-i", "grpc", *WAYS[way], "--concurrency-range", levels, *BRIEF]
+    address = server.http_url.partition("://")[2] if way.startswith("http") else server.address
+    words = ["-m", "digits", "-u", address, *WAYS[way], "--concurrency-range", levels, *BRIEF]
     # It calls its shared memory by the tensors' names alone, so two of it on one machine would share that too.
     with (Path(tempfile.gettempdir()) / f"forwardpass-perf-analyzer-{os.getuid()}.lock").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)

@@ -172,6 +172,9 @@ def selectors_meet(objects: list[Object]) -> Iterator[str]:
                 selected = spec["selector"]["matchLabels"]
             elif other["kind"] == "NetworkPolicy":
                 selected = spec["podSelector"]["matchLabels"]
+                lost = {port["port"] for rule in spec["ingress"] for port in rule["ports"]} - names
+                if lost:
+                    yield f"NetworkPolicy {other['metadata']['name']} opens {sorted(lost)}"
             else:
                 continue
             if not selected or not selected.items() <= labels:

@@ -91,6 +91,7 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "more than the most": ({"autoscaling": {"minReplicas": 5, "maxReplicas": 4}}, "minReplicas 5 is more than"),
     "clients' authority without TLS": ({"tls": {"clientCA": "ca.crt"}}, "tls.clientCA needs tls.secretName"),
     "one port twice": ({"ports": {"grpc": 8002}}, "must differ"),
+    "HTTP on the port of metrics": ({"ports": {"http": 8002}}, "must differ"),
     "a setting of the chart's": ({"settings": {"GRPC_PORT": 1}}, "settings.GRPC_PORT comes from"),
 }
 

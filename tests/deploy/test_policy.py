@@ -62,9 +62,10 @@ FAULTS: dict[str, list[Any]] = {
     "rolled_one_by_one": [lambda o: _of(o, "Deployment")["spec"].pop("strategy")],
     "selectors_meet": [
         lambda o: _of(o, "Service")["spec"]["selector"].update(app="other"),
-        lambda o: _of(o, "Service")["spec"]["ports"][0].update(targetPort="http"),
+        lambda o: _of(o, "Service")["spec"]["ports"][0].update(targetPort="other"),
         lambda o: _of(o, "PodDisruptionBudget")["spec"]["selector"].update(matchLabels={}),
         lambda o: _of(o, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"].update(app="other"),
+        lambda o: _of(o, "NetworkPolicy")["spec"]["ingress"][0]["ports"][-1].update(port="other"),
         lambda o: _of(o, "PodMonitor")["spec"]["selector"]["matchLabels"].update(app="other"),
     ],
     "scaled_by_requests": [

@@ -141,6 +141,9 @@ def test_predict_as_tensorflow_serving_has_it(http: HttpCaller, grpc: Caller) ->
     ]
     assert http.post("/v1/models/text:predict", {"instances": [["a", "é"]]}).json["predictions"] == [["a", "é"]]
     assert http.get("/v1/models").json["models"][0] == "chain"
+    assert http.get("/").json == {"status": "alive"}
+    refused = http.post("/v1/models/chain:explain", {"instances": ROWS.tolist()})
+    assert refused.status == 501 and "explanations are not offered" in refused.error
     assert http.get("/v1/models/chain").json["model_version_status"][0]["state"] == "AVAILABLE"
     for wrong, text in (
         ({}, "either 'instances'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ import bench  # noqa: E402
 import bodies  # noqa: E402
 import h2load  # noqa: E402
 import harness  # noqa: E402
+import http_cost  # noqa: E402
+import http_report  # noqa: E402
 import openloop  # noqa: E402
 import report  # noqa: E402
 from forwardpass import protocol  # noqa: E402
@@ -195,6 +198,31 @@ def test_every_scenario_and_mix_has_its_words() -> None:
     names = [s.name for s in bench.SCENARIOS]
     assert len(set(names)) == len(names)
     assert report.ECHO in names
+
+
+def test_requests_over_http_differ_and_are_whole() -> None:
+    for binary in (False, True):
+        sent = http_cost.requests(binary)
+        assert len(set(sent)) == http_cost.BODIES
+        head, _, body = sent[1].partition(b"\r\n\r\n")
+        assert f"Content-Length: {len(body)}".encode() in head
+        length = re.search(rb"Inference-Header-Content-Length: (\d+)", head)
+        given = json.loads(body if length is None else body[: int(length[1])])
+        assert given["id"] == f"{1:016d}" and ("data" in given["inputs"][0]) is not binary
+
+
+def test_what_http_costs_is_told_with_what_does_not_hold(tmp_path: Path) -> None:
+    assert "None" in http_report.markdown(tmp_path)
+    case = {"requests_per_second": 2000.0, "cpu_us": 300.4, "errors": 0}
+    result = {
+        "date": "2026-11-28", "machine": {"cpu": "a CPU", "cores": 2, "python": "3.11.7"}, "rounds": 3,
+        "against": "MLServer 1.7.1", "verdicts": [{"what": "half of it", "holds": False}],
+        "cases": {"JSON, 1": case | {"mlserver_cpu_us": 500.2, "ratio": 0.6}, "binary, 1": case},
+    }  # fmt: skip
+    (tmp_path / "http_cost.json").write_text(json.dumps(result))
+    text = http_report.markdown(tmp_path)
+    assert "| JSON, 1 | 2,000 | 300 | 500 | 0.60 |" in text and "| binary, 1 | 2,000 | 300 | - | - |" in text
+    assert "Does NOT hold: half of it." in text and "MLServer 1.7.1" in text
 
 
 def test_the_documents_tell_what_is_recorded() -> None:

@@ -188,17 +188,16 @@ def write_response(message: bytes, forms: OutputForms) -> Body:
     blobs: list[bytes] = []
     for place, tensor in enumerate(response.outputs):
         entry: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape[:]}
-        parameters = to_json(tensor)["parameters"] if tensor.parameters else {}
-        if "shared_memory_region" not in parameters:
+        # One in shared memory has neither data nor parameters: Triton's C++ client takes an output that has
+        # parameters for a binary one.
+        if "shared_memory_region" not in tensor.parameters:
             raw = raws[place]
             if forms.binary(tensor.name):
-                parameters[BINARY_SIZE] = len(raw)
+                entry["parameters"] = {BINARY_SIZE: len(raw)}
                 blobs.append(raw)
             else:
                 data = json_tensors.encode(raw, protocol.DATATYPES[tensor.datatype], tensor.name)
                 entry["data"] = orjson.Fragment(data)
-        if parameters:
-            entry["parameters"] = parameters
         outputs.append(entry)
     head: dict[str, Any] = {"id": response.id} if response.id else {}
     head |= {"model_name": response.model_name, "model_version": response.model_version}

@@ -12,8 +12,8 @@
 {{- if and (eq $v.autoscaling.kind "keda") (not $v.autoscaling.prometheus) }}{{ fail "autoscaling.kind=keda needs autoscaling.prometheus" }}{{ end }}
 {{- if gt (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas) }}{{ fail (printf "autoscaling.minReplicas %d is more than autoscaling.maxReplicas %d" (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas)) }}{{ end }}
 {{- if and $v.tls.clientCA (not $v.tls.secretName) }}{{ fail "tls.clientCA needs tls.secretName" }}{{ end }}
-{{- $ports := list (int $v.ports.grpc) (int $v.ports.metrics) (int $v.ports.health) }}
-{{- if ne (len (uniq $ports)) 3 }}{{ fail (printf "ports.grpc, ports.metrics and ports.health must differ, got %v" $ports) }}{{ end }}
-{{- $taken := list "REPOSITORY" "MODEL_NAME" "STRICT" "HOST" "GRPC_PORT" "METRICS_PORT" "DRAIN_WAIT" "GRACE" "MAX_CONNECTION_AGE" "PROVIDER" "TLS_CERTIFICATE" "TOKENS" "TLS_KEY" "TLS_CLIENT_CA" "HEALTH_PORT" }}
+{{- $ports := list (int $v.ports.grpc) (int $v.ports.http) (int $v.ports.metrics) (int $v.ports.health) }}
+{{- if ne (len (uniq $ports)) 4 }}{{ fail (printf "ports.grpc, ports.http, ports.metrics and ports.health must differ, got %v" $ports) }}{{ end }}
+{{- $taken := list "REPOSITORY" "MODEL_NAME" "STRICT" "HOST" "GRPC_PORT" "HTTP_PORT" "METRICS_PORT" "DRAIN_WAIT" "GRACE" "MAX_CONNECTION_AGE" "PROVIDER" "TLS_CERTIFICATE" "TOKENS" "TLS_KEY" "TLS_CLIENT_CA" "HEALTH_PORT" }}
 {{- range $name, $_ := $v.settings }}{{ if has $name $taken }}{{ fail (printf "settings.%s comes from the chart's other values and cannot be set here" $name) }}{{ end }}{{ end }}
 {{- end }}

@@ -19,7 +19,16 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from forwardpass import protocol
-from forwardpass.errors import DeadlineExceeded, Draining, InvalidRequest, Reason, RequestError, RunFailed, Status
+from forwardpass.errors import (
+    DeadlineExceeded,
+    Draining,
+    InvalidRequest,
+    Reason,
+    RequestError,
+    RunFailed,
+    Status,
+    UnknownMethod,
+)
 from forwardpass.observability.log_limit import LogLimit
 from forwardpass.protocol import json_inference, json_tensors
 from forwardpass.protocol.json_inference import LENGTH_HEADER, Body
@@ -66,10 +75,11 @@ class RestApplication:
         functions = {
             "live": self._live, "ready": self._ready, "model_ready": self._model_ready, "infer": self._infer,
             "v1_models": self._v1_models, "v1_model": self._v1_model, "predict": self._predict,
-            "describe": self._describe,
+            "alive": self._alive, "explain": self._explain, "describe": self._describe,
         }  # fmt: skip
-        # The first that matches is taken, so `{model}:predict` must come before `{model}`.
-        specials = sorted(SPECIALS, key=lambda row: row.name == "v1_model")
+        # The first that matches is taken, so `{model}:predict` must come before `{model}`; and those that matter most
+        # for speed before the others.
+        specials = sorted(SPECIALS, key=lambda row: (row.name not in ("infer", "predict"), row.name == "v1_model"))
         routes = [Route(row.path, functions[row.name], methods=[row.method]) for row in specials]
         routes += [Route(e.path, self._plain(e), methods=[e.method]) for e in ENDPOINTS]
         self._router = Router(routes, redirect_slashes=False, default=self._otherwise)
@@ -230,10 +240,16 @@ class RestApplication:
         ]
         return json_response({"name": name, "ready": ready, "model_version_status": status}, 200 if ready else 503)
 
+    async def _alive(self, _request: Request) -> Response:
+        return json_response({"status": "alive"})
+
     # -- the rest -----------------------------------------------------------------------------------------------------
 
     async def _describe(self, _request: Request) -> Response:
         return Response(self._openapi, media_type=JSON)
+
+    async def _explain(self, _request: Request) -> Response:
+        raise UnknownMethod("explanations are not offered")
 
     async def _otherwise(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._mounted is not None and not scope["path"].startswith(("/v1/", "/v2/")):

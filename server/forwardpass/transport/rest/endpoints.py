@@ -219,12 +219,14 @@ SPECIALS: tuple[Special, ...] = (
         for base in (_MODEL, _VERSION)
     ),
     *(Special("POST", f"{base}/infer", "infer", "Run a model on rows.", "Infer") for base in (_MODEL, _VERSION)),
+    Special("GET", "/", "alive", "KServe's v1 liveness: 200 as long as the process answers."),
     Special("GET", "/v1/models", "v1_models", "The names of the models that are ready."),
     Special("GET", "/v1/models/{model}", "v1_model", "Whether a model is ready, and its versions."),
     *(
         Special("POST", f"/v1/models/{{model}}{version}:predict", "predict", "Run a model on rows.", "Predict")
         for version in ("", "/versions/{version}")
     ),
+    Special("POST", "/v1/models/{model}:explain", "explain", "Not offered."),
     Special("GET", "/openapi.json", "describe", "All of this, for tools."),
 )  # fmt: skip
 

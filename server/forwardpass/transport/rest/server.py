@@ -14,11 +14,11 @@ import http
 import logging
 import socket
 import ssl
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import orjson
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from forwardpass.observability.log_limit import LogLimit
@@ -26,6 +26,7 @@ from forwardpass.security.certificates import Certificates
 from forwardpass.transport import addresses
 from forwardpass.transport.listeners import ACCEPTS, ONE_CONNECTION, accepts
 from forwardpass.transport.rest.application import RestApplication
+from forwardpass.transport.rest.bodies import WHOLE
 
 logger = logging.getLogger(__name__)
 logger.addFilter(LogLimit())
@@ -41,6 +42,38 @@ MOST_CONNECTIONS: Final = 4096
 
 class HeadTooLarge(Exception):
     """A request's head exceeds its bound."""
+
+
+class JoinedHead:
+    """One response's transport: its head, which uvicorn writes by itself, is held and goes with the body's first bytes.
+
+    A write is a system call, and two cost more than most responses do elsewhere.
+    """
+
+    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
+        self._transport, self._cycle = transport, cycle
+        self._head: bytes | None = None
+        self._joined = False
+
+    def write(self, data: bytes) -> None:
+        if self._joined or not self._cycle.response_started:
+            self._transport.write(data)
+        elif self._head is None:
+            self._head = data
+        else:
+            self._flush(data)
+
+    def _flush(self, data: bytes = b"") -> None:
+        if self._head is not None and not self._joined:
+            self._joined = True
+            self._transport.write(self._head + data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
 
 
 class RestConnection(HttpToolsProtocol):
@@ -71,12 +104,13 @@ class RestConnection(HttpToolsProtocol):
                 self._refuse(431, f"the request's head has more than {self.max_head_bytes} bytes, the limit")
                 return
         super().data_received(data)
+        if self._in_head and not self.transport.is_closing():  # most heads come whole, and need no timer
+            self._await_head()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
         self._parsed = self._received = 0
-        self._await_head()
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
@@ -95,6 +129,12 @@ class RestConnection(HttpToolsProtocol):
         self._in_head = False
         self._head_seen()
         super().on_headers_complete()
+        if self.scope["method"] != "HEAD":  # whose response has no body to join
+            self.cycle.transport = cast("asyncio.Transport", JoinedHead(self.transport, self.cycle))
+
+    def on_message_complete(self) -> None:
+        cast("dict[str, Any]", self.scope)[WHOLE] = True
+        super().on_message_complete()
 
     def _await_head(self) -> None:
         if self._head_timer is None:
@@ -209,8 +249,8 @@ class RestServer:
                 continue
             sock.setblocking(False)
             if sock.family != socket.AF_UNIX:
-                # asyncio does so only for sockets of protocol IPPROTO_TCP, and these say 0. A response's head and body
-                # are two writes: without it the second waits for the client's delayed acknowledgement.
+                # asyncio does so only for sockets of protocol IPPROTO_TCP, and these say 0. Without it the rest of a
+                # large response waits for the client's delayed acknowledgement.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             task = self._loop.create_task(self._connect(sock))
             self._handshakes.add(task)

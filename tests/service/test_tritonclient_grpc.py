@@ -7,20 +7,30 @@ against the clients and against these tests, so that no row claims what nothing 
 from __future__ import annotations
 
 import asyncio
-import inspect
-import os
-import re
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import models
 import numpy as np
-import onnxruntime
 import pytest
 from caller import Caller, request, until
 from certificates import Authority
+from tritonclient_surface import (
+    LABELS,
+    MODELS,
+    SECONDS,
+    AsyncioClient,
+    Surface,
+    X,
+    elements,
+    expected,
+    same,
+    save_models,
+    shared_memory_key,
+)
 
 from forwardpass import __version__
 from forwardpass.testing.server_process import ServerProcess
@@ -28,70 +38,15 @@ from forwardpass.testing.server_process import ServerProcess
 triton = pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc] is not installed")
 triton_aio = pytest.importorskip("tritonclient.grpc.aio", reason="tritonclient[grpc] is not installed")
 
-SECONDS = 60.0
-DOCUMENT = Path(__file__).parents[2] / "docs" / "compatibility.md"
-LABELS = ("low", "middle", "high")
-X = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
-
-Test = Callable[..., None]
-BACKED: dict[str, list[str]] = {}  # row of the table -> tests
-
-
-def backs(*rows: str) -> Callable[[Test], Test]:
-    def note(test: Test) -> Test:
-        for row in rows:
-            BACKED.setdefault(row, []).append(test.__name__)
-        return test
-
-    return note
-
-
-class Sync:
-    """tritonclient.grpc's client as it is."""
-
-    def __init__(self, address: str, **options: Any) -> None:
-        self.client = triton.InferenceServerClient(address, **options)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.client, name)
-
-
-class Aio:
-    """tritonclient.grpc.aio's client: each coroutine is run to its end on a loop of its own."""
-
-    def __init__(self, address: str, **options: Any) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-
-        async def make() -> Any:
-            return triton_aio.InferenceServerClient(address, **options)
-
-        self.client = self.run(make())
-
-    def run(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(SECONDS)
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self.client, name)
-        return (lambda *a, **k: self.run(method(*a, **k))) if inspect.iscoroutinefunction(method) else method
-
-    def close(self) -> None:
-        self.run(self.client.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+SURFACE = Surface("tritonclient", triton, triton_aio)
+KINDS = {"sync": triton.InferenceServerClient, "aio": partial(AsyncioClient, triton_aio)}
+backs = SURFACE.backs
+key = pytest.fixture(shared_memory_key)
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("surface")
-    models.save(folder, "chain", models.chain(), 'labels = "labels.txt"\nmax_batch_size = 16\npriority_levels = 2\n')
-    (folder / "chain" / "labels.txt").write_text("\n".join(LABELS) + "\n")
-    models.save(folder, "words", models.echo(models.STRING, ("batch", 1)))
-    models.save(folder, "hold", models.hold(), "instances = 2\n")
-    models.save(folder, "two", models.two_by_two())
-    return folder
+    return save_models(tmp_path_factory.mktemp("surface"))
 
 
 @pytest.fixture(scope="module", params=["direct", "grpcio"])
@@ -103,9 +58,9 @@ def running(request: pytest.FixtureRequest, repository: Path) -> Iterator[Server
         assert server.stop() == 0, server.tail()
 
 
-@pytest.fixture(params=[Sync, Aio], ids=["sync", "aio"])
+@pytest.fixture(params=KINDS)
 def client(request: pytest.FixtureRequest, running: ServerProcess) -> Iterator[Any]:
-    found = request.param(running.address)
+    found = KINDS[request.param](running.address)
     yield found
     found.close()
 
@@ -114,12 +69,6 @@ def inputs(array: np.ndarray[Any, Any] = X, name: str = "x", datatype: str = "FP
     tensor = triton.InferInput(name, list(array.shape), datatype)
     tensor.set_data_from_numpy(array)
     return [tensor]
-
-
-def expected(repository: Path) -> np.ndarray[Any, Any]:
-    session = onnxruntime.InferenceSession(str(repository / "chain" / "1" / "model.onnx"))
-    found: np.ndarray[Any, Any] = session.run(None, {"x": X})[0]
-    return found
 
 
 def fails(status: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
@@ -195,7 +144,7 @@ def test_what_was_counted(client: Any) -> None:
     assert after.inference_stats.queue.count - before.inference_stats.queue.count == 3
     assert {s.batch_size for s in after.batch_stats} >= {len(X)}
     every = client.get_inference_statistics(as_json=True)["model_stats"]
-    assert {m["name"] for m in every} == {"chain", "words", "hold", "two"}
+    assert {m["name"] for m in every} == MODELS
 
 
 # -- the repository ----------------------------------------------------------------------------------------------------
@@ -239,11 +188,11 @@ def test_rows_in_and_rows_out(client: Any, repository: Path) -> None:
     assert "expected shape [-1,4], got [5,5]" in fails("INVALID_ARGUMENT", client.infer, "chain", [given])
 
 
-@backs("InferInput")
-def test_text_in_and_text_out(client: Any) -> None:
-    words = np.array([["one"], [""], ["drei ü"]], dtype=object)
-    found = client.infer("words", inputs(words, "x", "BYTES")).as_numpy("y")
-    assert [text.decode() for text in found.ravel()] == ["one", "", "drei ü"]
+@backs("InferInput", "InferResult")
+@pytest.mark.parametrize("datatype", models.ELEMENTS)
+def test_every_datatype_comes_back_as_it_was(client: Any, datatype: str) -> None:
+    given = elements(datatype)
+    assert same(client.infer(f"echo_{datatype}", inputs(given, "x", datatype)).as_numpy("y"), given)
 
 
 @backs("infer: class_count")
@@ -269,10 +218,10 @@ def test_priority_and_timeout(client: Any) -> None:
 
 
 @backs("infer: timeout")
-@pytest.mark.parametrize("kind", [Sync, Aio], ids=["sync", "aio"])
-def test_a_timeout_bounds_the_wait_for_an_instance(repository: Path, kind: type[Sync] | type[Aio]) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_timeout_bounds_the_wait_for_an_instance(repository: Path, kind: str) -> None:
     with ServerProcess(repository, "--inline-run-limit", "0", "--grace", "0.1") as server:
-        caller, client = Caller(server), kind(server.address)
+        caller, client = Caller(server), KINDS[kind](server.address)
         # Both instances are held until the server ends, so that the next request waits.
         holders = []
         for busy in (1, 2):  # one by one: together they would share a run
@@ -375,16 +324,6 @@ def test_a_stream_with_iterators(running: ServerProcess, repository: Path) -> No
 # -- shared memory -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def key() -> Iterator[str]:
-    if not Path("/dev/shm").is_dir():
-        pytest.skip("there is no /dev/shm here")
-    path = Path("/dev/shm", f"forwardpass-surface-{os.getpid()}")
-    path.write_bytes(X.tobytes() + bytes(4096))
-    yield "/" + path.name
-    path.unlink()
-
-
 @backs(
     "register_system_shared_memory", "get_system_shared_memory_status", "unregister_system_shared_memory",
     "InferInput.set_shared_memory", "InferRequestedOutput.set_shared_memory",
@@ -467,8 +406,8 @@ def test_a_plugin_may_add_headers(client: Any) -> None:
 
 
 @backs("ssl, root_certificates, private_key, certificate_chain", "KeepAliveOptions", "close")
-@pytest.mark.parametrize("kind", [Sync, Aio], ids=["sync", "aio"])
-def test_tls_with_a_clients_certificate(kind: Any, repository: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_tls_with_a_clients_certificate(kind: str, repository: Path, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     server, own = authority.issue("server"), authority.issue("client")
     options = (
@@ -476,7 +415,7 @@ def test_tls_with_a_clients_certificate(kind: Any, repository: Path, tmp_path: P
         *("--tls-client-ca", str(authority.certificate)),
     )
     with ServerProcess(repository, *options) as running:
-        client = kind(
+        client = KINDS[kind](
             running.address,
             ssl=True,
             root_certificates=str(authority.certificate),
@@ -492,30 +431,11 @@ def test_tls_with_a_clients_certificate(kind: Any, repository: Path, tmp_path: P
 
 # -- the table ---------------------------------------------------------------------------------------------------------
 
-ROW = re.compile(r"^\| `(?P<name>[^`]+)` \| (?P<sync>[^|]+) \| (?P<aio>[^|]+) \|", re.MULTILINE)
 
-
-def rows() -> dict[str, tuple[str, str]]:
-    """The table: a row's name, and what it says of the sync and of the asyncio client."""
-    text = DOCUMENT.read_text("utf-8")
-    table = text[text.index("<!-- table: tritonclient -->") : text.index("<!-- end of table: tritonclient -->")]
-    return {m["name"]: (m["sync"].strip(), m["aio"].strip()) for m in ROW.finditer(table)}
-
-
-def methods(client: Any) -> set[str]:
-    return {n for n, m in inspect.getmembers(client.InferenceServerClient, inspect.isfunction) if not n.startswith("_")}
-
-
-def test_the_table_has_every_method_of_both_clients() -> None:
-    table = rows()
-    for place, kind in enumerate((triton, triton_aio)):
-        theirs = methods(kind)
-        assert theirs <= set(table), f"not in the table: {sorted(theirs - set(table))}"
-        for name in methods(triton) | methods(triton_aio):
-            absent = table[name][place] == "-"
-            assert absent is (name not in theirs), f"{name}: the table says {table[name]}"
+def test_the_table_has_every_method_and_option_of_both_clients() -> None:
+    SURFACE.check_methods()
+    SURFACE.check_options("model_name", "inputs", "model_version", "outputs", "request_id")
 
 
 def test_every_row_is_backed_by_a_test_and_every_test_by_a_row() -> None:
-    assert set(rows()) == set(BACKED)
-    assert {word for said in rows().values() for word in said} <= {"works", "not applicable", "in part", "-"}
+    SURFACE.check_backed()
