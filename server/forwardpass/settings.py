@@ -155,8 +155,9 @@ class Settings(BaseModel):
         None,
         ge=0,
         description="A run predicted to be shorter than this many seconds is made by the thread that received the "
-        "request, which saves a hand-over; 0 always hands over, as CUDA does. Unset: 0.0005, and 0.002 on one core, "
-        "where handing over gains nothing.",
+        "request, which saves a hand-over; 0 always hands over, as CUDA does, and as is done for networks whose runs "
+        "take as long as values say (loops, rows of any size, text). Unset: 0.0005, and 0.002 on one core, where "
+        "handing over gains nothing.",
     )
     run_timeout: float = Field(
         30.0,

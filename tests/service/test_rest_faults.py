@@ -235,3 +235,20 @@ def test_a_port_that_is_taken_is_named(repository: Path, server: ServerProcess) 
 def test_no_port_with_a_socket_file(repository: Path, tmp_path: Path) -> None:
     with ServerProcess(repository, "--host", f"unix:{tmp_path}/socket") as server:
         assert not server.http_url
+
+
+def test_a_loop_that_turns_out_long_holds_up_nobody_else(repository: Path) -> None:
+    with ServerProcess(repository, "--grace", "0.5") as server:
+        grpc, http, other = Caller(server), HttpCaller(server.http_url), HttpCaller(server.http_url)
+        for _ in range(20):  # short runs, by which a long one would be predicted short
+            assert http.infer("hold", hold(1.0)).status == 200
+        body = json.dumps(hold(10 * TURNS)).encode()
+        with http.connect() as sock:
+            sock.sendall(head("/v2/models/hold/infer", len(body)) + body)
+            until(lambda: grpc.metric("forwardpass_running_requests", model="hold") == 1, "the long run")
+            assert other.get("/v2/health/live").status == 200
+            assert other.infer("chain", GOOD).status == 200
+            grpc.infer("chain", np.zeros((1, 4), np.float32))
+            assert grpc.metric("forwardpass_running_requests", model="hold") == 1, "they were answered meanwhile"
+        for caller in (grpc, http, other):
+            caller.close()

@@ -46,8 +46,6 @@ def prove(path: Path) -> Proof:
         return prove_graph(read_onnx(path))
     except ModelError as error:
         return Proof(RowFlow.UNKNOWN, str(error))
-    except RecursionError:
-        return Proof(RowFlow.UNKNOWN, "its graph is nested too deep")
 
 
 def prove_graph(file: OnnxFile, outputs: Sequence[str] | None = None) -> Proof:
@@ -58,7 +56,10 @@ def prove_graph(file: OnnxFile, outputs: Sequence[str] | None = None) -> Proof:
     values = {name: replace(constant(c.dims, c.values), lead=c.lead) for name, c in graph.constants.items()}
     for name, shape in graph.inputs.items():
         values[name] = unknown(f"input '{name}' has no axis") if not shape else rows(shape)
-    found = _follow(graph, file.opsets, values)
+    try:
+        found = _follow(graph, file.opsets, values)
+    except RecursionError:
+        return Proof(RowFlow.UNKNOWN, "its graph is nested too deep")
     for name in graph.outputs if outputs is None else outputs:
         value = found.get(name, unknown(f"output '{name}' is not computed"))
         if value.kind is Dependence.MIXED:

@@ -30,8 +30,10 @@ from forwardpass.inference.worker import Worker
 from forwardpass.model import external_data
 from forwardpass.model.contract import CONTRACT_FILE, Contract
 from forwardpass.model.example_inputs import with_sizes
+from forwardpass.model.onnx_file import OnnxFile, read_onnx
 from forwardpass.model.options import ModelConfig
-from forwardpass.model.row_flow import UNPROVED, Proof, RowFlow, prove
+from forwardpass.model.row_flow import UNPROVED, Proof, RowFlow, prove_graph
+from forwardpass.model.run_length import varies
 from forwardpass.model.signature import ModelSignature
 from forwardpass.observability.model_metrics import ModelMetrics
 from forwardpass.repository import batch_size, warm_up
@@ -118,7 +120,8 @@ def load(request: LoadRequest) -> LoadedModel:
         sized = signature if samples is not None else with_sizes(signature, lambda arrays: session.run(arrays, every))
         told = config.max_batch_size if config.max_batch_size is not None else settings.max_batch_size or None
         clock = batch_size.clock_of(placement)
-        proof = prove(path) if signature.batchable and in_onnx else UNPROVED
+        file, unread = _graph_of(path) if in_onnx else (None, UNPROVED)
+        proof = prove_graph(file) if signature.batchable and file is not None else unread
         settled = _settled(signature, config, contract, proof)
         if settled is not None and not settled[0].batches:
             wanted, measured = told if told is not None else 1, ""
@@ -142,6 +145,12 @@ def load(request: LoadRequest) -> LoadedModel:
                 replayed = _replay(unshaped, contract)  # once more, in the way in which it will be run
         full = warm_up.every_size(sized, session, run_rows, run_time, samples, clock)
         warm_up.as_told(signature, session, config, model_folder)
+    unpredictable = varies(file, signature)
+    if unpredictable:
+        logger.info(
+            "model %s version %s: its runs are handed to a thread of their own, since they take as long as values say: "
+            "%s", name, version, unpredictable,
+        )  # fmt: skip
     instances, reason = count(config, settings, cores, placement, full)
     placement = dataclasses.replace(placement, why="; ".join(filter(None, (placement.why, reason, how))))
     options = WorkerOptions(
@@ -153,7 +162,7 @@ def load(request: LoadRequest) -> LoadedModel:
         priority_levels=config.priority_levels,
         default_priority=config.default_priority,
         queue_timeouts=_queue_timeouts(config),
-        inline_run_limit=inline_run_limit(settings, cores),
+        inline_run_limit=0.0 if unpredictable else inline_run_limit(settings, cores),
         shrink_arena=config.shrink_memory_arena and placement.provider == CPU,
     )
     counted = request.metrics or ModelMetrics(name, version)
@@ -175,6 +184,14 @@ def load(request: LoadRequest) -> LoadedModel:
         logger.warning("model %s version %s: %s", name, version, reservation)
     known = "; ".join(filter(None, (why, replayed, measured if batches else "")))
     return LoadedModel(worker, placement, invariance, known, contract, config, time.monotonic() - began, reservation)
+
+
+def _graph_of(path: Path) -> tuple[OnnxFile | None, Proof]:
+    """The file's graph, or why nothing can be proved of it."""
+    try:
+        return read_onnx(path), UNPROVED
+    except ModelError as error:
+        return None, Proof(RowFlow.UNKNOWN, str(error))
 
 
 def _limits(config: ModelConfig, rows: int) -> QueueLimits:
