@@ -8,6 +8,7 @@ import signal
 import stat
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import models
 import numpy as np
 import pytest
 from caller import Caller, Refused, request, until
+from http_caller import HttpCaller
 from raw_client import HELLO, RawClient
 from test_lost_port import path_that_is_no_text
 
@@ -68,6 +70,10 @@ def test_every_batch_and_request_adds_up(tmp_path: Path, serve: Serve, transport
     until(caller.idle)
     found = dumped(server, folder)
 
+    with closing(HttpCaller(server.http_url)) as http:
+        over_http = http.get("/v2/flight").json
+    assert over_http["cause"] == "asked for"
+    assert (over_http["batches"], over_http["refused"]) == (found["batches"], found["refused"])
     assert found["cause"] == "SIGUSR1" and found["kept"] == 4096 and found["pid"] == server.pid
     assert {m["model"]: m["max_batch_rows"] for m in found["models"]} == {"chain": 16, "table": 16}
     seen = Counter(r["id"] for batch in found["batches"] for r in batch["each"])
@@ -115,6 +121,14 @@ def test_the_last_are_kept_and_zero_keeps_none(tmp_path: Path, serve: Serve) -> 
     off.send(signal.SIGUSR1)
     until(lambda: "state: forwardpass_ready" in off.tail(), "the state")
     assert off.stop() == 0 and "flight recorder" not in off.tail() and len(dumps(tmp_path / "flight")) == 1
+
+
+def test_one_that_is_turned_off_says_so(tmp_path: Path, serve: Serve) -> None:
+    models.save(tmp_path, "chain", models.chain())
+    server = serve(tmp_path, "--flight-batches", "0")
+    with closing(HttpCaller(server.http_url)) as http:
+        answer = http.get("/v2/flight")
+    assert answer.status == 501 and "--flight-batches" in answer.error
 
 
 def test_a_folder_that_cannot_be_written_is_said_and_costs_nothing_else(tmp_path: Path, serve: Serve) -> None:

@@ -270,5 +270,6 @@ def test_tokens_and_tls(repository: Path, tmp_path: Path) -> None:
         assert http.infer("chain", {"inputs": [tensor(ROWS)]}, authorization=reader).status == 200
         assert http.post("/v2/repository/models/two/load", authorization=reader).status == 403
         assert http.post("/v2/repository/models/two/load", authorization=keeper).status == 200
+        assert [http.get("/v2/flight", authorization=who).status for who in ("", reader, keeper)] == [401, 403, 200]
         http.close()
         assert server.stop() == 0

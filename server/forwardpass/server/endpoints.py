@@ -18,7 +18,7 @@ from forwardpass.api.log_settings import LogSettings
 from forwardpass.api.router import Router
 from forwardpass.api.service import ControlService
 from forwardpass.batching.admission import Admission
-from forwardpass.errors import SettingsError
+from forwardpass.errors import SettingsError, UnknownMethod
 from forwardpass.inference.intake import Intake
 from forwardpass.inference.shared_memory import SharedMemoryRegions, SharedMemoryService
 from forwardpass.observability.model_metrics import ModelMetrics
@@ -35,7 +35,7 @@ from forwardpass.transport.grpcio_server import GrpcioServer
 from forwardpass.transport.http2 import sockets
 from forwardpass.transport.http2.limits import Http2Limits
 from forwardpass.transport.http2.server import Http2Server
-from forwardpass.transport.interface import ReplySink
+from forwardpass.transport.interface import Metadata, ReplySink
 from forwardpass.transport.rest.application import RestApplication, RestLimits
 from forwardpass.transport.rest.server import RestServer
 
@@ -62,6 +62,7 @@ class Services:
     regions: SharedMemoryRegions | None  # None: shared memory is turned off
     health: Health
     is_ready: Callable[[], bool]
+    flight: Callable[[str], bytes | None]  # returns a dump of the flight recorder; blocks
 
 
 class Endpoints:
@@ -175,7 +176,7 @@ class Endpoints:
             return
         limits = RestLimits(settings.max_message_bytes, settings.max_bytes)
         mounted = None if self._page is None else responder(self._page)
-        application = RestApplication(self._router.handlers, limits, mounted)
+        application = RestApplication(self._router.handlers, limits, mounted, self._flight)
         rest = self._rest = RestServer(application, settings.max_metadata_bytes)
         port = bind(
             lambda: rest.listen(settings.host, settings.http_port, certificates),
@@ -186,6 +187,17 @@ class Endpoints:
         say(f"http {url}")
         if self._page is not None:
             say(f"status {url}/")
+
+    async def _flight(self, metadata: Metadata) -> bytes:
+        """A dump of the flight recorder, for a caller of the role admin."""
+        tokens = self._services.security.tokens
+        refusal = None if tokens is None else tokens.refusal(metadata, Role.ADMIN)
+        if refusal is not None:
+            raise refusal
+        dump = await asyncio.to_thread(self._services.flight, "asked for")
+        if dump is None:
+            raise UnknownMethod("the flight recorder is turned off: --flight-batches 0")
+        return dump
 
     def accepts(self) -> bool:
         """Whether the HTTP port's listeners still work. The gRPC ports watch themselves."""

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,9 +59,23 @@ class FlightDumps:
             self._watch = threading.Thread(target=self._look, args=(watch,), name="latency-watch", daemon=True)
             self._watch.start()
 
-    def dump(self, cause: str = "asked for") -> dict[str, Any]:
-        """Everything that is recorded, as JSON has it; empty if nothing is. Formatting takes up to seconds."""
-        return {} if self.recorder is None else self.recorder.dump(cause, self._models())
+    def dump(self, cause: str) -> bytes | None:
+        """Everything that is recorded, as JSON; None if nothing is. Blocks, for up to seconds."""
+        if self.recorder is None:
+            return None
+        with self._writing:
+            return "".join(self._text(self.recorder, cause)).encode()
+
+    def _text(self, recorder: FlightRecorder, cause: str) -> Iterator[str]:
+        """A dump's JSON, piece by piece."""
+        head, batches, refused = recorder.parts(cause, self._models())
+        yield json.dumps({"forwardpass": __version__, "pid": os.getpid(), **head})[:-1]
+        for name, entries in (("batches", batches), ("refused", refused)):
+            yield f', "{name}": ['
+            for place, entry in enumerate(entries):
+                yield ("," if place else "") + "\n" + json.dumps(entry)
+            yield "]"
+        yield "}\n"
 
     def write(self, cause: str) -> Path | None:
         """Write a dump and log its path; None if nothing is recorded, or if it cannot be written. Blocks."""
@@ -72,19 +86,11 @@ class FlightDumps:
             self._number += 1
             stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
             path = self._folder / f"forwardpass-flight-{os.getpid()}-{stamp}-{self._number}.json"
-            head, batches, refused = recorder.parts(cause, self._models())
-            head = {"forwardpass": __version__, "pid": os.getpid(), **head}
             try:
                 # Never through a link that somebody else put into a shared folder.
                 descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                    file.write(json.dumps(head)[:-1])
-                    for name, entries in (("batches", batches), ("refused", refused)):
-                        file.write(f', "{name}": [')
-                        for place, entry in enumerate(entries):
-                            file.write(("," if place else "") + "\n" + json.dumps(entry))
-                        file.write("]")
-                    file.write("}\n")
+                    file.writelines(self._text(recorder, cause))
             except OSError as error:
                 logger.warning("the flight recorder could not be written (%s): %s", cause, error)
                 return None

@@ -166,6 +166,7 @@ class Server:
             regions=self._regions,
             health=health,
             is_ready=self._is_ready,
+            flight=self.flight.dump,
         )
 
     def _serve_metrics(self, page: StatusPage | None) -> Callable[[], None]:

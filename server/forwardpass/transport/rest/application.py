@@ -32,7 +32,7 @@ from forwardpass.errors import (
 from forwardpass.observability.log_limit import LogLimit
 from forwardpass.protocol import json_inference, json_tensors
 from forwardpass.protocol.json_inference import LENGTH_HEADER, Body
-from forwardpass.transport.interface import Handlers
+from forwardpass.transport.interface import Handlers, Metadata
 from forwardpass.transport.rest import bodies, v1
 from forwardpass.transport.rest.bodies import ELSEWHERE, BodyBudget
 from forwardpass.transport.rest.call_context import RestCallContext, deadline_of
@@ -63,19 +63,25 @@ class RestApplication:
         handlers: Handlers,
         limits: RestLimits,
         mounted: Callable[[Request], Awaitable[Response | None]] | None = None,
+        flight: Callable[[Metadata], Awaitable[bytes]] | None = None,
     ) -> None:
-        """`mounted` answers what is no path of the protocol, such as the status page's; None: nor one of its own."""
+        """`mounted` answers what is no path of the protocol, such as the status page's; None: nor one of its own.
+
+        `flight` returns the flight recorder's dump as JSON, or raises RequestError.
+        """
         self._rpcs = handlers[protocol.INFERENCE_SERVICE]
         self._health = handlers[protocol.HEALTH_SERVICE]["Check"]
         self._limits = limits
         self._budget = BodyBudget(limits.max_bytes)
         self._mounted = mounted
+        self._flight = flight
         self._openapi = description()
         self.draining = False  # every response asks its client to connect anew
         functions = {
             "live": self._live, "ready": self._ready, "model_ready": self._model_ready, "infer": self._infer,
             "v1_models": self._v1_models, "v1_model": self._v1_model, "predict": self._predict,
             "alive": self._alive, "explain": self._explain, "describe": self._describe,
+            "flight": self._dump,
         }  # fmt: skip
         # The first that matches is taken, so `{model}:predict` must come before `{model}`; and those that matter most
         # for speed before the others.
@@ -244,6 +250,12 @@ class RestApplication:
         return json_response({"status": "alive"})
 
     # -- the rest -----------------------------------------------------------------------------------------------------
+
+    async def _dump(self, request: Request) -> Response:
+        if self._flight is None:
+            raise UnknownMethod("there is no flight recorder")
+        content = await self._flight(RestCallContext(request.scope["headers"], None, b"").metadata)
+        return Response(content, media_type=JSON)
 
     async def _describe(self, _request: Request) -> Response:
         return Response(self._openapi, media_type=JSON)

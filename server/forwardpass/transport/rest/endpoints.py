@@ -227,6 +227,7 @@ SPECIALS: tuple[Special, ...] = (
         for version in ("", "/versions/{version}")
     ),
     Special("POST", "/v1/models/{model}:explain", "explain", "Not offered."),
+    Special("GET", "/v2/flight", "flight", "The last batches, for `forwardpass flight`; needs the role admin."),
     Special("GET", "/openapi.json", "describe", "All of this, for tools."),
 )  # fmt: skip
 
