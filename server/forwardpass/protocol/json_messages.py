@@ -121,7 +121,7 @@ def text_field(given: Any, where: str) -> str:
 def whole_number(given: Any, where: str, limit: int = INT64_LIMIT) -> int:
     """`given` if it is a whole number of 0 or more, below `limit`. Raises InvalidRequest if not."""
     if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < limit:
-        raise InvalidRequest(f"{where}: expected a whole number of at least 0, got {_shown(given)}")
+        raise InvalidRequest(f"{where}: expected a whole number of at least 0, below {limit}, got {_shown(given)}")
     return given
 
 

@@ -24,7 +24,7 @@ _STATUS: Final = {
     Status.UNAVAILABLE: 503, Status.DEADLINE_EXCEEDED: 504,
 }  # fmt: skip
 # Where the reason says more than the gRPC status does.
-_BY_REASON: Final = {Reason.TOO_LARGE: 413, Reason.UNUSABLE: 503}
+_BY_REASON: Final = {Reason.TOO_LARGE: 413, Reason.OUT_OF_MEMORY: 413, Reason.UNUSABLE: 503}
 
 
 def json_response(value: Any, status: int = 200) -> Response:
