@@ -47,7 +47,7 @@ def base_of(server: ServerProcess) -> str:
 
 def fetch(url: str, token: str = "") -> Any:
     """The response, not read yet. Raises HTTPError."""
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers = {"Accept": "text/html,*/*"} | ({"Authorization": f"Bearer {token}"} if token else {})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     return opener.open(urllib.request.Request(url, headers=headers), timeout=60)
 
@@ -151,6 +151,10 @@ def test_a_server_stops_with_its_viewers_there(serve: Serve, digits_repository: 
 def test_the_page_can_be_turned_off(serve: Serve, digits_repository: Path, options: tuple[str, ...]) -> None:
     server = serve(digits_repository, "--no-status-page", *options)
     for path in (*FILES, "/status/snapshot.json", "/status/events"):
+        if path == "/" and not options:  # KServe's clients ask there whether a server lives
+            with fetch(base_of(server) + path) as response:
+                assert json.load(response) == {"status": "alive"}
+            continue
         with pytest.raises(urllib.error.HTTPError) as caught:
             fetch(base_of(server) + path)
         assert caught.value.code == 404

@@ -246,7 +246,13 @@ class RestApplication:
         ]
         return json_response({"name": name, "ready": ready, "model_version_status": status}, 200 if ready else 503)
 
-    async def _alive(self, _request: Request) -> Response:
+    async def _alive(self, request: Request) -> Response:
+        """KServe's clients ask for the root whether a server lives; browsers get what is mounted there."""
+        if self._mounted is not None and "text/html" in request.headers.get("accept", ""):
+            response = await self._mounted(request)
+            if response is not None:
+                response.headers["vary"] = "accept"
+                return response
         return json_response({"status": "alive"})
 
     # -- the rest -----------------------------------------------------------------------------------------------------
