@@ -20,12 +20,15 @@ Serve = Callable[..., ServerProcess]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def patient_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Runs that the tests mean to be long are no longer ended on a busy machine, unless a test asks for that; and what
-    servers leave of themselves goes to pytest's folder."""
+def patient_servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs that the tests mean to be long are no longer ended on a busy machine, unless a test asks for that; what
+    servers leave of themselves goes to pytest's folder; and batch sizes are not measured, which takes most of a start,
+    unless a module says that it is about that: MEASURES."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FORWARDPASS_RUN_TIMEOUT", "600")
         patch.setenv("FORWARDPASS_FLIGHT_FOLDER", str(tmp_path_factory.mktemp("flight")))
+        if not getattr(request.module, "MEASURES", False):
+            patch.setenv("FORWARDPASS_MAX_BATCH_SIZE", "64")
         yield
 
 

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from forwardpass.testing.server_process import ServerProcess
 
+MEASURES = True  # of batch sizes, at the start
+
 THREADS, EACH = 24, 60
 OPTIONS = "max_batch_size = 64\nmax_queue_delay_us = 2000\n"  # so that requests do share runs where they may
 TRIMMED = ("by_contract", "by_graph", "asserted")

@@ -31,6 +31,8 @@ from forwardpass.loadtest.target import LoadClient, LoadTarget
 from forwardpass.testing.server_process import ServerProcess
 from forwardpass.transport.http2 import client_connection
 
+MEASURES = True  # of batch sizes, at the start
+
 STALLING = Path(__file__).parents[1] / "load" / "stalling_server.py"
 
 

@@ -24,6 +24,8 @@ from test_lifecycle import starting
 from forwardpass import protocol
 from forwardpass.testing.server_process import ServerProcess
 
+MEASURES = True  # of batch sizes, at the start
+
 Serve = Callable[..., ServerProcess]
 
 FOR_EVER = 10**15  # turns of `hold`'s loop
