@@ -68,10 +68,10 @@ class Tokens:
         self.watched.look()
         given = [value for key, value in metadata if key == KEY]
         if len(given) != 1 or not isinstance(given[0], str):
-            return Unauthenticated(f"expected metadata 'authorization: Bearer TOKEN', got {len(given)} of that name")
+            return Unauthenticated(f"expected one 'authorization: Bearer TOKEN' (metadata or header), got {len(given)}")
         scheme, _, token = given[0].partition(" ")
         if scheme.lower() != "bearer":
-            return Unauthenticated("expected metadata 'authorization: Bearer TOKEN', got another scheme")
+            return Unauthenticated("expected 'authorization: Bearer TOKEN' (metadata or header), got another scheme")
         digest = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
         role = 0
         for known, its_role in self.watched.value:
