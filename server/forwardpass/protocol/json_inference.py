@@ -17,6 +17,7 @@ import orjson
 from forwardpass import protocol
 from forwardpass.errors import InvalidRequest, printable
 from forwardpass.protocol import json_tensors
+from forwardpass.protocol.field_count import MOST_FIELDS
 from forwardpass.protocol.json_messages import bounded, text_field, to_json, whole_number, write_parameters
 
 LENGTH_HEADER: Final = "inference-header-content-length"
@@ -58,6 +59,7 @@ def parse_request(body: bytes, header_length: int | None, model: str, version: s
     given = json_tensors.loads(body if header_length is None else view[:header_length])
     if not isinstance(given, dict):
         raise InvalidRequest(f"expected an object with 'inputs', got {printable(json.dumps(given), 40)}")
+    _bound_parameters(given)
     request = protocol.ModelInferRequest(model_name=model, model_version=version)
     if "id" in given:
         request.id = text_field(given["id"], "id")
@@ -72,6 +74,17 @@ def parse_request(body: bytes, header_length: int | None, model: str, version: s
     if parameters:
         write_parameters(parameters, request.parameters, "request")
     return request.SerializeToString(), OutputForms(all_binary, forms)
+
+
+def _bound_parameters(given: dict[str, Any]) -> None:
+    """Raises InvalidRequest for more parameters, of all tensors together, than a message may have fields."""
+    count = 0
+    for tensors in (given.get("inputs"), given.get("outputs")):
+        for tensor in tensors if isinstance(tensors, list) else ():
+            parameters = tensor.get("parameters") if isinstance(tensor, dict) else None
+            count += len(parameters) if isinstance(parameters, dict) else 0
+    if count > MOST_FIELDS:
+        raise InvalidRequest(f"expected at most {MOST_FIELDS} parameters in a request, got {count}")
 
 
 def raw_request(body: bytes, metadata: Any) -> tuple[bytes, OutputForms]:

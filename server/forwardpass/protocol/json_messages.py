@@ -63,6 +63,7 @@ def write_parameters(given: Any, parameters: Any, where: str) -> None:
         raise InvalidRequest(f"{where}: expected an object of parameters, got {_shown(given)}")
     bounded(given, where)
     for key, value in given.items():
+        text_field(key, f"{where}: parameter '{printable(key)}'")
         if isinstance(value, bool):
             parameters[key].bool_param = value
         elif isinstance(value, int) and -INT64_LIMIT <= value < INT64_LIMIT:
@@ -86,8 +87,10 @@ def write_repository_parameters(given: Any, parameters: Any) -> None:
     """
     if not isinstance(given, dict):
         raise InvalidRequest(f"parameters: expected an object, got {_shown(given)}")
+    bounded(given, "parameters")
     for key, value in given.items():
         shown = printable(key)
+        text_field(key, f"parameter '{shown}'")
         if key.startswith("file:"):
             try:
                 parameters[key].bytes_param = base64.b64decode(value, validate=True)

@@ -20,12 +20,23 @@ from forwardpass.errors import InvalidRequest, printable
 from forwardpass.protocol import bytes_tensors
 from forwardpass.protocol.datatypes import DATATYPES, Datatype
 
+MOST_CONTAINERS: Final = 1 << 20  # lists and objects in a body; brackets in its texts count as well
+
 _NUMBER: Final = {"b": "true or false", "u": "whole numbers", "i": "whole numbers", "f": "numbers"}
 _TYPES: Final[dict[str, set[type]]] = {"b": {bool, int}, "u": {int}, "i": {int}, "f": {float, int}}
 
 
 def loads(body: bytes | memoryview) -> Any:
-    """The value of a JSON text. Raises InvalidRequest that says where it is not JSON."""
+    """The value of a JSON text. Raises InvalidRequest that says where it is not JSON, or that it has too many lists.
+
+    A list of two bytes takes 64 once it is parsed, and an object more; while they are parsed nothing else runs.
+    """
+    if len(body) >= MOST_CONTAINERS:
+        whole = bytes(body)
+        if whole.count(b"[") + whole.count(b"{") > MOST_CONTAINERS:
+            raise InvalidRequest(
+                f"the body has more than {MOST_CONTAINERS} lists and objects; expected data in flat lists, or binary"
+            )
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -64,7 +75,7 @@ def decode(data: Any, datatype: Datatype, shape: Sequence[int], name: str) -> by
     try:
         wide = np.array(values, np.float64)
     except OverflowError:
-        raise _out_of_range(datatype, name, max(values, key=abs)) from None
+        raise _out_of_range(datatype, name, max((v for v in values if type(v) is int), key=abs)) from None
     with np.errstate(over="ignore"):
         if datatype.as_bits:
             return datatype.narrowed(_rounded_to_bfloat16(wide.astype(np.float32))).tobytes()

@@ -5,14 +5,15 @@ One row for each; OpenAPI's description and the table in docs/http.md are made f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from forwardpass import protocol
-from forwardpass.errors import InvalidRequest
+from forwardpass.errors import InvalidRequest, printable
 from forwardpass.protocol.json_messages import (
     UINT64_LIMIT,
+    bounded,
     text_field,
     to_json,
     whole_number,
@@ -77,17 +78,25 @@ def _register_cuda(path: Path, _body: Body) -> Any:
     return protocol.CudaSharedMemoryRegisterRequest(name=path["region"])  # not offered, whatever the handle
 
 
+def _named(body: Body) -> Iterator[tuple[str, Any]]:
+    """The settings in a body, by name. Raises InvalidRequest for too many, or names that a message can't hold."""
+    bounded(body, "settings")
+    for key, value in body.items():
+        yield text_field(key, f"setting '{printable(key)}'"), value
+
+
 def _trace(path: Path, body: Body) -> Any:
     request = protocol.TraceSettingRequest(model_name=path.get("model", ""))
-    for key, value in body.items():
+    for key, value in _named(body):
         values = [] if value is None else value if isinstance(value, list) else [value]
+        bounded(values, key)
         request.settings[key].value.extend([text_field(v, key) for v in values])
     return request
 
 
 def _log(_path: Path, body: Body) -> Any:
     request = protocol.LogSettingsRequest()
-    for key, value in body.items():
+    for key, value in _named(body):
         if isinstance(value, bool):
             request.settings[key].bool_param = value
         elif isinstance(value, int):
