@@ -52,7 +52,7 @@ LIBRARIES = {
     "security": (),
     "execution": ("numpy", "onnxruntime"),
     "client": ("numpy", "google.protobuf", "grpc"),
-    "transport": ("ngh2", "grpc", "starlette", "uvicorn", "orjson"),
+    "transport": ("ngh2", "grpc", "starlette", "uvicorn", "httptools", "orjson"),
     "inference": ("numpy", "google.protobuf"),
     "console": ("numpy",),
     "repository": ("numpy",),

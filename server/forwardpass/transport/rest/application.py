@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -34,7 +35,7 @@ from forwardpass.protocol import json_inference, json_tensors
 from forwardpass.protocol.json_inference import LENGTH_HEADER, Body
 from forwardpass.transport.interface import Handlers, Metadata
 from forwardpass.transport.rest import bodies, v1
-from forwardpass.transport.rest.bodies import ELSEWHERE, BodyBudget
+from forwardpass.transport.rest.bodies import ELSEWHERE, BodyBudget, BodyThread
 from forwardpass.transport.rest.call_context import RestCallContext, deadline_of
 from forwardpass.transport.rest.endpoints import ENDPOINTS, SPECIALS, Endpoint
 from forwardpass.transport.rest.hang_up import HangUp
@@ -44,6 +45,9 @@ from forwardpass.transport.rest.responses import BINARY, JSON, error_response, h
 logger = logging.getLogger(__name__)
 logger.addFilter(LogLimit())
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _HANG_UP = "forwardpass.hang_up"  # where a request's HangUp is in its scope
 
 
@@ -52,7 +56,7 @@ class RestLimits:
     """Bounds of the HTTP port, in bytes."""
 
     max_message_bytes: int  # of one body, as it is received and inflated
-    max_bytes: int  # of all bodies that are being received
+    max_bytes: int  # of all bodies that are being received, parsed or sent
 
 
 class RestApplication:
@@ -72,7 +76,8 @@ class RestApplication:
         self._rpcs = handlers[protocol.INFERENCE_SERVICE]
         self._health = handlers[protocol.HEALTH_SERVICE]["Check"]
         self._limits = limits
-        self._budget = BodyBudget(limits.max_bytes)
+        self.budget = BodyBudget(limits.max_bytes)
+        self._thread = BodyThread()
         self._mounted = mounted
         self._flight = flight
         self._openapi = description()
@@ -112,7 +117,7 @@ class RestApplication:
         except bodies.ClientDisconnect:
             pass
         except RequestError as error:
-            await self._fail(error, scope, send_on, not hang_up.whole)
+            await self._fail(error, scope, send_on, not (hang_up.whole or scope.get(bodies.WHOLE)))
         except HTTPException as error:
             response = json_response({"error": f"{scope['method']} is not offered here"}, error.status_code)
             response.headers.update(error.headers or {})
@@ -154,56 +159,73 @@ class RestApplication:
         kind = protocol.METHODS[endpoint.rpc].response
 
         async def respond(request: Request) -> Response:
-            body = await self._json(request) if endpoint.method == "POST" else {}
-            message = endpoint.request(request.path_params, body)
-            answer, _ = await self._call(endpoint.rpc, message.SerializeToString(), request)
+            def parse(body: bytes) -> bytes:
+                given = json_tensors.loads(body) if body.strip() else {}
+                if not isinstance(given, dict):
+                    raise InvalidRequest("the body: expected a JSON object")
+                message: bytes = endpoint.request(request.path_params, given).SerializeToString()
+                return message
+
+            if endpoint.method == "POST":
+                async with self._received(request) as body:
+                    message = await self._work(len(body), parse, body)
+            else:
+                message = parse(b"")
+            answer, _ = await self._call(endpoint.rpc, message, request)
             return json_response(endpoint.response(kind.FromString(answer)))
 
         return respond
 
-    async def _read(self, request: Request) -> bytes:
-        return await bodies.read(request, self._limits.max_message_bytes, self._budget)
+    def _received(self, request: Request) -> AbstractAsyncContextManager[bytes]:
+        return bodies.received(request, self._limits.max_message_bytes, self.budget, self._thread)
 
-    async def _json(self, request: Request) -> dict[str, Any]:
-        """The JSON object in a request's body; empty if there is no body."""
-        body = await self._read(request)
-        given = json_tensors.loads(body) if body.strip() else {}
-        if not isinstance(given, dict):
-            raise InvalidRequest("the body: expected a JSON object")
-        return given
+    async def _work(self, nbytes: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do work on so many bytes here, or on another thread if they are many."""
+        if nbytes < ELSEWHERE:
+            return work(*args, **kwargs)
+        return await self._thread.run(work, *args, **kwargs)
 
     # -- inference ----------------------------------------------------------------------------------------------------
 
     async def _infer(self, request: Request) -> Response:
         path = request.path_params
         model, version = path["model"], path.get("version", "")
-        body = await self._read(request)
-        length = _header_length(request)
-        if length == 0:
-            message, forms = json_inference.raw_request(body, await self._metadata(request))
-        elif len(body) < ELSEWHERE:
-            message, forms = json_inference.parse_request(body, length, model, version)
-        else:
-            message, forms = await asyncio.to_thread(json_inference.parse_request, body, length, model, version)
+        async with self._received(request) as body:
+            length = _header_length(request)
+            if length == 0:
+                message, forms = json_inference.raw_request(body, await self._metadata(request))
+            else:
+                parse = json_inference.parse_request
+                message, forms = await self._work(len(body), parse, body, length, model, version)
+        del body
         answer, headers = await self._call("ModelInfer", message, request)
-        if len(answer) < ELSEWHERE:
-            written = json_inference.write_response(answer, forms)
-        else:
-            written = await asyncio.to_thread(json_inference.write_response, answer, forms)
-        return await _respond(written, headers, request)
+        written = await self._work(len(answer), json_inference.write_response, answer, forms)
+        return await self._respond(written, headers, request)
 
     async def _predict(self, request: Request) -> Response:
         metadata = await self._metadata(request)
-        body = await self._read(request)
         version = request.path_params.get("version", "")
 
-        def parse() -> tuple[bytes, bool]:
+        def parse(body: bytes) -> tuple[bytes, bool]:
             return v1.predict_request(json_tensors.loads(body), metadata, version)
 
-        message, by_rows = parse() if len(body) < ELSEWHERE else await asyncio.to_thread(parse)
+        async with self._received(request) as body:
+            message, by_rows = await self._work(len(body), parse, body)
+        del body
         answer, headers = await self._call("ModelInfer", message, request)
-        content = v1.predict_response(answer, by_rows)
-        return await _respond(Body(content, None), headers, request)
+        content = await self._work(len(answer), v1.predict_response, answer, by_rows)
+        return await self._respond(Body(content, None), headers, request)
+
+    async def _respond(self, body: Body, headers: dict[str, str], request: Request) -> Response:
+        content, encoding = await bodies.compressed(body.content, request.headers, self._thread)
+        response = Response(content, media_type=JSON if body.header_length is None else BINARY)
+        response.headers.update(headers)
+        if body.header_length is not None:
+            response.headers[LENGTH_HEADER] = str(body.header_length)
+        if encoding:
+            response.headers["content-encoding"] = encoding
+            response.headers["vary"] = "accept-encoding"
+        return response
 
     async def _metadata(self, request: Request) -> Any:
         path = request.path_params
@@ -295,15 +317,3 @@ def _header_length(request: Request) -> int | None:
     if not (text.isascii() and text.isdecimal() and len(text) < 20):
         raise InvalidRequest(f"Inference-Header-Content-Length: expected a number of bytes, got '{text[:40]}'")
     return int(text)
-
-
-async def _respond(body: Body, headers: dict[str, str], request: Request) -> Response:
-    content, encoding = await bodies.compressed(body.content, request.headers)
-    response = Response(content, media_type=JSON if body.header_length is None else BINARY)
-    response.headers.update(headers)
-    if body.header_length is not None:
-        response.headers[LENGTH_HEADER] = str(body.header_length)
-    if encoding:
-        response.headers["content-encoding"] = encoding
-        response.headers["vary"] = "accept-encoding"
-    return response

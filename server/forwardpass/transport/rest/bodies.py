@@ -1,26 +1,34 @@
 """Bodies of HTTP messages: received within bounds of size, time and memory; inflated and deflated.
 
-What a request declares is checked before anything is read. Bodies over 64 KiB are inflated on another thread, so that
-they do not hold up the calls of others.
+What a request declares is checked before anything is read. Work on large bodies is done on one thread beside the event
+loop, one body at a time: it holds the interpreter for the most part, so that more threads would take memory and give
+nothing, and a body of JSON takes many times its bytes while it is parsed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import zlib
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, ParamSpec, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from forwardpass.errors import InvalidRequest, Overloaded, Reason, TooLarge, printable
+from forwardpass.errors import InvalidRequest, Overloaded, Reason, RequestError, TooLarge, printable
 
 BODY_SECONDS: Final = 30.0  # within which a whole body must have arrived
 WHOLE: Final = "forwardpass.whole"  # in the scope of a request that was received to its end
 ELSEWHERE: Final = 64 << 10  # bytes from which work on a body is done on another thread
+_INFLATED_ELSEWHERE: Final = ELSEWHERE // 32  # bytes that may inflate to a thousand times as many
 SMALLEST_DEFLATED: Final = 1024  # bytes of a response that is worth compressing
 _LEVEL: Final = 1  # of zlib: on a fast network, more costs more time than it saves
 _WINDOW: Final = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # by content coding
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class UnknownEncoding(InvalidRequest):
@@ -28,7 +36,8 @@ class UnknownEncoding(InvalidRequest):
 
 
 class BodyBudget:
-    """Bytes of bodies that are in memory, over all connections. Used on the event loop."""
+    """Bytes of bodies that are in memory, over all connections: of requests until they are parsed, of responses from
+    when a client does not take them. Used on the event loop."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -38,18 +47,41 @@ class BodyBudget:
         """Count more bytes. Raises Overloaded if there are too many."""
         if self.held + nbytes > self._most:
             raise Overloaded(
-                f"{self.held} bytes of bodies are being received, the bound is {self._most}",
+                f"{self.held} bytes of bodies are being received or sent, the bound is {self._most}",
                 reason=Reason.SERVER_BYTES,
                 retry_after=1.0,
             )
+        self.count(nbytes)
+
+    def count(self, nbytes: int) -> None:
+        """Count what is there already."""
         self.held += nbytes
 
     def give_back(self, nbytes: int) -> None:
         self.held -= nbytes
 
 
-async def read(request: Request, most: int, budget: BodyBudget) -> bytes:
-    """A request's body, inflated. Its bytes stay counted in `budget` only while they arrive.
+class BodyThread:
+    """One thread, on which work on large bodies waits for its turn."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="http-bodies")
+
+    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        def unburdened() -> T:
+            try:
+                return work(*args, **kwargs)
+            except RequestError as error:
+                # Its frames hold what was parsed, and its context the text, until the response was written.
+                error.__context__ = None
+                raise error.with_traceback(None)  # noqa: B904
+
+        return await asyncio.get_running_loop().run_in_executor(self._executor, unburdened)
+
+
+@contextlib.asynccontextmanager
+async def received(request: Request, most: int, budget: BodyBudget, thread: BodyThread) -> AsyncIterator[bytes]:
+    """A request's body, inflated. Its bytes stay counted in `budget` within the context.
 
     Raises TooLarge beyond `most` bytes, on the wire or inflated; Overloaded if others' bodies fill the budget;
     InvalidRequest if it does not arrive in time, or is not what its content coding says; ClientDisconnect.
@@ -64,23 +96,28 @@ async def read(request: Request, most: int, budget: BodyBudget) -> bytes:
     held = 0
     try:
         # A timer costs as much as reading a small body, and one that has arrived needs none.
-        async with asyncio.timeout(None if request.scope.get(WHOLE) else BODY_SECONDS):
-            async for chunk in request.stream():
-                budget.take(len(chunk))
-                held += len(chunk)
-                if held > most:
-                    raise TooLarge(f"the body has more than {most} bytes, the limit")
-                chunks.append(chunk)
-    except TimeoutError:
-        raise InvalidRequest(f"the body did not arrive within {BODY_SECONDS:g} s") from None
+        try:
+            async with asyncio.timeout(None if request.scope.get(WHOLE) else BODY_SECONDS):
+                async for chunk in request.stream():
+                    budget.take(len(chunk))
+                    held += len(chunk)
+                    if held > most:
+                        raise TooLarge(f"the body has more than {most} bytes, the limit")
+                    chunks.append(chunk)
+        except TimeoutError:
+            raise InvalidRequest(f"the body did not arrive within {BODY_SECONDS:g} s") from None
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        if encoding != "identity":
+            if len(body) < _INFLATED_ELSEWHERE:
+                body = inflated(body, encoding, most)
+            else:
+                body = await thread.run(inflated, body, encoding, most)
+            budget.take(len(body))
+            held += len(body)
+        yield body
     finally:
         budget.give_back(held)
-    body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-    if encoding == "identity":
-        return body
-    if len(body) < ELSEWHERE:
-        return inflated(body, encoding, most)
-    return await asyncio.to_thread(inflated, body, encoding, most)
 
 
 def inflated(body: bytes, encoding: str, most: int) -> bytes:
@@ -106,7 +143,7 @@ def inflated(body: bytes, encoding: str, most: int) -> bytes:
     return content
 
 
-async def compressed(content: bytes, headers: Mapping[str, str]) -> tuple[bytes, str]:
+async def compressed(content: bytes, headers: Mapping[str, str], thread: BodyThread) -> tuple[bytes, str]:
     """A response's content in a coding that the request's headers accept, and that coding; "": as it is."""
     accepted = headers.get("accept-encoding", "")
     if not accepted or len(content) < SMALLEST_DEFLATED:
@@ -114,8 +151,8 @@ async def compressed(content: bytes, headers: Mapping[str, str]) -> tuple[bytes,
     encoding = _accepted(accepted)
     if not encoding:
         return content, ""
-    deflate = asyncio.to_thread(_deflated, content, encoding) if len(content) >= ELSEWHERE else None
-    shorter = await deflate if deflate is not None else _deflated(content, encoding)
+    large = len(content) >= ELSEWHERE
+    shorter = await thread.run(_deflated, content, encoding) if large else _deflated(content, encoding)
     return (shorter, encoding) if len(shorter) < len(content) else (content, "")
 
 
@@ -133,4 +170,6 @@ def _accepted(header: str) -> str:
     return ""
 
 
-__all__ = ["WHOLE", "BodyBudget", "ClientDisconnect", "UnknownEncoding", "compressed", "inflated", "read"]
+__all__ = [
+    "WHOLE", "BodyBudget", "BodyThread", "ClientDisconnect", "UnknownEncoding", "compressed", "inflated", "received",
+]  # fmt: skip

@@ -1,8 +1,6 @@
-"""The HTTP port's connections: uvicorn's HTTP/1.1, with bounds that it has not, on the server's event loop.
+"""The HTTP port: its listeners and connections, on the server's event loop.
 
-- A head must be complete within HEAD_SECONDS of its first byte (or of the connection) and within `max_head_bytes`.
-- A client that takes nothing of a response for WRITE_SECONDS is cut off; an idle connection is closed after
-  IDLE_SECONDS.
+- An idle connection is closed after IDLE_SECONDS; `connection` has the other bounds of one.
 - Connections are bounded; one that is accepted beyond the bound is closed at once.
 """
 
@@ -10,15 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import http
 import logging
 import socket
 import ssl
-from typing import Any, Final, cast
+from typing import Any, Final
 
-import orjson
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from forwardpass.observability.log_limit import LogLimit
@@ -26,165 +21,16 @@ from forwardpass.security.certificates import Certificates
 from forwardpass.transport import addresses
 from forwardpass.transport.listeners import ACCEPTS, ONE_CONNECTION, accepts
 from forwardpass.transport.rest.application import RestApplication
-from forwardpass.transport.rest.bodies import WHOLE
+from forwardpass.transport.rest.connection import RestConnection
 
 logger = logging.getLogger(__name__)
 logger.addFilter(LogLimit())
 logging.getLogger("uvicorn.error").addFilter(LogLimit())  # it has a line for every malformed request
 
-HEAD_SECONDS: Final = 10.0
 HANDSHAKE_SECONDS: Final = 10.0  # of TLS
-WRITE_SECONDS: Final = 30.0
 IDLE_SECONDS: Final = 75.0  # longer than load balancers keep a connection, so that they close it and not this end
 PAUSE_SECONDS: Final = 1.0  # before connections are accepted again after a failure of the machine
 MOST_CONNECTIONS: Final = 4096
-
-
-class HeadTooLarge(Exception):
-    """A request's head exceeds its bound."""
-
-
-class JoinedHead:
-    """One response's transport: its head, which uvicorn writes by itself, is held and goes with the body's first bytes.
-
-    A write is a system call, and two cost more than most responses do elsewhere.
-    """
-
-    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
-        self._transport, self._cycle = transport, cycle
-        self._head: bytes | None = None
-        self._joined = False
-
-    def write(self, data: bytes) -> None:
-        if self._joined or not self._cycle.response_started:
-            self._transport.write(data)
-        elif self._head is None:
-            self._head = data
-        else:
-            self._flush(data)
-
-    def _flush(self, data: bytes = b"") -> None:
-        if self._head is not None and not self._joined:
-            self._joined = True
-            self._transport.write(self._head + data)
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-
-class RestConnection(HttpToolsProtocol):
-    """uvicorn's connection, with timers and a bound for the parts of a request and response that it leaves open."""
-
-    max_head_bytes = 16384
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._head_timer: asyncio.TimerHandle | None = None
-        self._write_timer: asyncio.TimerHandle | None = None
-        self._in_head = False
-        self._parsed = 0  # bytes of the head that were parsed
-        self._received = 0  # bytes that came since it began, without completing it
-        self._await_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._head_seen()
-        self.resume_writing()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
-            return  # after an error that ended the connection
-        if self._in_head:  # the parser keeps a name or value that is not complete
-            self._received += len(data)
-            if self._received > self.max_head_bytes:
-                self._refuse(431, f"the request's head has more than {self.max_head_bytes} bytes, the limit")
-                return
-        super().data_received(data)
-        if self._in_head and not self.transport.is_closing():  # most heads come whole, and need no timer
-            self._await_head()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._in_head = True
-        self._parsed = self._received = 0
-
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value))
-        super().on_header(name, value)
-
-    def _count(self, nbytes: int) -> None:
-        self._parsed += nbytes
-        if self._parsed > self.max_head_bytes:
-            raise HeadTooLarge  # ends the parser, and uvicorn calls `send_400_response`
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        self._head_seen()
-        super().on_headers_complete()
-        if self.scope["method"] != "HEAD":  # whose response has no body to join
-            self.cycle.transport = cast("asyncio.Transport", JoinedHead(self.transport, self.cycle))
-
-    def on_message_complete(self) -> None:
-        cast("dict[str, Any]", self.scope)[WHOLE] = True
-        super().on_message_complete()
-
-    def _await_head(self) -> None:
-        if self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_is_late)
-
-    def _head_seen(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _head_is_late(self) -> None:
-        self._head_timer = None
-        if self._in_head:
-            self._refuse(408, f"the request's head did not arrive within {HEAD_SECONDS:g} s")
-        else:
-            self.transport.close()
-
-    def send_400_response(self, msg: str) -> None:
-        if self._parsed > self.max_head_bytes:
-            self._refuse(431, f"the request's head has more than {self.max_head_bytes} bytes, the limit")
-        else:
-            self._refuse(400, f"expected a request of HTTP/1.1: {msg}")
-
-    def _refuse(self, status: int, text: str) -> None:
-        """Respond with an error, unless a response is being written, and close the connection."""
-        if self.cycle is None or self.cycle.response_complete:
-            body = orjson.dumps({"error": text})
-            lines = (
-                f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}", "content-type: application/json",
-                f"content-length: {len(body)}", "connection: close", "", "",
-            )  # fmt: skip
-            self.transport.write("\r\n".join(lines).encode() + body)
-        self.transport.close()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        if self._write_timer is None:
-            self._write_timer = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
-
-    def timeout_keep_alive_handler(self) -> None:
-        if self.transport.get_write_buffer_size():
-            self.transport.abort()  # closing would wait for a client that reads nothing
-        else:
-            super().timeout_keep_alive_handler()
 
 
 class RestServer:
@@ -195,7 +41,8 @@ class RestServer:
     ) -> None:
         self._application = application
         self._most = most_connections
-        self._connection = type("BoundedConnection", (RestConnection,), {"max_head_bytes": max_head_bytes})
+        bounds = {"max_head_bytes": max_head_bytes, "budget": application.budget}
+        self._connection = type("BoundedConnection", (RestConnection,), bounds)
         # `loaded_app` is all that a connection takes from the configuration beside these.
         self._config = Config(
             application, http="httptools", ws="none", lifespan="off", interface="asgi3", log_config=None,

@@ -13,7 +13,7 @@ import pytest
 from forwardpass import protocol
 from forwardpass.errors import RunFailed
 from forwardpass.transport.interface import CallContext, Handler
-from forwardpass.transport.rest import bodies
+from forwardpass.transport.rest import bodies, connection
 from forwardpass.transport.rest import server as rest
 from forwardpass.transport.rest.application import RestApplication, RestLimits
 from forwardpass.transport.rest.server import RestServer
@@ -62,7 +62,7 @@ async def exchange(port: int, *data: bytes) -> bytes:
 
 
 def test_a_head_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rest, "HEAD_SECONDS", 0.05)
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.05)
 
     async def run() -> None:
         async with running() as (_, port):
@@ -98,8 +98,58 @@ def test_an_idle_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(
+    "request_and_more",
+    [
+        (b"GET /v2/health/live HTTP/1.1\r\nHost: t\r\n\r\n", b"\r\n"),
+        (b"GET /v2/health/live HTTP/1.1\r\nHost: t\r\nContent-Length: 9\r\n\r\n", b"part"),
+    ],
+    ids=["an empty line", "a part of a body that nobody asked for"],
+)
+def test_what_is_no_request_keeps_no_connection(
+    monkeypatch: pytest.MonkeyPatch, request_and_more: tuple[bytes, bytes]
+) -> None:
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.05)
+    first, more = request_and_more
+
+    async def run() -> None:
+        async with running() as (_, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(first)
+            assert (await reader.readuntil(b'{"live":true}')).startswith(b"HTTP/1.1 200")
+            writer.write(more)
+            async with asyncio.timeout(30):
+                assert await reader.read() == b""
+            writer.close()
+
+    asyncio.run(run())
+
+
+def test_what_no_client_takes_is_counted() -> None:
+    body = json.dumps(json.loads(REQUEST) | {"id": str(8 << 20)}).encode()
+
+    async def run() -> None:
+        async with running(budget=1 << 20) as (_, port):
+            with socket.socket() as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                sock.connect(("127.0.0.1", port))
+                sock.sendall(head(len(body)) + body)
+                async with asyncio.timeout(30):
+                    while not (refused := await once(port)).startswith(b"HTTP/1.1 429"):
+                        assert refused.startswith(b"HTTP/1.1 200")
+                assert b"being received or sent" in refused
+            async with asyncio.timeout(30):
+                while not (await once(port)).startswith(b"HTTP/1.1 200"):
+                    pass
+
+    async def once(port: int) -> bytes:
+        return await exchange(port, head(len(REQUEST)).replace(b"Host", b"Connection: close\r\nHost") + REQUEST)
+
+    asyncio.run(run())
+
+
 def test_a_client_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rest, "WRITE_SECONDS", 0.05)
+    monkeypatch.setattr(connection, "WRITE_SECONDS", 0.05)
     body = json.dumps(json.loads(REQUEST) | {"id": str(8 << 20)}).encode()
 
     async def run() -> None:
@@ -147,7 +197,8 @@ def test_bodies_that_arrive_together_are_bounded() -> None:
                 got = await exchange(port, head(50_000) + bytes(50_000), b"GET /v2/health/live HTTP/1.0\r\n\r\n")
                 refused = got if got.startswith(b"HTTP/1.1 429") else b""
             assert (
-                b"retry-after: 1" in refused and b"bytes of bodies are being received, the bound is 100000" in refused
+                b"retry-after: 1" in refused
+                and b"bytes of bodies are being received or sent, the bound is 100000" in refused
             )
             slow[1].write(bytes(20_000))
             assert (await slow[0].readline()).startswith(b"HTTP/1.1 400"), "not JSON, but read to its end"
