@@ -193,3 +193,12 @@ def test_control_characters_stay_on_one_line(http: HttpCaller, server: ServerPro
     answer = http.infer("chain", GOOD | {"id": "line\nline\x00"})
     assert answer.json["id"] == "line\nline\x00"
     assert not [line for line in server.lines if line.startswith("b'") or line == "b"]
+
+
+def test_a_page_of_another_site_cannot_call(http: HttpCaller) -> None:
+    own = f"{http.address[0]}:{http.address[1]}"
+    for origin in ("https://evil.example", "null", f"http://{own}.evil.example", "http://localhost:1"):
+        for path in ("/v2/models/chain/infer", "/v2/repository/models/chain/unload", "/v2/logging"):
+            answer = http.post(path, GOOD, origin=origin, content_type="text/plain")
+            assert answer.status == 403 and "Origin" in answer.error
+    assert http.infer("chain", GOOD, origin=f"http://{own}").status == 200

@@ -16,7 +16,7 @@ from typing import Final, ParamSpec, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from forwardpass.errors import InvalidRequest, Overloaded, Reason, RequestError, TooLarge, printable
+from forwardpass.errors import InvalidRequest, Overloaded, PermissionDenied, Reason, RequestError, TooLarge, printable
 
 BODY_SECONDS: Final = 30.0  # within which a whole body must have arrived
 WHOLE: Final = "forwardpass.whole"  # in the scope of a request that was received to its end
@@ -79,13 +79,27 @@ class BodyThread:
         return await asyncio.get_running_loop().run_in_executor(self._executor, unburdened)
 
 
+def _check_origin(request: Request) -> None:
+    """Refuse what a page of another site has a browser send, which asks nobody where the body is plain text.
+
+    Raises PermissionDenied. Programs that are no browsers send no Origin.
+    """
+    origin = request.headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != request.headers.get("host", ""):
+        raise PermissionDenied(
+            f"expected a request of this site's own pages, got Origin '{printable(origin)}'; a proxy must keep the Host"
+        )
+
+
 @contextlib.asynccontextmanager
 async def received(request: Request, most: int, budget: BodyBudget, thread: BodyThread) -> AsyncIterator[bytes]:
     """A request's body, inflated. Its bytes stay counted in `budget` within the context.
 
     Raises TooLarge beyond `most` bytes, on the wire or inflated; Overloaded if others' bodies fill the budget;
-    InvalidRequest if it does not arrive in time, or is not what its content coding says; ClientDisconnect.
+    InvalidRequest if it does not arrive in time, or is not what its content coding says; PermissionDenied if a page of
+    another site sent it; ClientDisconnect.
     """
+    _check_origin(request)
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity" and encoding not in _WINDOW:
         raise UnknownEncoding(f"Content-Encoding: expected gzip, deflate or identity, got '{printable(encoding)}'")
