@@ -208,7 +208,17 @@ class Settings(BaseModel):
         "turns it off.",
     )
 
-    @field_validator("load_model", mode="before")
+    tracing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="OpenTelemetry's traces, which need the extra otel. auto: where OTEL_TRACES_EXPORTER or "
+        "OTEL_EXPORTER_OTLP_ENDPOINT is set. Where they go and which share of requests has one is set by the standard "
+        "OTEL_* variables (docs/tracing.md).",
+    )
+    trace_baggage: tuple[str, ...] = Field(
+        (), description="Entries of the W3C's baggage that spans record, with commas between them."
+    )
+
+    @field_validator("load_model", "trace_baggage", mode="before")
     @classmethod
     def _split(cls, names: object) -> object:
         given = [names] if isinstance(names, str) else list(names) if isinstance(names, (list, tuple)) else []

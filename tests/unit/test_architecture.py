@@ -45,13 +45,13 @@ LIBRARIES = {
     "optional_imports": (),
     "testing": (),
     "batching": (),
-    "observability": ("numpy", "prometheus_client", "pynvml"),
+    "observability": ("numpy", "prometheus_client", "pynvml", "opentelemetry"),
     "settings": ("pydantic",),
     "protocol": ("numpy", "google.protobuf", "orjson"),
     "model": ("numpy", "google.protobuf", "pydantic", "onnx"),
     "security": (),
     "execution": ("numpy", "onnxruntime"),
-    "client": ("numpy", "google.protobuf", "grpc"),
+    "client": ("numpy", "google.protobuf", "grpc", "opentelemetry"),
     "transport": ("ngh2", "grpc", "starlette", "uvicorn", "httptools", "orjson"),
     "inference": ("numpy", "google.protobuf"),
     "console": ("numpy",),
@@ -75,6 +75,10 @@ SERVING = (
     "client", "transport", "batching", "execution", "model", "inference", "repository", "api", "observability",
     "security", "server", "settings", "status",
 )  # fmt: skip
+
+
+OPTIONAL = ("onnx_graph", "otel_spans")  # modules of these that need an extra, and are imported when that is used
+TRACED = {"forwardpass.observability.otel_spans", "forwardpass.client.tracing"}  # where opentelemetry is
 
 
 def package_of(module: str) -> str:
@@ -171,12 +175,18 @@ def test_importing_the_root_loads_nothing_heavy() -> None:
     assert not libraries(loaded_by("import forwardpass")) & {"torch", "onnxruntime", "numpy", "grpc", "google"}
 
 
+def test_opentelemetry_is_imported_in_two_files_and_loaded_on_demand() -> None:
+    places = {name_of(path) for path in FILES for _, module in imports_of(path) if module.startswith("opentelemetry")}
+    assert places == TRACED
+    assert "opentelemetry" not in libraries(loaded_by("import forwardpass.client, forwardpass.server.server"))
+
+
 def test_importing_the_client_loads_no_runtime() -> None:
     assert not libraries(loaded_by("import forwardpass.client")) & {"torch", "onnx", "onnxruntime"}
 
 
 def test_importing_all_of_a_server_loads_no_torch() -> None:
-    names = [name_of(path) for package in SERVING for path in files_of(package) if path.stem != "onnx_graph"]
+    names = [name_of(path) for package in SERVING for path in files_of(package) if path.stem not in OPTIONAL]
     unwanted = {"torch", "onnx", "onnxscript", "sklearn", "mlxtend"}
     assert not libraries(loaded_by(f"import {', '.join(names)}")) & unwanted
 

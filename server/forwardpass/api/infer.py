@@ -10,6 +10,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from forwardpass.api.infer_stream import Reply
 from forwardpass.inference.intake import Intake
@@ -17,19 +18,30 @@ from forwardpass.inference.request import InferenceRequest
 from forwardpass.observability.access_log import Origin
 from forwardpass.protocol.timings import BatchTiming
 from forwardpass.transport.interface import Answer, CallContext, Metadata, PendingRequest, ReplySink
+from forwardpass.transport.rest.call_context import RestCallContext
 
 
-def traceparent_of(metadata: Metadata) -> str:
-    """The W3C trace context in a call's metadata; empty if there is none."""
-    return next((value for key, value in metadata if key == "traceparent" and isinstance(value, str)), "")
+def origin_of_context(context: CallContext | None, method: str = "ModelInfer") -> Origin:
+    """Where a call came from; `context` None: it is not known."""
+    if context is None:
+        return Origin()
+    header = partial(_header, context.metadata)
+    protocol = "http" if isinstance(context, RestCallContext) else "grpc"
+    return Origin(header("traceparent"), None, header, protocol, method)
+
+
+def _header(metadata: Metadata, name: str) -> str:
+    """One of a call's headers; empty if there is none."""
+    return next((value for key, value in metadata if key == name and isinstance(value, str)), "")
 
 
 class InferCall(asyncio.Future[Reply]):
     """The future response to one message. `context`: of the call that it came by; None: not known."""
 
-    def __init__(self, context: CallContext | None, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, context: CallContext | None, loop: asyncio.AbstractEventLoop, method: str) -> None:
         super().__init__(loop=loop)
         self.context = context
+        self.method = method
 
 
 class AsyncInference:
@@ -46,13 +58,19 @@ class AsyncInference:
         self._stepping = False  # a call of _step is
 
     def submit(
-        self, message: bytes, seconds_left: float | None, timings: bool, context: CallContext | None = None
+        self,
+        message: bytes,
+        seconds_left: float | None,
+        timings: bool,
+        context: CallContext | None = None,
+        method: str = "ModelInfer",
     ) -> InferCall:
         """Queue one message. Returns its future response. Calls that arrive in one turn of the loop form one group.
 
-        The caller must call `abandon` once it is done with the future, answered or not. `context`: whose message it is.
+        The caller must call `abandon` once it is done with the future, answered or not. `context`: whose message it is;
+        `method`: of that call.
         """
-        future = InferCall(context, self._loop)
+        future = InferCall(context, self._loop, method)
         self._arrived.append((future, message, seconds_left, timings))
         if not self._scheduled:
             self._scheduled = True
@@ -68,7 +86,10 @@ class AsyncInference:
 
     def origin(self, call: InferCall) -> Origin:
         """Where a call came from."""
-        return Origin(traceparent_of(call.context.metadata if call.context is not None else ()))
+        return origin_of_context(call.context, call.method)
+
+    def traceparent(self, call: InferCall) -> str:
+        return "" if call.context is None else _header(call.context.metadata, "traceparent")
 
     def _flush(self) -> None:
         self._scheduled = False

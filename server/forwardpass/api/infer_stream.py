@@ -40,7 +40,12 @@ class Infer(Protocol):
     """The destination of requests."""
 
     def submit(
-        self, message: bytes, seconds_left: float | None, timings: bool, context: CallContext | None = None
+        self,
+        message: bytes,
+        seconds_left: float | None,
+        timings: bool,
+        context: CallContext | None = None,
+        method: str = ...,
     ) -> asyncio.Future[Reply]: ...
 
     def abandon(self, future: asyncio.Future[Reply]) -> None:
@@ -82,7 +87,9 @@ class InferStream:
     async def _read(self) -> None:
         try:
             while (message := await self._context.read()) is not None:
-                future = self._infer.submit(message, self._context.seconds_left, False, self._context)
+                future = self._infer.submit(
+                    message, self._context.seconds_left, False, self._context, "ModelStreamInfer"
+                )
                 try:
                     await self._sent.put((message, future))
                 except asyncio.CancelledError:

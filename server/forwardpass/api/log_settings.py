@@ -1,7 +1,7 @@
 """Trace and log settings over the wire: reading them, and changing those that can change while the server runs.
 
-Tracing is not offered, and turning it on is an error. Of the log only the level can be changed: where
-it goes and its format are the server's settings.
+What is traced is set when the server starts, and changing it is an error. Of the log only the level can be changed:
+where it goes and its format are the server's settings.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import Any
 
 from forwardpass import protocol
 from forwardpass.errors import InvalidRequest, UnknownMethod, printable
+from forwardpass.observability.tracing import Tracing
 
 # The settings of a server that traces nothing, for tools to show.
-TRACE = {
+UNTRACED = {
     "trace_level": ["OFF"],
     "trace_rate": ["0"],
     "trace_count": ["0"],
@@ -22,6 +23,32 @@ TRACE = {
     "trace_file": [""],
     "trace_mode": ["triton"],
 }
+# And where each is set.
+_SET_BY = {
+    "trace_level": "--tracing",
+    "trace_rate": "OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG",
+    "trace_count": "nothing: there is no limit on it",
+    "log_frequency": "nothing: traces are exported, not written to files",
+    "trace_file": "nothing: OTEL_EXPORTER_OTLP_ENDPOINT sets where traces go",
+    "trace_mode": "nothing: it is the only one",
+}
+
+
+def trace_settings(tracing: Tracing | None) -> dict[str, list[str]]:
+    """What is traced, as Triton's settings have it: one request of `trace_rate`, without regard to their parents."""
+    if tracing is None:
+        return UNTRACED
+    ratio = tracing.sampler.ratio
+    rate = round(1 / ratio) if ratio else 0
+    return {
+        **UNTRACED,
+        "trace_level": ["TIMESTAMPS"],
+        "trace_rate": [str(rate)],
+        "trace_count": ["-1"],
+        "trace_mode": ["opentelemetry"],
+    }
+
+
 # The protocol's switches and their levels. A logger has one level, so each includes those after it.
 SWITCHES = {"log_info": logging.INFO, "log_warning": logging.WARNING, "log_error": logging.ERROR}
 SILENT = logging.CRITICAL + 1
@@ -30,8 +57,14 @@ SILENT = logging.CRITICAL + 1
 class LogSettings:
     """The RPCs TraceSetting and LogSettings, as functions from request message to response message."""
 
-    def __init__(self, resolve: Callable[[str, str], object], logger: logging.Logger | None = None) -> None:
+    def __init__(
+        self,
+        resolve: Callable[[str, str], object],
+        logger: logging.Logger | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
         """`resolve(model, version)` raises for an unknown model. `logger`: the root logger by default."""
+        self._trace = trace_settings(tracing)
         self._resolve = resolve
         self._logger = logger or logging.getLogger()
         self.methods: Mapping[str, Callable[[Any], Any]] = {
@@ -40,16 +73,19 @@ class LogSettings:
         }
 
     def trace_setting(self, request: Any) -> Any:
-        """Return the trace settings: nothing is traced. Raises UnknownMethod for one that would trace something."""
+        """Return the trace settings. Raises UnknownMethod for one that would change: they are set at the start."""
         if request.model_name:
             self._resolve(request.model_name, "")
         for name, value in request.settings.items():
-            if name not in TRACE:
-                raise InvalidRequest(f"'{printable(name)}' is no trace setting; expected {', '.join(TRACE)}")
-            if list(value.value) not in ([], TRACE[name]):
-                raise UnknownMethod(f"tracing is not offered: {name} stays {TRACE[name][0] or 'empty'}")
+            if name not in self._trace:
+                raise InvalidRequest(f"'{printable(name)}' is no trace setting; expected {', '.join(self._trace)}")
+            if list(value.value) not in ([], self._trace[name]):
+                raise UnknownMethod(
+                    f"{name} stays {self._trace[name][0] or 'empty'}: trace settings cannot be changed while the "
+                    f"server runs; it is set by {_SET_BY[name]}"
+                )
         response = protocol.TraceSettingResponse()
-        for name, values in TRACE.items():
+        for name, values in self._trace.items():
             response.settings[name].value.extend(values)
         return response
 

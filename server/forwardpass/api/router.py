@@ -16,13 +16,13 @@ from google.protobuf.message import DecodeError
 
 from forwardpass import protocol
 from forwardpass.api.health import Health
-from forwardpass.api.infer import AsyncInference, traceparent_of
+from forwardpass.api.infer import AsyncInference, origin_of_context
 from forwardpass.api.infer_stream import InferStream
 from forwardpass.api.reflection import METHOD, Reflection
 from forwardpass.api.reflection import SERVICES as REFLECTION_SERVICES
 from forwardpass.errors import InvalidRequest, RequestError
 from forwardpass.inference.accounting import log_undecoded
-from forwardpass.observability.access_log import Origin
+from forwardpass.inference.request_traces import trace_undecoded
 from forwardpass.observability.model_metrics import ModelMetrics
 from forwardpass.protocol.field_count import check_field_count
 from forwardpass.protocol.timings import TIMINGS_KEY
@@ -91,7 +91,10 @@ class Router:
             if refusal is not None:
                 self._metrics.refused(refusal.status.name, refusal.reason, text=str(refusal))
                 if self._metrics.access is not None:
-                    log_undecoded(self._metrics.access, refusal, Origin(traceparent_of(context.metadata)))
+                    log_undecoded(self._metrics.access, refusal, origin_of_context(context))
+                if self._metrics.tracing is not None:
+                    now = time.monotonic()
+                    trace_undecoded(self._metrics.tracing, refusal, origin_of_context(context), (now, now))
                 raise refusal
 
     def _unary(self, method: Callable[[bytes, CallContext], Awaitable[bytes]], role: Role | None = None) -> Handler:

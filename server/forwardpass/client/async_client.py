@@ -63,9 +63,10 @@ class AsyncClient(BaseClient):
     def stream(self, *, in_flight: int = 64, timeout: float | None = None) -> AsyncStream:
         """See `Client.stream`. Not awaited, but must be called in the running loop."""
         method = self._stream(STREAM_PATH)
+        headers = () if self._tracing is None else self._tracing.headers()
 
         def start(requests: AsyncIterator[bytes]) -> Any:
-            return method(requests, timeout=timeout, metadata=self._metadata())
+            return method(requests, timeout=timeout, metadata=self._metadata(headers))
 
         return AsyncStream(
             self._operations, self._run, start, lambda e: self._failure(e, timeout), self.address, in_flight
@@ -113,7 +114,7 @@ class AsyncClient(BaseClient):
             call = next(steps)
             while True:
                 try:
-                    reply = await self._make(call)
+                    reply = await (self._make(call) if self._tracing is None else self._traced(call))
                 except CallError as error:
                     call = steps.throw(error)
                 else:
@@ -121,6 +122,11 @@ class AsyncClient(BaseClient):
         except StopIteration as stop:
             result: T = stop.value
             return result
+
+    async def _traced(self, call: Call) -> Reply:
+        assert self._tracing is not None
+        with self._tracing.span(call.path) as headers:
+            return await self._make(call._replace(metadata=(*call.metadata, *headers)))
 
     async def _make(self, call: Call) -> Reply:
         began = time.monotonic()

@@ -18,6 +18,7 @@ from forwardpass.client.credentials import Tls, is_local, token_source
 from forwardpass.client.errors import CallError, Cancelled, from_status
 from forwardpass.client.operations import Call, Operations
 from forwardpass.client.retry import Retrying
+from forwardpass.client.tracing import open_client_tracing
 from forwardpass.errors import SettingsError
 from forwardpass.protocol import INFERENCE_SERVICE
 
@@ -91,6 +92,7 @@ class BaseClient:
         self._coalescer = None if coalesce is None else self._make_coalescer(coalesce)
         self._credentials = None if tls is None else tls.credentials()
         self._token = token_source(token, token_file)
+        self._tracing = open_client_tracing()
         if self._token is not None and tls is None and not (plaintext_token or is_local(address)):
             raise SettingsError(
                 f"token: expected tls for {address}, since a token sent there in plaintext can be read on the way; "

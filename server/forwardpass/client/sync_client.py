@@ -77,9 +77,10 @@ class Client(BaseClient):
     def stream(self, *, in_flight: int = 64, timeout: float | None = None) -> Stream:
         """A stream for many requests, of which `in_flight` may be unanswered. `timeout` applies to the whole stream."""
         method = self._stream(STREAM_PATH)
+        headers = () if self._tracing is None else self._tracing.headers()
 
         def start(requests: Iterator[bytes]) -> Any:
-            return method(requests, timeout=timeout, metadata=self._metadata())
+            return method(requests, timeout=timeout, metadata=self._metadata(headers))
 
         return Stream(self._operations, self._run, start, lambda e: self._failure(e, timeout), self.address, in_flight)
 
@@ -125,7 +126,7 @@ class Client(BaseClient):
             call = next(steps)
             while True:
                 try:
-                    reply = self._make(call)
+                    reply = self._make(call) if self._tracing is None else self._traced(call)
                 except CallError as error:
                     call = steps.throw(error)
                 else:
@@ -133,6 +134,11 @@ class Client(BaseClient):
         except StopIteration as stop:
             result: T = stop.value
             return result
+
+    def _traced(self, call: Call) -> Reply:
+        assert self._tracing is not None
+        with self._tracing.span(call.path) as headers:
+            return self._make(call._replace(metadata=(*call.metadata, *headers)))
 
     def _make(self, call: Call) -> Reply:
         began = time.monotonic()

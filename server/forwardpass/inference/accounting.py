@@ -14,7 +14,7 @@ from forwardpass.observability.flight_recorder import FlightTrack
 from forwardpass.observability.model_metrics import BatchRecord
 from forwardpass.transport.interface import Answer, KnowsOrigin
 
-_CANCELLED: Outcome = (Status.CANCELLED.name, Reason.CANCELLED)
+CANCELLED: Outcome = (Status.CANCELLED.name, Reason.CANCELLED)
 
 
 def waits_of(requests: Sequence[Request]) -> Sequence[tuple[float, int]]:
@@ -73,7 +73,7 @@ def record_batch(
 
 def outcomes_of(answers: Sequence[Answer], owed: Sequence[bool]) -> list[Outcome | None]:
     """What became of each request. `owed`: whether its client still waited."""
-    return [_outcome(a) if is_owed else _CANCELLED for a, is_owed in zip(answers, owed, strict=True)]
+    return [_outcome(a) if is_owed else CANCELLED for a, is_owed in zip(answers, owed, strict=True)]
 
 
 def _outcome(answer: Answer) -> Outcome | None:

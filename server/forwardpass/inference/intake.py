@@ -19,6 +19,7 @@ from forwardpass.inference.accounting import log_refused, log_undecoded, origin_
 from forwardpass.inference.decoder import Decoder, SharedMemory
 from forwardpass.inference.request import InferenceRequest, RejectedRequest, TimedInferenceRequest
 from forwardpass.inference.request_template import RequestTemplate
+from forwardpass.inference.request_traces import trace_refused, trace_undecoded
 from forwardpass.inference.worker import Worker
 from forwardpass.observability.log_limit import LogLimit
 from forwardpass.observability.model_metrics import ModelMetrics
@@ -136,6 +137,9 @@ class Intake(Generic[CallT]):
         for worker, requests in groups.items():
             count = len(requests)
             nbytes = sum([r.nbytes for r in requests]) if count > 1 else requests[0].nbytes
+            if worker.metrics.tracing is not None:
+                for request in requests:
+                    request.decoded = self.now + spent
             error = self._admission.admit(count, nbytes)
             settled = False
             if error is not None:
@@ -197,6 +201,8 @@ class Intake(Generic[CallT]):
                 worker.metrics.refused(error.status.name, error.reason, text=str(error))
                 if worker.metrics.access is not None:
                     log_refused(worker.metrics.access, worker.metrics.labels, [request], [error], self._clock())
+                if worker.metrics.tracing is not None:
+                    trace_refused(worker.metrics.tracing, worker.metrics.labels, [request], [error], self._clock())
                 self._reply_sink.deliver([request], [error], None)
 
     def refuse(self, call: CallT, error: RequestError) -> None:
@@ -204,4 +210,7 @@ class Intake(Generic[CallT]):
         self._metrics.refused(error.status.name, error.reason, text=str(error))
         if self._metrics.access is not None:
             log_undecoded(self._metrics.access, error, origin_of(self._reply_sink, call))
+        if self._metrics.tracing is not None:
+            origin = origin_of(self._reply_sink, call)
+            trace_undecoded(self._metrics.tracing, error, origin, (self.now, self._clock()))
         self._reply_sink.deliver([RejectedRequest(call, self.now)], [error], None)

@@ -25,7 +25,8 @@ CallT = TypeVar("CallT")
 class InferenceRequest(Request, Generic[CallT]):
     """One call's rows; `call` identifies the call to its transport."""
 
-    __slots__ = ("call", "id_field", "reply_sink", "template", "timings")
+    decoded: float  # when it was; set only if requests are traced
+    __slots__ = ("call", "decoded", "id_field", "reply_sink", "template", "timings")
 
     def __init__(
         self,

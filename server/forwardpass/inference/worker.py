@@ -27,6 +27,7 @@ from forwardpass.execution.session import Session, Task
 from forwardpass.inference.accounting import log_refused, log_requests, record_batch, record_single, waits_of
 from forwardpass.inference.batch_runner import BatchRunner
 from forwardpass.inference.request import AnyRequest, deliver
+from forwardpass.inference.request_traces import trace_batch, trace_refused
 from forwardpass.model.signature import ModelSignature
 from forwardpass.observability.flight_record import RECEIVER
 from forwardpass.observability.log_limit import LogLimit
@@ -190,6 +191,8 @@ class Worker:
             record_single(self.metrics.flight, request, answers[0], ended, note)
         if self.metrics.access is not None:
             log_requests(self.metrics.access, self.metrics.labels, [request], answers, (True,), note)
+        if self.metrics.tracing is not None:
+            trace_batch(self.metrics, [request], answers, (True,), note, ended)
         self._admission.release(1, request.nbytes)
         return True
 
@@ -199,6 +202,8 @@ class Worker:
             settled = self.queue.cancel(request)
         if settled:
             self.metrics.refused("CANCELLED", Reason.CANCELLED)
+            if self.metrics.tracing is not None:
+                trace_refused(self.metrics.tracing, self.metrics.labels, [request], [None], self._clock())
             self._admission.release(1, request.nbytes)
 
     # -- the threads --------------------------------------------------------------------------------------------------
@@ -271,6 +276,8 @@ class Worker:
             record_batch(self.metrics.flight, batch, note, ended, instance, answers=answers, owed=owed)
         if self.metrics.access is not None:
             log_requests(self.metrics.access, self.metrics.labels, requests, answers, owed, note)
+        if self.metrics.tracing is not None:
+            trace_batch(self.metrics, requests, answers, owed, note, ended, closed=batch.closed, instance=instance)
         self._admission.release(len(told), nbytes)
         if not failed:
             with self._lock:
@@ -340,6 +347,8 @@ class Worker:
         self._count(errors, sum([now - r.arrival for r in requests]))
         if self.metrics.access is not None:
             log_refused(self.metrics.access, self.metrics.labels, requests, errors, now)
+        if self.metrics.tracing is not None:
+            trace_refused(self.metrics.tracing, self.metrics.labels, requests, errors, now)
         deliver(self.name, requests, errors, None)
         self._admission.release(len(requests), sum([r.nbytes for r in requests]))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import queue
 import random
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -18,12 +17,12 @@ from typing import Any, Final, NamedTuple
 from forwardpass.errors import printable
 from forwardpass.observability.flight_record import KEPT_ID, Outcome, id_of
 from forwardpass.observability.log_lines import fields
+from forwardpass.observability.trace_context import parse_traceparent
 
 logger = logging.getLogger("forwardpass.access")
 
 WAITING: Final = 4096  # lines not yet written, at most
 ERRORS_PER_SECOND: Final = 20.0  # lines of requests that were not answered with success, on average; and in a burst
-_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
 
 class Origin(NamedTuple):
@@ -31,6 +30,9 @@ class Origin(NamedTuple):
 
     traceparent: str = ""
     peer: Callable[[], str] | None = None
+    header: Callable[[str], str] | None = None  # any header's value; empty: it is not there
+    protocol: str = "grpc"  # or http
+    method: str = "ModelInfer"
 
 
 class AccessEntry(NamedTuple):
@@ -138,8 +140,8 @@ def line_of(entry: AccessEntry, lost: int = 0) -> dict[str, Any]:
 
 def trace_id(traceparent: str) -> str | None:
     """The trace's id of a W3C traceparent header; None if it is not one."""
-    found = _TRACEPARENT.fullmatch(traceparent)
-    return found[1] if found is not None and (found[2] is None or not traceparent.startswith("00")) else None
+    parent = parse_traceparent(traceparent)
+    return None if parent is None else parent.trace_id
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -12,9 +12,10 @@ from typing import Any, Literal
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.core import Metric as MetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar as BucketExemplar
 
 from forwardpass.errors import Reason
-from forwardpass.observability.histogram import Histogram
+from forwardpass.observability.histogram import Exemplar, Histogram
 
 _KINDS: dict[str, Callable[..., Any]] = {
     "histogram": HistogramMetricFamily,
@@ -195,6 +196,13 @@ REPOSITORY_ERRORS_TOTAL = Metric(
     (),
     "Looks at the repository's folder that failed; the models stay as they are then.",
 )
+SPANS_TOTAL = Metric(
+    "forwardpass_spans_total",
+    "counter",
+    ("result",),
+    "With tracing on, spans of requests and batches, by result: exported, queue_full (dropped: they came faster than "
+    "they were exported), export_failed (dropped: the receiver did not take them).",
+)
 BUILD_INFO = Metric(
     "forwardpass_build_info",
     "gauge",
@@ -229,9 +237,16 @@ class Scrape:
         """Add one sample of a counter or a gauge; `labels` are the values of its labels, in their order."""
         self._families[metric].add_metric(labels, value)
 
-    def add_histogram(self, metric: Metric, labels: Sequence[str], histogram: Histogram) -> None:
-        """Add a whole histogram."""
-        self._families[metric].add_metric(labels, histogram.buckets(), histogram.total)
+    def add_histogram(
+        self, metric: Metric, labels: Sequence[str], histogram: Histogram, exemplars: Sequence[Exemplar | None] = ()
+    ) -> None:
+        """Add a whole histogram. `exemplars`: of each bucket, or none at all; only OpenMetrics shows them."""
+        buckets: list[Any] = list(histogram.buckets())
+        for place, exemplar in enumerate(exemplars):
+            if exemplar is not None:
+                ids = {"trace_id": exemplar.trace_id, "span_id": exemplar.span_id}
+                buckets[place] = (*buckets[place], BucketExemplar(ids, exemplar.value, exemplar.timestamp))
+        self._families[metric].add_metric(labels, buckets, histogram.total)
 
     def __iter__(self) -> Iterator[MetricFamily]:
         yield from self._families.values()

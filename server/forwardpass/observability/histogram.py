@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+
+
+class Exemplar(NamedTuple):
+    """A trace as the example of one value in a bucket."""
+
+    trace_id: str  # hexadecimal
+    span_id: str
+    value: float
+    timestamp: float  # seconds since 1970
 
 
 class Histogram:

@@ -21,6 +21,7 @@ from forwardpass.observability.flight_recorder import FlightTrack
 from forwardpass.observability.gpu import GpuMetrics
 from forwardpass.observability.histogram import Histogram
 from forwardpass.observability.recent_errors import RecentErrors
+from forwardpass.observability.tracing import Tracing
 
 # Seconds. From 50 µs, below which nothing crosses a network, to 10 s.
 LATENCY_BOUNDS = (
@@ -100,6 +101,7 @@ class ModelMetrics:
         # alone a tenth of updating five histograms.
         self.gpu = GpuMetrics()
         self.access: AccessLog | None = None  # None: it is turned off
+        self.tracing: Tracing | None = None
         self.flight: FlightTrack | None = None  # what the flight recorder keeps of it; None: it is turned off
         self._notes: deque[BatchRecord] = deque()
         self._decodes: deque[DecodeRecord] = deque()
@@ -232,8 +234,10 @@ class ModelMetrics:
             model, version = self.labels
             codes, reasons = self.codes, self.reasons
             if model:
+                exemplars = () if self.tracing is None else self.tracing.exemplars(self.labels)
                 for stage, histogram in self.stages.items():
-                    samples.add_histogram(catalogue.STAGE_SECONDS, (model, version, stage), histogram)
+                    examples = exemplars if stage == "total" else ()
+                    samples.add_histogram(catalogue.STAGE_SECONDS, (model, version, stage), histogram, examples)
                 samples.add_histogram(catalogue.BATCH_ROWS, self.labels, self.batch_rows)
                 samples.add(catalogue.ROWS_TOTAL, self.labels, self.rows)
                 samples.add(catalogue.BATCHES_TOTAL, self.labels, self.batches)

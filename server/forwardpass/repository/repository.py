@@ -32,6 +32,7 @@ from forwardpass.model.contract import MODEL_FILE
 from forwardpass.model.options import ModelConfig
 from forwardpass.observability.access_log import AccessLog
 from forwardpass.observability.flight_recorder import FlightRecorder
+from forwardpass.observability.tracing import Tracing
 from forwardpass.repository.listing import RepositoryListing
 from forwardpass.repository.loader import LoadedModel, LoadRequest, load
 from forwardpass.repository.model_folder import ModelFolder
@@ -65,6 +66,7 @@ class Repository:
         self.generation = 0
         self.recorder: FlightRecorder | None = None  # of the batches of all models
         self.access: AccessLog | None = None
+        self.tracing: Tracing | None = None
         self.changed: Callable[[], None] = lambda: None  # called after every state change, from any thread
         self.lost: Callable[[str], None] = lambda _: None  # called with the reason when a device fails, from any thread
 
@@ -293,7 +295,7 @@ class Repository:
             raise
         if self.recorder is not None:
             loaded.worker.metrics.flight = self.recorder.track(model_folder.name, version)
-        loaded.worker.metrics.access = self.access
+        loaded.worker.metrics.access, loaded.worker.metrics.tracing = self.access, self.tracing
         loaded.worker.start()
         return ModelVersion(
             model_folder.name, version, folder, VersionState.READY, "", loaded, model_folder, fingerprint

@@ -113,7 +113,7 @@ class Endpoints:
         unary = {
             **control.methods,
             **SharedMemoryService(services.regions).methods,
-            **LogSettings(services.repository.resolve).methods,
+            **LogSettings(services.repository.resolve, tracing=services.metrics.tracing).methods,
             "ModelStatistics": counted,
         }
         inference = AsyncInference(self._intake)

@@ -84,6 +84,9 @@ class MetricsSource:
         samples.add(catalogue.IN_FLIGHT_REQUESTS_MAX, (), self._admission.max_requests)
         samples.add(catalogue.IN_FLIGHT_BYTES, (), self._admission.nbytes)
         samples.add(catalogue.REPOSITORY_ERRORS_TOTAL, (), self._repository.listing.failures)
+        if self._metrics.tracing is not None:
+            for result, spans in self._metrics.tracing.counts.items():
+                samples.add(catalogue.SPANS_TOTAL, (result,), spans)
         samples.add(catalogue.BUILD_INFO, (__version__, ort.__version__), 1)
         samples.add(catalogue.READY, (), int(self._ready()))
 

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import sys
 import threading
 import time
@@ -30,7 +31,8 @@ from forwardpass.execution.ort_session import share_threads
 from forwardpass.execution.providers import place
 from forwardpass.inference.shared_memory import SharedMemoryRegions
 from forwardpass.observability.access_log import AccessLog
-from forwardpass.observability.model_metrics import ModelMetrics
+from forwardpass.observability.model_metrics import LATENCY_BOUNDS, ModelMetrics
+from forwardpass.observability.tracing import open_tracing
 from forwardpass.repository.control import ModelControl
 from forwardpass.repository.model_version import ModelVersion, VersionState
 from forwardpass.repository.repository import Repository
@@ -57,6 +59,9 @@ SWITCH_INTERVAL = 0.001
 # it is answered; with the default of 700 those in flight alone trigger it, for 5 % of a small request's time.
 COLLECT_AFTER = 50_000
 
+# Seconds that traces get to be exported at the end, even where requests in flight took all of the grace.
+LEAST_FLUSH = 0.5
+
 # Seconds between checks for requests past their queue timeout, while every instance is busy with a long run.
 QUEUE_TIMEOUT_LOOK = 0.1
 
@@ -82,6 +87,9 @@ class Server:
         self.repository = Repository(settings, cores, self._admission)
         self._access = AccessLog(settings.access_log) if settings.access_log else None
         self.repository.access = self._metrics.access = self._access
+        self._tracing = open_tracing(settings.tracing, os.environ, LATENCY_BOUNDS, settings.trace_baggage)
+        self.repository.tracing = self._metrics.tracing = self._tracing
+        self._ends = 0.0  # when the grace of a stop is over, on the monotonic clock; 0: it has not begun
         self.flight = FlightDumps(settings, self.repository, self._metrics)
         self._scrape = MetricsSource(
             self.repository, self._admission, self._metrics, self._security, self._is_ready, ACCOUNTS_SECONDS
@@ -125,6 +133,8 @@ class Server:
             stop_metrics = self._serve_metrics(None if on_http else page)
             if self._access is not None:
                 self._access.start()
+            if self._tracing is not None:
+                self._tracing.start()
             over = threading.Event()
             threading.Thread(target=self._watch, args=(over, lost), name="watchdog", daemon=True).start()
             try:
@@ -155,6 +165,8 @@ class Server:
                 self.flight.close()
                 if self._access is not None:
                     self._access.close()
+                if self._tracing is not None:
+                    self._tracing.close(max(self._ends - time.monotonic(), LEAST_FLUSH))
 
     def _services(self, health: Health) -> Services:
         return Services(
@@ -277,7 +289,7 @@ class Server:
             self._say(f"draining: not ready, accepting calls for another {wait:g} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.second.wait(), wait)
-        deadline = time.monotonic() + self.settings.grace
+        self._ends = deadline = time.monotonic() + self.settings.grace
         await endpoints.drain(deadline, stop.second)
         self._admission.close()
         self._say(f"draining: {self._admission.requests} requests in flight, {self.settings.grace:g} s for them")

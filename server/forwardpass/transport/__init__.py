@@ -4,5 +4,5 @@ Imports `protocol`, `security`, `observability` and `errors`. Public are `addres
 (GrpcioServer), `http2.client_connection` (ClientConnection, Ended, framed, request_fields, timeout_field),
 `http2.limits` (Http2Limits), `http2.server` (Http2Server), `http2.sockets`, `interface` (Answer, CallContext, Handler,
 KnowsOrigin, Metadata, PendingRequest, ReplySink), `listeners` (accepts), `rest.application` (RestApplication,
-RestLimits), `rest.server` (RestServer).
+RestLimits), `rest.call_context` (RestCallContext), `rest.server` (RestServer).
 """

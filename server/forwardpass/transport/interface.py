@@ -115,7 +115,10 @@ class RequestSink(Protocol[CallT]):
 
 @runtime_checkable
 class KnowsOrigin(Protocol):
-    """A reply sink that knows where calls came from: for the access log, of the requests that it samples."""
+    """A reply sink that knows where calls came from: for the access log and traces, of the requests they sample."""
+
+    def traceparent(self, call: Any) -> str:
+        """The W3C's trace context in a call's headers, not checked; empty if there is none. For every request."""
 
     def origin(self, call: Any) -> Origin: ...
 

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from forwardpass import protocol
-from forwardpass.api.log_settings import SILENT, TRACE, LogSettings
+from forwardpass.api.log_settings import SILENT, UNTRACED, LogSettings
 from forwardpass.errors import InvalidRequest, UnknownMethod, UnknownModel
+from forwardpass.observability.trace_context import Sampler
+from forwardpass.observability.tracing import Tracing
 
 
 def resolve(name: str, _version: str) -> object:
@@ -48,15 +50,28 @@ def said(response: Any) -> dict[str, Any]:
 def test_nothing_is_traced(service: LogSettings) -> None:
     request = protocol.TraceSettingRequest(model_name="here")
     for asked in (request, trace(trace_level=["OFF"], trace_rate=[])):
-        assert {name: list(v.value) for name, v in service.trace_setting(asked).settings.items()} == TRACE
+        assert {name: list(v.value) for name, v in service.trace_setting(asked).settings.items()} == UNTRACED
 
 
 @pytest.mark.parametrize(
     "settings", [{"trace_level": ["TIMESTAMPS"]}, {"trace_file": ["/tmp/x"]}, {"trace_rate": ["1"]}]
 )
 def test_tracing_is_not_pretended(service: LogSettings, settings: dict[str, list[str]]) -> None:
-    with pytest.raises(UnknownMethod, match="tracing is not offered"):
+    with pytest.raises(UnknownMethod, match="cannot be changed while the server runs; it is set by"):
         service.trace_setting(trace(**settings))
+
+
+@pytest.mark.parametrize(("ratio", "rate"), [(1.0, "1"), (0.01, "100"), (0.0, "0")])
+def test_what_is_traced_is_told(logger: logging.Logger, ratio: float, rate: str) -> None:
+    maker: Any = None  # makes no spans here
+    service = LogSettings(resolve, logger, Tracing(maker, Sampler(ratio), bounds=()))
+    told = {name: list(v.value) for name, v in service.trace_setting(trace()).settings.items()}
+    assert told == UNTRACED | {
+        "trace_level": ["TIMESTAMPS"], "trace_rate": [rate], "trace_count": ["-1"], "trace_mode": ["opentelemetry"],
+    }  # fmt: skip
+    service.trace_setting(trace(trace_level=["TIMESTAMPS"]))
+    with pytest.raises(UnknownMethod, match="--tracing"):
+        service.trace_setting(trace(trace_level=["OFF"]))
 
 
 def test_settings_and_models_that_are_not_there_are_named(service: LogSettings) -> None:

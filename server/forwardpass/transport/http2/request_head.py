@@ -30,6 +30,7 @@ class RequestHead:
     timeout: float | None = None  # seconds
     encoding = b"identity"
     timings = False  # whether the caller asks for the timings
+    traceparent = b""
     problem = ""  # the reason to reject the call whatever its message is; empty: none
     http_status = 0  # of the response to a request that is not a gRPC call; 0: it is one
     _metadata: Metadata | None = None
@@ -52,6 +53,8 @@ class RequestHead:
                 self.problem = "grpc-timeout: expected at most 8 digits and one of H, M, S, m, u, n"
         if b"grpc-encoding" in named:
             self.encoding = named[b"grpc-encoding"]
+        if b"traceparent" in named:
+            self.traceparent = named[b"traceparent"]
         if _TIMINGS in named:
             self.timings = named[_TIMINGS] != b"0"
 

@@ -25,6 +25,7 @@ from forwardpass.transport.http2.call_context import Http2CallContext
 from forwardpass.transport.http2.connection import Connection
 from forwardpass.transport.http2.limits import Http2Limits
 from forwardpass.transport.http2.peer import Peer
+from forwardpass.transport.http2.request_head import RequestHead
 from forwardpass.transport.http2.send_side import ReceiveBudget, SendSide, ServerStream, StreamListener
 from forwardpass.transport.http2.sockets import CLOSE_SECONDS, Sockets, Tls
 from forwardpass.transport.http2.thread_priority import schedule_promptly
@@ -154,10 +155,13 @@ class Http2Server:
                     out.fail(call, *status_of(error))
                 out.flush()
 
+    def traceparent(self, call: ServerStream) -> str:
+        return call.head.traceparent.decode("ascii", "replace")
+
     def origin(self, call: ServerStream) -> Origin:
         """Where a call came from; its address is asked for when it is written."""
         peer: Peer = call.out.owner  # type: ignore[assignment]  # set by the sockets
-        return Origin(call.head.field(b"traceparent").decode("ascii", "replace"), peer.name)
+        return Origin(self.traceparent(call), peer.name, partial(_header, call.head))
 
     def _before_run(self, seconds: float) -> None:
         """Hold responses while another run follows. Batches of several models run one after the other for the same
@@ -338,3 +342,7 @@ class Http2Server:
                 function()
             except Exception:
                 logger.exception("an event of a call could not be handled")
+
+
+def _header(head: RequestHead, name: str) -> str:
+    return head.field(name.encode()).decode("utf-8", "replace")
