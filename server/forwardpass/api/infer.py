@@ -88,8 +88,8 @@ class AsyncInference:
         """Where a call came from."""
         return origin_of_context(call.context, call.method)
 
-    def traceparent(self, call: InferCall) -> str:
-        return "" if call.context is None else _header(call.context.metadata, "traceparent")
+    def traceparents(self, requests: Sequence[PendingRequest[InferCall]]) -> list[bytes]:
+        return [self.origin(request.call).traceparent.encode("latin-1", "replace") for request in requests]
 
     def _flush(self) -> None:
         self._scheduled = False

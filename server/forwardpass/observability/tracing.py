@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 logger.addFilter(LogLimit())
 
 Labels = tuple[str, str]  # model and version
-LOOK_SECONDS: Final = 0.1  # between two looks at the queue
+LOOK_SECONDS: Final = 1.0  # between two looks at the queue, at most: spans made in a row cost less than one by one
 LINKS: Final = 128  # from the span of a batch to its requests, at most: OpenTelemetry's limit
 
 
@@ -84,7 +84,7 @@ class SpanMaker(Protocol):
 
 
 class Tracing:
-    """Thread-safe. `decide` and `put` never block."""
+    """Thread-safe. `choose`, `decide` and `put` never block."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Tracing:
         """
         limits = {} if environ is None else environ
         self.sampler = sampler
-        self.decide = sampler.decide
+        self.choose, self.decide = sampler.choose, sampler.decide
         self.baggage = bool(baggage)
         self._maker = maker
         self._waiting: deque[TracedBatch] = deque()
@@ -112,7 +112,9 @@ class Tracing:
         self._exemplars: dict[Labels, list[Exemplar | None]] = {}
         self.counts = {"exported": 0, "queue_full": 0, "export_failed": 0}  # spans
         self._lock = threading.Lock()
-        self._closing = threading.Event()
+        self._enough = max(1, self._most // 4)  # waiting, so that they are looked at before it is time
+        self._look = threading.Event()
+        self._closing = False
         self._thread = threading.Thread(target=self._work, name="tracing", daemon=True)
 
     def start(self) -> None:
@@ -122,6 +124,8 @@ class Tracing:
         """Have the spans of a record made."""
         if len(self._waiting) < self._most:
             self._waiting.append(batch)
+            if len(self._waiting) == self._enough:
+                self._look.set()
         else:
             self._count("queue_full", len(batch.requests) + (batch.run is not None))
 
@@ -131,7 +135,8 @@ class Tracing:
 
     def close(self, seconds: float) -> None:
         """Export what waits, for `seconds` at most."""
-        self._closing.set()
+        self._closing = True
+        self._look.set()
         if self._thread.ident is not None:
             self._thread.join(seconds)
             if self._thread.is_alive():
@@ -150,7 +155,9 @@ class Tracing:
         since = time.monotonic()
         closing = False
         while not closing:
-            closing = self._closing.wait(LOOK_SECONDS)
+            self._look.wait(min(self._delay, LOOK_SECONDS))
+            self._look.clear()
+            closing = self._closing
             if not ready:
                 since = time.monotonic()
             offset = time.time_ns() - time.monotonic_ns()

@@ -117,8 +117,8 @@ class RequestSink(Protocol[CallT]):
 class KnowsOrigin(Protocol):
     """A reply sink that knows where calls came from: for the access log and traces, of the requests they sample."""
 
-    def traceparent(self, call: Any) -> str:
-        """The W3C's trace context in a call's headers, not checked; empty if there is none. For every request."""
+    def traceparents(self, requests: Sequence[PendingRequest[Any]]) -> Sequence[bytes]:
+        """The W3C's trace context in the headers of each request's call, not checked; empty if there is none."""
 
     def origin(self, call: Any) -> Origin: ...
 

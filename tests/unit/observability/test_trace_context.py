@@ -31,7 +31,7 @@ def test_a_parent_decides(ratio: float, flags: str) -> None:
     "traceparent", ["", "nonsense", header("00", "0" * 32), header("01", "0" * 32), header() + "-x"]
 )
 def test_without_one_a_share_is_traced(ratio: float, traceparent: str) -> None:
-    sampler = Sampler(ratio, draw=random.Random(1).getrandbits)
+    sampler = Sampler(ratio, draw=random.Random(1).random)
     found = [made for _ in range(5_000) if (made := sampler.decide(traceparent)) is not None]
     assert len(found) == ratio * 5_000 if ratio in (0.0, 1.0) else abs(len(found) / 5_000 - ratio) < 0.03
     assert len({made.trace_id for made in found}) == len(found)

@@ -155,13 +155,13 @@ class Http2Server:
                     out.fail(call, *status_of(error))
                 out.flush()
 
-    def traceparent(self, call: ServerStream) -> str:
-        return call.head.traceparent.decode("ascii", "replace")
+    def traceparents(self, requests: Sequence[PendingRequest[ServerStream]]) -> list[bytes]:
+        return [request.call.head.traceparent for request in requests]
 
     def origin(self, call: ServerStream) -> Origin:
         """Where a call came from; its address is asked for when it is written."""
         peer: Peer = call.out.owner  # type: ignore[assignment]  # set by the sockets
-        return Origin(self.traceparent(call), peer.name, partial(_header, call.head))
+        return Origin(call.head.traceparent.decode("latin-1"), peer.name, partial(_header, call.head))
 
     def _before_run(self, seconds: float) -> None:
         """Hold responses while another run follows. Batches of several models run one after the other for the same
