@@ -25,7 +25,7 @@ from forwardpass.testing.server_process import ServerProcess
 pytest.importorskip("opentelemetry.sdk", reason="needs the extra otel")
 pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc", reason="needs the extra otel")
 
-from opentelemetry import trace
+from opentelemetry import baggage, context, trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -276,6 +276,7 @@ def test_a_client_makes_spans_which_the_server_continues(
         async with AsyncClient(server.address, token=TOKEN) as client:
             await client.predict("chain", ROW)
 
+    attached = context.attach(baggage.set_baggage("tier", "gold"))
     with tracer.start_as_current_span("outer") as outer, Client(server.address, token=TOKEN) as client:
         client.predict("chain", ROW)
         with pytest.raises(CallError):
@@ -283,6 +284,7 @@ def test_a_client_makes_spans_which_the_server_continues(
         asyncio.run(asynchronous())
         with client.stream() as stream:
             assert stream.submit("chain", ROW).result()
+    context.detach(attached)
     made = [span for span in finished.get_finished_spans() if span.name == METHOD]
     trace_id = outer.get_span_context().trace_id
     assert {span.context.trace_id for span in made} == {trace_id}
@@ -290,6 +292,7 @@ def test_a_client_makes_spans_which_the_server_continues(
     (failed,) = [s for s in finished.get_finished_spans() if s.status.status_code is trace.StatusCode.ERROR]
     assert failed.attributes["error.type"] == "NOT_FOUND" and not failed.events  # without the error's text
     spans = received.wait(lambda spans: len(of(spans, trace_id)) == 3)
+    assert {attributes(span)["baggage.tier"] for span in of(spans, trace_id)} == {"gold"}
     parents = {int.from_bytes(span.parent_span_id, "big") for span in of(spans, trace_id)}
     assert parents == {*(span.context.span_id for span in made), outer.get_span_context().span_id}
 
