@@ -179,7 +179,7 @@ def test_with_tokens_figures_need_one(
 
 
 def test_top_prints_a_frame(serve: Serve, digits_repository: Path, tmp_path: Path) -> None:
-    pytest.importorskip("rich")
+    pytest.importorskip("rich", reason="needs the extra top")
     (tmp_path / "tokens").write_text(f"infer {TOKEN}\n")
     (tmp_path / "token").write_text(TOKEN)
     server = serve(digits_repository, "--tokens", str(tmp_path / "tokens"))

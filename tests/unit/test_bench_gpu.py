@@ -172,7 +172,7 @@ def test_a_worker_that_cannot_begin_ends_it_all(tmp_path: Path) -> None:
 
 
 def test_where_there_is_no_device_the_worker_says_so_in_every_row(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="torch is not installed")
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here, which make bench-gpu measures")
     output = tmp_path / "result.json"

@@ -21,6 +21,7 @@ _FINDS: Final = frozenset({"NonZero", "Unique", "Compress", "NonMaxSuppression",
 _SIZED_BY: Final = {
     "Range": (0, 1, 2), "ConstantOfShape": (0,), "Expand": (1,), "Tile": (1,), "Pad": (1,), "Resize": (2, 3),
     "Upsample": (1,), "OneHot": (1,), "CenterCropPad": (1,), "Col2Im": (1, 2), "AffineGrid": (1,), "DFT": (1,),
+    "MaxUnpool": (2,),
     "STFT": (1, 3), "MelWeightMatrix": (0, 1), "HannWindow": (0,), "HammingWindow": (0,), "BlackmanWindow": (0,),
 }  # fmt: skip
 _SHAPES: Final = frozenset({"Shape", "Size"})
@@ -52,9 +53,9 @@ def _in_graph(graph: OnnxGraph) -> str:
 
 
 def _at(node: OnnxNode, fixed: set[str]) -> str:
-    if node.domain == _CONTRIB:
-        return "searches" if node.op in _SEARCHES else ""
-    if node.domain not in _ONNX:
+    if node.domain == _CONTRIB and node.op in _SEARCHES:
+        return "searches"
+    if node.domain not in (*_ONNX, _CONTRIB):
         return "is of a domain that is not known"
     if any(isinstance(value, OnnxGraph) for value in node.attributes.values()):
         return "may run for as long as the values say"

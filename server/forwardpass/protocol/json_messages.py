@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -59,25 +59,13 @@ def _single(field: Any, value: Any) -> Any:
 
 def write_parameters(given: Any, parameters: Any, where: str) -> None:
     """Write a JSON object of parameters to a map of InferParameter. Raises InvalidRequest naming what can't be one."""
-    if not isinstance(given, dict):
-        raise InvalidRequest(f"{where}: expected an object of parameters, got {_shown(given)}")
-    bounded(given, where)
-    for key, value in given.items():
-        text_field(key, f"{where}: parameter '{printable(key)}'")
-        if isinstance(value, bool):
-            parameters[key].bool_param = value
-        elif isinstance(value, int) and -INT64_LIMIT <= value < INT64_LIMIT:
-            parameters[key].int64_param = value
-        elif isinstance(value, int) and 0 <= value < UINT64_LIMIT:
-            parameters[key].uint64_param = value
-        elif isinstance(value, float):
+    for key, value, what in _entries(given, where):
+        if isinstance(value, float):
             parameters[key].double_param = value
-        elif isinstance(value, str):
-            parameters[key].string_param = _text(value, f"{where}: parameter '{printable(key)}'")
-        else:
-            raise InvalidRequest(
-                f"{where}: parameter '{printable(key)}': expected a number, a string or a boolean, got {_shown(value)}"
-            )
+        elif isinstance(value, int) and INT64_LIMIT <= value < UINT64_LIMIT:
+            parameters[key].uint64_param = value
+        elif not _write_common(value, parameters[key], what):
+            raise InvalidRequest(f"{what}: expected a number, a string or a boolean, got {_shown(value)}")
 
 
 def write_repository_parameters(given: Any, parameters: Any) -> None:
@@ -85,27 +73,37 @@ def write_repository_parameters(given: Any, parameters: Any) -> None:
 
     Raises InvalidRequest naming what can't be one.
     """
-    if not isinstance(given, dict):
-        raise InvalidRequest(f"parameters: expected an object, got {_shown(given)}")
-    bounded(given, "parameters")
-    for key, value in given.items():
-        shown = printable(key)
-        text_field(key, f"parameter '{shown}'")
+    for key, value, what in _entries(given, "request"):
         if key.startswith("file:"):
             try:
                 parameters[key].bytes_param = base64.b64decode(value, validate=True)
             except (ValueError, TypeError):
-                raise InvalidRequest(f"parameter '{shown}': expected a file's contents in base64") from None
-        elif isinstance(value, bool):
-            parameters[key].bool_param = value
-        elif isinstance(value, int) and abs(value) < INT64_LIMIT:
-            parameters[key].int64_param = value
-        elif isinstance(value, str):
-            parameters[key].string_param = _text(value, f"parameter '{shown}'")
-        else:
-            raise InvalidRequest(
-                f"parameter '{shown}': expected a whole number, a string, true or false, got {_shown(value)}"
-            )
+                raise InvalidRequest(f"{what}: expected a file's contents in base64") from None
+        elif not _write_common(value, parameters[key], what):
+            raise InvalidRequest(f"{what}: expected a whole number, a string or a boolean, got {_shown(value)}")
+
+
+def _entries(given: Any, where: str) -> Iterator[tuple[str, Any, str]]:
+    """Key, value and what to call it in an error, for each entry of an object of parameters."""
+    if not isinstance(given, dict):
+        raise InvalidRequest(f"{where}: expected an object of parameters, got {_shown(given)}")
+    bounded(given, where)
+    for key, value in given.items():
+        what = f"{where}: parameter '{printable(key)}'"
+        yield text_field(key, what), value, what
+
+
+def _write_common(value: Any, parameter: Any, what: str) -> bool:
+    """Write a value of a type that every kind of parameter has. Returns whether it is one."""
+    if isinstance(value, bool):
+        parameter.bool_param = value
+    elif isinstance(value, int) and -INT64_LIMIT <= value < INT64_LIMIT:
+        parameter.int64_param = value
+    elif isinstance(value, str):
+        parameter.string_param = _text(value, what)
+    else:
+        return False
+    return True
 
 
 def bounded(given: Sized, where: str) -> None:

@@ -14,7 +14,7 @@ from tests.unit.status.conftest import Watched, watched  # noqa: F401
 from forwardpass.cli import top
 from forwardpass.errors import ForwardpassError
 
-console = pytest.importorskip("rich.console")
+console = pytest.importorskip("rich.console", reason="needs the extra top")
 TOKEN = "a-token-0123456789"
 
 

@@ -74,6 +74,9 @@ def test_networks_whose_runs_can_be_predicted(model: onnx.ModelProto, tmp_path: 
         (graph(node("Tile", "x", "x")), "node 'it' (Tile) is given its size by 'x'"),
         (graph(helper.make_node("Cast", ["x"], ["n"], to=7), node("Expand", "x", "n")), "is given its size by 'n'"),
         (graph(node("Own", "x", domain="my.own")), "node 'it' (Own) is of a domain that is not known"),
+        (graph(node("Range", "x", "x", "x", domain="com.microsoft")), "is given its size by 'x'"),
+        (graph(node("Unique", "x", domain="com.microsoft")), "gives as much as it finds"),
+        (graph(node("MaxUnpool", "x", "x", "x")), "is given its size by 'x'"),
         (graph(node("BeamSearch", "x", domain="com.microsoft")), "searches"),
     ],
 )

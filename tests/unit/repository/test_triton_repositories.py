@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 from tests.service import models
-from tests.unit.made import Collector, read, request_for
+from tests.unit.repository.test_loader import answer
 
 from forwardpass import protocol
 from forwardpass.batching.admission import Admission
@@ -35,20 +35,6 @@ def loaded(root: Path, pbtxt: str = "", **settings: Any) -> LoadedModel:
     config = folder.config()
     (version,) = folder.chosen(config).values()
     return load(LoadRequest("m", "1", version, config, told, CpuBudget(1, "for a test"), Admission(100, 1 << 20)))
-
-
-def answer(of: LoadedModel, x: np.ndarray) -> np.ndarray:
-    sink = Collector()
-    request = request_for(of.worker, [x], sink=sink)
-    of.worker._admission.admit(len(x), request.nbytes)
-    if not of.worker.try_run_now(request, 0.0):  # a run that may take as long as values say
-        if not of.worker._serving:
-            of.worker.start()
-        of.worker.submit([request], 0.0)
-        of.worker.run_pending()
-    (reply,) = sink.wait([request])
-    assert isinstance(reply, bytes)
-    return np.asarray(read(reply)[1][0])
 
 
 def scaled() -> onnx.ModelProto:

@@ -101,7 +101,7 @@ class RestApplication:
         scope["app"] = self  # starlette then raises HTTPException for a wrong method
 
         async def send_on(message: Any) -> None:
-            if self.draining and message["type"] == "http.response.start":
+            if message["type"] == "http.response.start" and (self.draining or bodies.LAST in scope):
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 

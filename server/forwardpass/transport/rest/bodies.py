@@ -20,6 +20,7 @@ from forwardpass.errors import InvalidRequest, Overloaded, PermissionDenied, Rea
 
 BODY_SECONDS: Final = 30.0  # within which a whole body must have arrived
 WHOLE: Final = "forwardpass.whole"  # in the scope of a request that was received to its end
+LAST: Final = "forwardpass.last"  # in a request's scope: the connection ends with its response
 ELSEWHERE: Final = 64 << 10  # bytes from which work on a body is done on another thread
 _INFLATED_ELSEWHERE: Final = ELSEWHERE // 32  # bytes that may inflate to a thousand times as many
 SMALLEST_DEFLATED: Final = 1024  # bytes of a response that is worth compressing
@@ -185,5 +186,6 @@ def _accepted(header: str) -> str:
 
 
 __all__ = [
-    "WHOLE", "BodyBudget", "BodyThread", "ClientDisconnect", "UnknownEncoding", "compressed", "inflated", "received",
+    "LAST", "WHOLE", "BodyBudget", "BodyThread", "ClientDisconnect", "UnknownEncoding", "compressed", "inflated",
+    "received",
 ]  # fmt: skip

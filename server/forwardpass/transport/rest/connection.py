@@ -18,7 +18,7 @@ import orjson
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from forwardpass.transport.rest.bodies import WHOLE, BodyBudget
+from forwardpass.transport.rest.bodies import LAST, WHOLE, BodyBudget
 
 HEAD_SECONDS: Final = 10.0
 WRITE_SECONDS: Final = 30.0
@@ -230,6 +230,7 @@ class RestConnection(HttpToolsProtocol):
         idle = cycle is None or cycle.response_complete
         if not idle and cast("dict[str, Any]", cycle.scope).get(WHOLE):
             cycle.keep_alive = False
+            cast("dict[str, Any]", cycle.scope)[LAST] = True
             self._ahead = b""
             self.flow.hold()
             return
