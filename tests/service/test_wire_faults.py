@@ -229,29 +229,29 @@ def test_a_client_that_does_not_read(caller: Caller, raw: RawClient, sink: str) 
     """Its answers wait within bounds; when it reads, every one is there."""
     x = np.ones((100, 600), np.float32)
     body = request("any", x).SerializeToString()
-    raw.socket.setsockopt(1, 8, 4096)  # SO_RCVBUF
     window = http2.settings(initial_window_size=(1 << 31) - 1) + http2.window_update(0, (1 << 31) - 1 - 65535)
     raw.greet(window)
-    count = 60
     sent = 0
     raw.socket.settimeout(0.5)
     before = peak(caller.server)
     with contextlib.suppress(TimeoutError):
-        for _ in range(count):
+        for _ in range(60):
             raw.socket.sendall(raw.call(2 * sent + 1, body))
             sent += 1
+    assert sent
     assert caller.send(GOOD)
     assert peak(caller.server) - before < 100 * MIB
+    if sink == "grpcio":
+        return  # the raw client minds no window, which grpcio answers in ways of its own
     raw.socket.settimeout(30)
-    if sink == "direct" and sent == count:
-        ended = 0
-        for kind, flags, _, payload in raw.frames():
-            if kind == http2.HEADERS and flags & http2.END_STREAM:
-                assert payload["grpc-status"] == "0"
-                ended += 1
-                if ended == sent:
-                    break
-        assert ended == sent
+    answered = 0
+    for kind, flags, _, payload in raw.frames():
+        if kind == http2.HEADERS and flags & http2.END_STREAM:
+            assert payload["grpc-status"] == "0"
+            answered += 1
+            if answered == sent:
+                break
+    assert answered == sent
 
 
 def test_no_descriptor_is_left(sink: str, repository: Path) -> None:
