@@ -17,6 +17,9 @@ RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 ORT_DISABLE_TELEMETRY ?= 1
 export ORT_DISABLE_TELEMETRY
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Where the environment forbids bytecode, each of the hundreds of servers that tests start would compile the package
+# anew, a fifth of its start.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help venv models demo test test-deploy test-slow zoo test-gpu lint format types tables proto bench bench-gpu serve \
