@@ -34,7 +34,8 @@ from forwardpass.observability.model_metrics import BatchRecord, ModelMetrics
 from forwardpass.protocol.timings import BatchTiming
 from forwardpass.repository.repository import Repository
 from forwardpass.settings import Settings
-from forwardpass.transport.http2.connection import INITIAL_WINDOW_SIZE, Connection
+from forwardpass.transport.http2.connection import Connection
+from forwardpass.transport.http2.engine import INITIAL_WINDOW_SIZE
 from forwardpass.transport.http2.grpc_framing import MESSAGE_STRUCT
 from forwardpass.transport.http2.limits import ConnectionLimits
 from forwardpass.transport.http2.send_side import ReceiveBudget, SendSide

@@ -80,6 +80,8 @@ class Reason(enum.StrEnum):
     QUEUE_TIMEOUT = "queue_timeout"
     SERVER_REQUESTS = "server_requests"
     SERVER_BYTES = "server_bytes"
+    UNREAD = "unread"  # it waited for too long before the transport could look at it
+    DEADLINE_UNREAD = "deadline_unread"  # before the transport could look at it
     DEADLINE_REFUSED = "deadline_refused"  # on arrival
     DEADLINE_EXPIRED = "deadline_expired"  # while it waited
     DEADLINE_HOPELESS = "deadline_hopeless"  # while it waited: not yet expired, but it cannot be met
@@ -171,6 +173,12 @@ class DeadlineExceeded(RequestError):
 
 class Cancelled(RequestError):
     status, reason = Status.CANCELLED, Reason.CANCELLED
+
+
+class Unread(RequestError):
+    """The transport could not look at the call in time."""
+
+    status, reason = Status.UNAVAILABLE, Reason.UNREAD
 
 
 class Draining(RequestError):

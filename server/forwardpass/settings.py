@@ -177,6 +177,13 @@ class Settings(BaseModel):
         description="Seconds, give or take a tenth, after which a client is asked to connect anew, so that new servers "
         "get their share; calls under way finish. 0: never.",
     )
+    max_unread_seconds: float = Field(
+        2.0,
+        gt=0,
+        description="Seconds that a call without a deadline may wait before the gRPC port can look at it, which past "
+        "the server's capacity grows without end; older ones are refused. A call with a deadline is refused once its "
+        "time is nearly over.",
+    )
     grace: float = Field(20.0, ge=0, description="Seconds that requests in flight get to finish when the server stops.")
     flight_batches: int = Field(
         4096,

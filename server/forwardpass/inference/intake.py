@@ -37,6 +37,21 @@ class WorkerLookup(decoder.ModelLookup, Protocol):
     def resolve(self, name: str, version: str) -> Worker: ...
 
 
+# A network that takes less than so many seconds a row loses much of its time to reading calls that it can't serve.
+QUICK = 400e-6
+AHEAD = 10e-3  # seconds of runs, or two full batches, that wait at least for a quick model before others stay unread
+
+
+def _room(worker: Worker, most: int) -> int:
+    """How many calls for a saturated model to read, at most `most`: as many as its queue's order may be about."""
+    queue, options = worker.queue, worker.options
+    batch = queue.limits.max_batch_rows
+    seconds = queue.run_time.predict(batch) / options.instances
+    if options.priority_levels > 1 or seconds > QUICK * batch or seconds <= 0:
+        return most
+    return max(0, int(batch * max(2.0, AHEAD / seconds)) - queue.rows)
+
+
 class Intake(Generic[CallT]):
     """A RequestSink. Not thread-safe: each transport has its own, used by one thread."""
 
@@ -180,6 +195,10 @@ class Intake(Generic[CallT]):
         """Estimated seconds until a new request can start, if it is for the models that were saturated last."""
         return min([worker.slack for worker in self._crowded], default=0.0)
 
+    def room(self, most: int) -> int:
+        """How many calls to read next, at most `most`; 0 if what waits for the models saturated last is enough."""
+        return min([most, *(_room(worker, most) for worker in self._crowded)])
+
     @property
     def mixed(self) -> bool:
         """Whether the last calls were for some models while others are saturated."""
@@ -207,10 +226,21 @@ class Intake(Generic[CallT]):
 
     def refuse(self, call: CallT, error: RequestError) -> None:
         """Answer a call with an error without decoding it, and count the error."""
-        self._metrics.refused(error.status.name, error.reason, text=str(error))
+        self.refuse_all([call], error)
+
+    def count_refused(self, calls: int, error: RequestError) -> None:
+        """Count calls that the transport has rejected by itself."""
+        self._metrics.refused(error.status.name, error.reason, calls, text=str(error))
+
+    def refuse_all(self, calls: Sequence[CallT], error: RequestError) -> None:
+        """The same for several calls at once, at a fraction of the cost of each."""
+        self._metrics.refused(error.status.name, error.reason, len(calls), text=str(error))
         if self._metrics.access is not None:
-            log_undecoded(self._metrics.access, error, origin_of(self._reply_sink, call))
+            for call in calls:
+                log_undecoded(self._metrics.access, error, origin_of(self._reply_sink, call))
         if self._metrics.tracing is not None:
-            origin = origin_of(self._reply_sink, call)
-            trace_undecoded(self._metrics.tracing, error, origin, (self.now, self._clock()))
-        self._reply_sink.deliver([RejectedRequest(call, self.now)], [error], None)
+            for call in calls:
+                origin = origin_of(self._reply_sink, call)
+                trace_undecoded(self._metrics.tracing, error, origin, (self.now, self._clock()))
+        now = self.now
+        self._reply_sink.deliver([RejectedRequest(call, now) for call in calls], [error] * len(calls), None)

@@ -149,11 +149,12 @@ class Endpoints:
     def _listen_http2(self) -> Http2Server:
         settings, security = self._settings, self._services.security
         bounds = Http2Limits(
-            settings.max_streams,
-            settings.max_metadata_bytes,
-            settings.max_message_bytes,
-            settings.max_bytes,
-            settings.max_connection_age,
+            max_streams=settings.max_streams,
+            max_metadata_bytes=settings.max_metadata_bytes,
+            max_message_bytes=settings.max_message_bytes,
+            max_unread_seconds=settings.max_unread_seconds,
+            max_bytes=settings.max_bytes,
+            max_connection_age=settings.max_connection_age,
         )
         soon = asyncio.get_running_loop().call_soon_threadsafe
         tls = None if security.certificates is None else security.certificates.context

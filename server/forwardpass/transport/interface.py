@@ -87,6 +87,9 @@ class RequestSink(Protocol[CallT]):
     def slack(self) -> float:
         """Estimated seconds until a new request for the models that were saturated last can start."""
 
+    def room(self, most: int) -> int:
+        """How many calls to read next, at most `most`; 0: what waits for the models saturated last is enough."""
+
     @property
     def mixed(self) -> bool:
         """Whether calls came for some models while others were saturated."""
@@ -105,6 +108,12 @@ class RequestSink(Protocol[CallT]):
 
     def refuse(self, call: CallT, error: RequestError) -> None:
         """Reject a call with `error` without decoding it, and count the rejection."""
+
+    def refuse_all(self, calls: Sequence[CallT], error: RequestError) -> None:
+        """The same for several calls."""
+
+    def count_refused(self, calls: int, error: RequestError) -> None:
+        """Count calls that the transport has rejected by itself."""
 
     def flush(self) -> None:
         """Queue the requests taken since `begin`."""

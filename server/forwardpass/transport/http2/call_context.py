@@ -33,7 +33,7 @@ class Http2CallContext:
         self._handler = handler
         self._post = post
         timeout = stream.head.timeout
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._deadline = None if timeout is None else stream.received + timeout
         self._messages: deque[tuple[bytes, int]] = deque()
         self._ended = False  # no more messages will come
         self._changed: asyncio.Future[None] | None = None  # awaited by `read`

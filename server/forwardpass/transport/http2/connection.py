@@ -14,12 +14,9 @@ bounded:
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, Final
 
-from ngh2 import Configuration, Role
-from ngh2 import Connection as Engine
 from ngh2.events import (
     DataReceived,
     Event,
@@ -35,6 +32,8 @@ from ngh2.exceptions import NGH2Error
 from forwardpass.errors import InvalidRequest, RequestError, RunFailed, TooLarge, UnknownMethod
 from forwardpass.protocol.status import status_of
 from forwardpass.transport.http2 import idle_resets
+from forwardpass.transport.http2.backlog import Patience, rejections, set_limit, take_all
+from forwardpass.transport.http2.engine import WINDOW, begin
 from forwardpass.transport.http2.grpc_framing import MESSAGE_STRUCT, take_message
 from forwardpass.transport.http2.idle_resets import IdleResets
 from forwardpass.transport.http2.limits import ConnectionLimits
@@ -44,7 +43,6 @@ from forwardpass.transport.http2.send_side import (
     MESSAGE_OVERHEAD,
     NO_ERROR,
     REFUSED_STREAM,
-    STREAM_WINDOW,
     ReceiveBudget,
     SendSide,
     ServerStream,
@@ -52,30 +50,12 @@ from forwardpass.transport.http2.send_side import (
     attempt,
 )
 
-WINDOW: Final = 1 << 30  # bytes per connection; the calls' own windows and the receive budget are the real bounds
 NARROW: Final = 8  # a divisor of it: a connection with less than this part left must be replaced
-LARGEST_FRAME: Final = 1 << 16  # bytes, that a client may send: a large message takes fewer frames
-CONTINUATIONS: Final = 64  # CONTINUATION frames that one call's headers may take
-# Resets that a client may send: a burst, and a number per second. Each deadline that passes is one, so overload brings
-# thousands; a reset costs no more here than a call.
-RESETS: Final = (100_000, 20_000)
 HEARD: Final = b"departed"  # payload of a PING: its ACK follows all that the client sent before it read our GOAWAY
-MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = 3, 4, 5, 6  # setting numbers
 
 
 class ConnectionFailed(Exception):
     """The client broke HTTP/2's rules so that not even a GOAWAY can be sent."""
-
-
-@functools.lru_cache(8)
-def _configuration(max_metadata_bytes: int) -> Configuration:
-    return Configuration(
-        auto_window_update=False,
-        stream_reset_rate_limit=RESETS,
-        max_continuations=CONTINUATIONS,
-        # A call whose metadata exceeds the limit is rejected; one far beyond it ends the connection.
-        max_inbound_header_list_size=max(1 << 16, 4 * max_metadata_bytes),
-    )
 
 
 class Connection:
@@ -92,24 +72,18 @@ class Connection:
     ) -> None:
         """`open_call` makes the listener for a call of another path, or returns None if there is no such method. It is
         called with the lock held. `transmit` sends what `out.data_to_send` returns."""
-        engine = self._engine = Engine(Role.SERVER, _configuration(limits.max_metadata_bytes))
-        engine.initiate_connection(
-            {
-                MAX_CONCURRENT_STREAMS: limits.max_streams,
-                INITIAL_WINDOW_SIZE: STREAM_WINDOW,
-                MAX_FRAME_SIZE: LARGEST_FRAME,
-                MAX_HEADER_LIST_SIZE: limits.max_metadata_bytes,
-            }
-        )
-        engine.set_local_window_size(WINDOW)
+        engine = self._engine = begin(limits)
         self.out = SendSide(engine, transmit, budget, owner)
         self.streams = self.out.streams
         self.arrived: list[tuple[ServerStream, bytes]] = []  # calls of ModelInfer and their messages
         self.refused: list[tuple[ServerStream, RequestError]] = []  # rejected calls, to be counted by the sink
         self.cancelled: list[ServerStream] = []  # calls whose client no longer waits
+        self.received = 0.0  # since when the bytes being processed may have waited; set by the owner
         self.last_stream = 0  # the stream number of the latest call
         self.greeted = False  # the client's SETTINGS arrived: it speaks HTTP/2
         self.departing = False  # the client was asked to leave, and may have calls on their way
+        self.patience = Patience(limits.max_unread_seconds)
+        self.shed = 0  # calls that the engine has rejected, to be counted by the sink
         self.draining = False  # no more calls are accepted
         self.closed = False  # nothing more is received, and only what is queued is sent
         self._max_streams = limits.max_streams
@@ -128,8 +102,11 @@ class Connection:
             PingAcknowledged: self._ping_acknowledged,
         }
 
-    def receive(self, data: bytes) -> None:
+    def receive(self, data: bytes, unread: float = 0.0) -> None:
         """Process bytes from the socket, and transmit what they make due.
+
+        `unread`: seconds that they may have waited. If that is too long for the connection's calls, the engine rejects
+        the new ones among them, and `shed` counts them.
 
         A violation of HTTP/2's rules is reported to the client and sets `closed`; if not even that is possible, raises
         ConnectionFailed.
@@ -141,12 +118,15 @@ class Connection:
         engine, out = self._engine, self.out
         with out.lock:
             try:
-                engine.receive_data(data)
-                self._handle(engine.events())
+                if unread > self.patience.seconds and set_limit(engine, 0):
+                    self._handle(self._shed(data))
+                else:
+                    engine.receive_data(data)
+                    self._handle(engine.events())
                 if self._idle_resets is not None and self._sends_no_idle_resets:
                     rest, self._idle_resets = self._idle_resets.kept, None
                     engine.receive_data(rest)
-                if engine.want_write or out.waits:
+                if engine.want_write or out.waits or out.first:
                     out.flush()
                     self._handle(engine.events())  # of streams that the flush reset
                     self.closed = not self._wants_to_read()
@@ -155,6 +135,17 @@ class Connection:
             except NGH2Error as error:
                 self.closed = True
                 raise ConnectionFailed(str(error)) from None
+
+    def _shed(self, data: bytes) -> list[Any]:
+        """Process bytes whose new calls come too late, which the engine rejects. Returns events. With the lock held."""
+        engine = self._engine
+        engine.receive_data(data)
+        events = list(engine.events())
+        sent = take_all(engine)
+        self.shed += rejections(sent)
+        self.out.first += sent
+        set_limit(engine, self._max_streams)
+        return events
 
     def expire_stalled(self, for_message: int, for_response: int) -> None:
         """End calls that have waited for more than so many calls of this method: `for_message`, calls of ModelInfer for
@@ -257,6 +248,7 @@ class Connection:
         if fields != head.fields:
             head = self._last_head = RequestHead(fields)
         stream = self.streams[number] = ServerStream(self.out, number, head)
+        stream.received = self.received
         if self._idle_resets is not None:
             self._sends_no_idle_resets = not idle_resets.needed(head.field(b"user-agent"))
         if head.nbytes > self._max_metadata:

@@ -12,11 +12,12 @@ class ConnectionLimits:
     max_streams: int
     max_metadata_bytes: int
     max_message_bytes: int
+    max_unread_seconds: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Http2Limits(ConnectionLimits):
     """The same, with those that hold over all connections or are kept by the sockets."""
 
-    max_bytes: int
+    max_bytes: int = 512 << 20
     max_connection_age: float = 0.0

@@ -44,6 +44,9 @@ class Peer:
         self.crossed = 0  # EPOLLIN: a write waits for input; EPOLLOUT: a read waits to write
         self.closed = False  # nothing is sent any more; it must be closed if it is not yet
         self.age = 0  # sweeps since it connected, or since it took unsent bytes
+        self.unprocessed = 0  # bytes read from it and not yet processed
+        self.held: list[tuple[bytes, float]] = []  # of these, what waits until it takes what it is owed
+        self.ended = False  # nothing more can be read from it
         self.deadline = deadline  # when it is asked to reconnect, on the monotonic clock
 
     def name(self) -> str:

@@ -64,6 +64,7 @@ class ServerStream:
     listener: StreamListener | None = None  # None: ModelInfer, or a rejected call
     request: PendingRequest[ServerStream] | None = None  # once it is queued
     ended = False  # the client has sent everything
+    received = 0.0  # by when its headers had been sent at the earliest, on the monotonic clock
     refused = False  # it is answered with an error, whatever else arrives
     message: bytes | None = None  # of ModelInfer, if it arrived in pieces
     parts: bytearray | None = None  # of incomplete messages
@@ -96,6 +97,7 @@ class SendSide:
     ) -> None:
         """`transmit` sends what `data_to_send` returns, as far as the socket takes it. `owner`: of the socket."""
         self.lock = threading.Lock()
+        self.first = b""  # taken from the engine already: leaves before what it has
         self.owner = owner
         self.streams: dict[int, ServerStream] = {}  # by number; only the receiving thread adds to it
         self.listeners = 0  # opened and not yet wound up
@@ -107,11 +109,12 @@ class SendSide:
         self._unread: dict[int, ServerStream] = {}  # finished before their client had sent everything
 
     def data_to_send(self, most: int) -> bytes:
-        """Return the next bytes for the socket, at most `most`."""
+        """Return the next bytes for the socket, at most `most` and what was taken from the engine before."""
+        first, self.first = self.first, b""
         try:
-            return self._engine.data_to_send(most)
+            return first + self._engine.data_to_send(most) if first else self._engine.data_to_send(most)
         except NGH2Error:  # the connection failed; its owner gets the error when it receives
-            return b""
+            return first
 
     @property
     def queued(self) -> int:
@@ -174,6 +177,12 @@ class SendSide:
     def fail(self, stream: ServerStream, code: int, text: str, metadata: Metadata | None = None) -> None:
         """End a call with an error. What was sent before it still leaves first."""
         self._end(stream, response_fields.failure(code, text, metadata or ()))
+
+    def fail_all(self, streams: Sequence[ServerStream], code: int, text: str, metadata: Metadata | None = None) -> None:
+        """End several calls with one error."""
+        trailers = response_fields.failure(code, text, metadata or ())
+        for stream in streams:
+            self._end(stream, trailers)
 
     def refuse_http(self, stream: ServerStream, status: int) -> None:
         """Reject a request that is not a gRPC call, with an HTTP status."""

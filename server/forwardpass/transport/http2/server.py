@@ -16,11 +16,12 @@ from os import sched_yield
 from time import monotonic, sleep
 
 from forwardpass import protocol
-from forwardpass.errors import RequestError
+from forwardpass.errors import DeadlineExceeded, Overloaded, Reason, RequestError, Unread
 from forwardpass.observability.access_log import Origin
 from forwardpass.observability.log_limit import LogLimit
 from forwardpass.protocol.status import status_of
 from forwardpass.protocol.timings import BatchTiming
+from forwardpass.transport.http2.backlog import MARGIN, is_late
 from forwardpass.transport.http2.call_context import Http2CallContext
 from forwardpass.transport.http2.connection import Connection
 from forwardpass.transport.http2.limits import Http2Limits
@@ -51,6 +52,9 @@ HOLD_SECONDS = 200e-6  # that a response waits for those of other models' batche
 FEW = 2  # calls in a group: polling goes on only after groups of at most this size
 GATHER_SECONDS = 500e-6  # how long arrivals for saturated models gather before they are read, at least
 LONGEST_GATHER = 5e-3  # and at most
+OVERDUE = "the server is past its capacity: the call waited too long before it could be looked at"
+UNREAD_RETRY = 0.1  # seconds, sent with rejections of calls without a deadline
+GATHERS = 4  # in a row, while what waits for those models takes longer than the longest
 MIXED_SECONDS = 1.0  # how long gathering is off after calls came for one model while another was saturated
 
 
@@ -97,7 +101,7 @@ class Http2Server:
         self._held: dict[SendSide, object] = {}  # connections with responses that have not left yet
         self._release_at = 0.0
         self._brisk = False  # whether the last wait was shorter than POLL_SECONDS
-        self._gathered = 0.0  # seconds for which calls were last left unread
+        self._room = GROUP  # calls to take next, at most
         self._mixed_until = 0.0
         self._hurried = False
         self._draining = self._departed = False
@@ -132,12 +136,12 @@ class Http2Server:
         groups: dict[SendSide, list[tuple[ServerStream, bytes, Metadata]]] = {}
         out: SendSide | None = None
         group: list[tuple[ServerStream, bytes, Metadata]] = []
-        failed: dict[SendSide, list[tuple[ServerStream, RequestError]]] = {}
+        failed: dict[SendSide, dict[RequestError, list[ServerStream]]] = {}
         for request, answer in zip(requests, answers, strict=True):
             call = request.call
             call.request = None  # which refers to this call
             if isinstance(answer, RequestError):
-                failed.setdefault(call.out, []).append((call, answer))
+                failed.setdefault(call.out, {}).setdefault(answer, []).append(call)
                 continue
             if call.out is not out:
                 out = call.out
@@ -151,8 +155,8 @@ class Http2Server:
             self._held.update(groups)
         for out, errors in failed.items():
             with out.lock:
-                for call, error in errors:
-                    out.fail(call, *status_of(error))
+                for error, calls in errors.items():
+                    out.fail_all(calls, *status_of(error))
                 out.flush()
 
     def traceparents(self, requests: Sequence[PendingRequest[ServerStream]]) -> list[bytes]:
@@ -205,15 +209,14 @@ class Http2Server:
             try:
                 # While this thread has batches of its own to run, it polls for new arrivals without waiting.
                 if sockets.poll(wait=False) if more else self._wait():
-                    self._take(sockets.read(GROUP))
+                    self._take(sockets.read(self._room))
                 more = sink.run_pending()
                 self._release()
-                if more and sink.full:
-                    # What arrives meanwhile waits behind these batches anyway.
-                    until = monotonic() + GATHER_SECONDS
-                    while more and sink.full and monotonic() < until:
-                        more = sink.run_pending()
-                        self._release()
+                # What arrives meanwhile waits behind these batches anyway. It costs nothing unread; its age is noted.
+                while more and sink.full:
+                    more = sink.run_pending()
+                    self._release()
+                    self._note_arrivals()
             except ListenerGone:
                 raise
             except Exception:
@@ -243,14 +246,20 @@ class Http2Server:
         fast again: an idle server sleeps.
         """
         sockets = self._sockets
-        self._gathered = 0.0
+        room = GROUP
         if self._hurried and self._sink.saturated and self._sink.now > self._mixed_until:
             # Nothing that arrives now can run soon, and reading it call by call would take much of the core from the
-            # runs. Reading in groups takes a fraction of that.
-            slack = self._sink.slack
-            if slack:
-                self._gathered = min(max(slack, GATHER_SECONDS), LONGEST_GATHER)
-                sleep(self._gathered)
+            # runs. Reading in groups takes a fraction of that; and what comes too late costs least while it is unread.
+            for _ in range(GATHERS):
+                slack = self._sink.slack
+                if not slack:
+                    break
+                sleep(min(max(slack, GATHER_SECONDS), LONGEST_GATHER))
+                room = self._sink.room(GROUP)
+                if room:
+                    break
+                self._note_arrivals()
+        self._room = max(room, FEW)
         began = monotonic()
         found = 0
         if self._brisk:
@@ -261,21 +270,28 @@ class Http2Server:
         self._brisk = 0 < found <= FEW and monotonic() - began < POLL_SECONDS
         return found
 
+    def _note_arrivals(self) -> None:
+        """Read what the sockets have, and leave it for later."""
+        if self._sockets.poll(wait=False):
+            self._take(self._sockets.read(0))
+
     def _take(self, news: Sequence[Connection]) -> None:
         """Queue the calls that arrived, and remove the cancelled ones."""
         if not news:
             return
-        sink, authorize = self._sink, self._authorize
+        sink, authorize, max_unread = self._sink, self._authorize, self._bounds.max_unread_seconds
         sink.begin()
         take = sink.take
-        # A call's deadline counts from when it is read, and it may have been unread for all of that time: a response
-        # that is late by a millisecond is worth nothing, and was made at the cost of one in time.
-        unread = self._gathered
-        count = 0
+        now = sink.now
+        count = shed = 0
+        overdue: list[ServerStream] = []
         for connection in news:
             cancelled, streams = connection.cancelled, connection.streams
             count += len(connection.arrived)
             arrived, connection.arrived[:] = connection.arrived[:], ()
+            shed += connection.shed
+            connection.shed = 0
+            longest = 0.0
             refused, connection.refused[:] = connection.refused[:], ()
             try:
                 for call, message in arrived:
@@ -285,15 +301,32 @@ class Http2Server:
                     if authorize is not None and (refusal := authorize(head.metadata)) is not None:
                         sink.refuse(call, refusal)
                         continue
-                    timeout = head.timeout
+                    # A deadline counts from when the call may have been sent: a response that is late by a millisecond
+                    # is worth nothing, and was made at the cost of one in time.
+                    timeout, unread = head.timeout, now - call.received
                     if timeout is not None:
+                        if timeout > longest:
+                            longest = timeout
                         timeout -= unread
+                        if timeout < MARGIN and is_late(timeout, unread):
+                            overdue.append(call)
+                            continue
+                    else:
+                        longest = max(longest, max_unread)
+                        if unread > max_unread:
+                            overdue.append(call)
+                            continue
                     call.request = take(call, message, timeout, head.timings)
+                connection.patience.note(longest)
                 for call, error in refused:
                     sink.refuse(call, error)
             except Exception:  # its calls that were not queued would never be answered
                 logger.exception("a connection is closed: its calls could not be queued")
                 self._sockets.close_connection(connection)
+        if overdue:
+            self._refuse_overdue(overdue)
+        if shed:
+            sink.count_refused(shed, Unread(f"{OVERDUE}; it may be repeated"))
         sink.flush()
         for connection in news:
             if connection.cancelled:
@@ -306,6 +339,17 @@ class Http2Server:
             # From now on the receiving thread must not wait behind a thread that computes.
             self._hurried = True
             schedule_promptly(threading.get_native_id())
+
+    def _refuse_overdue(self, calls: Sequence[ServerStream]) -> None:
+        """Reject calls that have waited for too long before they were looked at."""
+        bounded = [call for call in calls if call.head.timeout is not None]
+        if bounded:
+            self._sink.refuse_all(bounded, DeadlineExceeded(OVERDUE, reason=Reason.DEADLINE_UNREAD))
+        if len(bounded) < len(calls):
+            oldest = self._sink.now - min([call.received for call in calls])
+            text = f"{OVERDUE}: {oldest:.1f} s, the bound is {self._bounds.max_unread_seconds:g} s"
+            error = Overloaded(text, reason=Reason.UNREAD, retry_after=UNREAD_RETRY)
+            self._sink.refuse_all([call for call in calls if call.head.timeout is None], error)
 
     @staticmethod
     def _forget(connection: Connection) -> None:

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from forwardpass.observability.log_limit import LogLimit
+from forwardpass.transport.http2.arrivals import MOST, Arrivals
 from forwardpass.transport.http2.connection import Connection, ConnectionFailed
 from forwardpass.transport.http2.peer import READ, Peer
 from forwardpass.transport.http2.send_side import SendSide
@@ -34,7 +35,7 @@ AVAILABLE = hasattr(select, "epoll")
 
 PULL = 1 << 18  # bytes taken from the protocol at once, to be sent
 READS = 4  # of one socket in a row, before others get their turn
-READ_SECONDS = 5e-3  # after which a socket's turn ends: many small frames take long to process
+READ_SECONDS = 5e-3  # after which a turn ends: many small frames take long to process
 SWEEP_SECONDS = 1.0  # between two checks for overdue calls and connections
 MESSAGE_AGES = 30  # sweeps during which a call's message may make no progress
 ANSWER_AGES = 60  # sweeps during which a client may take nothing of what it is sent
@@ -65,6 +66,7 @@ class Sockets:
         self._epoll.register(self._bell, select.EPOLLIN)
         self._ready: deque[tuple[int, int]] = deque()  # events not yet handled
         self._again: list[int] = []  # descriptors to handle in the next turn, whatever epoll reports
+        self._arrivals = Arrivals(monotonic())
         self._sweep_at = monotonic() + SWEEP_SECONDS
 
     # -- any thread ---------------------------------------------------------------------------------------------------
@@ -113,31 +115,30 @@ class Sockets:
     # -- one thread ---------------------------------------------------------------------------------------------------
 
     def poll(self, wait: bool) -> int:
-        """Poll for events, or wait for one, at most until the next sweep. Returns the number of unhandled events.
+        """Poll for events, or wait for one, at most until the next sweep. Returns how much there is to `read`.
 
         Raises ListenerGone.
         """
         if not self._ready:
-            seconds = 0.0
-            if wait and not self._again:
-                seconds = (
-                    max(1e-3, self._sweep_at - monotonic()) if self._peers or self._listeners.accept_paused else -1
-                )
+            seconds, began = 0.0, monotonic()
+            if wait and not self._again and not self._arrivals:
+                seconds = max(1e-3, self._sweep_at - began) if self._peers or self._listeners.accept_paused else -1
             try:
                 self._ready.extend(self._epoll.poll(seconds))
             except (OSError, ValueError) as error:
                 raise ListenerGone(f"port {self.port} cannot be waited for: {error}") from None
+            self._arrivals.polled(began, monotonic())
             if self._again:
                 self._ready.extend((fd, select.EPOLLIN) for fd in self._again)
                 self._again.clear()
-        return len(self._ready)
+        return len(self._ready) + len(self._arrivals)
 
     def read(self, most: int) -> list[Connection]:
-        """Handle events until `most` calls have arrived. Returns connections that may have new or cancelled calls."""
-        ready, peers = self._ready, self._peers
-        news: list[Connection] = []
-        count = 0
-        while ready and count < most:
+        """Read what the sockets have; process it until `most` calls have arrived, or for READ_SECONDS. Returns the
+        connections that may have new or cancelled calls."""
+        ready, peers, arrivals = self._ready, self._peers, self._arrivals
+        news: dict[Connection, None] = {}
+        while ready:
             fd, event = ready.popleft()
             peer = peers.get(fd)
             if peer is None:
@@ -155,15 +156,38 @@ class Sockets:
                 if event & select.EPOLLOUT:
                     self._flush(peer)
                 if event & ~select.EPOLLOUT:
-                    connection = peer.connection
-                    news.append(connection)
+                    news[peer.connection] = None
                     self._receive(peer)
-                    count += len(connection.arrived)
             except Exception:
-                logger.exception("a connection is closed: reading or writing it failed")
-                self.close_peer(peer)
-                news.append(peer.connection)
-        return news
+                news[self._failed(peer)] = None
+        count, until = 0, monotonic() + READ_SECONDS
+        while arrivals and count < most:
+            peer, data, since = arrivals.take()
+            if peer.closed and peer.fd not in peers:
+                continue
+            blocked = not (peer.crossed or peer.wanted & select.EPOLLIN)
+            if blocked or peer.held:
+                arrivals.hold(peer, data, since)
+                if not blocked:
+                    self._resume(peer)
+                continue
+            connection = peer.connection
+            news[connection] = None
+            before = len(connection.arrived)
+            try:
+                self._process(peer, data, since)
+            except Exception:
+                self._failed(peer)
+            count += len(connection.arrived) - before
+            if arrivals and monotonic() > until:
+                break
+        return list(news)
+
+    def _failed(self, peer: Peer) -> Connection:
+        """Close a connection because of the exception being handled; return its protocol."""
+        logger.exception("a connection is closed: reading or writing it failed")
+        self.close_peer(peer)
+        return peer.connection
 
     def sweep(self) -> list[Connection]:
         """Every SWEEP_SECONDS, end what is overdue. Returns the connections with rejected or cancelled calls.
@@ -187,11 +211,12 @@ class Sockets:
     def _age(self, peer: Peer, now: float) -> None:
         connection = peer.connection
         peer.age += 1
+        connection.patience.roll()
         connection.expire_stalled(MESSAGE_AGES, ANSWER_AGES)
         silent = not connection.greeted and peer.age > GREETING_AGES
         with connection.out.lock:  # else another thread's response may be moving from one to the other
             stuck = bool(peer.unsent) and peer.age > ANSWER_AGES
-            idle = not (connection.streams or connection.out.queued or peer.unsent)
+            idle = not (connection.streams or connection.out.queued or peer.unsent or peer.unprocessed)
         if silent or stuck or ((connection.draining or connection.closed) and idle):
             self.close_peer(peer)
         elif now > peer.deadline or (not connection.departing and connection.narrow):
@@ -236,12 +261,15 @@ class Sockets:
         return connections
 
     def _receive(self, peer: Peer) -> None:
-        connection = peer.connection
+        """Read what a socket has, up to the bounds of one turn and of one client."""
         if peer.closed:
             self.close_peer(peer)
             return
-        until = monotonic() + READ_SECONDS
         for _ in range(READS):
+            if peer.ended:
+                return
+            if peer.unprocessed >= MOST:
+                break
             data: bytes | None
             try:
                 data = self._decrypt(peer) if peer.secure else peer.sock.recv(READ)
@@ -251,29 +279,34 @@ class Sockets:
                 data = b""
             if data is None:
                 return
+            self._arrivals.add(peer, data)
             if not data:
-                self.close_peer(peer)
-                return
-            try:
-                connection.receive(data)
-            except ConnectionFailed as failure:
-                logger.debug("a connection is closed: %s", failure)
-                self.close_peer(peer)
-                return
-            except Exception:  # it must not affect other connections' calls of the same turn
-                logger.exception("a connection is closed: it could not be read")
-                self.close_peer(peer)
-                return
-            if connection.closed:
-                if not peer.unsent:
-                    self.close_peer(peer)
+                peer.ended = True
                 return
             if len(data) < READ and not peer.secure:
                 return
-            if monotonic() > until:
-                break
+        if peer.undelivered and not peer.held:
+            self._again.append(peer.fd)
+
+    def _resume(self, peer: Peer) -> None:
+        self._arrivals.resume(peer)
         if peer.undelivered:
             self._again.append(peer.fd)
+
+    def _process(self, peer: Peer, data: bytes, since: float) -> None:
+        connection = peer.connection
+        if not data:
+            self.close_peer(peer)
+            return
+        connection.received = since
+        try:
+            connection.receive(data, self._arrivals.now - since)
+        except ConnectionFailed as failure:
+            logger.debug("a connection is closed: %s", failure)
+            self.close_peer(peer)
+            return
+        if connection.closed and not peer.unsent:
+            self.close_peer(peer)
 
     def _decrypt(self, peer: Peer) -> bytes | None:
         with peer.connection.out.lock:  # other threads write
@@ -345,6 +378,8 @@ class Sockets:
         with out.lock:
             peer.push()
             out.flush()
+        if peer.held and peer.wanted & select.EPOLLIN:
+            self._resume(peer)
 
     def close_connection(self, connection: Connection) -> None:
         """As `close_peer`, for a connection."""

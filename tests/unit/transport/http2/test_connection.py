@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from tests.service import http2_frames as http2
 
 from forwardpass.errors import InvalidRequest, RunFailed, TooLarge, UnknownMethod
-from forwardpass.transport.http2 import connection, response_fields
-from forwardpass.transport.http2.connection import HEARD, LARGEST_FRAME, WINDOW, Connection, ConnectionFailed
+from forwardpass.transport.http2 import connection, engine, response_fields
+from forwardpass.transport.http2.connection import HEARD, Connection, ConnectionFailed
+from forwardpass.transport.http2.engine import LARGEST_FRAME, WINDOW
 from forwardpass.transport.http2.idle_resets import STRAY_RESETS
 from forwardpass.transport.http2.limits import ConnectionLimits
 from forwardpass.transport.http2.send_side import STREAM_WINDOW, ReceiveBudget, SendSide, ServerStream
@@ -332,7 +333,8 @@ def test_what_a_listener_has_not_read_is_not_asked_for_again() -> None:
 
 def test_the_connections_window_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
     window = 1 << 20
-    monkeypatch.setattr(connection, "WINDOW", window)
+    for module in connection, engine:
+        monkeypatch.setattr(module, "WINDOW", window)
     peer = Peer()
     sent = told = 0
     for i in range(400):

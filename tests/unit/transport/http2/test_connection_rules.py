@@ -12,7 +12,9 @@ import pytest
 from tests.service import http2_frames as http2
 from tests.unit.transport.http2.test_connection import PATH, Peer, settings_of
 
-from forwardpass.transport.http2.connection import LARGEST_FRAME, ConnectionFailed
+from forwardpass.transport.http2 import engine
+from forwardpass.transport.http2.connection import ConnectionFailed
+from forwardpass.transport.http2.engine import LARGEST_FRAME
 
 FIELDS = [(b":method", b"POST"), (b":scheme", b"http"), (b":authority", b"t"), (b":path", PATH)]
 FIELDS += [(b"content-type", b"application/grpc")]
@@ -159,9 +161,12 @@ def test_a_rule(ends: str, code: int, data: bytes, cut: int) -> None:
     ],
     ids=["WINDOW_UPDATE", "PRIORITY", "unknown", "empty DATA", "calls that are reset"],
 )
-def test_a_flood(flood: Callable[[int], bytes], ends: bool) -> None:
+def test_a_flood(flood: Callable[[int], bytes], ends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What no client needs so much of ends the connection; what one may need leaves nothing behind."""
+    monkeypatch.setattr(engine, "GLITCHES", (10_000, 300))
+    engine._configuration.cache_clear()
     peer = Peer()
+    engine._configuration.cache_clear()
     with contextlib.suppress(ConnectionFailed):
         for first in range(0, 30_000, 1000):
             peer.send(*[flood(i) for i in range(first, first + 1000)])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.service import http2_frames as http2
 
-from forwardpass.transport.http2 import connection, sockets
+from forwardpass.transport.http2 import connection, engine, sockets
 from forwardpass.transport.http2.connection import HEARD, Connection
 from forwardpass.transport.http2.limits import ConnectionLimits
 from forwardpass.transport.http2.peer import Peer
@@ -184,7 +184,8 @@ def test_a_window_that_was_not_given_back_is_replaced_with_its_connection(
 ) -> None:
     """The bytes of calls that contradict their content-length are lost to it; before it is closed, the client goes."""
     window, size = 1 << 20, 16_000
-    monkeypatch.setattr(connection, "WINDOW", window)
+    for module in connection, engine:
+        monkeypatch.setattr(module, "WINDOW", window)
     client = connected(server, hello())
     (own,) = server.clients
     length = b"\x0f\x0d\x0599999"  # content-length
@@ -396,9 +397,9 @@ def test_a_client_whose_bytes_take_long_is_read_from_once_in_a_turn(
         time.sleep(0.001)
     receive, read = own.connection.receive, list[int]()
 
-    def slowly(data: bytes) -> None:
+    def slowly(data: bytes, unread: float = 0.0) -> None:
         read.append(len(data))
-        receive(data)
+        receive(data, unread)
         now[0] += sockets.READ_SECONDS * slow
 
     own.connection.receive = slowly  # type: ignore[method-assign]
