@@ -18,6 +18,19 @@ sys.path.append(str(Path(__file__).parent))
 
 Serve = Callable[..., ServerProcess]
 
+# What is asked of both transports in every run of the tests; of the rest, the half behind the grpcio transport, which
+# users choose, is for `make test-slow`: it is a fifth of the time.
+BOTH = {"test_infer", "test_stream", "test_faults", "test_transports", "test_health"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent not in item.path.parents or item.path.stem in BOTH:
+            continue
+        parameters = getattr(item, "callspec", None)
+        if parameters is not None and "grpcio" in parameters.params.values():
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def patient_servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

@@ -44,6 +44,7 @@ def test_the_demo_shows_what_it_promises(models: Path) -> None:
     assert "720/720" in done.stdout
 
 
+@pytest.mark.slow
 def test_other_weights_than_the_servers_are_found_out(models: Path) -> None:
     weights = torch.load(models / "digits" / "weights.pt", weights_only=True)
     weights["layers.6.bias"] = weights["layers.6.bias"] + torch.tensor([0.0] * 9 + [1e-3])

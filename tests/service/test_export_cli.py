@@ -98,6 +98,7 @@ def test_a_network_is_exported_and_reported(project: Path) -> None:
     np.testing.assert_array_equal(stored["first.weight"], weights["first.weight"].numpy())
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing(project: Path) -> None:
     # A limit on the size of a file, in KiB: the network takes 78, so the write fails half-way.
     line = 'ulimit -f 40; exec "$@"'
@@ -111,6 +112,7 @@ def test_a_full_disk_leaves_nothing(project: Path) -> None:
     assert not (project / "repository").exists()
 
 
+@pytest.mark.slow
 def test_two_exporters_at_once_get_two_versions(project: Path) -> None:
     both = [subprocess.Popen(command(*NET, *TO), stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=120)[0] for process in both]

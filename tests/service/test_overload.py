@@ -1,4 +1,4 @@
-"""More calls than the server can look at in time: each has one outcome, the connection goes on, and others are served."""
+"""More calls than the server can look at in time: each has one outcome, and the connection goes on."""
 
 from __future__ import annotations
 

@@ -236,6 +236,7 @@ class Opened:
             self.page.screenshot(path=Path(SCREENSHOTS) / f"status-{name}.png")
 
 
+@pytest.mark.slow
 def test_figures_move_and_a_model_that_stops_shows(
     serve: Serve, browser: Any, digits_repository: Path, tmp_path: Path
 ) -> None:

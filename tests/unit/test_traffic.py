@@ -128,6 +128,7 @@ def test_calls_that_fail_are_counted_with_their_status(
     assert "failed" in audit(summary, None)[0]
 
 
+@pytest.mark.slow
 def test_over_tls(send: Send, program: Path, repository: Path, tmp_path: Path) -> None:
     if shutil.which("openssl") is None:
         pytest.skip("the command openssl is not installed")

@@ -192,6 +192,7 @@ def test_native_is_what_it_was(tmp_path: Path) -> None:
     assert {t.data_type for t in graph(exported).initializer} == {TensorProto.FLOAT}
 
 
+@pytest.mark.slow
 def test_the_same_network_gives_the_same_bytes(tmp_path: Path) -> None:
     network = Mlp()
     first, second = (halved(network, ["x:float32[n,5]"], tmp_path) for _ in range(2))
@@ -228,6 +229,7 @@ def test_the_tolerance_is_what_was_measured_with_a_margin(tmp_path: Path) -> Non
     assert Contract.load(tmp_path / "m" / "1" / CONTRACT_FILE).tolerance == contract.tolerance
 
 
+@pytest.mark.slow
 def test_a_tolerance_of_the_callers_is_held(tmp_path: Path) -> None:
     wide = Tolerance(rtol=0.0, atol=0.5)
     assert halved(Mlp(), ["x:float32[n,5]"], tmp_path, tolerance=wide).contract.tolerance == wide

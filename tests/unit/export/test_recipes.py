@@ -42,7 +42,11 @@ def data_of(name: str) -> Any:
 
 @pytest.mark.parametrize(
     ("name", "features", "labels", "accuracy"),
-    [("document", 5, 3, 0.9), ("digits", 64, 10, 0.97), pytest.param("mnist", 784, 10, 0.94, marks=pytest.mark.slow)],
+    [
+        pytest.param("document", 5, 3, 0.9, marks=pytest.mark.slow),
+        ("digits", 64, 10, 0.97),
+        pytest.param("mnist", 784, 10, 0.94, marks=pytest.mark.slow),
+    ],
 )
 def test_a_recipe_learns_and_exports(repository: Path, name: str, features: int, labels: int, accuracy: float) -> None:
     said = train(name, "--repository", repository)
@@ -68,6 +72,7 @@ def test_a_recipe_learns_and_exports(repository: Path, name: str, features: int,
     assert four.shape == (4, labels)
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_once_and_again_what_was_spoilt(repository: Path) -> None:
     folder = repository / "document"
     if not folder.exists():  # where this test runs alone

@@ -172,6 +172,7 @@ def test_processes_that_race_get_different_numbers(tmp_path: Path) -> None:
     assert not list((tmp_path / "m").glob(f"{PREFIX}*"))
 
 
+@pytest.mark.slow
 def test_dying_at_any_line_leaves_the_old_versions_or_the_complete_new_one(tmp_path: Path) -> None:
     died, *seen = map(int, finish(start("lines", tmp_path)).split())
     # Those that died before the rename left version 1 alone, those after it a complete version 2; the last one lived.

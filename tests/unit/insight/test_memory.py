@@ -61,6 +61,7 @@ def test_a_leak_would_be_seen() -> None:
     assert Served((0, 100, 200, 300), (1000, 5000, 5700, 6400)).slope == pytest.approx(7.0)
 
 
+@pytest.mark.slow
 def test_a_server_keeps_nothing_of_its_requests(tmp_path: Path) -> None:
     wide = 2048
     served = serve(Source("wide", "", save(chain(4, wide, wide, 3), tmp_path), None), 1000)
