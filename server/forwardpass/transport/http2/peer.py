@@ -18,6 +18,7 @@ import select
 import socket
 import ssl
 import sys
+from collections import deque
 from typing import Final
 
 from forwardpass.transport.http2.connection import Connection
@@ -45,7 +46,8 @@ class Peer:
         self.closed = False  # nothing is sent any more; it must be closed if it is not yet
         self.age = 0  # sweeps since it connected, or since it took unsent bytes
         self.unprocessed = 0  # bytes read from it and not yet processed
-        self.held: list[tuple[bytes, float]] = []  # of these, what waits until it takes what it is owed
+        self.arrivals: deque[tuple[bytes, float]] = deque()  # these bytes, and since when they may have waited
+        self.held = False  # they wait until it takes what it is owed
         self.ended = False  # nothing more can be read from it
         self.deadline = deadline  # when it is asked to reconnect, on the monotonic clock
 

@@ -213,7 +213,8 @@ class Http2Server:
                 more = sink.run_pending()
                 self._release()
                 # What arrives meanwhile waits behind these batches anyway. It costs nothing unread; its age is noted.
-                while more and sink.full:
+                until = monotonic() + LONGEST_GATHER
+                while more and sink.full and monotonic() < until:
                     more = sink.run_pending()
                     self._release()
                     self._note_arrivals()
@@ -253,6 +254,7 @@ class Http2Server:
             for _ in range(GATHERS):
                 slack = self._sink.slack
                 if not slack:
+                    room = GROUP
                     break
                 sleep(min(max(slack, GATHER_SECONDS), LONGEST_GATHER))
                 room = self._sink.room(GROUP)
@@ -273,7 +275,8 @@ class Http2Server:
     def _note_arrivals(self) -> None:
         """Read what the sockets have, and leave it for later."""
         if self._sockets.poll(wait=False):
-            self._take(self._sockets.read(0))
+            for connection in self._sockets.read(0):
+                self._forget(connection)
 
     def _take(self, news: Sequence[Connection]) -> None:
         """Queue the calls that arrived, and remove the cancelled ones."""

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from forwardpass.observability.log_limit import LogLimit
-from forwardpass.transport.http2.arrivals import MOST, Arrivals
+from forwardpass.transport.http2.arrivals import Arrivals
 from forwardpass.transport.http2.connection import Connection, ConnectionFailed
 from forwardpass.transport.http2.peer import READ, Peer
 from forwardpass.transport.http2.send_side import SendSide
@@ -131,7 +131,7 @@ class Sockets:
             if self._again:
                 self._ready.extend((fd, select.EPOLLIN) for fd in self._again)
                 self._again.clear()
-        return len(self._ready) + len(self._arrivals)
+        return len(self._ready) + bool(self._arrivals)
 
     def read(self, most: int) -> list[Connection]:
         """Read what the sockets have; process it until `most` calls have arrived, or for READ_SECONDS. Returns the
@@ -163,13 +163,8 @@ class Sockets:
         count, until = 0, monotonic() + READ_SECONDS
         while arrivals and count < most:
             peer, data, since = arrivals.take()
-            if peer.closed and peer.fd not in peers:
-                continue
-            blocked = not (peer.crossed or peer.wanted & select.EPOLLIN)
-            if blocked or peer.held:
+            if not (peer.crossed or peer.wanted & select.EPOLLIN):
                 arrivals.hold(peer, data, since)
-                if not blocked:
-                    self._resume(peer)
                 continue
             connection = peer.connection
             news[connection] = None
@@ -236,7 +231,7 @@ class Sockets:
 
     @property
     def settled(self) -> bool:
-        """Whether every call that was on its way has arrived. A client that never spoke HTTP/2 has none."""
+        """Whether all calls on their way have arrived. A client that never spoke HTTP/2 has none."""
         return all(c.connection.draining or (c.age and not c.connection.greeted) for c in self._peers.values())
 
     def close(self) -> list[Connection]:
@@ -266,9 +261,7 @@ class Sockets:
             self.close_peer(peer)
             return
         for _ in range(READS):
-            if peer.ended:
-                return
-            if peer.unprocessed >= MOST:
+            if peer.ended or not self._arrivals.has_room(peer):
                 break
             data: bytes | None
             try:
@@ -390,6 +383,7 @@ class Sockets:
         if self._peers.get(peer.fd) is not peer:
             return
         del self._peers[peer.fd]
+        self._arrivals.forget(peer)
         with peer.connection.out.lock:
             peer.closed = True
             peer.unsent.clear()

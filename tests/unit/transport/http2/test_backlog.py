@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from tests.service import http2_frames as http2
 from tests.unit.transport.http2.test_connection import PATH, Peer
 
+from forwardpass.transport.http2 import arrivals as module
 from forwardpass.transport.http2.arrivals import PROMPT, Arrivals
 from forwardpass.transport.http2.backlog import LEAST, Patience, is_late, rejections
 from forwardpass.transport.http2.peer import Peer as Client
@@ -45,22 +47,63 @@ def test_a_connection_is_as_patient_as_its_most_patient_call() -> None:
     assert patience.seconds == LEAST
 
 
+def clients(count: int) -> list[Any]:
+    made: list[Any] = [Client.__new__(Client) for _ in range(count)]
+    for client in made:
+        client.unprocessed, client.held, client.arrivals = 0, False, deque()
+    return made
+
+
 def test_bytes_are_as_old_as_the_poll_before_they_came() -> None:
-    client: Any = Client.__new__(Client)
-    client.unprocessed, client.held = 0, []
+    (client,) = clients(1)
     arrivals = Arrivals(0.0)
     arrivals.polled(1.0, 1.0)
     arrivals.polled(1.5, 2.0)  # it waited: what it found has just come
     arrivals.add(client, b"aa")
     arrivals.polled(3.0, 3.0 + PROMPT / 2)  # it was there already
     arrivals.add(client, b"b")
-    assert client.unprocessed == 3 and len(arrivals) == 2
+    assert client.unprocessed == 3
     first = arrivals.take()
     assert first == (client, b"aa", 2.0)
     arrivals.hold(*first)
-    assert client.held == [(b"aa", 2.0)] and client.unprocessed == 3
+    assert not arrivals and client.unprocessed == 3
+    arrivals.add(client, b"c")
+    assert not arrivals
     arrivals.resume(client)
-    assert arrivals.take() == first and arrivals.take() == (client, b"b", 2.0) and client.unprocessed == 0
+    assert [arrivals.take()[1:] for _ in range(3)] == [(b"aa", 2.0), (b"b", 2.0), (b"c", 2.0)]
+    assert not arrivals and client.unprocessed == 0
+
+
+def test_clients_take_turns() -> None:
+    first, second, third = clients(3)
+    arrivals = Arrivals(0.0)
+    for data in b"abc":
+        arrivals.add(first, bytes([data]))
+    arrivals.add(second, b"x")
+    arrivals.add(third, b"y")
+    arrivals.add(third, b"")
+    arrivals.forget(second)
+    taken = []
+    while arrivals:
+        taken.append(arrivals.take()[1])
+    assert taken == [b"a", b"y", b"b", b"", b"c"]
+
+
+def test_what_is_kept_is_bounded_and_all_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST", 10)
+    monkeypatch.setattr(module, "MOST_OF_ALL", 15)
+    first, second, third = clients(3)
+    arrivals = Arrivals(0.0)
+    arrivals.add(first, bytes(9))
+    assert arrivals.has_room(first)
+    arrivals.add(first, bytes(1))
+    assert not arrivals.has_room(first) and arrivals.has_room(second)
+    arrivals.add(second, bytes(5))
+    assert not arrivals.has_room(second) and arrivals.has_room(third)
+    arrivals.hold(*arrivals.take())  # still kept
+    assert not arrivals.has_room(second)
+    arrivals.forget(first)
+    assert arrivals.has_room(second) and arrivals._nbytes == 5
 
 
 def refused(peer: Peer) -> list[int]:
