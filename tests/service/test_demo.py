@@ -55,6 +55,7 @@ def test_other_weights_than_the_servers_are_found_out(models: Path) -> None:
     assert re.search(r"answers differ from PyTorch's: output 'logits' at \[\d+, 9\]: expected", done.stderr)
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_start_is_explained(models: Path) -> None:
     (models / "digits" / "1" / "model.onnx").write_bytes(b"no network")
     done = demo(models)
@@ -71,6 +72,7 @@ def test_a_server_that_cannot_start_is_explained(models: Path) -> None:
         ("data.py", "data.py is not there: run this"),
     ],
 )
+@pytest.mark.slow
 def test_what_is_missing_is_named(models: Path, file: str, said: str) -> None:
     (models / "digits" / file).unlink()
     done = demo(models)

@@ -27,6 +27,8 @@ from forwardpass.model.contract import Contract, compare
 from forwardpass.testing.server_process import ServerProcess
 
 MODELS = Path(__file__).parents[2] / "models"
+pytestmark = pytest.mark.slow  # three networks are trained and exported
+
 NETWORKS = {"document": ("FeedForwardNet", 5), "digits": ("Digits", 64), "mnist": ("Mnist", 784)}
 
 

@@ -7,6 +7,7 @@ imported, in a fresh interpreter.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import re
 import sys
@@ -79,6 +80,17 @@ SERVING = (
 
 OPTIONAL = ("onnx_graph", "otel_spans")  # modules of these that need an extra, and are imported when that is used
 TRACED = {"forwardpass.observability.otel_spans", "forwardpass.client.tracing"}  # where opentelemetry is
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """A file's syntax tree, not to be changed."""
+    return ast.parse(path.read_text("utf-8"))
+
+
+@functools.cache
+def imports_from(path: Path) -> list[ast.ImportFrom]:
+    return [node for node in ast.walk(parsed(path)) if isinstance(node, ast.ImportFrom)]
 
 
 def package_of(module: str) -> str:
@@ -196,7 +208,7 @@ def test_no_private_name_crosses_a_file(package: str) -> None:
     wrong = [
         f"{path.relative_to(ROOT)}:{node.lineno} imports {alias.name}"
         for path in files_of(package)
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("forwardpass")
         for alias in node.names
         if alias.name.startswith("_") and alias.name != "__version__"
@@ -220,7 +232,7 @@ def test_tests_mirror_the_packages() -> None:
 def defined_in(path: Path) -> set[str]:
     """The names at a module's top: its own, and those it imports."""
     names: set[str] = set()
-    for node in ast.parse(path.read_text("utf-8")).body:
+    for node in parsed(path).body:
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
                 names.add(name)
@@ -237,7 +249,7 @@ def defined_in(path: Path) -> set[str]:
 
 def listed(package: str) -> dict[str, set[str]]:
     """What a package's docstring names as public: `module` (Name, Name)."""
-    doc = ast.get_docstring(ast.parse((PACKAGE / package / "__init__.py").read_text("utf-8"))) or ""
+    doc = ast.get_docstring(parsed(PACKAGE / package / "__init__.py")) or ""
     _, _, text = " ".join(doc.split()).partition("Public are ")
     found = re.findall(r"`([\w.]+)`(?: \(([\w, ]+)\))?", text)
     return {module: set(re.findall(r"\w+", names)) for module, names in found}
@@ -248,8 +260,8 @@ def used_elsewhere(package: str) -> Iterator[tuple[str, str, str]]:
     for path in FILES:
         if package_of(name_of(path)) in (package, ""):
             continue
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith(f"forwardpass.{package}."):
+        for node in imports_from(path):
+            if f"{node.module}.".startswith(f"forwardpass.{package}."):
                 module = str(node.module).removeprefix(f"forwardpass.{package}").lstrip(".")
                 for alias in node.names:
                     below = ".".join(filter(None, (module, alias.name)))
@@ -263,7 +275,7 @@ def used_elsewhere(package: str) -> Iterator[tuple[str, str, str]]:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_package_says_what_it_is_for_and_names_what_is_public(package: str) -> None:
-    tree = ast.parse((PACKAGE / package / "__init__.py").read_text("utf-8"))
+    tree = parsed(PACKAGE / package / "__init__.py")
     doc = ast.get_docstring(tree) or ""
     assert "Imports " in doc or package == "export"
     if "__all__" in defined_in(PACKAGE / package / "__init__.py"):
@@ -285,7 +297,7 @@ def test_class_names_are_unique() -> None:
     # A client's error has the name of the server's and is one of its kind, so that one `except` does for both.
     found: dict[str, list[str]] = {}
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ClassDef):
                 found.setdefault(node.name, []).append(name_of(path))
     both = ["forwardpass.client.errors", "forwardpass.errors"]
