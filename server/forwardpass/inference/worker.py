@@ -3,7 +3,7 @@
 A model has `instances` slots, with one run at a time each. A slot is used by one of the model's own threads or, when
 the predicted run is too short to be worth a hand-over, by the thread that received the request (`run_pending`). A
 thread that holds a slot returns to the queue after its run, so a non-empty queue is always served. On devices every
-instance is a session with its own thread, and all of them take from the one queue.
+instance is a session with its own thread, and all of them take from the one queue. The threads: `worker_threads`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from forwardpass.batching.admission import Admission
@@ -23,11 +22,12 @@ from forwardpass.batching.request import RUNNING, SETTLED, Batch, Settled, Worke
 from forwardpass.batching.run_time_model import RunTimeModel
 from forwardpass.errors import DeadlineExceeded, DeviceLost, Reason, RequestError, RunFailed
 from forwardpass.execution.ort_session import new_run_options
-from forwardpass.execution.session import Session, Task
+from forwardpass.execution.session import Session
 from forwardpass.inference.accounting import log_refused, log_requests, record_batch, record_single, waits_of
 from forwardpass.inference.batch_runner import BatchRunner
 from forwardpass.inference.request import AnyRequest, deliver
 from forwardpass.inference.request_traces import trace_batch, trace_refused
+from forwardpass.inference.worker_threads import IDLE_SECONDS, WorkerThreads
 from forwardpass.model.signature import ModelSignature
 from forwardpass.observability.flight_record import RECEIVER
 from forwardpass.observability.log_limit import LogLimit
@@ -89,19 +89,12 @@ class Worker:
         self._inline = options.inline_run_limit > 0 and options.instances == 1 and not options.limits.delay
         self._inline &= not self.session.own_thread
         self._running: dict[int, tuple[float, Any]] = {}  # by id: when a run began, its run options
-        self._serving = 0  # threads that take from the queue
-        self._threads = [self._thread(runners[i % len(runners)], i) for i in range(options.instances)]
-
-    def _thread(self, runner: BatchRunner, place: int) -> Task:
-        serve = partial(self._serve, runner, place)
-        return runner.session.long_task(serve) or threading.Thread(
-            target=serve, name=f"{self.name}/{self.version}#{place}", daemon=True
-        )
+        label = f"{name}/{version}"
+        self._threads = WorkerThreads(label, self._wake, runners, options.instances, self._serve, IDLE_SECONDS)
 
     def start(self) -> None:
-        self._serving = len(self._threads)
-        for thread in self._threads:
-            thread.start()
+        with self._lock:
+            self._threads.start()
 
     # -- called by transports -----------------------------------------------------------------------------------------
 
@@ -144,8 +137,7 @@ class Worker:
                 return False
             rows = min(queue.rows, queue.limits.max_batch_rows)
             slow = not self._inline or queue.run_time.predict(rows) > self.options.inline_run_limit
-            if slow and (self._serving or not self._ending):
-                self._wake.notify()
+            if slow and self._threads.call():
                 return False
             batch = self._take()
         if batch is not None:
@@ -213,7 +205,7 @@ class Worker:
             with self._lock:
                 batch = self._next()
                 if batch is None:
-                    self._serving -= 1
+                    self._threads.ended(instance)
                     return
             try:
                 self._run(batch, runner, instance)
@@ -221,7 +213,7 @@ class Worker:
                 logger.exception("model %s version %s: a batch could not be settled", self.name, self.version)
 
     def _next(self) -> Batch[AnyRequest] | None:
-        """Wait for a slot and a batch that may close. None: the worker is ending and the queue is empty. Lock held."""
+        """Wait for a slot and a batch that may close. None: the thread must end, and the queue is empty. Lock held."""
         while True:
             now = self._clock()
             closes = self.queue.closes_at(now)
@@ -232,7 +224,9 @@ class Worker:
                 continue
             if self._ending and not self.queue.requests:
                 return None
-            self._wake.wait(None if closes == float("inf") or not self._idle else max(0.0, closes - now))
+            nothing = closes == float("inf") or not self._idle
+            if not self._threads.wait(None if nothing else max(0.0, closes - now)) and not self.queue.requests:
+                return None
 
     def _take(self) -> Batch[AnyRequest] | None:
         """Take a batch and a slot for it. Lock held."""
@@ -245,7 +239,7 @@ class Worker:
         if batch.rows and self.options.instances == 1:
             queue.busy_until = now + queue.run_time.lower_bound(batch.rows)
         if self._idle and queue.requests:
-            self._wake.notify()
+            self._threads.call()
         return batch
 
     def _run(self, batch: Batch[AnyRequest], runner: BatchRunner, instance: int = RECEIVER) -> None:
@@ -373,6 +367,12 @@ class Worker:
         """Whether requests with a queue timeout may arrive or wait. Read without the lock, so only a hint."""
         return self.options.queue_timeouts is not None or self.queue.has_timeouts
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has neither threads nor requests, so that closing it takes no time."""
+        with self._lock:
+            return not (self._threads.serving or self.queue.requests or self._running)
+
     def close(self, seconds: float) -> bool:
         """Finish queued requests within `seconds`, reject all others. Returns whether all threads ended in time."""
         with self._lock:
@@ -388,9 +388,11 @@ class Worker:
     def retire(self, seconds: float) -> bool:
         """Finish queued requests and end the threads; returns whether in time. Later ones run on submitting threads."""
         with self._lock:
+            if self.queue.requests:
+                self._threads.call()  # whoever queued them may be ending as well
             self._ending = True
-            self._wake.notify_all()
+            threads = self._threads.end()
         until = self._clock() + seconds
-        for thread in self._threads:
+        for thread in threads:
             thread.join(max(0.0, until - self._clock()))
-        return not any(t.is_alive() for t in self._threads)
+        return not any(t.is_alive() for t in threads)
