@@ -121,17 +121,22 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(repository: Path, core: int | Collection[int], *options: str) -> Iterator[Server]:
+def serve(
+    repository: Path, core: int | Collection[int], *options: str, patience: float = START_SECONDS
+) -> Iterator[Server]:
     """`forwardpass serve` on one core, or several, ready; stopped by SIGTERM at the end."""
     command = [sys.executable, "-m", "forwardpass", "serve", str(repository), "--host", "127.0.0.1"]
     command += ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0", "--log-level", "warning", *options]
-    with start(command, core) as server:
+    with start(command, core, patience) as server:
         yield server
 
 
 @contextlib.contextmanager
-def start(command: Sequence[str], core: int | Collection[int]) -> Iterator[Server]:
-    """A server that prints `grpc HOST:PORT`, maybe `metrics URL`, and `ready`. Raises BenchmarkError if it doesn't."""
+def start(command: Sequence[str], core: int | Collection[int], patience: float = START_SECONDS) -> Iterator[Server]:
+    """A server that prints `grpc HOST:PORT`, maybe `metrics URL`, and `ready`. Raises BenchmarkError if it doesn't.
+
+    `patience`: seconds until then.
+    """
     cores = {core} if isinstance(core, int) else set(core)
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
@@ -142,14 +147,14 @@ def start(command: Sequence[str], core: int | Collection[int]) -> Iterator[Serve
             preexec_fn=lambda: os.sched_setaffinity(0, cores),
         )
         try:
-            yield _until_ready(process, errors)
+            yield _until_ready(process, errors, patience)
         finally:
             end(process)
 
 
-def _until_ready(process: subprocess.Popen[str], errors: Any) -> Server:
+def _until_ready(process: subprocess.Popen[str], errors: Any, patience: float) -> Server:
     said: dict[str, str] = {}
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + patience
     assert process.stdout is not None
     for line in process.stdout:
         words = line.split()
