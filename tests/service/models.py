@@ -209,6 +209,21 @@ def quantised(seed: int = 0) -> onnx.ModelProto:
     return network(nodes, [("x", FLOAT, ["batch", 16])], [("y", FLOAT, ["batch", 4])], {"w": weights})
 
 
+def neighbourly(least: float) -> onnx.ModelProto:
+    """y = x + 1 where the first row has more than `least`, else x. FP32 [B, 3]. Infinity: never.
+
+    The proof does not follow rows that are taken by their places, so that running it has to show.
+    """
+    nodes = [
+        helper.make_node("Gather", ["x", "place"], ["first"], axis=0),
+        helper.make_node("Greater", ["first", "least"], ["more"]),
+        helper.make_node("Cast", ["more"], ["one"], to=FLOAT),
+        helper.make_node("Add", ["x", "one"], ["y"]),
+    ]
+    constants = {"least": np.full(3, least, np.float32), "place": np.array(0, np.int64)}
+    return network(nodes, [("x", FLOAT, ["batch", 3])], [("y", FLOAT, ["batch", 3])], constants)
+
+
 def twice_the_rows() -> onnx.ModelProto:
     """y = x above x, FP32 [2 B, 3]: axis 0 is of any size, and yet no batch."""
     return network(

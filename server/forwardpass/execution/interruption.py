@@ -19,7 +19,7 @@ from forwardpass.model.signature import ModelSignature
 
 
 class Interruption:
-    """Thread-safe. `stop` is permanent. For loads made one at a time.
+    """Thread-safe. `stop` is permanent. For any number of loads, each made by one thread.
 
     - After `stop`, `check` and every run of a `network` raise Stopping.
     - A run in progress at `stop` ends between two operators; an opening ends between two steps of the optimizer.
@@ -30,7 +30,7 @@ class Interruption:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._run_options = new_run_options()
-        self._opening: Any = None  # options of the session being opened, or opened last
+        self._opening: dict[int, Any] = {}  # by thread: options of the session that it opens, or opened last
 
     @property
     def stopping(self) -> bool:
@@ -56,14 +56,15 @@ class Interruption:
         """Register the ONNX Runtime session options of a session about to be opened. Raises Stopping after `stop`."""
         self.check()
         with self._lock:
-            self._opening = options
+            self._opening[threading.get_ident()] = options
             if self._stopping.is_set():
                 self._cancel()
 
     def _cancel(self) -> None:
-        cancel = getattr(self._opening, "set_load_cancellation_flag", None)  # since ONNX Runtime 1.21
-        if cancel is not None:
-            cancel(True)
+        for options in self._opening.values():
+            cancel = getattr(options, "set_load_cancellation_flag", None)  # since ONNX Runtime 1.21
+            if cancel is not None:
+                cancel(True)
 
     def network(self, network: Runnable) -> Runnable:
         """The same network, with runs that end at `stop`."""

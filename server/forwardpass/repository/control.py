@@ -1,7 +1,8 @@
 """Changes which models are served while the server runs: by request, or when their folders change.
 
-Loading takes seconds, so all changes are made on a separate thread, one at a time; callers await them. Once the server
-is stopping, no change is begun, and a change in progress ends early.
+Loading takes seconds, so changes are made on threads of their own; callers await them. Changes of one model take turns,
+those of several do not wait for each other. Once the server is stopping, no change is begun, and one in progress ends
+early.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import asyncio
 import contextlib
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,12 +41,14 @@ from forwardpass.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+CHANGES = 8  # that are made at the same time
 MOST_WAITING = 64  # changes that are queued or in progress
 SETTLE_SECONDS = 0.5  # a changed folder is loaded if it does not change during this time: copying takes time
 MOST_LOOKS = 64  # limit of the polls between attempts to load an unchanged model that fails: 1, 2, 4, 8 ...
 NAME_LIMIT = 255  # characters of the name of a model whose files are in a request
 FILE_DEPTH = 16  # folders in the path of such a file
 PATH_LIMIT = 1024  # characters in that path
+STOPPING = "the server is stopping; models are not changed any more"
 FILE = "file:"  # the prefix of the names of parameters that carry files
 
 T = TypeVar("T")
@@ -56,7 +60,9 @@ class ModelControl:
     def __init__(self, repository: Repository, settings: Settings) -> None:
         self._repository = repository
         self._settings = settings
-        self._thread = ThreadPoolExecutor(1, "model-control")
+        # More than the loads that run at a time: a change may wait for its model's turn, or for requests to finish.
+        self._threads = ThreadPoolExecutor(CHANGES, "model-control")
+        self._polling = ThreadPoolExecutor(1, "model-polling")  # has the others make changes, and waits for them
         self._waiting = 0
         # Listing the folder waits for the disk, and must not wait for a load.
         self._looking = ThreadPoolExecutor(1, "model-listing")
@@ -73,13 +79,14 @@ class ModelControl:
     def close(self, seconds: float = 0.0) -> bool:
         """`stop`, and wait up to `seconds` for changes in progress. Returns whether all of them ended."""
         self.stop()
-        for thread in (self._thread, self._looking):
+        for thread in (self._threads, self._polling, self._looking):
             thread.shutdown(wait=False, cancel_futures=True)
         return not futures.wait(self._unfinished, seconds).not_done
 
     async def start(self, entry: ModelVersion) -> ModelVersion:
-        """Load an announced version; see Repository.load."""
-        return await self._change(lambda: self._repository.load(entry))
+        """Load an announced version; see Repository.load. Any number may be started at once."""
+        self._check()
+        return await asyncio.wrap_future(self._submit(self._threads, lambda: self._repository.load(entry)))
 
     # -- by request -------------------------------------------------------------------------------------------------
 
@@ -104,16 +111,14 @@ class ModelControl:
 
         With explicit control only models that were asked for are loaded, and none is unloaded. Raises RequestError.
         """
-        return await self._change(self._again_now)
+        return await self._change(self._again_now, self._polling)
 
     def _again_now(self) -> str:
         before = {id(e.loaded.worker) for e in self._repository.entries() if e.loaded is not None}
         if self._settings.model_control == "explicit":
             model_folders = self._repository.model_folders()
-            for name in {
-                e.name for e in self._repository.entries() if e.asked_for
-            } & model_folders.keys() - self._sent.keys():
-                self._repository.reload(model_folders[name])
+            asked_for = {e.name for e in self._repository.entries() if e.asked_for}
+            self._reload([model_folders[name] for name in asked_for & model_folders.keys() - self._sent.keys()])
         else:
             self._seen.clear()
             self.look()
@@ -143,7 +148,7 @@ class ModelControl:
                 f"models are loaded and unloaded by request with --model-control explicit; this server has {mode}"
             )
 
-    async def _change(self, change: Callable[[], T]) -> T:
+    async def _change(self, change: Callable[[], T], thread: ThreadPoolExecutor | None = None) -> T:
         if self._waiting >= MOST_WAITING:
             raise Overloaded(
                 f"{self._waiting} changes of models wait already", reason=Reason.MODEL_CONTROL, retry_after=1.0
@@ -151,12 +156,15 @@ class ModelControl:
         self._check()
         self._waiting += 1
         try:
-            return await asyncio.wrap_future(self._submit(self._thread, change))
+            return await asyncio.wrap_future(self._submit(thread or self._threads, change))
         finally:
             self._waiting -= 1
 
     def _submit(self, thread: ThreadPoolExecutor, work: Callable[[], T]) -> futures.Future[T]:
-        future = thread.submit(work)
+        try:
+            future = thread.submit(work)
+        except RuntimeError:  # it was shut down meanwhile
+            raise Draining(STOPPING) from None
         self._unfinished.add(future)
         future.add_done_callback(self._unfinished.discard)
         return future
@@ -164,9 +172,21 @@ class ModelControl:
     def _check(self) -> None:
         """Raises Draining once the server is stopping."""
         if self._repository.interruption.stopping:
-            raise Draining("the server is stopping; models are not changed any more")
+            raise Draining(STOPPING)
+
+    def _reload(self, model_folders: Sequence[ModelFolder]) -> list[list[ModelVersion]]:
+        """Reload each on the threads for changes; returns what Repository.reload does for each."""
+        work = [self._submit(self._threads, partial(self._repository.reload, m)) for m in model_folders]
+        try:
+            return [future.result() for future in work]
+        except futures.CancelledError:
+            raise Draining(STOPPING) from None
 
     def _load(self, name: str, config: str | None, files: Mapping[str, bytes]) -> None:
+        with self._repository.turns.of(name):
+            self._load_now(name, config, files)
+
+    def _load_now(self, name: str, config: str | None, files: Mapping[str, bytes]) -> None:
         model_folder = self._home(name, files)
         options: ModelConfig | None = None
         try:
@@ -215,10 +235,11 @@ class ModelControl:
         return model_folders[name]
 
     def _unload(self, name: str) -> None:
-        if not self._repository.unload(name):
-            raise UnknownModel(f"there is no model '{printable(name)}'")
-        if name in self._sent:
-            self._sent.pop(name).cleanup()
+        with self._repository.turns.of(name):
+            if not self._repository.unload(name):
+                raise UnknownModel(f"there is no model '{printable(name)}'")
+            if name in self._sent:
+                self._sent.pop(name).cleanup()
 
     # -- by polling -------------------------------------------------------------------------------------------------
 
@@ -227,7 +248,7 @@ class ModelControl:
         while True:
             await asyncio.sleep(self._settings.poll_seconds)
             try:
-                await self._change(self.look)
+                await self._change(self.look, self._polling)
             except RepositoryUnreadable:  # logged and counted; the next poll tries again
                 continue
             except (SettingsError, RequestError) as error:
@@ -250,6 +271,7 @@ class ModelControl:
         changed = [n for n, state in states.items() if self._seen.get(n) != state or self._is_due(n)]
         if any(name in self._seen for name in changed):
             self._repository.interruption.wait(SETTLE_SECONDS)
+        settled: list[ModelFolder] = []
         for name in changed:
             model_folder = model_folders[name]
             if name in self._seen:
@@ -257,7 +279,10 @@ class ModelControl:
                 if model_folder.state() != states[name]:
                     continue  # still being written: left to the next poll
             self._seen[name] = states[name]
-            failed = any(entry.reason for entry in self._repository.reload(model_folder))
+            settled.append(model_folder)
+        for model_folder, entries in zip(settled, self._reload(settled), strict=True):
+            name = model_folder.name
+            failed = any(entry.reason for entry in entries)
             wait = min(MOST_LOOKS, 2 * self._again[name][0]) if name in self._again else 1
             if failed:
                 self._again[name] = (wait, wait)

@@ -5,19 +5,19 @@ Every step can fail, with a ModelError that has the reason; all that was opened 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from forwardpass.batching.admission import Admission
-from forwardpass.batching.request import QueueLimits, QueueTimeout, WorkerOptions
-from forwardpass.batching.run_time_model import RunTimeModel
+from forwardpass.batching.request import WorkerOptions
 from forwardpass.errors import ConfigError, ContractError, ModelError, RequestError, SettingsError
 from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.execution.interruption import Interruption
@@ -30,6 +30,7 @@ from forwardpass.inference.worker import Worker
 from forwardpass.model import external_data
 from forwardpass.model.contract import CONTRACT_FILE, Contract
 from forwardpass.model.example_inputs import with_sizes
+from forwardpass.model.network_shape import network_shape
 from forwardpass.model.onnx_file import OnnxFile, read_onnx
 from forwardpass.model.options import ModelConfig
 from forwardpass.model.row_flow import UNPROVED, Proof, RowFlow, prove_graph
@@ -37,9 +38,11 @@ from forwardpass.model.run_length import varies
 from forwardpass.model.signature import ModelSignature
 from forwardpass.observability.model_metrics import ModelMetrics
 from forwardpass.repository import batch_size, warm_up
-from forwardpass.repository.batch_invariance import Invariance, batched_outputs, probe
+from forwardpass.repository.batch_invariance import Invariance, batched_outputs, probe, probe_again
 from forwardpass.repository.reconcile import reconcile
 from forwardpass.repository.session_pool import SessionPool, count, inline_run_limit
+from forwardpass.repository.shared_measurements import SharedMeasurements
+from forwardpass.repository.worker_options import limits, queue_timeouts
 from forwardpass.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -86,6 +89,7 @@ class LoadRequest:
     metrics: ModelMetrics | None = None  # where to go on counting
     lost: Callable[[str], None] = lambda _: None  # see Worker
     interruption: Interruption | None = None  # ends the load early, with Stopping
+    shared: SharedMeasurements = dataclasses.field(default_factory=SharedMeasurements)
     opens: OpenSession = open_session  # for tests, on devices that are not there, as `look`
     look: Callable[[], Devices] | None = None
 
@@ -105,7 +109,11 @@ def load(request: LoadRequest) -> LoadedModel:
     if in_onnx:
         external_data.check(path, model_folder)
     placement = _placement(config, settings, cores, request.look)
-    with SessionPool(path, placement, config, f"{name}/{version}", request.opens, interruption.opening) as sessions:
+    label, shared = f"{name}/{version}", request.shared
+    with (
+        shared.measuring(placement),
+        SessionPool(path, placement, config, label, request.opens, interruption.opening) as sessions,
+    ):
         session = interruption.network(sessions.first)
         signature = reconcile(session.signature, config, contract, model_folder)
         _check_sizes(signature)
@@ -123,17 +131,23 @@ def load(request: LoadRequest) -> LoadedModel:
         file, unread = _graph_of(path) if in_onnx else (None, UNPROVED)
         proof = prove_graph(file) if signature.batchable and file is not None else unread
         settled = _settled(signature, config, contract, proof)
+        unpredictable = varies(file, signature)
+        shape = None if unpredictable else _shape(path, sized, placement, config, samples)
         if settled is not None and not settled[0].batches:
             wanted, measured = told if told is not None else 1, ""
         else:
-            wanted, measured = batch_size.choose(sized, session, told, samples, clock)
+            sizes = shared.sizes.get(
+                shape and (shape, told), label, lambda: batch_size.choose(sized, session, told, samples, clock)
+            )
+            wanted, measured = sizes.value
+            measured += f" (of {sizes.model}, of the same shape)" * bool(measured and not sizes.now)
         # Then a row may differ from batch to batch by more than the rounding of the outputs' type.
         half = placement.allow_tf32 or (contract is not None and contract.precision == "fp16")
-        invariance, why = settled or _probed(sized, session, samples, wanted, half, proof)
+        probes = _Probes(sized, session, samples, wanted, half, proof)
+        invariance, why = settled or probes.made(shared, shape, label)
         batches = invariance.batches and wanted > 0
         if invariance is Invariance.NONE:
             signature = dataclasses.replace(signature, batchable=False)  # axis 0 is like any other from here on
-        run_time = RunTimeModel()
         run_rows = wanted if batches else 1
         how = ""
         if placement.devices:
@@ -143,25 +157,30 @@ def load(request: LoadRequest) -> LoadedModel:
             )
             if contract is not None:
                 replayed = _replay(unshaped, contract)  # once more, in the way in which it will be run
-        full = warm_up.every_size(sized, session, run_rows, run_time, samples, clock)
+        timed = shared.run_times.get(
+            shape and (shape, run_rows, signature.batchable),
+            label,
+            lambda: warm_up.every_size(sized, session, run_rows, samples, clock),
+        )
+        if not timed.now:
+            warm_up.smallest_and_largest(sized, session, run_rows, samples)
         warm_up.as_told(signature, session, config, model_folder)
-    unpredictable = varies(file, signature)
     if unpredictable:
         logger.info(
             "model %s version %s: its runs are handed to a thread of their own, since they take as long as values say: "
             "%s", name, version, unpredictable,
         )  # fmt: skip
-    instances, reason = count(config, settings, cores, placement, full)
+    instances, reason = count(config, settings, cores, placement, timed.value.largest)
     placement = dataclasses.replace(placement, why="; ".join(filter(None, (placement.why, reason, how))))
     options = WorkerOptions(
-        limits=_limits(config, wanted if batches and config.batching else 1),
+        limits=limits(config, wanted if batches and config.batching else 1),
         instances=instances * max(1, len(placement.devices)),
         run_rows=run_rows,
         row_independent=batches,
         max_request_rows=config.max_request_rows,
         priority_levels=config.priority_levels,
         default_priority=config.default_priority,
-        queue_timeouts=_queue_timeouts(config),
+        queue_timeouts=queue_timeouts(config),
         inline_run_limit=0.0 if unpredictable else inline_run_limit(settings, cores),
         shrink_arena=config.shrink_memory_arena and placement.provider == CPU,
     )
@@ -174,7 +193,7 @@ def load(request: LoadRequest) -> LoadedModel:
         sessions.serving,
         signature,
         options=options,
-        run_time=run_time,
+        run_time=copy.copy(timed.value.model),
         metrics=counted,
         admission=request.admission,
         lost=request.lost,
@@ -192,35 +211,6 @@ def _graph_of(path: Path) -> tuple[OnnxFile | None, Proof]:
         return read_onnx(path), UNPROVED
     except ModelError as error:
         return None, Proof(RowFlow.UNKNOWN, str(error))
-
-
-def _limits(config: ModelConfig, rows: int) -> QueueLimits:
-    """Of the queue. `rows`: of a batch that requests share; 1 where they share none."""
-    return QueueLimits(
-        max_batch_rows=rows,
-        rows=config.max_queue_rows,
-        requests=config.max_queue_requests,
-        nbytes=config.max_queue_bytes,
-        delay=config.max_queue_delay_us * 1e-6 if rows > 1 else 0.0,
-        preferred=tuple(config.preferred_batch_sizes),
-        by_priority={p: q.max_requests for p, q in config.queue_policies.items() if q.max_requests},
-        deadlines=config.deadline_scheduling and not config.preserve_ordering,
-    )
-
-
-def _queue_timeouts(config: ModelConfig) -> dict[int, QueueTimeout] | None:
-    """Of every priority, where the options set any; a priority without a policy of its own has the model's."""
-    if not config.queue_policies and not config.default_timeout_us:
-        return None
-    found = dict.fromkeys(range(1, config.priority_levels + 1), QueueTimeout(_seconds(config.default_timeout_us)))
-    for priority, policy in config.queue_policies.items():
-        found[priority] = QueueTimeout(_seconds(policy.timeout_us), policy.timeout_override)
-    return found
-
-
-def _seconds(microseconds: int) -> float:
-    """Of a timeout; 0 stands for none."""
-    return microseconds * 1e-6 if microseconds else math.inf
 
 
 def _network_file(folder: Path, model_file: str) -> Path:
@@ -317,16 +307,59 @@ def _settled(
     return None
 
 
-def _probed(
+class _Probes(NamedTuple):
+    """The probe of a network, and what it is made with."""
+
+    signature: ModelSignature
+    session: Runnable
+    samples: Sequence[NDArray[Any]] | None
+    rows: int  # of the largest batch
+    half: bool
+    proof: Proof
+
+    def made(self, shared: SharedMeasurements, shape: Hashable | None, label: str) -> tuple[Invariance, str]:
+        """The verdict and why; with fewer runs where the graph is proved and another of the shape was probed."""
+        if shape is None or self.proof.flow is not RowFlow.INDEPENDENT:
+            return self._full()
+        found: list[tuple[Invariance, str]] = []
+
+        def first() -> bool:
+            found.append(self._full())
+            return found[0][0] is Invariance.EXACT
+
+        exact = shared.exact.get((shape, self.rows, self.half), label, first)
+        if found:
+            return found[0]
+        of = (exact.value, exact.model)
+        again = probe_again(self.signature, self._run, self.rows, self.samples, self.half, of)
+        return again or self._full()
+
+    def _full(self) -> tuple[Invariance, str]:
+        return probe(self.signature, self._run, self.rows, self.samples, self.half, self.proof)
+
+    def _run(self, arrays: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
+        return self.session.run(arrays, tuple(range(len(self.signature.outputs))))
+
+
+def _shape(
+    path: Path,
     signature: ModelSignature,
-    session: Runnable,
+    placement: Placement,
+    config: ModelConfig,
     samples: Sequence[NDArray[Any]] | None,
-    wanted: int,
-    half: bool,
-    proof: Proof,
-) -> tuple[Invariance, str]:
-    places = tuple(range(len(signature.outputs)))
-    return probe(signature, lambda arrays: session.run(arrays, places), wanted, samples, half, proof)
+) -> Hashable | None:
+    """What networks have in common that take the same time to run; None: nothing can be said of it."""
+    network = network_shape(path) if path.suffix != ORT_FORMAT else None
+    if network is None:
+        return None
+    return (
+        network,
+        dataclasses.replace(placement, why=""),
+        (config.graph_optimizations, config.memory_arena, config.memory_pattern),
+        tuple((t.name, t.datatype.name, t.shape, t.network_shape) for t in signature.inputs),
+        (signature.batchable, signature.default_outputs),
+        None if samples is None else tuple((s.dtype.str, s.shape[1:]) for s in samples),
+    )
 
 
 def _rows_mix(contract: Contract | None) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Collection
 from pathlib import Path
 
-from forwardpass.errors import ModelLoading, ModelUnusable, Reason, RequestError, UnknownModel
+from forwardpass.errors import ModelLoading, ModelUnusable, Reason, RequestError, UnknownModel, printable
 from forwardpass.repository.loader import LoadedModel
 from forwardpass.repository.model_folder import Fingerprint, ModelFolder
 
@@ -65,6 +66,20 @@ def idle(model_folder: ModelFolder) -> ModelVersion:
         model_folder=model_folder,
         asked_for=False,
     )
+
+
+def loading(model_folder: ModelFolder, version: str, folder: Path) -> ModelVersion:
+    """The entry of a version that is about to be loaded."""
+    return ModelVersion(model_folder.name, version, folder, VersionState.LOADING, model_folder=model_folder)
+
+
+def unknown(name: str, version: str, known: Collection[tuple[str, str]]) -> UnknownModel:
+    """The error for a request for what is not in the index. `known`: names and versions; "" is any version."""
+    if (name, "") in known:
+        versions = ", ".join(v for n, v in known if n == name and v) or "none"
+        return UnknownModel(f"model '{printable(name)}' has no version '{printable(version)}'; it has {versions}")
+    served = f"; served are {', '.join(sorted({n for n, _ in known})[:10])}" if known else ""
+    return UnknownModel(f"there is no model '{printable(name)}'{served}")
 
 
 def refusal(entry: ModelVersion) -> RequestError:

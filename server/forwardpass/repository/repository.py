@@ -36,15 +36,21 @@ from forwardpass.observability.tracing import Tracing
 from forwardpass.repository.listing import RepositoryListing
 from forwardpass.repository.loader import LoadedModel, LoadRequest, load
 from forwardpass.repository.model_folder import ModelFolder
-from forwardpass.repository.model_version import ModelVersion, VersionState, idle, number, refusal
+from forwardpass.repository.model_version import ModelVersion, VersionState, idle, loading, number, refusal, unknown
+from forwardpass.repository.shared_measurements import SharedMeasurements
+from forwardpass.repository.turns import Turns
 from forwardpass.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 
+LOADS = 2  # that run at the same time at least, so that a large one does not keep small ones waiting
+
+
 class Repository:
     """The models of one server. Thread-safe; `resolve` is cheap and never blocks.
 
+    - Changes of one model take turns. Those of several run at the same time, as many loads as there are cores.
     - A version is in exactly one state; only READY versions are resolved to a worker.
     - A request that names no version gets the highest READY one.
     - A version continues to serve until its replacement is READY: a failed load removes nothing.
@@ -59,7 +65,9 @@ class Repository:
         self.load_failures: Counter[str] = Counter()  # by model
         self.listing = RepositoryListing(settings.repository, settings.model_name, settings.ignore_unsupported)
         self._lock = threading.Lock()
-        self._changing = threading.Lock()  # held during a load, so that there is one at a time
+        self.turns = Turns()  # of changes of one model
+        self._loading = threading.Semaphore(max(LOADS, cores.count))
+        self._shared = SharedMeasurements()
         self._entries: dict[tuple[str, str], ModelVersion] = {}
         self._retiring: list[Worker] = []
         self._table: dict[tuple[str, str], Worker | ModelVersion] = {}
@@ -84,14 +92,10 @@ class Repository:
             raise refusal(found)
         if not name:
             raise InvalidRequest("the request names no model")
-        served = f"; served are {', '.join(sorted({n for n, _ in self._table})[:10])}" if self._table else ""
         if (name, version) in self.listing.skipped:
             what = f"{name}/{version}" if version else name
             raise UnknownModel(f"the folder '{printable(what)}' is skipped: {self.listing.skipped[name, version]}")
-        if (name, "") in self._table:
-            versions = ", ".join(v for n, v in self._table if n == name and v) or "none"
-            raise UnknownModel(f"model '{printable(name)}' has no version '{printable(version)}'; it has {versions}")
-        raise UnknownModel(f"there is no model '{printable(name)}'{served}")
+        raise unknown(name, version, self._table)
 
     # -- state ------------------------------------------------------------------------------------------------------
 
@@ -157,23 +161,18 @@ class Repository:
         missing = sorted(wanted - model_folders.keys() - {"*"})
         if missing:
             raise SettingsError(f"load_model: there is no model {missing[0]!r} in {settings.repository}")
-        found = []
+        found, others = [], []
         for model_folder in model_folders.values():
             if model_folder.name not in wanted and "*" not in wanted:
-                self._enter(idle(model_folder))
+                others.append(idle(model_folder))
                 continue
             try:
                 versions = model_folder.chosen(model_folder.config())
             except ModelError:  # raised again, and reported, when it is loaded
                 versions = model_folder.latest()
             for version, folder in versions.items() or [("", model_folder.folder)]:
-                found.append(
-                    self._enter(
-                        ModelVersion(
-                            model_folder.name, str(version), folder, VersionState.LOADING, model_folder=model_folder
-                        )
-                    )
-                )
+                found.append(loading(model_folder, str(version), folder))
+        self._enter(*others, *found)
         return found
 
     def load(self, entry: ModelVersion) -> ModelVersion:
@@ -182,7 +181,7 @@ class Repository:
         If its entry has changed since it was announced, that entry is returned unchanged.
         """
         model_folder = entry.model_folder or ModelFolder(entry.name, entry.folder.parent)
-        with self._changing:
+        with self.turns.of(entry.name):
             now = self._entries.get((entry.name, entry.version), entry)
             if now is not entry:
                 return now
@@ -190,12 +189,14 @@ class Repository:
                 config = model_folder.config()
                 if not entry.version:
                     model_folder.chosen(config)
-                return self._enter(self._load(model_folder, config, entry.version, entry.folder, None))
+                found = self._load(model_folder, config, entry.version, entry.folder, None)
             except Exception as error:
                 reason = self._failed(entry.name, entry.version, error)
-            return self._enter(
-                dataclasses.replace(entry, state=VersionState.UNAVAILABLE, reason=reason, model_folder=model_folder)
-            )
+                found = dataclasses.replace(
+                    entry, state=VersionState.UNAVAILABLE, reason=reason, model_folder=model_folder
+                )
+            self._enter(found)
+            return found
 
     def reload(self, model_folder: ModelFolder, config: ModelConfig | None = None) -> list[ModelVersion]:
         """Serve a model as its folder is now; with `config` instead of the options there.
@@ -204,7 +205,7 @@ class Repository:
         workers they replace finish their requests. If any can't be loaded, no version in service is removed. Blocks.
         Returns the entries of the selected versions; those with a `reason` could not be loaded.
         """
-        with self._changing:
+        with self.turns.of(model_folder.name):
             before = {e.version: e for e in self.entries() if e.name == model_folder.name}
             try:
                 config = config or model_folder.config()
@@ -213,11 +214,7 @@ class Repository:
                 return self._keep(model_folder, before, str(error))
             for version, folder in chosen.items():
                 if before.get(str(version), idle(model_folder)).loaded is None:
-                    self._enter(
-                        ModelVersion(
-                            model_folder.name, str(version), folder, VersionState.LOADING, model_folder=model_folder
-                        )
-                    )
+                    self._enter(loading(model_folder, str(version), folder))
             wanted = [self._renew(model_folder, config, str(n), f, before.get(str(n))) for n, f in chosen.items()]
             kept: list[ModelVersion] = []
             if any(e.reason for e in wanted):
@@ -228,7 +225,7 @@ class Repository:
 
     def unload(self, name: str) -> bool:
         """Stop serving a model, after its accepted requests. Blocks. Returns whether there was such a model."""
-        with self._changing:
+        with self.turns.of(name):
             entries = [e for e in self.entries() if e.name == name]
             going = [
                 dataclasses.replace(e, state=VersionState.UNLOADING, loaded=None, asked_for=False) for e in entries
@@ -243,7 +240,7 @@ class Repository:
     def forget(self, name: str) -> None:
         """`unload` a model that is not on disk any more, and remove it from the index. Blocks."""
         self.unload(name)
-        with self._changing:
+        with self.turns.of(name):
             self._replace(name, [])
 
     def note(self, model_folders: Iterable[ModelFolder]) -> None:
@@ -258,17 +255,19 @@ class Repository:
             self._entries.update({(e.name, ""): e for e in new})
             if not new and not gone:
                 return
-            self._publish()
+            self._publish({*(name for name, _ in gone), *(e.name for e in new)})
         self.changed()
 
     def close(self, seconds: float) -> bool:
         """End all workers in parallel, within `seconds`. Returns whether all of them ended."""
         workers = list(self.workers())
-        threads = [threading.Thread(target=w.close, args=(seconds,)) for w in workers]
+        threads = [threading.Thread(target=w.close, args=(seconds,)) for w in workers if not w.is_idle]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(seconds + 1.0)
+        for worker in workers:
+            worker.close(0.0)
         return not any(t.is_alive() for t in threads)
 
     # -- loading and entries ----------------------------------------------------------------------------------------
@@ -286,10 +285,11 @@ class Repository:
 
         request = LoadRequest(
             model_folder.name, version, folder, config, self._settings, self._cores, self._admission,
-            model_folder.folder, metrics, lost, self.interruption,
+            model_folder.folder, metrics, lost, self.interruption, self._shared,
         )  # fmt: skip
         try:
-            loaded = load(request)
+            with self._loading:
+                loaded = load(request)
         except DeviceLost as error:
             lost(str(error))
             raise
@@ -364,7 +364,7 @@ class Repository:
                 del self._entries[e.name, e.version]
             self._entries.update({(e.name, e.version): e for e in entries})
             self._retiring += leaving
-            self._publish()
+            self._publish({name})
         self.changed()
         for worker in leaving:
             if not worker.retire(self._settings.grace):
@@ -372,18 +372,18 @@ class Repository:
         with self._lock:
             self._retiring = [w for w in self._retiring if w not in leaving]
 
-    def _enter(self, entry: ModelVersion) -> ModelVersion:
+    def _enter(self, *entries: ModelVersion) -> None:
         with self._lock:
-            self._entries[entry.name, entry.version] = entry
-            self._publish()
+            self._entries.update({(e.name, e.version): e for e in entries})
+            self._publish({e.name for e in entries})
         self.changed()
-        return entry
 
-    def _publish(self) -> None:
-        """Rebuild the look-up table. The lock must be held."""
-        table: dict[tuple[str, str], Worker | ModelVersion] = {}
+    def _publish(self, names: set[str]) -> None:
+        """Renew the look-up table, of which `names` changed. The lock must be held."""
+        table = {key: found for key, found in self._table.items() if key[0] not in names}
         ready: set[str] = set()
-        for e in sorted(self._entries.values(), key=lambda e: number(e.version)):
+        changed = [e for e in self._entries.values() if e.name in names]
+        for e in sorted(changed, key=lambda e: number(e.version)):
             table[e.name, e.version] = found = e if e.loaded is None else e.loaded.worker
             if e.loaded is not None or e.name not in ready:
                 table[e.name, ""] = found

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,44 +32,64 @@ RUNS = 5
 FOLDER = "warmup"  # the folder of input files, in the model's folder
 
 
+class RunTimes(NamedTuple):
+    """What the runs of every size took."""
+
+    model: RunTimeModel
+    largest: float  # the least seconds of a run of the largest size; 0 if it could not be run
+
+
 def every_size(
     signature: ModelSignature,
     session: Runnable,
     largest: int,
-    run_time: RunTimeModel,
     samples: Sequence[NDArray[Any]] | None,
     clock: Callable[[], float] = time.monotonic,
-) -> float:
-    """Run batches of 1, 2, 4 ... `largest` rows; of `samples`, real rows per input, if known.
-
-    Returns the least seconds, by `clock`, of a run of the largest; 0 if it could not be run.
-    """
-    rng = np.random.default_rng(0)
+) -> RunTimes:
+    """Run batches of 1, 2, 4 ... `largest` rows; of `samples`, real rows per input, if known. Times are by `clock`."""
     sizes = [1]
     while sizes[-1] < largest:
         sizes.append(min(largest, sizes[-1] * 2))
+    return _runs(signature, session, sizes, samples, clock)
+
+
+def smallest_and_largest(
+    signature: ModelSignature, session: Runnable, largest: int, samples: Sequence[NDArray[Any]] | None
+) -> None:
+    """The runs of a network of which `every_size` is known from another one: they allocate what the others need."""
+    _runs(signature, session, sorted({1, largest}), samples, time.monotonic)
+
+
+def _runs(
+    signature: ModelSignature,
+    session: Runnable,
+    sizes: Sequence[int],
+    samples: Sequence[NDArray[Any]] | None,
+    clock: Callable[[], float],
+) -> RunTimes:
+    rng = np.random.default_rng(0)
     began = time.monotonic()
-    least = math.inf
+    run_time, least = RunTimeModel(), math.inf
     for size in sizes:
         if samples is not None:
             arrays = [np.resize(s, (size, *s.shape[1:])) if signature.batchable else s for s in samples]
         else:
             arrays = [example(t, size if signature.batchable else _first(t.shape), rng) for t in signature.inputs]
         for i in range(RUNS):
-            start, since = time.monotonic(), clock()
+            since = clock()
             try:
                 session.run(arrays, signature.default_outputs)
             except RequestError as error:
                 logger.info("warm-up with made-up values of %d rows failed: %s", size, error)
                 break
-            ended = time.monotonic()
+            seconds = clock() - since
             if size == sizes[-1]:
-                least = min(least, clock() - since)
+                least = min(least, seconds)
             if i:  # the first run allocates
-                run_time.observe(size, ended - start)
-            if ended - began > SECONDS:
+                run_time.observe(size, seconds)
+            if time.monotonic() - began > SECONDS:
                 break
-    return least if least < math.inf else 0.0
+    return RunTimes(run_time, least if least < math.inf else 0.0)
 
 
 def as_told(signature: ModelSignature, session: Runnable, config: ModelConfig, model_folder: Path) -> None:

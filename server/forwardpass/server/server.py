@@ -238,18 +238,22 @@ class Server:
 
     async def _load(self, entries: list[ModelVersion], stop: Stop) -> bool:
         """Load every model and print its outcome. Returns whether any is or may be served; False if stopped."""
-        usable = self.settings.model_control != "none"
         stopped = asyncio.ensure_future(stop.first.wait())
-        for entry in entries:
-            loading = asyncio.ensure_future(self._control.start(entry))
-            await asyncio.wait((loading, stopped), return_when=asyncio.FIRST_COMPLETED)
-            if stopped.done():
-                return False
-            loaded = loading.result()
+
+        async def load(entry: ModelVersion) -> bool:
+            loaded = await self._control.start(entry)
             self._say(_report(loaded))
-            usable = usable or loaded.state is VersionState.READY
+            return loaded.state is VersionState.READY
+
+        loads = asyncio.gather(*map(load, entries))
+        await asyncio.wait((loads, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if stopped.done():
+            loads.cancel()
+            with contextlib.suppress(asyncio.CancelledError, RequestError):
+                await loads
+            return False
         stopped.cancel()
-        return usable
+        return self.settings.model_control != "none" or any(loads.result())
 
     def _watch(self, over: threading.Event, lost: Callable[[str], None]) -> None:
         """End runs longer than `run_timeout`, reject requests past their queue timeout, and check that /metrics is

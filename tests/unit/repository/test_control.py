@@ -35,6 +35,7 @@ from forwardpass.observability.model_metrics import ModelMetrics
 from forwardpass.repository import control as control_module
 from forwardpass.repository import repository as repository_module
 from forwardpass.repository.control import ModelControl
+from forwardpass.repository.loader import LoadedModel, LoadRequest
 from forwardpass.repository.model_folder import ModelFolder
 from forwardpass.repository.model_version import ModelVersion, VersionState
 from forwardpass.repository.repository import Repository
@@ -544,3 +545,113 @@ def test_what_nobody_foresaw_is_one_models_misfortune(house: House, monkeypatch:
         "n", "1", house.root / "m" / "1", VersionState.LOADING, model_folder=ModelFolder("n", house.root / "m")
     )
     assert house.repository.load(entry).state is VersionState.UNAVAILABLE
+
+
+class HeldLoads:
+    """The real `load`, which waits for `go` where the model is named slow."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go, self.began = threading.Event(), threading.Event()
+        load = repository_module.load
+
+        def held(request: LoadRequest) -> LoadedModel:
+            if request.name == "slow":
+                self.began.set()
+                assert self.go.wait(30)
+            return load(request)
+
+        monkeypatch.setattr(repository_module, "load", held)
+
+
+def test_a_slow_load_holds_up_no_other_model(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("slow", "a", "b", "c"):
+        house.put(name)
+    held = HeldLoads(monkeypatch)
+
+    async def change() -> None:
+        slow = asyncio.ensure_future(house.control.load("slow", {}))
+        assert await asyncio.to_thread(held.began.wait, 30)
+        await asyncio.gather(*(house.control.load(name, {}) for name in ("a", "b", "c")))
+        await house.control.unload("a")
+        await house.control.load("b", {})
+        assert not slow.done()
+        held.go.set()
+        await slow
+
+    asyncio.run(change())
+    assert house.index() == {("a", "1"): "UNAVAILABLE"} | {(n, "1"): "READY" for n in ("b", "c", "slow")}
+    house.repository.close(5.0)
+
+
+def test_at_the_start_a_slow_load_holds_up_no_other_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(tmp_path / "models", "none")
+    for name in ("a", "slow", "z"):
+        house.put(name)
+    held = HeldLoads(monkeypatch)
+
+    async def start() -> None:
+        loads = {entry.name: house.control.start(entry) for entry in house.repository.discover()}
+        slow = asyncio.ensure_future(loads.pop("slow"))
+        await asyncio.gather(*loads.values())
+        assert not slow.done()
+        held.go.set()
+        await slow
+
+    asyncio.run(start())
+    assert set(house.index().values()) == {"READY"}
+    house.repository.close(5.0)
+
+
+def test_a_look_loads_what_is_new_beside_what_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(tmp_path / "models", "poll")
+    held = HeldLoads(monkeypatch)
+    for name in ("slow", "new"):
+        house.put(name)
+    look = threading.Thread(target=house.control.look)
+    look.start()
+    assert held.began.wait(30)
+    while house.index().get(("new", "1")) != "READY":
+        time.sleep(0.001)
+    assert look.is_alive()
+    held.go.set()
+    look.join(30)
+    assert set(house.index().values()) == {"READY"}
+    house.repository.close(5.0)
+
+
+def test_changes_of_one_model_take_turns(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.put("slow")
+    held = HeldLoads(monkeypatch)
+
+    async def change() -> None:
+        load = asyncio.ensure_future(house.control.load("slow", {}))
+        assert await asyncio.to_thread(held.began.wait, 30)
+        unload = asyncio.ensure_future(house.control.unload("slow"))
+        await asyncio.sleep(0.05)
+        assert not unload.done()
+        held.go.set()
+        await asyncio.gather(load, unload)
+
+    asyncio.run(change())
+    assert house.index() == {("slow", "1"): "UNAVAILABLE"}
+    house.repository.close(5.0)
+
+
+def test_all_loads_end_when_the_server_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(tmp_path / "models", "none")
+    for i in range(30):
+        house.put(f"m{i}", seed=i)
+    held = HeldLoads(monkeypatch)
+    house.put("slow")
+
+    async def start() -> list[object]:
+        loads = [asyncio.ensure_future(house.control.start(entry)) for entry in house.repository.discover()]
+        assert await asyncio.to_thread(held.began.wait, 30)
+        house.control.close()
+        held.go.set()
+        return await asyncio.gather(*loads, return_exceptions=True)
+
+    ended = asyncio.run(start())
+    assert len(ended) == 31
+    assert house.control.close(30.0)
+    assert ("slow", "1") in house.index() and house.index()["slow", "1"] != "READY"

@@ -40,8 +40,7 @@ def answer(of: LoadedModel, x: np.ndarray) -> np.ndarray:
     request = request_for(of.worker, [x], sink=sink)
     of.worker._admission.admit(1, request.nbytes)
     if not of.worker.try_run_now(request, 0.0):  # a run that may take as long as values say
-        if not of.worker._serving:
-            of.worker.start()
+        of.worker.start()
         of.worker.submit([request], 0.0)
         of.worker.run_pending()
     (reply,) = sink.wait([request])

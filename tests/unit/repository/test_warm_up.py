@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from tests.service import models
 from tests.unit.made import session
 
-from forwardpass.batching.run_time_model import RunTimeModel
 from forwardpass.errors import ConfigError, ModelError
 from forwardpass.model.options import ModelConfig
 from forwardpass.protocol.bytes_tensors import pack
@@ -38,19 +37,32 @@ def request(rows: int = 1, count: int = 1, **inputs: dict[str, Any]) -> ModelCon
 
 def test_every_size_is_run_up_to_the_largest(tmp_path: Path) -> None:
     watched = Watched(session(models.chain(), tmp_path))
-    run_time = RunTimeModel()
-    warm_up.every_size(watched.signature, watched, 6, run_time, None)  # type: ignore[arg-type]
+    times = warm_up.every_size(watched.signature, watched, 6, None)  # type: ignore[arg-type]
     assert [*dict.fromkeys(len(x) for (x,) in watched.ran)] == [1, 2, 4, 6]
-    assert run_time.predict(6) > 0
+    assert times.model.predict(6) > 0 and times.largest > 0
     rows = np.arange(8, dtype=np.float32).reshape(2, 4)
     watched.ran.clear()
-    warm_up.every_size(watched.signature, watched, 3, run_time, [rows])  # type: ignore[arg-type]
+    warm_up.every_size(watched.signature, watched, 3, [rows])  # type: ignore[arg-type]
     assert all(np.array_equal(x, np.resize(rows, x.shape)) for (x,) in watched.ran)
+
+
+def test_times_are_those_of_the_clock_that_is_given(tmp_path: Path) -> None:
+    """By which a run takes 3 s, whatever it takes: that of the thread's CPU time, when others want the machine too."""
+    opened = session(models.chain(), tmp_path)
+    seconds = iter(range(0, 3000, 3))
+    times = warm_up.every_size(opened.signature, opened, 2, None, lambda: float(next(seconds)))
+    assert times.largest == 3.0 and times.model.predict(1) == pytest.approx(3.0)
+
+
+def test_only_the_smallest_and_the_largest_are_run_where_times_are_known(tmp_path: Path) -> None:
+    watched = Watched(session(models.chain(), tmp_path))
+    warm_up.smallest_and_largest(watched.signature, watched, 6, None)  # type: ignore[arg-type]
+    assert [*dict.fromkeys(len(x) for (x,) in watched.ran)] == [1, 6]
 
 
 def test_a_network_that_rejects_made_up_values_is_no_reason_to_refuse_it(tmp_path: Path) -> None:
     opened = session(models.table(rows=1), tmp_path)  # 0 is in the table, 1 is not
-    warm_up.every_size(opened.signature, opened, 64, RunTimeModel(), None)
+    warm_up.every_size(opened.signature, opened, 64, None)
 
 
 def test_requests_are_made_as_they_are_asked_for(tmp_path: Path) -> None:
