@@ -87,5 +87,10 @@ class WorkerThreads:
     def end(self) -> list[Task]:
         """Have all threads end once the queue is empty. Returns them, to be joined without the lock."""
         self._ending = True
+        self._serve = _nothing  # the worker's own method: it would keep the worker, and its network, from being freed
         self._wake.notify_all()
         return list(self._by_instance.values())
+
+
+def _nothing(_runner: BatchRunner, _instance: int) -> None:
+    """What is run once no thread is started any more."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,6 +70,20 @@ def test_requests_that_come_as_a_thread_ends_are_all_answered(
         b.sink.wait(b.submit(b.request(rows(1, i)), b.request(rows(2, i))))
     b.settled()
     assert b.counted() == {"OK": 400}
+
+
+def test_a_worker_that_has_ended_is_freed_at_once(tmp_path: Path) -> None:
+    """And its network with it: the cycle collector seldom runs in a server."""
+    b = Bench(models.chain(), tmp_path)
+    b.sink.wait(b.submit(b.request(rows(1))))
+    assert b.worker.retire(30.0)
+    freed = weakref.ref(b.worker)
+    gc.disable()
+    try:
+        del b.worker
+        wait_until(lambda: freed() is None)
+    finally:
+        gc.enable()
 
 
 def test_a_request_is_run_by_its_own_thread_where_none_can_be_started(
