@@ -5,9 +5,9 @@ To add one: declare a Metric here, and call `samples.add(...)` at a scrape, wher
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.core import Metric as MetricFamily
@@ -40,13 +40,13 @@ STAGE_SECONDS = Metric(
     ("model", "version", "stage"),
     "Seconds a request spent in each stage: decode, queue, run (its matrix in the network), encode (the answer, "
     "and handing it to the transport), total (from arrival to there). Decode, run and encode are those of its "
-    "group or batch, counted for each request in it.",
+    "group or batch, counted for each request in it. Not there before a model's first request.",
 )
 BATCH_ROWS = Metric(
     "forwardpass_batch_rows",
     "histogram",
     ("model", "version"),
-    "Rows in each matrix that was run.",
+    "Rows in each matrix that was run. Not there before a model's first request.",
 )
 REQUESTS_TOTAL = Metric(
     "forwardpass_requests_total",
@@ -227,20 +227,39 @@ FROM_ZERO = tuple(
 METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 
 
-class Scrape:
-    """The samples of one scrape."""
+class SampleSink(Protocol):
+    """What a scrape's samples are added to."""
 
-    def __init__(self) -> None:
-        self._families = {m: _KINDS[m.kind](m.name, m.meaning, labels=list(m.labels)) for m in METRICS}
+    def part(self, key: Hashable, changes: Hashable | None, fill: Callable[[SampleSink], object]) -> None:
+        """Add what `fill` adds. As long as `changes` is equal for a `key`, it may be what was added the last time.
+
+        `changes` None: always anew.
+        """
 
     def add(self, metric: Metric, labels: Sequence[str], value: float) -> None:
         """Add one sample of a counter or a gauge; `labels` are the values of its labels, in their order."""
-        self._families[metric].add_metric(labels, value)
 
     def add_histogram(
         self, metric: Metric, labels: Sequence[str], histogram: Histogram, exemplars: Sequence[Exemplar | None] = ()
     ) -> None:
         """Add a whole histogram. `exemplars`: of each bucket, or none at all; only OpenMetrics shows them."""
+
+
+class Scrape(SampleSink):
+    """The samples of one scrape, as prometheus_client has them."""
+
+    def __init__(self) -> None:
+        self._families = {m: _KINDS[m.kind](m.name, m.meaning, labels=list(m.labels)) for m in METRICS}
+
+    def part(self, key: Hashable, changes: Hashable | None, fill: Callable[[SampleSink], object]) -> None:  # noqa: ARG002
+        fill(self)
+
+    def add(self, metric: Metric, labels: Sequence[str], value: float) -> None:
+        self._families[metric].add_metric(labels, value)
+
+    def add_histogram(
+        self, metric: Metric, labels: Sequence[str], histogram: Histogram, exemplars: Sequence[Exemplar | None] = ()
+    ) -> None:
         buckets: list[Any] = list(histogram.buckets())
         for place, exemplar in enumerate(exemplars):
             if exemplar is not None:
@@ -255,7 +274,7 @@ class Scrape:
 class Exporter(Collector):
     """The collector that the registry calls at a scrape. `source` adds all samples."""
 
-    def __init__(self, source: Callable[[Scrape], object]) -> None:
+    def __init__(self, source: Callable[[SampleSink], object]) -> None:
         self._source = source
 
     def describe(self) -> Iterable[MetricFamily]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 from forwardpass.observability import catalogue
-from forwardpass.observability.catalogue import Scrape
+from forwardpass.observability.catalogue import SampleSink
 from forwardpass.observability.histogram import Histogram
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class GpuMetrics:
         for key, times in took.items():
             self._stages.setdefault(key, Histogram(BOUNDS)).record(times, [1] * len(times))
 
-    def snapshot(self, labels: tuple[str, str], samples: Scrape) -> None:
+    def snapshot(self, labels: tuple[str, str], samples: SampleSink) -> None:
         """Add the samples of the model version `labels` to `samples`; none if nothing ran on a GPU."""
         with self._lock:
             self._fold()
@@ -101,7 +101,7 @@ class GpuReader:
         self._absent = False
         self._lock = threading.Lock()
 
-    def collect(self, devices: Iterable[int], samples: Scrape) -> None:
+    def collect(self, devices: Iterable[int], samples: SampleSink) -> None:
         """Add the samples of CUDA's `devices` to `samples`."""
         with self._lock:
             for device in sorted(set(devices)):
@@ -122,7 +122,7 @@ class GpuReader:
                 logger.warning("utilisation and memory of GPUs will not be in the metrics: %s", why)
         return self._nvml is not None
 
-    def _read(self, device: int, samples: Scrape) -> None:
+    def _read(self, device: int, samples: SampleSink) -> None:
         label = (f"cuda:{device}",)
         nvml = self._nvml
         try:

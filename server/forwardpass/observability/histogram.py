@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -34,11 +36,15 @@ class Histogram:
             self.counts[place] += int(count)
         self.total += float(np.dot(values, times))
 
-    def buckets(self) -> list[tuple[str, float]]:
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+    def buckets(self) -> list[tuple[str, int]]:
         """Upper bounds with cumulative counts, as Prometheus expects them."""
-        found: list[tuple[str, float]] = []
-        running = 0
-        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
-            running += count
-            found.append(("+Inf" if bound == float("inf") else f"{bound:g}", running))
-        return found
+        return list(zip(_names(tuple(self.bounds)), itertools.accumulate(self.counts), strict=True))
+
+
+@functools.lru_cache(maxsize=64)
+def _names(bounds: tuple[float, ...]) -> tuple[str, ...]:
+    return (*(f"{bound:g}" for bound in bounds), "+Inf")

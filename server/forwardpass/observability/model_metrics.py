@@ -16,7 +16,7 @@ from typing import NamedTuple
 from forwardpass.errors import Reason
 from forwardpass.observability import catalogue
 from forwardpass.observability.access_log import AccessLog
-from forwardpass.observability.catalogue import Scrape
+from forwardpass.observability.catalogue import SampleSink
 from forwardpass.observability.flight_recorder import FlightTrack
 from forwardpass.observability.gpu import GpuMetrics
 from forwardpass.observability.histogram import Histogram
@@ -96,6 +96,8 @@ class ModelMetrics:
         self._lost_seconds = self._refused_seconds = 0.0  # of requests that ran in vain, and that did not run
         self._queue_told = 0.0
         self._lock = threading.Lock()
+        self._changes = 0  # of anything that a scrape shows
+        self._used = False  # a request has been decoded
         self.recent_errors = RecentErrors()
         # Recorded as they happen, folded in a hundred at a time or at a scrape: a record costs a request that runs
         # alone a tenth of updating five histograms.
@@ -122,6 +124,10 @@ class ModelMetrics:
 
     def _fold(self) -> None:
         """Fold the records made since into the histograms. Lock held; records may be added meanwhile."""
+        if not self._decodes and not self._notes:
+            return
+        self._changes += 1
+        self._used = True
         decodes = [self._decodes.popleft() for _ in range(len(self._decodes))]
         notes = [self._notes.popleft() for _ in range(len(self._notes))]
         stages = self.stages
@@ -186,6 +192,7 @@ class ModelMetrics:
         if text:
             self.recent_errors.add(code, reason, text, times)
         with self._lock:
+            self._changes += 1
             self._refused_seconds += seconds
             self.codes[code] = self.codes.get(code, 0) + times
             self.reasons[reason] = self.reasons.get(reason, 0) + times
@@ -194,6 +201,7 @@ class ModelMetrics:
 
     def isolate(self) -> None:
         with self._lock:
+            self._changes += 1
             self.isolated += 1
 
     def counts(self) -> ModelCounts:
@@ -227,28 +235,35 @@ class ModelMetrics:
             stages = {stage: tuple(histogram.counts) for stage, histogram in self.stages.items()}
             return ModelTotals(stages, self.codes.copy(), self.reasons.copy(), self.rows, self.batches, self.isolated)
 
-    def snapshot(self, samples: Scrape) -> None:
+    def snapshot(self, samples: SampleSink) -> None:
         """Add this model's samples to `samples`."""
         with self._lock:
             self._fold()
-            model, version = self.labels
-            codes, reasons = self.codes, self.reasons
-            if model:
+            # Which request is an example may change without any count.
+            changes = (self, self._changes) if self.tracing is None else None
+            samples.part(self.labels, changes, self._add)
+        self.gpu.snapshot(self.labels, samples)
+
+    def _add(self, samples: SampleSink) -> None:
+        """The part of `snapshot` that changes with counts alone. Lock held."""
+        model, version = self.labels
+        codes, reasons = self.codes, self.reasons
+        if model:
+            if self._used:  # Prometheus takes a histogram that is not there for one that is empty
                 exemplars = () if self.tracing is None else self.tracing.exemplars(self.labels)
                 for stage, histogram in self.stages.items():
                     examples = exemplars if stage == "total" else ()
                     samples.add_histogram(catalogue.STAGE_SECONDS, (model, version, stage), histogram, examples)
                 samples.add_histogram(catalogue.BATCH_ROWS, self.labels, self.batch_rows)
-                samples.add(catalogue.ROWS_TOTAL, self.labels, self.rows)
-                samples.add(catalogue.BATCHES_TOTAL, self.labels, self.batches)
-                samples.add(catalogue.ISOLATED_TOTAL, self.labels, self.isolated)
-                codes = {"OK": 0} | codes
-                reasons = dict.fromkeys(catalogue.FROM_ZERO, 0) | reasons
-            for code, count in codes.items():
-                samples.add(catalogue.REQUESTS_TOTAL, (model, version, code), count)
-            for reason, count in reasons.items():
-                samples.add(catalogue.REFUSED_TOTAL, (model, version, reason), count)
-        self.gpu.snapshot(self.labels, samples)
+            samples.add(catalogue.ROWS_TOTAL, self.labels, self.rows)
+            samples.add(catalogue.BATCHES_TOTAL, self.labels, self.batches)
+            samples.add(catalogue.ISOLATED_TOTAL, self.labels, self.isolated)
+            codes = {"OK": 0} | codes
+            reasons = dict.fromkeys(catalogue.FROM_ZERO, 0) | reasons
+        for code, count in codes.items():
+            samples.add(catalogue.REQUESTS_TOTAL, (model, version, code), count)
+        for reason, count in reasons.items():
+            samples.add(catalogue.REFUSED_TOTAL, (model, version, reason), count)
 
     def latencies(self) -> list[int]:
         """Requests by latency, from arrival to answer: counts below each of LATENCY_BOUNDS, and above the last."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from forwardpass.errors import SettingsError
 from forwardpass.observability import catalogue
-from forwardpass.observability.catalogue import Scrape
+from forwardpass.observability.catalogue import SampleSink
 from forwardpass.security.certificates import Certificates
 from forwardpass.security.tokens import Tokens
 from forwardpass.settings import Settings
@@ -40,7 +40,7 @@ class SecurityConfig:
                 "turn it on", settings.host, what,
             )  # fmt: skip
 
-    def collect(self, samples: Scrape) -> None:
+    def collect(self, samples: SampleSink) -> None:
         """Add the counts of the files' reloads to a scrape."""
         for what, files in self._watched().items():
             samples.add(catalogue.FILE_RELOADS_TOTAL, (what, "ok"), files.reloads)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import socket
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest, start_http_server
+from prometheus_client.exposition import choose_encoder, gzip_accepted
+from prometheus_client.openmetrics import exposition as openmetrics_format
 
 from forwardpass import __version__
 from forwardpass.batching.admission import Admission
 from forwardpass.execution.cuda.detect import driver
 from forwardpass.execution.onnx_runtime import ort
 from forwardpass.observability import catalogue
-from forwardpass.observability.catalogue import Exporter, Scrape
+from forwardpass.observability.catalogue import Exporter, SampleSink
+from forwardpass.observability.exposition import Exposition
 from forwardpass.observability.gpu import GpuReader
 from forwardpass.observability.model_metrics import ModelMetrics
+from forwardpass.repository.model_version import ModelVersion
 from forwardpass.repository.repository import Repository
 from forwardpass.security.policy import SecurityConfig
 from forwardpass.status.page import StatusPage
@@ -26,6 +31,9 @@ from forwardpass.status.wsgi import Application, mounted
 from forwardpass.transport.listeners import accepts
 
 PATH = "/metrics"
+PLAIN, OPENMETRICS = "text/plain;", "application/openmetrics-text; version=1."  # content types that are made here
+ESCAPED = ("escaping=dots", "escaping=values")  # names, in ways that are left to prometheus_client
+GZIP_LEVEL = 1  # most of what there is to gain, in a fraction of the time
 PATIENCE = 30.0  # seconds that a connection may take to send a request, or to take what it asked for
 
 
@@ -51,30 +59,29 @@ class MetricsSource:
         self._gpus = GpuReader(lambda device: driver().bus_id(device))
         self.registry = CollectorRegistry()
         self.registry.register(Exporter(self._collect))
-        ProcessCollector(registry=self.registry)
+        self._process = CollectorRegistry()
+        self.registry.register(ProcessCollector(registry=self._process))
+        self._exposition = Exposition(self._collect)
+        self._lock = threading.Lock()
 
-    def _collect(self, samples: Scrape) -> None:
+    def text(self, openmetrics: bool) -> bytes:
+        """The metrics of the whole server, in OpenMetrics' format or in Prometheus'. Scrapes take turns."""
+        with self._lock:
+            parts = list(self._exposition.text(openmetrics))
+        generate = openmetrics_format.generate_latest if openmetrics else generate_latest
+        return b"".join((*parts, generate(self._process)))
+
+    def _collect(self, samples: SampleSink) -> None:
         self._admission.wait_empty(self._patience)
         self._metrics.snapshot(samples)
         self._security.collect(samples)
         devices: set[int] = set()
         for entry in self._repository.entries():
-            samples.add(catalogue.MODEL_STATE, (entry.name, entry.version, entry.phase), 1)
-            if entry.loaded is None:
-                continue
-            worker = entry.loaded.worker
-            devices.update(entry.loaded.placement.devices)
-            worker.metrics.snapshot(samples)
-            labels = worker.metrics.labels
-            queue = worker.queue
-            samples.add(catalogue.QUEUE_REQUESTS, labels, queue.requests)
-            samples.add(catalogue.QUEUE_ROWS, labels, queue.rows)
-            samples.add(catalogue.RUNNING_REQUESTS, labels, queue.running_requests)
-            samples.add(catalogue.RUN_SECONDS_FITTED, (*labels, "a"), queue.run_time.a)
-            samples.add(catalogue.RUN_SECONDS_FITTED, (*labels, "b"), queue.run_time.b)
-            samples.add(catalogue.MODEL_INSTANCES, labels, worker.options.instances)
-            info = (*labels, entry.loaded.placement.label, entry.loaded.invariance.value)
-            samples.add(catalogue.MODEL_INFO, info, 1)
+            if entry.loaded is not None:
+                devices.update(entry.loaded.placement.devices)
+                entry.loaded.worker.metrics.snapshot(samples)
+            gauges = _Gauges.of(entry)
+            samples.part(("gauges", entry.name, entry.version), gauges, gauges.add)
         for name, version, _ in self._repository.skipped():
             samples.add(catalogue.MODEL_STATE, (name, version, "skipped"), 1)
         for name, failures in self._repository.load_failures.copy().items():
@@ -91,13 +98,59 @@ class MetricsSource:
         samples.add(catalogue.READY, (), int(self._ready()))
 
 
+class _Gauges(NamedTuple):
+    """What is shown of a model version beside its counts."""
+
+    labels: tuple[str, str]
+    phase: str
+    queue: tuple[int, int, int] | None  # requests, rows, running; None: it does not serve
+    fitted: tuple[float, float] = (0.0, 0.0)
+    instances: int = 0
+    info: tuple[str, str] = ("", "")  # provider, batch invariance
+
+    @staticmethod
+    def of(entry: ModelVersion) -> _Gauges:
+        labels, phase = (entry.name, entry.version), entry.phase
+        if entry.loaded is None:
+            return _Gauges(labels, phase, None)
+        worker = entry.loaded.worker
+        queue, run_time = worker.queue, worker.queue.run_time
+        return _Gauges(
+            labels,
+            phase,
+            (queue.requests, queue.rows, queue.running_requests),
+            (run_time.a, run_time.b),
+            worker.options.instances,
+            (entry.loaded.placement.label, entry.loaded.invariance.value),
+        )
+
+    def add(self, samples: SampleSink) -> None:
+        labels = self.labels
+        samples.add(catalogue.MODEL_STATE, (*labels, self.phase), 1)
+        if self.queue is None:
+            return
+        for metric, value in zip(
+            (catalogue.QUEUE_REQUESTS, catalogue.QUEUE_ROWS, catalogue.RUNNING_REQUESTS), self.queue, strict=True
+        ):
+            samples.add(metric, labels, value)
+        for term, seconds in zip("ab", self.fitted, strict=True):
+            samples.add(catalogue.RUN_SECONDS_FITTED, (*labels, term), seconds)
+        samples.add(catalogue.MODEL_INSTANCES, labels, self.instances)
+        samples.add(catalogue.MODEL_INFO, (*labels, *self.info), 1)
+
+
 class MetricsPort:
     """Serves /metrics, and the status page if there is one, on its own threads, at every address on one port."""
 
     def __init__(
-        self, registry: CollectorRegistry, hosts: Sequence[str], port: int, page: StatusPage | None = None
+        self,
+        registry: CollectorRegistry,
+        hosts: Sequence[str],
+        port: int,
+        page: StatusPage | None = None,
+        text: Callable[[bool], bytes] | None = None,
     ) -> None:
-        """`port` 0 picks one. Raises OSError if it can't listen."""
+        """`port` 0 picks one. `text`: see `quick`; None: the registry alone. Raises OSError if it can't listen."""
         self._servers: list[tuple[Any, threading.Thread]] = []
         self._page = page
         self.port = port
@@ -108,7 +161,7 @@ class MetricsPort:
                 self.port = server.server_port
                 application = server.get_app()
                 assert application is not None
-                found = only_metrics(application)
+                found = only_metrics(application if text is None else quick(text, application))
                 server.set_app(found if page is None else mounted(page, found))
                 server.RequestHandlerClass = patient(server.RequestHandlerClass)
         except OSError:
@@ -166,6 +219,33 @@ class _PatientWriter(io.BufferedIOBase):
         except TimeoutError:
             raise BrokenPipeError("the client takes no more") from None
         return len(data)
+
+
+def quick(text: Callable[[bool], bytes], application: Application) -> Application:
+    """Wrap prometheus_client's application: `text` has what scrapers ask for, the application all else that it knows.
+
+    That is a choice of metrics by name, names escaped in other ways, and later versions of OpenMetrics.
+    """
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        _, content_type = choose_encoder(environ.get("HTTP_ACCEPT", ""))
+        openmetrics = content_type.startswith(OPENMETRICS)
+        if (
+            environ["REQUEST_METHOD"] != "GET"
+            or environ.get("QUERY_STRING")
+            or not (openmetrics or content_type.startswith(PLAIN))
+            or content_type.endswith(ESCAPED)
+        ):
+            return application(environ, start_response)
+        body = text(openmetrics)
+        headers = [("Content-Type", content_type)]
+        if gzip_accepted(environ.get("HTTP_ACCEPT_ENCODING", "")):
+            body = gzip.compress(body, GZIP_LEVEL)
+            headers.append(("Content-Encoding", "gzip"))
+        start_response("200 OK", [*headers, ("Content-Length", str(len(body)))])
+        return [body]
+
+    return answer
 
 
 def only_metrics(application: Application) -> Application:

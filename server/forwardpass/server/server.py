@@ -187,8 +187,10 @@ class Server:
         if port < 0:
             return lambda: None
         where = bind(lambda: addresses.bindable(addresses.beside(host)), endpoint(host, port))
-        registry = self._scrape.registry
-        listener = bind(lambda: metrics_port.MetricsPort(registry, where, port, page), endpoint(host, port))
+        source = self._scrape
+        listener = bind(
+            lambda: metrics_port.MetricsPort(source.registry, where, port, page, source.text), endpoint(host, port)
+        )
         self._metrics_listen = listener.accepts
         url = f"http://{endpoint(addresses.beside(host), listener.port)}"
         self._say(f"metrics {url}{metrics_port.PATH}")

@@ -60,7 +60,7 @@ def buckets(samples: Samples, name: str, **labels: str) -> list[tuple[float, flo
     return sorted(found)
 
 
-@pytest.mark.parametrize("batches", [0, 1, FOLD_AT - 1, FOLD_AT, 3 * FOLD_AT + 7])
+@pytest.mark.parametrize("batches", [1, FOLD_AT - 1, FOLD_AT, 3 * FOLD_AT + 7])
 def test_every_batch_is_in_every_histogram_once(batches: int) -> None:
     rng = random.Random(batches)
     metrics = ModelMetrics("m", "1")
@@ -85,7 +85,21 @@ def test_every_batch_is_in_every_histogram_once(batches: int) -> None:
         assert one(samples, "forwardpass_stage_seconds_sum", stage=stage) == pytest.approx(expected)
     assert one(samples, "forwardpass_batch_rows_count") == matrices == one(samples, "forwardpass_batches_total")
     assert one(samples, "forwardpass_batch_rows_sum") == rows == one(samples, "forwardpass_rows_total")
-    assert not batches or one(samples, "forwardpass_requests_total", code="OK") == requests
+    assert one(samples, "forwardpass_requests_total", code="OK") == requests
+
+
+def test_a_model_without_a_request_has_counters_and_no_histograms() -> None:
+    """A thousand models of which ten are asked would have 150 lines each for nothing."""
+    metrics = ModelMetrics("m", "1")
+    metrics.refused("RESOURCE_EXHAUSTED", Reason.QUEUE_REQUESTS)
+    samples = scrape(metrics)
+    assert not [name for name, _ in samples if name.startswith(("forwardpass_stage", "forwardpass_batch_rows"))]
+    assert one(samples, "forwardpass_requests_total", code="OK") == 0
+    assert one(samples, "forwardpass_refused_total", reason="queue_requests") == 1
+    metrics.decoded(1, 0.001)
+    samples = scrape(metrics)
+    assert one(samples, "forwardpass_stage_seconds_count", stage="decode") == 1
+    assert one(samples, "forwardpass_stage_seconds_count", stage="total") == 0
 
 
 def test_buckets_are_cumulative_and_closed_above() -> None:
