@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from forwardpass.errors import ModelLoading, ModelUnusable, Reason, RequestError, UnknownModel, printable
+from forwardpass.inference.worker import Worker
 from forwardpass.repository.loader import LoadedModel
 from forwardpass.repository.model_folder import Fingerprint, ModelFolder
 
@@ -73,6 +74,19 @@ def loading(model_folder: ModelFolder, version: str, folder: Path) -> ModelVersi
     return ModelVersion(model_folder.name, version, folder, VersionState.LOADING, model_folder=model_folder)
 
 
+def look_up(entries: Iterable[ModelVersion]) -> dict[tuple[str, str], Worker | ModelVersion]:
+    """By name and version: the worker, or the entry of one that does not serve. Version "": the latest that serves."""
+    table: dict[tuple[str, str], Worker | ModelVersion] = {}
+    ready: set[str] = set()
+    for e in sorted(entries, key=lambda e: number(e.version)):
+        table[e.name, e.version] = found = e if e.loaded is None else e.loaded.worker
+        if e.loaded is not None or e.name not in ready:
+            table[e.name, ""] = found
+        if e.loaded is not None:
+            ready.add(e.name)
+    return table
+
+
 def unknown(name: str, version: str, known: Collection[tuple[str, str]]) -> UnknownModel:
     """The error for a request for what is not in the index. `known`: names and versions; "" is any version."""
     if (name, "") in known:
@@ -90,3 +104,10 @@ def refusal(entry: ModelVersion) -> RequestError:
     if entry.state is VersionState.LOADING:
         return ModelLoading(f"{what} is still loading", retry_after=0.5)
     return ModelUnusable(f"{what} could not be loaded: {entry.reason}")
+
+
+def unexpected(error: Exception) -> str:
+    """The reason why a model can't be loaded, for an unexpected exception."""
+    if isinstance(error, MemoryError):
+        return f"it takes more memory than there is: {error}" if str(error) else "it takes more memory than there is"
+    return "internal error; the server's log has the details"

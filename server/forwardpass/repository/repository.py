@@ -25,6 +25,7 @@ from forwardpass.errors import (
     UnknownModel,
     printable,
 )
+from forwardpass.execution import shared_arena
 from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.execution.interruption import Interruption
 from forwardpass.inference.worker import Worker
@@ -36,7 +37,17 @@ from forwardpass.observability.tracing import Tracing
 from forwardpass.repository.listing import RepositoryListing
 from forwardpass.repository.loader import LoadedModel, LoadRequest, load
 from forwardpass.repository.model_folder import ModelFolder
-from forwardpass.repository.model_version import ModelVersion, VersionState, idle, loading, number, refusal, unknown
+from forwardpass.repository.model_version import (
+    ModelVersion,
+    VersionState,
+    idle,
+    loading,
+    look_up,
+    number,
+    refusal,
+    unexpected,
+    unknown,
+)
 from forwardpass.repository.shared_measurements import SharedMeasurements
 from forwardpass.repository.turns import Turns
 from forwardpass.settings import Settings
@@ -331,7 +342,7 @@ class Repository:
             logger.error("model %s version %s cannot be served: %s", name, version, error)
             return str(error)
         logger.error("model %s version %s could not be loaded", name, version, exc_info=error)
-        return _unexpected(error)
+        return unexpected(error)
 
     def _keep(self, model_folder: ModelFolder, before: dict[str, ModelVersion], reason: str) -> list[ModelVersion]:
         """Log and count a model that can't be loaded at all; its versions in service stay, with the reason."""
@@ -371,6 +382,8 @@ class Repository:
                 worker.close(0.0)
         with self._lock:
             self._retiring = [w for w in self._retiring if w not in leaving]
+        if leaving:
+            shared_arena.shrink()
 
     def _enter(self, *entries: ModelVersion) -> None:
         with self._lock:
@@ -380,21 +393,6 @@ class Repository:
 
     def _publish(self, names: set[str]) -> None:
         """Renew the look-up table, of which `names` changed. The lock must be held."""
-        table = {key: found for key, found in self._table.items() if key[0] not in names}
-        ready: set[str] = set()
-        changed = [e for e in self._entries.values() if e.name in names]
-        for e in sorted(changed, key=lambda e: number(e.version)):
-            table[e.name, e.version] = found = e if e.loaded is None else e.loaded.worker
-            if e.loaded is not None or e.name not in ready:
-                table[e.name, ""] = found
-            if e.loaded is not None:
-                ready.add(e.name)
-        self._table = table
+        others = {key: found for key, found in self._table.items() if key[0] not in names}
+        self._table = others | look_up(e for e in self._entries.values() if e.name in names)
         self.generation += 1
-
-
-def _unexpected(error: Exception) -> str:
-    """The reason why a model can't be loaded, for an unexpected exception."""
-    if isinstance(error, MemoryError):
-        return f"it takes more memory than there is: {error}" if str(error) else "it takes more memory than there is"
-    return "internal error; the server's log has the details"

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass.errors import ConfigError
+from forwardpass.execution import shared_arena
 from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.execution.ort_session import set_memory
-from forwardpass.execution.placement import Placement
+from forwardpass.execution.placement import CPU, Placement
 from forwardpass.execution.providers import OpenSession, open_session
 from forwardpass.execution.reshaped_session import ReshapedSession
 from forwardpass.execution.session import Runnable, Session
@@ -67,7 +68,11 @@ class SessionPool:
 
     def _prepared(self, options: Any) -> None:
         """Complete the ONNX Runtime session options of a session about to be opened."""
-        set_memory(options, self._config.memory_arena, self._config.memory_pattern)
+        config = self._config
+        set_memory(options, config.memory_arena, config.memory_pattern)
+        # One that gives its memory back after every run would do so with others'.
+        if self._placement.provider == CPU and config.memory_arena and not config.shrink_memory_arena:
+            shared_arena.use(options)
         self._opening(options)
 
     def reshape(self, signature: ModelSignature) -> None:
