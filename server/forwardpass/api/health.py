@@ -8,12 +8,13 @@ Used on the event loop: no locks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from forwardpass import protocol
 from forwardpass.errors import UnknownModel, printable
-from forwardpass.repository.model_version import VersionState
+from forwardpass.repository.model_version import ModelVersion, VersionState
 from forwardpass.repository.repository import Repository
 
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
@@ -46,10 +47,12 @@ class Health:
             return SERVING
         if service in ("", protocol.INFERENCE_SERVICE):
             return SERVING if self._ready() else NOT_SERVING
-        states = [e.state for e in self._repository.entries() if e.name == service]
-        if not states:
-            return SERVICE_UNKNOWN
-        return SERVING if VersionState.READY in states and self._accepting() else NOT_SERVING
+        entries = self._repository.entries(service)
+        return self._of(entries) if entries else SERVICE_UNKNOWN
+
+    def _of(self, entries: Iterable[ModelVersion]) -> int:
+        """The status of one model by its versions."""
+        return SERVING if self._accepting() and any(e.state is VersionState.READY for e in entries) else NOT_SERVING
 
     def check(self, request: Any) -> Any:
         status = self.status(request.service)
@@ -59,8 +62,9 @@ class Health:
 
     def list(self, _request: Any) -> Any:
         response = protocol.HealthListResponse()
-        for service in ("", *sorted({e.name for e in self._repository.entries()})):
-            response.statuses[service].status = self.status(service)
+        response.statuses[""].status = self.status("")
+        for name, entries in itertools.groupby(self._repository.entries(), lambda e: e.name):
+            response.statuses[name].status = self._of(entries)
         return response
 
     async def watch(self, request: Any) -> AsyncIterator[Any]:

@@ -84,7 +84,7 @@ class ControlService:
         """Name, versions, platform, tensors with their shapes (-1: any size; the batch axis included) and labels."""
         loaded = self._repository.loaded(request.name, request.version)
         worker = loaded.worker
-        versions = [e.version for e in self._repository.entries() if e.name == worker.name and e.loaded]
+        versions = [e.version for e in self._repository.entries(worker.name) if e.loaded]
         response = protocol.ModelMetadataResponse(name=worker.name, versions=versions, platform=PLATFORM)
         response.inputs.extend(_tensor(t) for t in worker.signature.inputs)
         response.outputs.extend(_tensor(t) for t in worker.signature.outputs)
@@ -106,9 +106,8 @@ class ControlService:
         if request.name:
             self._repository.resolve(request.name, request.version)  # raises if it is not served
         response = protocol.ModelStatisticsResponse()
-        for entry in self._repository.entries():
-            wanted = request.name in ("", entry.name) and request.version in ("", entry.version)
-            if wanted and entry.loaded is not None:
+        for entry in self._repository.entries(request.name or None):
+            if request.version in ("", entry.version) and entry.loaded is not None:
                 response.model_stats.append(statistics(entry.loaded.worker.metrics))
         return response
 

@@ -110,10 +110,11 @@ class Repository:
 
     # -- state ------------------------------------------------------------------------------------------------------
 
-    def entries(self) -> list[ModelVersion]:
-        """Every known version, by name and number."""
+    def entries(self, name: str | None = None) -> list[ModelVersion]:
+        """Every known version, or those of one model, by name and number."""
         with self._lock:
-            return sorted(self._entries.values(), key=lambda e: (e.name, number(e.version)))
+            found = [e for e in self._entries.values() if name is None or e.name == name]
+        return sorted(found, key=lambda e: (e.name, number(e.version)))
 
     def skipped(self) -> list[tuple[str, str, str]]:
         """Folders that look like a model or a version and are not: (name, entry in it or "", reason).
@@ -217,7 +218,7 @@ class Repository:
         Returns the entries of the selected versions; those with a `reason` could not be loaded.
         """
         with self.turns.of(model_folder.name):
-            before = {e.version: e for e in self.entries() if e.name == model_folder.name}
+            before = {e.version: e for e in self.entries(model_folder.name)}
             try:
                 config = config or model_folder.config()
                 chosen = model_folder.chosen(config)
@@ -237,7 +238,7 @@ class Repository:
     def unload(self, name: str) -> bool:
         """Stop serving a model, after its accepted requests. Blocks. Returns whether there was such a model."""
         with self.turns.of(name):
-            entries = [e for e in self.entries() if e.name == name]
+            entries = self.entries(name)
             going = [
                 dataclasses.replace(e, state=VersionState.UNLOADING, loaded=None, asked_for=False) for e in entries
             ]
@@ -250,8 +251,8 @@ class Repository:
 
     def forget(self, name: str) -> None:
         """`unload` a model that is not on disk any more, and remove it from the index. Blocks."""
-        self.unload(name)
         with self.turns.of(name):
+            self.unload(name)
             self._replace(name, [])
 
     def note(self, model_folders: Iterable[ModelFolder]) -> None:
