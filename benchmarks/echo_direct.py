@@ -15,14 +15,14 @@ import threading
 from forwardpass.transport.http2.connection import Connection
 from forwardpass.transport.http2.limits import ConnectionLimits
 from forwardpass.transport.http2.peer import Peer
-from forwardpass.transport.http2.send_side import ReceiveBudget
 from forwardpass.transport.http2.sockets import Sockets
+from forwardpass.transport.memory_budget import MemoryBudget
 from harness import METHOD
 
 
 def main() -> None:
     limits = ConnectionLimits(1024, 16384, 1 << 24)
-    budget = ReceiveBudget(1 << 30)
+    budget = MemoryBudget(1 << 30)
 
     def connect(client: Peer) -> Connection:
         return Connection(limits, budget, METHOD.encode(), lambda _: None, sockets.transmit, client)

@@ -38,8 +38,9 @@ from forwardpass.transport.http2.connection import Connection
 from forwardpass.transport.http2.engine import INITIAL_WINDOW_SIZE
 from forwardpass.transport.http2.grpc_framing import MESSAGE_STRUCT
 from forwardpass.transport.http2.limits import ConnectionLimits
-from forwardpass.transport.http2.send_side import ReceiveBudget, SendSide
+from forwardpass.transport.http2.send_side import SendSide
 from forwardpass.transport.interface import Answer, PendingRequest
+from forwardpass.transport.memory_budget import MemoryBudget
 
 REPEATS = 7  # of each measurement; the smallest counts, since whatever else the machine does only adds
 SECONDS = 0.1  # of each repeat
@@ -82,7 +83,7 @@ def transport(message: bytes, answer: bytes, batch: int) -> tuple[float, float]:
     constant = [(name.encode(), value.encode()) for name, value in fields]
     body = MESSAGE_STRUCT.pack(0, len(message)) + message
     limits = ConnectionLimits(1 << 20, 1 << 14, 1 << 24)
-    server = Connection(limits, ReceiveBudget(1 << 30), path.encode(), lambda _: None, exchange)
+    server = Connection(limits, MemoryBudget(1 << 30), path.encode(), lambda _: None, exchange)
     server.out.owner = client
     with server.out.lock:
         exchange(server.out)

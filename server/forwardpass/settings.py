@@ -148,7 +148,12 @@ class Settings(BaseModel):
         16 * MIB, ge=1024, description="The largest request in bytes; a larger one is refused as RESOURCE_EXHAUSTED."
     )
     max_requests: int = Field(16384, ge=1, description="Requests in flight over all models; one more is refused.")
-    max_bytes: int = Field(512 * MIB, ge=1024, description="Bytes of requests in flight over all models.")
+    max_bytes: int = Field(
+        512 * MIB,
+        ge=1024,
+        description="Bytes of requests in flight over all models; and on each port as many of messages that are not "
+        "read yet and of answers that have not left, of which one connection gets what is free for the others.",
+    )
     max_streams: int = Field(1024, ge=1, description="Concurrent calls on one connection.")
     max_metadata_bytes: int = Field(16384, ge=1024, description="Request metadata in bytes; more is refused.")
     inline_run_limit: float | None = Field(

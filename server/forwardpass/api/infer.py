@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from forwardpass.api.infer_stream import Reply
+from forwardpass.errors import RequestError
 from forwardpass.inference.intake import Intake
 from forwardpass.inference.request import InferenceRequest
 from forwardpass.observability.access_log import Origin
 from forwardpass.protocol.timings import BatchTiming
 from forwardpass.transport.interface import Answer, CallContext, Metadata, PendingRequest, ReplySink
+from forwardpass.transport.memory_budget import COUNTED_FROM, Holding, no_room
 from forwardpass.transport.rest.call_context import RestCallContext
 
 
@@ -42,6 +44,23 @@ class InferCall(asyncio.Future[Reply]):
         super().__init__(loop=loop)
         self.context = context
         self.method = method
+        self.holding: Holding | None = None  # of its answer, from when it is expected until `abandon`
+
+    def reserve(self, nbytes: int) -> bool:
+        """Keep room for an answer of `nbytes`. Returns whether there is room."""
+        if self.context is None:
+            return True
+        if self.holding is None:
+            self.holding = Holding(self.context.share)
+        return self.holding.resize(nbytes)
+
+    def held(self, answer: Answer) -> Answer:
+        """The answer, now counted; an error in its place if there is no room. Of a call that is over nothing is."""
+        if isinstance(answer, RequestError):
+            answer.__traceback__ = None  # whose frames may hold this call, and other calls' messages
+            return answer
+        size = len(answer)
+        return answer if size < COUNTED_FROM or self.reserve(size) else no_room(size)
 
 
 class AsyncInference:
@@ -81,6 +100,8 @@ class AsyncInference:
         """The caller no longer waits for this response. If it has not arrived, its request is cancelled."""
         request = self._requests.pop(future, None)
         future.cancel()
+        if isinstance(future, InferCall) and future.holding is not None:
+            future.holding.release()
         if request is not None and future.cancelled():
             request.cancel()
 
@@ -99,7 +120,7 @@ class AsyncInference:
         for future, message, seconds_left, timings in arrived:
             if future.done():  # cancelled before it was taken
                 continue
-            request = intake.take(future, message, seconds_left, timings)
+            request = intake.take(future, message, seconds_left, timings, future.reserve)
             if request is not None:
                 self._requests[future] = request
         intake.flush()
@@ -117,9 +138,9 @@ class AsyncInference:
         if threading.get_ident() == self._thread:
             for request, answer in zip(requests, answers, strict=True):
                 if not request.call.done():
-                    request.call.set_result((answer, timing))
+                    request.call.set_result((request.call.held(answer), timing))
             return
-        self._replies.extend((r.call, (a, timing)) for r, a in zip(requests, answers, strict=True))
+        self._replies.extend((r.call, (r.call.held(a), timing)) for r, a in zip(requests, answers, strict=True))
         with contextlib.suppress(RuntimeError):  # the loop is closed: no client waits any more
             self._loop.call_soon_threadsafe(self._settle)
 
@@ -128,3 +149,5 @@ class AsyncInference:
             future, reply = self._replies.popleft()
             if not future.done():
                 future.set_result(reply)
+            elif future.holding is not None:  # perhaps counted after it was abandoned
+                future.holding.release()

@@ -16,6 +16,7 @@ from forwardpass.inference.encoder import encode_plain, encode_with_options, row
 from forwardpass.inference.request import AnyRequest
 from forwardpass.inference.request_template import RequestTemplate
 from forwardpass.model.signature import ModelSignature
+from forwardpass.transport.memory_budget import COUNTED_FROM
 
 Arrays = Sequence[NDArray[Any]]
 
@@ -143,6 +144,8 @@ class BatchRunner:
                     return self._each(requests, outputs, wanted, failures)
                 last = template
                 size = template.rows * stride
+                if size >= COUNTED_FROM:
+                    template.answer_bytes = size
                 parts = template.replies.get(trailing) or row_parts(template, trailing, size)
             end = start + size
             if not request.id_field:

@@ -20,6 +20,7 @@ from forwardpass.inference.parameters import OutputOptions, ResponseOptions
 from forwardpass.inference.request_template import RequestTemplate
 from forwardpass.model.signature import TensorSpec
 from forwardpass.protocol.wire import RAW_OUT, varint
+from forwardpass.transport.memory_budget import COUNTED_FROM
 
 REMEMBERED_SHAPES = 16  # of responses, per template: more occur only where shapes depend on the data
 
@@ -59,7 +60,10 @@ def encode_plain(template: RequestTemplate, id_field: bytes, arrays: Sequence[ND
     pieces = [parts[0], id_field]
     for part, blob in zip(parts[1:], blobs, strict=True):
         pieces += (part, blob)
-    return b"".join(pieces)
+    answer = b"".join(pieces)
+    if len(answer) >= COUNTED_FROM:
+        template.answer_bytes = len(answer)
+    return answer
 
 
 def _remember(template: RequestTemplate, key: Any, parts: tuple[bytes, ...]) -> tuple[bytes, ...]:

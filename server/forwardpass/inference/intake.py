@@ -23,7 +23,8 @@ from forwardpass.inference.request_traces import trace_refused, trace_undecoded
 from forwardpass.inference.worker import Worker
 from forwardpass.observability.log_limit import LogLimit
 from forwardpass.observability.model_metrics import ModelMetrics
-from forwardpass.transport.interface import ReplySink
+from forwardpass.transport.interface import ReplySink, Reserve
+from forwardpass.transport.memory_budget import no_room
 
 CallT = TypeVar("CallT")
 
@@ -87,11 +88,18 @@ class Intake(Generic[CallT]):
         self._decoder.refresh()
 
     def take(
-        self, call: CallT, message: bytes, seconds_left: float | None, timings: bool = False
+        self,
+        call: CallT,
+        message: bytes,
+        seconds_left: float | None,
+        timings: bool = False,
+        reserve: Reserve | None = None,
     ) -> InferenceRequest[CallT] | None:
         """Decode one call's message. None: it was rejected, and has been answered."""
         try:
             template, buffers, id_field = self._decoder.decode(message)
+            if template.answer_bytes and reserve is not None and not reserve(template.answer_bytes):
+                raise no_room(template.answer_bytes)
         except RequestError as error:
             self.refuse(call, error)
             return None
@@ -234,6 +242,8 @@ class Intake(Generic[CallT]):
 
     def refuse_all(self, calls: Sequence[CallT], error: RequestError) -> None:
         """The same for several calls at once, at a fraction of the cost of each."""
+        # Its frames hold this group's messages, and may do so until the cycle collector comes: the error is an answer.
+        error.__traceback__ = error.__context__ = None
         self._metrics.refused(error.status.name, error.reason, len(calls), text=str(error))
         if self._metrics.access is not None:
             for call in calls:

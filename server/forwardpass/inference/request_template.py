@@ -6,6 +6,7 @@ whose other bytes equal those of a message that was parsed in full, so the parse
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,6 +15,7 @@ from forwardpass.execution.stacking import Buffer
 from forwardpass.inference.parameters import ResponseOptions
 from forwardpass.model.signature import ModelSignature
 from forwardpass.protocol.wire import ID_TAG, NAME_TAG, VERSION_TAG, Span, tensor_spans
+from forwardpass.transport.memory_budget import COUNTED_FROM
 
 if TYPE_CHECKING:
     from forwardpass.inference.request import AnyRequest
@@ -26,6 +28,8 @@ KNOWN_AT_ONCE = 64  # of one model; beyond these only one new message in RARELY,
 RARELY = 4
 KNOWN_LAYOUTS = 8  # of one model and message length, since they are tried one by one
 COPY_BELOW = 4096  # bytes; below this, copying a tensor is cheaper than a view of the message
+
+EMPTY_BYTES = 4  # bytes of an empty BYTES element
 
 # Datatypes whose typed contents may equal the raw bytes: for any value, or only for these values of one-byte varints.
 AS_RAW = {"FP32": None, "FP64": None, "BOOL": b"\0\1", "UINT8": bytes(range(128)), "INT8": bytes(range(128))}
@@ -54,6 +58,7 @@ class RequestTemplate:
     """A validated request message without its tensors and its id; shared by all requests that match it."""
 
     __slots__ = (
+        "answer_bytes",
         "batch_shapes",
         "outputs",
         "priority",
@@ -86,6 +91,8 @@ class RequestTemplate:
         # Requests of equal stack keys may share a matrix: equal sizes beyond the batch axis. Models that cannot be
         # stacked have a batch limit of one instead.
         self.stack_key = tuple([s[1:] for s in shapes]) if batchable else shapes
+        # Bytes of its answers, by the signature, or where that leaves sizes open those of its last answer; 0: few.
+        self.answer_bytes = _expected_bytes(target.signature, rows, outputs)
         self.outputs = outputs  # places of the outputs to send, in the requested order
         self.priority = priority
         self.timeout = timeout  # seconds from arrival; inf: none
@@ -94,6 +101,16 @@ class RequestTemplate:
         # The bytes around a response's id and tensors, by its shapes. Shared by templates of the same target, rows and
         # outputs, which is all that they depend on.
         self.replies: Replies = {} if replies is None else replies
+
+
+def _expected_bytes(signature: ModelSignature, rows: int, outputs: tuple[int, ...]) -> int:
+    """The bytes of these outputs, with sizes that the signature leaves open taken for 1; 0 if they are few."""
+    total = 0
+    for place in outputs:
+        tensor = signature.outputs[place]
+        sizes = (rows, *tensor.shape[1:]) if signature.batchable else tensor.shape
+        total += math.prod([size if size >= 0 else 1 for size in sizes]) * (tensor.datatype.itemsize or EMPTY_BYTES)
+    return total if total >= COUNTED_FROM else 0
 
 
 Found = tuple[RequestTemplate, Sequence[Buffer], bytes]

@@ -83,6 +83,7 @@ class Endpoints:
             settings.max_streams,
             settings.max_metadata_bytes,
             settings.max_connection_age,
+            settings.max_bytes,
         )
         self._http2: Http2Server | None = None  # the direct transport; listens in grpcio's place
         self._rest: RestServer | None = None

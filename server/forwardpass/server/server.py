@@ -40,6 +40,7 @@ from forwardpass.security.policy import SecurityConfig
 from forwardpass.server import metrics_port
 from forwardpass.server.endpoints import ACCOUNTS_SECONDS, Endpoints, Services, bind, serves_http
 from forwardpass.server.flight_dumps import FlightDumps
+from forwardpass.server.memory_trim import MemoryTrimmer
 from forwardpass.server.metrics_port import MetricsSource
 from forwardpass.server.state_dump import log_state
 from forwardpass.server.stop import Stop, signals
@@ -258,12 +259,15 @@ class Server:
         return self.settings.model_control != "none" or any(loads.result())
 
     def _watch(self, over: threading.Event, lost: Callable[[str], None]) -> None:
-        """End runs longer than `run_timeout`, reject requests past their queue timeout, and check that /metrics is
-        served (the gRPC ports watch themselves). Runs on a thread, since a run may hold up the event loop."""
+        """End runs longer than `run_timeout`, reject requests past their queue timeout, give freed memory back, and
+        check that /metrics is served (the gRPC ports watch themselves). Runs on a thread, since a run may hold up the
+        event loop."""
         limit = self.settings.run_timeout
         nap = QUEUE_TIMEOUT_LOOK
+        memory = MemoryTrimmer()
         while not over.wait(nap):
             nap = min(1.0, limit / 4)
+            memory.look(time.monotonic())
             if not self._metrics_listen():
                 lost("the metrics port serves no more")
             if self._endpoints is not None and not self._endpoints.accepts():

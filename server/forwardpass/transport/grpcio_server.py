@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import grpc
 
@@ -22,6 +23,7 @@ from forwardpass.protocol.status import status_of
 from forwardpass.security.certificates import Certificates, ServerCertificate
 from forwardpass.transport import addresses
 from forwardpass.transport.interface import Handler, Handlers, Metadata
+from forwardpass.transport.memory_budget import COUNTED_FROM, Holding, MemoryBudget, Share, no_room
 
 logger = logging.getLogger(__name__)
 logger.addFilter(LogLimit())
@@ -43,8 +45,11 @@ class GrpcioServer:
         max_streams: int,
         max_metadata_bytes: int,
         max_connection_age: float = 0.0,
+        max_bytes: int = 512 << 20,
     ) -> None:
+        """`max_bytes`: of large answers, from when they are asked for until they have left."""
         self._handlers = handlers
+        self._shares = Shares(MemoryBudget(max_bytes))
         # gRPC itself adds a jitter of a tenth to the age; calls under way may take as long as they need.
         aging = [("grpc.max_connection_age_ms", int(max_connection_age * 1000))] if max_connection_age else []
         self._options = [
@@ -67,7 +72,7 @@ class GrpcioServer:
         Raises OSError or RuntimeError if binding fails.
         """
         self._server = grpc.aio.server(options=self._options)
-        self._server.add_generic_rpc_handlers(_generic_handlers(self._handlers))
+        self._server.add_generic_rpc_handlers(_generic_handlers(self._handlers, self._shares))
         if certificates is not None:
             credentials = _credentials(certificates)
             return _bind(lambda address: self._server.add_secure_port(address, credentials), host, port)
@@ -77,7 +82,7 @@ class GrpcioServer:
         """As `listen`, for a plaintext port that serves health alone: for probes, which have no certificate."""
         self._probed = grpc.aio.server(options=[("grpc.max_receive_message_length", 4096), ("grpc.so_reuseport", 0)])
         self._probed.add_generic_rpc_handlers(
-            _generic_handlers({protocol.HEALTH_SERVICE: self._handlers[protocol.HEALTH_SERVICE]})
+            _generic_handlers({protocol.HEALTH_SERVICE: self._handlers[protocol.HEALTH_SERVICE]}, self._shares)
         )
         return _bind(self._probed.add_insecure_port, host, port)
 
@@ -140,23 +145,26 @@ def _configuration(certificate: ServerCertificate) -> Any:
     return grpc.ssl_server_certificate_configuration([(certificate.key, certificate.chain)], certificate.authority)
 
 
-def _generic_handlers(handlers: Handlers) -> tuple[Any, ...]:
+def _generic_handlers(handlers: Handlers, shares: Shares) -> tuple[Any, ...]:
     found = []
     for service, methods in handlers.items():
         made = {}
         for name, handler in methods.items():
             make = grpc.stream_stream_rpc_method_handler if handler.streams else grpc.stream_unary_rpc_method_handler
-            made[name] = make(_adapted(handler))
+            made[name] = make(_adapted(handler, shares))
         found.append(grpc.method_handlers_generic_handler(service, made))
     return tuple(found)
 
 
-def _adapted(handler: Handler) -> Callable[[Any, Any], Any]:
+def _adapted(handler: Handler, shares: Shares) -> Callable[[Any, Any], Any]:
     """Wrap a handler in the signature that grpcio calls."""
 
     async def call(_iterator: Any, context: Any) -> bytes | None:
         try:
-            return await handler.function(GrpcioCallContext(context))
+            answer = await handler.function(GrpcioCallContext(context, shares))
+            if answer is not None and len(answer) >= COUNTED_FROM:
+                _hold_until_sent(len(answer), shares.of(context), context)
+            return answer
         except RequestError as error:
             failure = error
         except Exception:
@@ -169,11 +177,35 @@ def _adapted(handler: Handler) -> Callable[[Any, Any], Any]:
     return call
 
 
+def _hold_until_sent(nbytes: int, share: Share, context: Any) -> None:
+    """Count a unary call's answer until grpcio is done with the call. Raises Overloaded if there is no room for it."""
+    holding = Holding(share)
+    if not holding.resize(nbytes):
+        raise no_room(nbytes)
+    context.add_done_callback(lambda _: holding.release())
+
+
+class Shares:
+    """The share of every connection that has calls, by its client's address."""
+
+    def __init__(self, budget: MemoryBudget) -> None:
+        self._budget = budget
+        self._by_peer: WeakValueDictionary[str, Share] = WeakValueDictionary()
+
+    def of(self, context: Any) -> Share:
+        peer = context.peer()
+        share = self._by_peer.get(peer)
+        if share is None:
+            share = self._by_peer[peer] = Share(self._budget)
+        return share
+
+
 class GrpcioCallContext:
     """A call of grpcio's asyncio server, as its handler sees it (`CallContext`)."""
 
-    def __init__(self, context: Any) -> None:
+    def __init__(self, context: Any, shares: Shares) -> None:
         self._context = context
+        self._shares = shares
         left = context.time_remaining()
         self._deadline = None if left is None else time.monotonic() + left
 
@@ -185,6 +217,10 @@ class GrpcioCallContext:
     @property
     def seconds_left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    @property
+    def share(self) -> Share:
+        return self._shares.of(self._context)
 
     async def read(self) -> bytes | None:
         message = await self._context.read()

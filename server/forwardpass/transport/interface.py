@@ -12,9 +12,11 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 from forwardpass.errors import RequestError
 from forwardpass.observability.access_log import Origin
 from forwardpass.protocol.timings import BatchTiming
+from forwardpass.transport.memory_budget import Share
 
 Metadata = Sequence[tuple[str, str | bytes]]  # of a call: lower-case keys; bytes values for keys that end in -bin
 Authorize = Callable[[Metadata], RequestError | None]  # the error to reject a call with this metadata; None: allowed
+Reserve = Callable[[int], bool]  # keeps room for an answer of so many bytes; returns whether there is room
 Answer = bytes | RequestError  # a response message, or the error sent instead
 
 CallT = TypeVar("CallT")
@@ -41,6 +43,10 @@ class CallContext(Protocol):
 
     def set_trailers(self, trailers: Metadata) -> None:
         """Set the metadata to send with the status if the call succeeds."""
+
+    @property
+    def share(self) -> Share:
+        """Of its connection: what its answers take until they have left."""
 
 
 class Handler(NamedTuple):
@@ -102,9 +108,17 @@ class RequestSink(Protocol[CallT]):
         """Start a group of calls that share one arrival time."""
 
     def take(
-        self, call: CallT, message: bytes, seconds_left: float | None, timings: bool = False
+        self,
+        call: CallT,
+        message: bytes,
+        seconds_left: float | None,
+        timings: bool = False,
+        reserve: Reserve | None = None,
     ) -> PendingRequest[CallT] | None:
-        """Take one call's message; the next `flush` queues it. None: it was rejected, and its error was delivered."""
+        """Take one call's message; the next `flush` queues it. None: it was rejected, and its error was delivered.
+
+        `reserve` is called with the bytes of an answer that is large; the call is rejected if it returns False.
+        """
 
     def refuse(self, call: CallT, error: RequestError) -> None:
         """Reject a call with `error` without decoding it, and count the rejection."""

@@ -17,6 +17,7 @@ from forwardpass.observability.log_limit import LogLimit
 from forwardpass.protocol.status import status_of
 from forwardpass.transport.http2.send_side import ServerStream
 from forwardpass.transport.interface import Handler, Metadata
+from forwardpass.transport.memory_budget import Share
 
 logger = logging.getLogger(__name__)
 logger.addFilter(LogLimit())
@@ -116,6 +117,10 @@ class Http2CallContext:
     @property
     def seconds_left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    @property
+    def share(self) -> Share:
+        return self._out.share
 
     async def read(self) -> bytes | None:
         while not self._messages:

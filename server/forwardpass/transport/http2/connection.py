@@ -5,7 +5,8 @@ CONTINUATION. This module does gRPC's part: calls, their messages and how they e
 bounded:
 
 - A message is rejected by its claimed length, before it is read; a compressed one is inflated only up to the limit.
-- Messages that are incomplete or unread count in a `ReceiveBudget` over all connections; each call has a window.
+- Messages that are incomplete or unread, and answers that have not left, count in a `MemoryBudget` over all
+  connections, of which each has a share; each call has a window.
 - Concurrent calls, bytes of metadata and continued headers have limits; beyond them the call or the connection ends.
 - A response that the client's windows hold back is given up when nothing of it has left for a while.
 
@@ -33,7 +34,7 @@ from forwardpass.errors import InvalidRequest, RequestError, RunFailed, TooLarge
 from forwardpass.protocol.status import status_of
 from forwardpass.transport.http2 import idle_resets
 from forwardpass.transport.http2.backlog import Patience, rejections, set_limit, take_all
-from forwardpass.transport.http2.engine import WINDOW, begin
+from forwardpass.transport.http2.engine import WINDOW, begin, ended
 from forwardpass.transport.http2.grpc_framing import MESSAGE_STRUCT, take_message
 from forwardpass.transport.http2.idle_resets import IdleResets
 from forwardpass.transport.http2.limits import ConnectionLimits
@@ -43,12 +44,12 @@ from forwardpass.transport.http2.send_side import (
     MESSAGE_OVERHEAD,
     NO_ERROR,
     REFUSED_STREAM,
-    ReceiveBudget,
     SendSide,
     ServerStream,
     StreamListener,
     attempt,
 )
+from forwardpass.transport.memory_budget import MemoryBudget
 
 NARROW: Final = 8  # a divisor of it: a connection with less than this part left must be replaced
 HEARD: Final = b"departed"  # payload of a PING: its ACK follows all that the client sent before it read our GOAWAY
@@ -64,7 +65,7 @@ class Connection:
     def __init__(
         self,
         limits: ConnectionLimits,
-        budget: ReceiveBudget,
+        budget: MemoryBudget,
         infer_path: bytes,
         open_call: Callable[[ServerStream], StreamListener | None],
         transmit: Callable[[SendSide], None],
@@ -89,7 +90,6 @@ class Connection:
         self._max_streams = limits.max_streams
         self._max_metadata = limits.max_metadata_bytes
         self._max_message = limits.max_message_bytes
-        self._budget = budget
         self._infer_path = infer_path
         self._open_call = open_call
         self._last_head = RequestHead(())
@@ -182,7 +182,9 @@ class Connection:
             self.closed = True
             self.arrived.clear()
             self.refused.clear()
-            for stream in self.out.lose():
+            # Objects here refer to each other, and are freed late; what was to be sent must not stay until then.
+            self._engine = ended()
+            for stream in self.out.lose(self._engine):
                 self._cancel(stream)
 
     def depart(self, why: str = "") -> None:
@@ -329,9 +331,8 @@ class Connection:
             returned = 0
         self.out.returned(stream, due + len(parts) - returned)
         self.out.hold(stream, held + len(parts))
-        if self._budget.nbytes > self._budget.limit:
-            have, limit = self._budget.nbytes, self._budget.limit
-            raise TooLarge(f"messages that are incomplete or unread have {have} bytes, the limit is {limit}")
+        if self.out.share.exceeded(stream.held):
+            raise TooLarge(f"messages that are incomplete or unread have too many bytes: {self.out.share.describe()}")
 
     def _half_closed(self, stream: ServerStream) -> None:
         stream.ended = True

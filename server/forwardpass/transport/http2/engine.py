@@ -35,6 +35,11 @@ def _configuration(max_metadata_bytes: int) -> Configuration:
     )
 
 
+def ended() -> Engine:
+    """An engine without a connection: it has no streams, and nothing to send."""
+    return Engine(Role.SERVER)
+
+
 def begin(limits: ConnectionLimits) -> Engine:
     """The engine of a new connection, its settings queued."""
     engine = Engine(Role.SERVER, _configuration(limits.max_metadata_bytes))

@@ -13,11 +13,13 @@ from typing import Final, ParamSpec, Protocol
 from ngh2 import Connection as Engine
 from ngh2.exceptions import NGH2Error
 
+from forwardpass.protocol.status import status_of
 from forwardpass.transport.http2 import response_fields
 from forwardpass.transport.http2.grpc_framing import MESSAGE_STRUCT
 from forwardpass.transport.http2.request_head import RequestHead
 from forwardpass.transport.http2.response_fields import OPENING, SUCCESS, Fields
 from forwardpass.transport.interface import Metadata, PendingRequest
+from forwardpass.transport.memory_budget import COUNTED_FROM, MemoryBudget, Share, no_room
 
 P = ParamSpec("P")
 
@@ -28,19 +30,6 @@ COPY_BELOW: Final = 1 << 14  # bytes: a smaller message is joined with its prefi
 
 # HTTP/2 error codes (RFC 9113, 7).
 NO_ERROR, PROTOCOL_ERROR, REFUSED_STREAM, CANCEL = 0x0, 0x1, 0x7, 0x8
-
-
-class ReceiveBudget:
-    """Bytes of messages that are incomplete, or complete and unread, over all connections. Thread-safe."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.nbytes = 0
-        self._lock = threading.Lock()
-
-    def add(self, more: int) -> None:
-        with self._lock:
-            self.nbytes += more
 
 
 class StreamListener(Protocol):
@@ -68,7 +57,8 @@ class ServerStream:
     refused = False  # it is answered with an error, whatever else arrives
     message: bytes | None = None  # of ModelInfer, if it arrived in pieces
     parts: bytearray | None = None  # of incomplete messages
-    held = 0  # bytes counted in the receive budget
+    held = 0  # bytes of its messages counted in the connection's share
+    promised = 0  # bytes counted there for its answer, until that is made
     age = 0  # how many calls of `Connection.expire_stalled` found it waiting
     queued = 0  # bytes of its response that were waiting at the last check
     unacknowledged = 0  # bytes received and not yet returned to the client's window
@@ -83,6 +73,13 @@ class ServerStream:
         self.number = number
         self.head = head
 
+    def reserve(self, nbytes: int) -> bool:
+        """Keep room for an answer of `nbytes`, until it is made or the call ends. Returns whether there is room."""
+        room = self.out.share.take(nbytes)
+        if room:
+            self.promised = nbytes
+        return room
+
 
 class SendSide:
     """Calls under way and what is sent for them. Methods are called with `lock` held, by any thread.
@@ -93,7 +90,7 @@ class SendSide:
     """
 
     def __init__(
-        self, engine: Engine, transmit: Callable[[SendSide], None], budget: ReceiveBudget, owner: object = None
+        self, engine: Engine, transmit: Callable[[SendSide], None], budget: MemoryBudget, owner: object = None
     ) -> None:
         """`transmit` sends what `data_to_send` returns, as far as the socket takes it. `owner`: of the socket."""
         self.lock = threading.Lock()
@@ -103,7 +100,9 @@ class SendSide:
         self.listeners = 0  # opened and not yet wound up
         self._engine = engine
         self._transmit = transmit
-        self._budget = budget
+        self.share = Share(budget)  # of messages that are not read yet, and answers that have not left
+        self.unsent = 0  # bytes that wait for the socket; set by `transmit`
+        self._counted = 0  # bytes of answers counted in the share
         self._fresh: list[tuple[ServerStream, bytes, Metadata]] = []  # answered since the last `flush`
         self._blocked: dict[int, ServerStream] = {}  # part of their response waits for the client's window
         self._unread: dict[int, ServerStream] = {}  # finished before their client had sent everything
@@ -137,9 +136,11 @@ class SendSide:
         open_response, send_data, close = engine.send_response, engine.send_data, engine.send_trailers
         for stream, message, metadata in responses:
             number = stream.number
+            size = len(message)
+            if (size >= COUNTED_FROM or stream.promised) and not self._count(stream, size):
+                continue
             if streams.pop(number, None) is None:
                 continue
-            size = len(message)
             prefix = b"\0" + size.to_bytes(4, "big")
             try:
                 open_response(number, OPENING)
@@ -168,6 +169,7 @@ class SendSide:
         except NGH2Error:
             return True
         self._transmit(self)
+        self._recount(self._engine.queued_body_size())
         return not self._note_blocked(stream)
 
     def finish(self, stream: ServerStream, metadata: Metadata = (), message: bytes | None = None) -> None:
@@ -198,13 +200,38 @@ class SendSide:
     def flush(self) -> None:
         """Transmit what was queued, and check which waiting responses have left."""
         self._transmit(self)
-        if self._fresh:
-            if self._engine.queued_body_size():
+        if self._fresh or self._counted or self.unsent:
+            queued = self._engine.queued_body_size()
+            if queued:
                 for stream, _, _ in self._fresh:
                     self._note_blocked(stream)
             self._fresh.clear()
+            self._recount(queued)
         if self._blocked or self._unread:
             self._look_at_blocked()
+
+    # -- the memory that answers take --------------------------------------------------------------------------------
+
+    def _count(self, stream: ServerStream, size: int) -> bool:
+        """Count an answer that is to be queued; `_recount` corrects it. False: there is no room, and it has failed."""
+        if self.streams.get(stream.number) is not stream:
+            return False
+        more, stream.promised = size - stream.promised, 0
+        if more <= 0:
+            self.share.add(more)
+        elif not self.share.take(more):
+            self.share.add(more - size)  # what was promised
+            self.fail(stream, *status_of(no_room(size)))
+            return False
+        self._counted += size
+        return True
+
+    def _recount(self, queued: int) -> None:
+        """Count what has not left: `queued` bytes behind the client's windows, and those that wait for the socket."""
+        now = queued + self.unsent
+        if now != self._counted:
+            self.share.add(now - self._counted)
+            self._counted = now
 
     # -- the client's flow-control window -----------------------------------------------------------------------------
 
@@ -223,9 +250,9 @@ class SendSide:
             self.returned(stream, due)
 
     def hold(self, stream: ServerStream, nbytes: int) -> None:
-        """Set the bytes counted for a call in the receive budget."""
+        """Set the bytes counted for a call's messages."""
         if nbytes != stream.held:
-            self._budget.add(nbytes - stream.held)
+            self.share.add(nbytes - stream.held)
             stream.held = nbytes
 
     # -- ends ---------------------------------------------------------------------------------------------------------
@@ -234,6 +261,9 @@ class SendSide:
         """Remove a call from those under way."""
         self.streams.pop(stream.number, None)
         self.hold(stream, 0)
+        if stream.promised:
+            self.share.add(-stream.promised)
+            stream.promised = 0
         if stream.unacknowledged:  # bytes never to be read must not narrow the connection's window for ever
             attempt(self._engine.acknowledge_received_data, stream.unacknowledged, stream.number)
             stream.unacknowledged = 0
@@ -278,11 +308,16 @@ class SendSide:
     def is_blocked(self, stream: ServerStream) -> bool:
         return stream.number in self._blocked
 
-    def lose(self) -> list[ServerStream]:
-        """The connection is lost: forget its calls. Returns those that were under way."""
+    def lose(self, engine: Engine) -> list[ServerStream]:
+        """The connection is lost: forget its calls. Returns those that were under way.
+
+        `engine`: one without a connection, in place of the one whose queues hold what was not sent.
+        """
         lost = list(self.streams.values())
         for stream in lost:
             self.forget(stream)
+        self._engine, self.unsent = engine, 0
+        self._recount(0)
         self._fresh.clear()
         self._blocked.clear()
         self._unread.clear()

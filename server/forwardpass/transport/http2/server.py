@@ -27,7 +27,7 @@ from forwardpass.transport.http2.connection import Connection
 from forwardpass.transport.http2.limits import Http2Limits
 from forwardpass.transport.http2.peer import Peer
 from forwardpass.transport.http2.request_head import RequestHead
-from forwardpass.transport.http2.send_side import ReceiveBudget, SendSide, ServerStream, StreamListener
+from forwardpass.transport.http2.send_side import SendSide, ServerStream, StreamListener
 from forwardpass.transport.http2.sockets import CLOSE_SECONDS, Sockets, Tls
 from forwardpass.transport.http2.thread_priority import schedule_promptly
 from forwardpass.transport.interface import (
@@ -40,6 +40,7 @@ from forwardpass.transport.interface import (
     RequestSink,
 )
 from forwardpass.transport.listeners import ListenerGone
+from forwardpass.transport.memory_budget import MemoryBudget
 
 logger = logging.getLogger(__name__)
 logger.addFilter(LogLimit())
@@ -86,7 +87,7 @@ class Http2Server:
         """
         self._lost = lost
         self._bounds = bounds
-        self._budget = ReceiveBudget(bounds.max_bytes)
+        self._budget = MemoryBudget(bounds.max_bytes)
         self._sockets = Sockets(host, port, self._connect, bounds.max_connection_age, tls)
         self.port = self._sockets.port
         paths = {f"/{service}/{name}".encode(): h for service, of in handlers.items() for name, h in of.items()}
@@ -319,7 +320,7 @@ class Http2Server:
                         if unread > max_unread:
                             overdue.append(call)
                             continue
-                    call.request = take(call, message, timeout, head.timings)
+                    call.request = take(call, message, timeout, head.timings, call.reserve)
                 connection.patience.note(longest)
                 for call, error in refused:
                     sink.refuse(call, error)

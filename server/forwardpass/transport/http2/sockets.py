@@ -96,6 +96,7 @@ class Sockets:
                 peer.age = 0
             elif len(data) < PULL:
                 break
+        out.unsent = len(peer.unsent)
         if peer.unsent or peer.watched != select.EPOLLIN:
             self._watch(peer)
 

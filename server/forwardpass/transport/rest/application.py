@@ -34,9 +34,10 @@ from forwardpass.observability.log_limit import LogLimit
 from forwardpass.protocol import json_inference, json_tensors
 from forwardpass.protocol.json_inference import LENGTH_HEADER, Body
 from forwardpass.transport.interface import Handlers, Metadata
+from forwardpass.transport.memory_budget import MemoryBudget, Share
 from forwardpass.transport.rest import bodies, v1
 from forwardpass.transport.rest.bodies import ELSEWHERE, BodyBudget, BodyThread
-from forwardpass.transport.rest.call_context import RestCallContext, deadline_of
+from forwardpass.transport.rest.call_context import RestCallContext, deadline_of, metadata_of
 from forwardpass.transport.rest.endpoints import ENDPOINTS, SPECIALS, Endpoint
 from forwardpass.transport.rest.hang_up import HangUp
 from forwardpass.transport.rest.openapi import description
@@ -77,6 +78,7 @@ class RestApplication:
         self._health = handlers[protocol.HEALTH_SERVICE]["Check"]
         self._limits = limits
         self.budget = BodyBudget(limits.max_bytes)
+        self._memory = MemoryBudget(limits.max_bytes)  # of answers, until they are made bodies
         self._thread = BodyThread()
         self._mounted = mounted
         self._flight = flight
@@ -140,7 +142,7 @@ class RestApplication:
         handler = self._health if rpc == "Check" else self._rpcs[rpc]
         headers = request.scope["headers"]
         deadline = deadline_of(headers)
-        context = RestCallContext(headers, deadline, message)
+        context = RestCallContext(headers, deadline, message, Share(self._memory))
         hang_up: HangUp = request.scope[_HANG_UP]
         with hang_up:
             if deadline is None:
@@ -199,8 +201,10 @@ class RestApplication:
                 message, forms = await self._work(len(body), parse, body, length, model, version)
         del body
         answer, headers = await self._call("ModelInfer", message, request)
-        written = await self._work(len(answer), json_inference.write_response, answer, forms)
-        return await self._respond(written, headers, request)
+        with self.budget.held_for(len(answer)):
+            written = await self._work(len(answer), json_inference.write_response, answer, forms)
+            del answer
+            return await self._respond(written, headers, request)
 
     async def _predict(self, request: Request) -> Response:
         metadata = await self._metadata(request)
@@ -213,8 +217,10 @@ class RestApplication:
             message, by_rows = await self._work(len(body), parse, body)
         del body
         answer, headers = await self._call("ModelInfer", message, request)
-        content = await self._work(len(answer), v1.predict_response, answer, by_rows)
-        return await self._respond(Body(content, None), headers, request)
+        with self.budget.held_for(len(answer)):
+            content = await self._work(len(answer), v1.predict_response, answer, by_rows)
+            del answer
+            return await self._respond(Body(content, None), headers, request)
 
     async def _respond(self, body: Body, headers: dict[str, str], request: Request) -> Response:
         content, encoding = await bodies.compressed(body.content, request.headers, self._thread)
@@ -282,7 +288,7 @@ class RestApplication:
     async def _dump(self, request: Request) -> Response:
         if self._flight is None:
             raise UnknownMethod("there is no flight recorder")
-        content = await self._flight(RestCallContext(request.scope["headers"], None, b"").metadata)
+        content = await self._flight(metadata_of(request.scope["headers"]))
         return Response(content, media_type=JSON)
 
     async def _describe(self, _request: Request) -> Response:

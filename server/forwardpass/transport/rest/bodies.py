@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import zlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, ParamSpec, TypeVar
 
@@ -53,6 +53,15 @@ class BodyBudget:
                 retry_after=1.0,
             )
         self.count(nbytes)
+
+    @contextlib.contextmanager
+    def held_for(self, nbytes: int) -> Iterator[None]:
+        """Count an answer within the context. Raises as `take`, except for one alone, of any size."""
+        (self.take if self.held else self.count)(nbytes)
+        try:
+            yield
+        finally:
+            self.give_back(nbytes)
 
     def count(self, nbytes: int) -> None:
         """Count what is there already."""

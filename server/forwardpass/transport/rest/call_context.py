@@ -9,6 +9,7 @@ from typing import Final
 
 from forwardpass.errors import InvalidRequest, printable
 from forwardpass.transport.interface import Metadata
+from forwardpass.transport.memory_budget import Share
 
 TIMEOUT_HEADER: Final = b"x-request-timeout"
 _TIMEOUT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(us|ms|s|)")
@@ -20,8 +21,9 @@ Headers = Iterable[tuple[bytes, bytes]]  # as ASGI has them: names in lower case
 class RestCallContext:
     """The call of one RPC with one message. The trailers that its handler sets become response headers."""
 
-    def __init__(self, headers: Headers, deadline: float | None, message: bytes) -> None:
+    def __init__(self, headers: Headers, deadline: float | None, message: bytes, share: Share) -> None:
         """`deadline` on the monotonic clock; None: there is none."""
+        self.share = share
         self._headers = headers
         self._deadline = deadline
         self._message: bytes | None = message
@@ -29,7 +31,7 @@ class RestCallContext:
 
     @property
     def metadata(self) -> Metadata:
-        return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._headers]
+        return metadata_of(self._headers)
 
     @property
     def seconds_left(self) -> float | None:
@@ -44,6 +46,10 @@ class RestCallContext:
 
     def set_trailers(self, trailers: Metadata) -> None:
         self.trailers = trailers
+
+
+def metadata_of(headers: Headers) -> Metadata:
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
 
 
 def deadline_of(headers: Headers) -> float | None:

@@ -149,7 +149,7 @@ def test_a_call_arrives_whole_or_is_rejected(sizes: list[int], cuts: list[tuple[
     # As before for what follows.
     peer.connection.receive(peer.call(9999, b"after"))
     assert [message for _, message in peer.connection.arrived[len(arrived) :]] == [b"after"]
-    assert peer.connection._budget.nbytes == 0
+    assert peer.connection.out.share.nbytes == 0
 
 
 def test_calls_under_way_go_on() -> None:

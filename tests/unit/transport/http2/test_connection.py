@@ -22,7 +22,8 @@ from forwardpass.transport.http2.connection import HEARD, Connection, Connection
 from forwardpass.transport.http2.engine import LARGEST_FRAME, WINDOW
 from forwardpass.transport.http2.idle_resets import STRAY_RESETS
 from forwardpass.transport.http2.limits import ConnectionLimits
-from forwardpass.transport.http2.send_side import STREAM_WINDOW, ReceiveBudget, SendSide, ServerStream
+from forwardpass.transport.http2.send_side import STREAM_WINDOW, SendSide, ServerStream
+from forwardpass.transport.memory_budget import MemoryBudget
 
 PATH = b"/inference.GRPCInferenceService/ModelInfer"
 OTHER = b"/inference.GRPCInferenceService/ModelStreamInfer"
@@ -84,7 +85,7 @@ class Peer:
         self.frames = Frames()
         self.heard: list[Heard] = []
         limits = ConnectionLimits(max_streams, 4096, MOST)
-        self.connection = Connection(limits, ReceiveBudget(held), PATH, self._open, self.frames)
+        self.connection = Connection(limits, MemoryBudget(held), PATH, self._open, self.frames)
         self.encoder = hpack.Encoder()
         if greet:
             self.connection.receive(
@@ -180,7 +181,7 @@ def test_calls_come_out_whatever_the_pieces(calls: list[tuple[bytes, int, bool]]
         data = data[cut:]
         found += peer.arrived()
     assert found == [(2 * i + 1, message) for i, (message, _, _) in enumerate(calls)]
-    assert peer.connection._budget.nbytes == 0
+    assert peer.connection.out.share.nbytes == 0
 
 
 def test_a_call_and_its_answer() -> None:
@@ -283,7 +284,7 @@ def test_a_connection_that_is_lost() -> None:
     peer.connection.lose()
     assert [call.number for call in peer.connection.cancelled] == [1, 3, 5]
     assert peer.heard[0].said == ["cancelled"]
-    assert peer.connection._budget.nbytes == 0 and not peer.connection.arrived
+    assert peer.connection.out.share.nbytes == 0 and not peer.connection.arrived
 
 
 def test_another_method_hears_its_messages_one_by_one() -> None:
@@ -367,7 +368,7 @@ def test_a_message_that_is_refused_before_its_end(message: bytes, kind: type, wo
     peer.send(peer.headers(1), http2.frame(http2.DATA, 0, 1, message))
     ((stream, found, text),) = refused(peer)
     assert stream == 1 and found is kind and words in text
-    assert peer.connection._budget.nbytes == 0
+    assert peer.connection.out.share.nbytes == 0
 
 
 def test_a_bomb_is_inflated_no_further_than_it_may() -> None:
@@ -388,37 +389,37 @@ def test_a_bomb_is_inflated_no_further_than_it_may() -> None:
 
 
 def test_incomplete_messages_have_a_bound_over_all_calls() -> None:
-    peer = Peer(held=100_000)
+    peer = Peer(held=200_000)  # of which one connection gets what is free for the others
     half = struct.pack(">BI", 0, 60_000) + b"x" * 40_000
     peer.send(peer.headers(1), http2.frame(0, 0, 1, half), peer.headers(3), http2.frame(0, 0, 3, half))
     assert not refused(peer)
     peer.send(peer.headers(5), http2.frame(0, 0, 5, half))
     ((stream, kind, _),) = refused(peer)
     assert stream == 5 and kind is TooLarge
-    assert peer.connection._budget.nbytes == 2 * len(half)  # the refused one counts no longer
+    assert peer.connection.out.share.nbytes == 2 * len(half)  # the refused one counts no longer
     peer.connection.lose()
-    assert peer.connection._budget.nbytes == 0
+    assert peer.connection.out.share.nbytes == 0
 
 
 def test_a_message_that_breaks_in_the_middle_counts_no_longer() -> None:
     peer = Peer()
     broken = prefixed(b"no gzip" * 9000, 1)
     peer.send(peer.headers(1, PATH, (b"grpc-encoding", b"gzip")), http2.frame(0, 0, 1, broken[:40_000]))
-    assert peer.connection._budget.nbytes == 40_000
+    assert peer.connection.out.share.nbytes == 40_000
     peer.send(http2.frame(0, 0, 1, broken[40_000:]), http2.frame(0, 1, 1, prefixed(b"more")))
     assert [kind for _, kind, _ in refused(peer)] == [RunFailed]  # once, whatever else comes
-    assert peer.connection._budget.nbytes == 0 and not peer.arrived()
+    assert peer.connection.out.share.nbytes == 0 and not peer.arrived()
 
 
 def test_a_complete_message_counts_until_its_call_arrives() -> None:
     """A client that never ends its calls could keep as many of them as it liked."""
-    peer = Peer(held=100_000)
+    peer = Peer(held=200_000)
     for stream in range(1, 9, 2):
         peer.send(peer.headers(stream), body(stream, b"x" * 30_000, 0))
     assert [stream for stream, _, _ in refused(peer)] == [7]
     peer.send(*[http2.frame(0, 1, stream) for stream in (1, 3, 5)])
     assert [stream for stream, _ in peer.arrived()] == [1, 3, 5]
-    assert peer.connection._budget.nbytes == 0
+    assert peer.connection.out.share.nbytes == 0
 
 
 def test_messages_that_nobody_reads_are_bounded_by_the_window_of_their_call() -> None:
@@ -434,12 +435,12 @@ def test_messages_that_nobody_reads_are_bounded_by_the_window_of_their_call() ->
         sent += 1
         room += updates(peer, 1)
     assert sent * 50_000 <= STREAM_WINDOW + 2 * 50_000
-    assert peer.connection._budget.nbytes >= sent * 50_000
+    assert peer.connection.out.share.nbytes >= sent * 50_000
     with peer.connection.out.lock:
         for _ in range(sent):
             peer.connection.out.consumed(call, 50_005)  # with its prefix
         peer.connection.out.flush()
-    assert peer.connection._budget.nbytes == 0 and room + updates(peer, 1) > STREAM_WINDOW // 2
+    assert peer.connection.out.share.nbytes == 0 and room + updates(peer, 1) > STREAM_WINDOW // 2
 
 
 def test_more_than_a_window_has_ends_the_connection() -> None:

@@ -147,7 +147,7 @@ def test_a_rule(ends: str, code: int, data: bytes, cut: int) -> None:
     if ends != CONNECTION:
         assert peer.arrived()[-1:] == [(101, b"after")]
     peer.connection.lose()
-    assert not peer.connection.streams and peer.connection._budget.nbytes == 0
+    assert not peer.connection.streams and peer.connection.out.share.nbytes == 0
 
 
 @pytest.mark.parametrize(
@@ -175,4 +175,4 @@ def test_a_flood(flood: Callable[[int], bytes], ends: bool, monkeypatch: pytest.
             peer.connection.arrived.clear()
     assert peer.connection.closed == ends
     peer.connection.lose()
-    assert not peer.connection.streams and not peer.connection.out.waits and peer.connection._budget.nbytes == 0
+    assert not peer.connection.streams and not peer.connection.out.waits and peer.connection.out.share.nbytes == 0

@@ -12,7 +12,7 @@ import pytest
 from forwardpass.transport.http2.connection import Connection
 from forwardpass.transport.http2.limits import ConnectionLimits
 from forwardpass.transport.http2.peer import BACKLOG, RECORD, Peer
-from forwardpass.transport.http2.send_side import ReceiveBudget
+from forwardpass.transport.memory_budget import MemoryBudget
 
 READ, WRITE = ssl.SSLWantReadError, ssl.SSLWantWriteError
 
@@ -47,7 +47,7 @@ def made(*script: type[BaseException] | bytes | None) -> tuple[Peer, Scripted]:
     sock = Scripted(*script)
     client = Peer(sock, 0.0)
     client.connection = Connection(
-        ConnectionLimits(1, 1 << 14, 1), ReceiveBudget(1), b"", lambda _: None, lambda _: None, client
+        ConnectionLimits(1, 1 << 14, 1), MemoryBudget(1), b"", lambda _: None, lambda _: None, client
     )
     client.handshaking = False
     return client, sock

@@ -16,8 +16,8 @@ from forwardpass.transport.http2 import connection, engine, sockets
 from forwardpass.transport.http2.connection import HEARD, Connection
 from forwardpass.transport.http2.limits import ConnectionLimits
 from forwardpass.transport.http2.peer import Peer
-from forwardpass.transport.http2.send_side import ReceiveBudget
 from forwardpass.transport.http2.sockets import Sockets
+from forwardpass.transport.memory_budget import MemoryBudget
 
 pytestmark = pytest.mark.skipif(not sockets.AVAILABLE, reason="needs Linux (epoll)")
 
@@ -35,7 +35,7 @@ class Server:
 
     def _connect(self, peer: Peer) -> Connection:
         limits = ConnectionLimits(100, 16384, 1 << 24)
-        return Connection(limits, ReceiveBudget(1 << 30), PATH, lambda _: None, self.sockets.transmit, peer)
+        return Connection(limits, MemoryBudget(1 << 30), PATH, lambda _: None, self.sockets.transmit, peer)
 
     def turn(self, wait: bool = False) -> None:
         if self.sockets.poll(wait):
