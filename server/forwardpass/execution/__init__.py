@@ -4,5 +4,5 @@ Imports `model`, `protocol` and `observability`. Public are `bound_row` (bind), 
 `cuda.detect` (driver), `interruption` (Interruption), `onnx_runtime` (ort), `ort_session` (OrtSession,
 new_run_options, read_signature, reason, set_memory, share_threads), `placement` (CPU, Devices, Placement), `providers`
 (OpenSession, available, open_session, place), `reshaped_session` (ReshapedSession, in_client_shape), `session`
-(Runnable, Session, Task), `shared_arena`, `stacking` (Buffer, elements, raw, stack, stack_into).
+(Runnable, Session, Task), `shared_arena`, `stacking` (Buffer, check_elements, raw, stack, stack_into).
 """

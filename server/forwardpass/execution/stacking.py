@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from forwardpass.errors import InvalidRequest
 from forwardpass.model.signature import TensorSpec
-from forwardpass.protocol.bytes_tensors import pack, unpack
+from forwardpass.protocol.bytes_tensors import are_text, ends, pack, unpack
 
 Buffer = bytes | memoryview
 _JOINED = 8192  # bytes per buffer; below this, joining all (a second copy) is faster than copying one by one
@@ -22,7 +23,9 @@ def stack(tensor: TensorSpec, buffers: Sequence[Buffer], shape: tuple[int, ...])
     A single buffer is not copied. The array may be read-only.
     """
     if tensor.datatype.numpy is None:
-        return np.array([e for b in buffers for e in elements(b, tensor.name)], dtype=object).reshape(shape)
+        found = np.empty(math.prod(shape), object)
+        found[:] = [e for b in buffers for e in elements(b, tensor.name)]
+        return found.reshape(shape)
     data = buffers[0] if len(buffers) == 1 else b"".join(buffers)
     return np.frombuffer(data, dtype=tensor.datatype.numpy).reshape(shape)
 
@@ -54,24 +57,37 @@ def raw(array: NDArray[Any]) -> bytes:
     return array.tobytes()
 
 
-def elements(data: Buffer, name: str, expected: int | None = None) -> list[str]:
-    """BYTES raw contents as strings.
+def check_elements(data: Buffer, name: str, expected: int) -> None:
+    """Check that BYTES raw contents are `expected` texts, without making any.
 
     Raises InvalidRequest if a length reaches beyond the end, if the count is not `expected`, or if an element is not
     UTF-8 (the only text that ONNX Runtime's string tensors accept).
     """
-    found: list[str] = []
     try:
-        for element in unpack(data):
-            try:
-                found.append(str(element, "utf-8"))
-            except UnicodeDecodeError:
-                raise InvalidRequest(f"input '{name}': element {len(found)} is not UTF-8") from None
-            if expected is not None and len(found) > expected:
-                break
+        stops = ends(data, expected)
     except ValueError as error:
         raise InvalidRequest(f"input '{name}': {error}") from None
-    if expected is not None and len(found) != expected:
-        got = f"more than {expected}" if len(found) > expected else str(len(found))
+    if len(stops) != expected:
+        got = f"more than {expected}" if len(stops) > expected else str(len(stops))
         raise InvalidRequest(f"input '{name}': expected {expected} elements, got {got}")
-    return found
+    if not are_text(data, stops):
+        elements(data, name)  # raises, naming the element
+
+
+def elements(data: Buffer, name: str) -> list[str]:
+    """BYTES raw contents as strings. Raises InvalidRequest as `check_elements`."""
+    try:
+        return [str(element, "utf-8") for element in unpack(data)]
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"input '{name}': element {_first_not_text(data)} is not UTF-8") from None
+    except ValueError as error:
+        raise InvalidRequest(f"input '{name}': {error}") from None
+
+
+def _first_not_text(data: Buffer) -> int:
+    for i, element in enumerate(unpack(data)):
+        try:
+            element.decode()
+        except UnicodeDecodeError:
+            return i
+    raise AssertionError("every element is text")

@@ -19,6 +19,7 @@ from forwardpass.errors import InvalidRequest, RequestError, TooLarge, UnknownMo
 from forwardpass.inference.decoder import Decoder
 from forwardpass.inference.encoder import encode_plain
 from forwardpass.inference.request_template import RequestTemplate
+from forwardpass.inference.tensor_contents import MOST_TEXTS
 from forwardpass.model.signature import ModelSignature
 from forwardpass.protocol.wire import varint
 
@@ -323,3 +324,15 @@ def test_replies_are_byte_for_byte_what_protobuf_writes(data: st.DataObject) -> 
 def test_varints_are_protobufs(value: int) -> None:
     expected = protocol.InferParameter(uint64_param=value).SerializeToString()
     assert (expected[1:] or b"\0") == varint(value)
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_texts_have_a_bound(typed: bool) -> None:
+    """By their shape, before any is read: it is the elements that take time, however few bytes they have."""
+    found = signature([tensor("x", "BYTES", -1, 1)])
+    request = one(MOST_TEXTS + 1, 1, data=b"", datatype="BYTES")
+    if typed:
+        del request.raw_input_contents[:]
+        request.inputs[0].contents.bytes_contents.append(b"")
+    words = refused(request, found)
+    assert f"has {MOST_TEXTS + 1} elements of BYTES, the limit is {MOST_TEXTS}; send fewer rows" in words
