@@ -35,7 +35,7 @@ def main() -> None:
             sockets.poll(wait=True)
             for connection in sockets.read(256):
                 with connection.out.lock:
-                    connection.out.respond([(call, message[:1024], ()) for call, message in connection.arrived])
+                    connection.out.respond([(call, bytes(1024), ()) for call, _ in connection.arrived])
                 connection.arrived.clear()
                 connection.cancelled.clear()
             sockets.sweep()

@@ -15,11 +15,10 @@ from functools import partial
 from forwardpass.api.infer_stream import Reply
 from forwardpass.errors import RequestError
 from forwardpass.inference.intake import Intake
-from forwardpass.inference.request import InferenceRequest
 from forwardpass.observability.access_log import Origin
 from forwardpass.protocol.timings import BatchTiming
 from forwardpass.transport.interface import Answer, CallContext, Metadata, PendingRequest, ReplySink
-from forwardpass.transport.memory_budget import COUNTED_FROM, Holding, no_room
+from forwardpass.transport.memory_budget import COUNTED_FROM, Holding, Share, no_room
 from forwardpass.transport.rest.call_context import RestCallContext
 
 
@@ -46,6 +45,11 @@ class InferCall(asyncio.Future[Reply]):
         self.method = method
         self.holding: Holding | None = None  # of its answer, from when it is expected until `abandon`
 
+    @property
+    def share(self) -> Share:
+        assert self.context is not None
+        return self.context.share
+
     def reserve(self, nbytes: int) -> bool:
         """Keep room for an answer of `nbytes`. Returns whether there is room."""
         if self.context is None:
@@ -68,10 +72,12 @@ class AsyncInference:
 
     def __init__(self, make_intake: Callable[[ReplySink[InferCall]], Intake[InferCall]]) -> None:
         self._intake = make_intake(self)
+        self._intake.resume = self._resume
+        self._decoded: deque[tuple[InferCall, Callable[[], PendingRequest[InferCall] | None]]] = deque()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._arrived: list[tuple[InferCall, bytes, float | None, bool]] = []
-        self._requests: dict[asyncio.Future[Reply], InferenceRequest[InferCall]] = {}
+        self._requests: dict[asyncio.Future[Reply], PendingRequest[InferCall]] = {}
         self._replies: deque[tuple[InferCall, Reply]] = deque()
         self._scheduled = False  # a call of _flush is scheduled
         self._stepping = False  # a call of _step is
@@ -120,9 +126,27 @@ class AsyncInference:
         for future, message, seconds_left, timings in arrived:
             if future.done():  # cancelled before it was taken
                 continue
-            request = intake.take(future, message, seconds_left, timings, future.reserve)
+            room = None if future.context is None else future
+            request = intake.take(future, message, seconds_left, timings, room)
             if request is not None:
                 self._requests[future] = request
+        intake.flush()
+        self._step()
+
+    def _resume(self, call: InferCall, take: Callable[[], PendingRequest[InferCall] | None]) -> None:
+        """A large message was decoded, on another thread: have the event loop take it."""
+        self._decoded.append((call, take))
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no client waits any more
+            self._loop.call_soon_threadsafe(self._take_decoded)
+
+    def _take_decoded(self) -> None:
+        intake = self._intake
+        intake.begin()
+        while self._decoded:
+            call, take = self._decoded.popleft()
+            intake.decoding -= 1
+            if not call.done() and (request := take()) is not None:
+                self._requests[call] = request
         intake.flush()
         self._step()
 

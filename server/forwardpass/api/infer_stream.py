@@ -81,6 +81,9 @@ class InferStream:
                 waiting = self._sent.get_nowait()
                 if waiting is not None:
                     self._infer.abandon(waiting[1])
+        failure = None if self._reading.cancelled() or not self._reading.done() else self._reading.exception()
+        if isinstance(failure, RequestError):  # of a message that could not be inflated
+            raise failure
         if self._ending:
             raise Draining("the server is stopping; send this to another one")
 

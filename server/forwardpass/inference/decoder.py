@@ -7,7 +7,7 @@ validation is remembered by the other bytes, as a RequestTemplate; unknown messa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -56,8 +56,19 @@ class SharedMemory(Protocol):
     def window(self, place: RegionRange) -> RegionView: ...
 
 
+class ParsedMessage(NamedTuple):
+    """A message decoded without its template, and what is needed to remember that."""
+
+    template: RequestTemplate
+    buffers: Sequence[Buffer]  # in the order of the model's inputs
+    id_field: bytes
+    order: Sequence[int] | None  # the index of each model input in the message's; None: it must not be remembered
+    raw: bool  # it has raw contents
+    generation: int  # of the models that it was decoded by
+
+
 class Decoder:
-    """Decodes messages for one thread: every transport has its own."""
+    """Decodes messages for one thread: every transport has its own. Only `parse` may be called by others."""
 
     def __init__(self, models: ModelLookup, max_message_bytes: int, regions: SharedMemory | None = None) -> None:
         """`regions` None: shared memory is turned off."""
@@ -83,11 +94,31 @@ class Decoder:
         The id is a field, tag and length included, which is the same in a ModelInferResponse; empty: none.
         Raises InvalidRequest or TooLarge naming what was expected and what came, or whatever `resolve` raises.
         """
+        found = self.find(message)
+        if found is None:
+            parsed = self.parse(message)
+            self._remember(message, parsed)
+            found = parsed.template, parsed.buffers, parsed.id_field
+        return found
+
+    def find(self, message: bytes) -> tuple[RequestTemplate, Sequence[Buffer], bytes] | None:
+        """As `decode`, for a message whose template is known; None for any other, which takes longer."""
         if len(message) > self._max:
             raise TooLarge(f"the message has {len(message)} bytes, the limit is {self._max}")
-        return self._memory.find(message) or self._parse(message)
+        return self._memory.find(message)
 
-    def _parse(self, message: bytes) -> tuple[RequestTemplate, Sequence[Buffer], bytes]:
+    def remember(self, message: bytes, parsed: ParsedMessage) -> None:
+        """Keep the template of a message that another thread parsed."""
+        if self._memory.find(message) is None:  # which notes where its id ends
+            self._remember(message, parsed)
+
+    def _remember(self, message: bytes, parsed: ParsedMessage) -> None:
+        if parsed.order is not None and parsed.generation == self._current:
+            self._memory.remember(message, parsed.template, parsed.order, parsed.buffers, parsed.raw)
+
+    def parse(self, message: bytes) -> ParsedMessage:
+        """Decode any message, by all of its bytes. The only method that other threads may call. Raises as `decode`."""
+        generation = self._models.generation
         check_field_count(message, protocol.ModelInferRequest)
         try:
             request: InferRequest = protocol.ModelInferRequest.FromString(message)
@@ -127,9 +158,9 @@ class Decoder:
             replies=replies,
         )
         # A region may be unregistered, so it is looked up anew for every request.
-        if not windows and (response_options is None or not any(w.window for w in response_options.outputs)):
-            self._memory.remember(message, template, order, buffers, bool(request.raw_input_contents))
-        return template, buffers, _id_field(request.id)
+        own = not windows and (response_options is None or not any(w.window for w in response_options.outputs))
+        raw = bool(request.raw_input_contents)
+        return ParsedMessage(template, buffers, _id_field(request.id), order if own else None, raw, generation)
 
     def _replies_of(self, target: ServingModel, rows: int, outputs: tuple[int, ...]) -> Replies:
         key = (target, rows, outputs)

@@ -9,24 +9,28 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Generic, Protocol, TypeVar, cast
+from functools import partial
+from typing import Final, Generic, Protocol, TypeVar, cast
 
 from forwardpass.batching.admission import Admission
 from forwardpass.errors import RequestError, RunFailed
 from forwardpass.execution.stacking import Buffer
 from forwardpass.inference import decoder
 from forwardpass.inference.accounting import log_refused, log_undecoded, origin_of
-from forwardpass.inference.decoder import Decoder, SharedMemory
+from forwardpass.inference.decode_thread import DecodeThread
+from forwardpass.inference.decoder import Decoder, ParsedMessage, SharedMemory
 from forwardpass.inference.request import InferenceRequest, RejectedRequest, TimedInferenceRequest
 from forwardpass.inference.request_template import RequestTemplate
 from forwardpass.inference.request_traces import trace_refused, trace_undecoded
 from forwardpass.inference.worker import Worker
 from forwardpass.observability.log_limit import LogLimit
 from forwardpass.observability.model_metrics import ModelMetrics
-from forwardpass.transport.interface import ReplySink, Reserve
-from forwardpass.transport.memory_budget import no_room
+from forwardpass.transport.interface import Message, PendingRequest, ReplySink, Room
+from forwardpass.transport.memory_budget import Holding, no_room
 
 CallT = TypeVar("CallT")
+
+ELSEWHERE: Final = 64 << 10  # bytes of an unknown message from which another thread decodes it
 
 logger = logging.getLogger(__name__)
 logger.addFilter(LogLimit())
@@ -75,6 +79,9 @@ class Intake(Generic[CallT]):
         self._clock = clock
         self._groups: dict[Worker, list[InferenceRequest[CallT]]] = {}
         self._pending: list[Worker] = []  # on which this thread must call `run_pending` again
+        self._decode_thread = DecodeThread()
+        self.decoding = 0  # messages that another thread has; the transport counts them down
+        self.resume: Callable[[CallT, Callable[[], PendingRequest[CallT] | None]], None] | None = None
         self.before_run: Callable[[float], None] | None = None  # called with the seconds of a run that follows another
         self.now = clock()
         self.saturated = False  # whether all requests of the last flush are for saturated models
@@ -90,15 +97,21 @@ class Intake(Generic[CallT]):
     def take(
         self,
         call: CallT,
-        message: bytes,
+        message: Message,
         seconds_left: float | None,
         timings: bool = False,
-        reserve: Reserve | None = None,
+        room: Room | None = None,
     ) -> InferenceRequest[CallT] | None:
-        """Decode one call's message. None: it was rejected, and has been answered."""
+        """Decode one call's message. None: it was rejected, and has been answered; or another thread decodes it."""
         try:
-            template, buffers, id_field = self._decoder.decode(message)
-            if template.answer_bytes and reserve is not None and not reserve(template.answer_bytes):
+            found = self._decoder.find(message) if type(message) is bytes else None
+            if found is None:
+                if room is not None and self.resume is not None and len(message) >= ELSEWHERE:
+                    self._decode_elsewhere(call, message, seconds_left, timings, room)
+                    return None
+                found = self._decoder.decode(message if isinstance(message, bytes) else message.inflate())
+            template, buffers, id_field = found
+            if template.answer_bytes and room is not None and not room.reserve(template.answer_bytes):
                 raise no_room(template.answer_bytes)
         except RequestError as error:
             self.refuse(call, error)
@@ -108,6 +121,61 @@ class Intake(Generic[CallT]):
             self.refuse(call, RunFailed("internal error; the server's log has the details"))
             return None
         return self._enqueue(call, template, buffers, id_field, len(message) + template.shared, seconds_left, timings)
+
+    def _decode_elsewhere(
+        self, call: CallT, message: Message, seconds_left: float | None, timings: bool, room: Room
+    ) -> None:
+        """Have a large message decoded by another thread. Raises Overloaded if there is no room for it."""
+        holding = Holding(room.share)
+        if not holding.resize(len(message)):
+            raise no_room(len(message))
+        arrival = self.now
+        resume = self.resume
+        assert resume is not None
+        self.decoding += 1
+
+        def work() -> None:
+            whole = b""
+            parsed: ParsedMessage | RequestError
+            try:
+                whole = message if isinstance(message, bytes) else message.inflate()
+                if not holding.resize(len(whole)):
+                    raise no_room(len(whole))
+                parsed = self._decoder.parse(whole)
+            except RequestError as error:
+                parsed = error.with_traceback(None)
+            except Exception:
+                logger.exception("a request could not be decoded")
+                parsed = RunFailed("internal error; the server's log has the details")
+            resume(call, partial(self._take_decoded, call, whole, parsed, (arrival, seconds_left, timings), room))
+            holding.release()
+
+        self._decode_thread.submit(room.share, work)
+
+    def _take_decoded(
+        self,
+        call: CallT,
+        message: bytes,
+        parsed: ParsedMessage | RequestError,
+        how: tuple[float, float | None, bool],
+        room: Room,
+    ) -> InferenceRequest[CallT] | None:
+        """As `take`, once another thread has decoded the message. `how`: arrival, seconds left then, timings."""
+        arrival, seconds_left, timings = how
+        if isinstance(parsed, RequestError):
+            self.refuse(call, parsed)
+            return None
+        self._decoder.remember(message, parsed)
+        template = parsed.template
+        if template.answer_bytes and not room.reserve(template.answer_bytes):
+            self.refuse(call, no_room(template.answer_bytes))
+            return None
+        now, self.now = self.now, arrival
+        try:
+            nbytes = len(message) + template.shared
+            return self._enqueue(call, template, parsed.buffers, parsed.id_field, nbytes, seconds_left, timings)
+        finally:
+            self.now = now
 
     def _enqueue(
         self,

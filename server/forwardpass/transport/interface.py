@@ -16,12 +16,33 @@ from forwardpass.transport.memory_budget import Share
 
 Metadata = Sequence[tuple[str, str | bytes]]  # of a call: lower-case keys; bytes values for keys that end in -bin
 Authorize = Callable[[Metadata], RequestError | None]  # the error to reject a call with this metadata; None: allowed
-Reserve = Callable[[int], bool]  # keeps room for an answer of so many bytes; returns whether there is room
 Answer = bytes | RequestError  # a response message, or the error sent instead
 
 CallT = TypeVar("CallT")
 CallT_co = TypeVar("CallT_co", covariant=True)
 CallT_contra = TypeVar("CallT_contra", contravariant=True)
+
+
+class PackedMessage(Protocol):
+    """A compressed message, not inflated yet. Its length is that of what is compressed."""
+
+    def __len__(self) -> int: ...
+    def inflate(self) -> bytes:
+        """Any thread may do this. Raises RequestError."""
+
+
+Message = bytes | PackedMessage
+
+
+class Room(Protocol):
+    """A call's room in memory: for its message while another thread decodes it, then for its answer."""
+
+    @property
+    def share(self) -> Share:
+        """Of its connection. Calls of one share wait for each other rather than for those of others."""
+
+    def reserve(self, nbytes: int) -> bool:
+        """Keep room for an answer of so many bytes. Returns whether there is room."""
 
 
 class CallContext(Protocol):
@@ -87,6 +108,10 @@ class RequestSink(Protocol[CallT]):
 
     now: float  # arrival time of the latest group of calls, on the monotonic clock
     saturated: bool  # whether every request of the last flush waits for a saturated model
+    decoding: int  # large messages that another thread decodes; the transport counts each down once it is resumed
+    # Called by that thread, with a call and a function. The transport must call the function on its own thread, between
+    # `begin` and `flush`, if the call is still under way; it returns what `take` returns.
+    resume: Callable[[CallT, Callable[[], PendingRequest[CallT] | None]], None] | None
     before_run: Callable[[float], None] | None  # called before a run that follows another, with its predicted seconds
 
     @property
@@ -110,14 +135,13 @@ class RequestSink(Protocol[CallT]):
     def take(
         self,
         call: CallT,
-        message: bytes,
+        message: Message,
         seconds_left: float | None,
         timings: bool = False,
-        reserve: Reserve | None = None,
+        room: Room | None = None,
     ) -> PendingRequest[CallT] | None:
-        """Take one call's message; the next `flush` queues it. None: it was rejected, and its error was delivered.
-
-        `reserve` is called with the bytes of an answer that is large; the call is rejected if it returns False.
+        """Take one call's message; the next `flush` queues it. None: it was rejected, and its error was delivered;
+        or it is large, `room` is given, and `resume` is called once it is decoded.
         """
 
     def refuse(self, call: CallT, error: RequestError) -> None:

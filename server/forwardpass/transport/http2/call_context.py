@@ -11,16 +11,19 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from forwardpass.errors import DeadlineExceeded, Draining, RequestError, RunFailed
 from forwardpass.observability.log_limit import LogLimit
 from forwardpass.protocol.status import status_of
 from forwardpass.transport.http2.send_side import ServerStream
-from forwardpass.transport.interface import Handler, Metadata
+from forwardpass.transport.interface import Handler, Message, Metadata
 from forwardpass.transport.memory_budget import Share
 
 logger = logging.getLogger(__name__)
 logger.addFilter(LogLimit())
+
+_inflating = ThreadPoolExecutor(1, thread_name_prefix="inflate")  # one message at a time: the loop goes on meanwhile
 
 Post = Callable[..., None]  # (function, *arguments), to be called on the event loop
 
@@ -35,7 +38,7 @@ class Http2CallContext:
         self._post = post
         timeout = stream.head.timeout
         self._deadline = None if timeout is None else stream.received + timeout
-        self._messages: deque[tuple[bytes, int]] = deque()
+        self._messages: deque[tuple[Message, int]] = deque()
         self._ended = False  # no more messages will come
         self._changed: asyncio.Future[None] | None = None  # awaited by `read`
         self._drained: asyncio.Future[None] | None = None  # awaited by `write`
@@ -45,7 +48,7 @@ class Http2CallContext:
 
     # -- StreamListener: on the receiving thread ----------------------------------------------------------------------
 
-    def message(self, data: bytes, due: int) -> None:
+    def message(self, data: Message, due: int) -> None:
         self._post(self._message_received, data, due)
 
     def half_closed(self) -> None:
@@ -67,7 +70,7 @@ class Http2CallContext:
         with self._out.lock:
             self._out.listeners -= 1
 
-    def _message_received(self, data: bytes | None, due: int) -> None:
+    def _message_received(self, data: Message | None, due: int) -> None:
         if data is None:
             self._ended = True
         else:
@@ -128,7 +131,11 @@ class Http2CallContext:
                 return None
             self._changed = asyncio.get_running_loop().create_future()
             await self._changed
-        data, due = self._messages.popleft()
+        message, due = self._messages.popleft()
+        if isinstance(message, bytes):
+            data = message
+        else:
+            data = await asyncio.get_running_loop().run_in_executor(_inflating, message.inflate)
         if due:
             with self._out.lock:
                 self._out.consumed(self._stream, due)

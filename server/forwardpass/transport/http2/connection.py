@@ -49,6 +49,7 @@ from forwardpass.transport.http2.send_side import (
     StreamListener,
     attempt,
 )
+from forwardpass.transport.interface import Message
 from forwardpass.transport.memory_budget import MemoryBudget
 
 NARROW: Final = 8  # a divisor of it: a connection with less than this part left must be replaced
@@ -76,7 +77,7 @@ class Connection:
         engine = self._engine = begin(limits)
         self.out = SendSide(engine, transmit, budget, owner)
         self.streams = self.out.streams
-        self.arrived: list[tuple[ServerStream, bytes]] = []  # calls of ModelInfer and their messages
+        self.arrived: list[tuple[ServerStream, Message]] = []  # calls of ModelInfer and their messages
         self.refused: list[tuple[ServerStream, RequestError]] = []  # rejected calls, to be counted by the sink
         self.cancelled: list[ServerStream] = []  # calls whose client no longer waits
         self.received = 0.0  # since when the bytes being processed may have waited; set by the owner

@@ -18,7 +18,7 @@ from forwardpass.transport.http2 import response_fields
 from forwardpass.transport.http2.grpc_framing import MESSAGE_STRUCT
 from forwardpass.transport.http2.request_head import RequestHead
 from forwardpass.transport.http2.response_fields import OPENING, SUCCESS, Fields
-from forwardpass.transport.interface import Metadata, PendingRequest
+from forwardpass.transport.interface import Message, Metadata, PendingRequest
 from forwardpass.transport.memory_budget import COUNTED_FROM, MemoryBudget, Share, no_room
 
 P = ParamSpec("P")
@@ -36,7 +36,7 @@ class StreamListener(Protocol):
     """Receives the events of a call that is not ModelInfer. Called with the connection's lock held: no method may
     block, send, or take that lock."""
 
-    def message(self, data: bytes, due: int) -> None:
+    def message(self, data: Message, due: int) -> None:
         """`due`: what to pass to `SendSide.consumed` once the message is no longer kept."""
 
     def half_closed(self) -> None: ...
@@ -55,7 +55,7 @@ class ServerStream:
     ended = False  # the client has sent everything
     received = 0.0  # by when its headers had been sent at the earliest, on the monotonic clock
     refused = False  # it is answered with an error, whatever else arrives
-    message: bytes | None = None  # of ModelInfer, if it arrived in pieces
+    message: Message | None = None  # of ModelInfer, if it arrived in pieces
     parts: bytearray | None = None  # of incomplete messages
     held = 0  # bytes of its messages counted in the connection's share
     promised = 0  # bytes counted there for its answer, until that is made
@@ -72,6 +72,10 @@ class ServerStream:
         self.out = out
         self.number = number
         self.head = head
+
+    @property
+    def share(self) -> Share:
+        return self.out.share
 
     def reserve(self, nbytes: int) -> bool:
         """Keep room for an answer of `nbytes`, until it is made or the call ends. Returns whether there is room."""
@@ -309,10 +313,8 @@ class SendSide:
         return stream.number in self._blocked
 
     def lose(self, engine: Engine) -> list[ServerStream]:
-        """The connection is lost: forget its calls. Returns those that were under way.
-
-        `engine`: one without a connection, in place of the one whose queues hold what was not sent.
-        """
+        """The connection is lost: forget its calls. Returns those that were under way. `engine`: without a connection,
+        in place of the one whose queues hold what was not sent."""
         lost = list(self.streams.values())
         for stream in lost:
             self.forget(stream)

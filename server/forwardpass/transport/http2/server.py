@@ -24,6 +24,7 @@ from forwardpass.protocol.timings import BatchTiming
 from forwardpass.transport.http2.backlog import MARGIN, is_late
 from forwardpass.transport.http2.call_context import Http2CallContext
 from forwardpass.transport.http2.connection import Connection
+from forwardpass.transport.http2.decoded_calls import DecodedCalls
 from forwardpass.transport.http2.limits import Http2Limits
 from forwardpass.transport.http2.peer import Peer
 from forwardpass.transport.http2.request_head import RequestHead
@@ -98,6 +99,7 @@ class Http2Server:
         self._authorize = authorize
         self._sink = make_sink(self)
         self._sink.before_run = self._before_run
+        self._decoded = DecodedCalls(self._sink, lambda: None if self._closing else self._sockets.wake())
         self._holding = False
         self._held: dict[SendSide, object] = {}  # connections with responses that have not left yet
         self._release_at = 0.0
@@ -209,7 +211,7 @@ class Http2Server:
         while not self._closing:
             try:
                 # While this thread has batches of its own to run, it polls for new arrivals without waiting.
-                if sockets.poll(wait=False) if more else self._wait():
+                if (sockets.poll(wait=False) if more else self._wait()) or self._decoded:
                     self._take(sockets.read(self._room))
                 more = sink.run_pending()
                 self._release()
@@ -237,7 +239,7 @@ class Http2Server:
         if not self._departed:
             self._departed = True
             self._sockets.drain()
-        if self._sockets.settled:
+        if self._sockets.settled and not self._sink.decoding:
             self.settled.set()
 
     def _wait(self) -> int:
@@ -269,7 +271,7 @@ class Http2Server:
             until = began + POLL_SECONDS
             while not (found := sockets.poll(wait=False)) and monotonic() < until:
                 sched_yield()
-        found = found or sockets.poll(wait=True)
+        found = found or sockets.poll(wait=not self._decoded)
         self._brisk = 0 < found <= FEW and monotonic() - began < POLL_SECONDS
         return found
 
@@ -281,11 +283,12 @@ class Http2Server:
 
     def _take(self, news: Sequence[Connection]) -> None:
         """Queue the calls that arrived, and remove the cancelled ones."""
-        if not news:
+        if not news and not self._decoded:
             return
         sink, authorize, max_unread = self._sink, self._authorize, self._bounds.max_unread_seconds
         sink.begin()
         take = sink.take
+        self._decoded.take()
         now = sink.now
         count = shed = 0
         overdue: list[ServerStream] = []
@@ -320,7 +323,7 @@ class Http2Server:
                         if unread > max_unread:
                             overdue.append(call)
                             continue
-                    call.request = take(call, message, timeout, head.timings, call.reserve)
+                    call.request = take(call, message, timeout, head.timings, call)
                 connection.patience.note(longest)
                 for call, error in refused:
                     sink.refuse(call, error)
