@@ -55,7 +55,7 @@ LIBRARIES = {
     "client": ("numpy", "google.protobuf", "grpc", "opentelemetry"),
     "transport": ("ngh2", "grpc", "starlette", "uvicorn", "httptools", "orjson"),
     "inference": ("numpy", "google.protobuf"),
-    "console": ("numpy",),
+    "console": ("numpy", "orjson"),
     "repository": ("numpy",),
     "loadtest": ("numpy", "prometheus_client"),
     "api": ("google.protobuf",),

@@ -42,8 +42,10 @@ class ControlService:
         ready: Callable[[], bool],
         control: ModelControl,
         extensions: Sequence[str] = (),
+        max_message_bytes: int = 0,
     ) -> None:
-        """`extensions`: those that this server has in addition to EXTENSIONS."""
+        """`extensions`: those that this server has in addition to EXTENSIONS. `max_message_bytes` 0: not told."""
+        self._max_message_bytes = max_message_bytes
         self._repository = repository
         self._ready = ready
         self._control = control
@@ -92,6 +94,9 @@ class ControlService:
         for key, text in loaded.config.parameters.items():
             said[key].string_param = text
         said["batch_invariance"].string_param = loaded.invariance.value
+        said["max_request_rows"].int64_param = worker.options.max_request_rows if worker.signature.batchable else 1
+        if self._max_message_bytes:
+            said["max_message_bytes"].int64_param = self._max_message_bytes
         said["max_batch_size"].int64_param = loaded.max_batch_size if loaded.batches else 0
         said["provider"].string_param = loaded.placement.label
         said["contract"].bool_param = loaded.contract is not None

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from forwardpass.client import DEFAULT_ADDRESS, Answer, CallError, Client, ModelInfo, ModelState, Timings
-from forwardpass.console import array_files, connection_options
+from forwardpass.cli import bulk
+from forwardpass.client import DEFAULT_ADDRESS, Answer, CallError, Client, ModelInfo, ModelState, TensorInfo, Timings
+from forwardpass.console import arguments, array_files, connection_options
+from forwardpass.console.row_reader import READ_BYTES, CsvRows, NpyRows, RowSource
+from forwardpass.console.row_writer import CsvFormat, NpyFormat, RowFormat, RowWriter
 from forwardpass.errors import ForwardpassError
 
 _SHOWN_ROWS = 20
@@ -35,6 +38,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--output", action="append", metavar="NAME", help="only this output; may be repeated")
         parser.add_argument("--save", type=Path, metavar="FILE", help="write the answer as .npy, .npz, .csv or .json")
         parser.add_argument("--version", default="", help="the model's version; left out, the server chooses")
+        parser.add_argument(
+            "--in-flight",
+            type=arguments.count,
+            default=bulk.IN_FLIGHT,
+            metavar="N",
+            help="requests under way at once, for more rows than go in one [%(default)s]",
+        )
+        parser.add_argument(
+            "--chunk-rows",
+            type=arguments.count,
+            metavar="N",
+            help="rows of one request, where there are more [what the server's limits and a MiB allow]",
+        )
         parser.add_argument("--timings", action="store_true", help="show where the server spent the time")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--server", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="[%(default)s]")
@@ -46,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     """Run either command. Raises ForwardpassError, whose text is one line."""
     # No health check: a server that is still loading must be able to report which models it is loading.
     how = connection_options.options_of(args)
-    with Client(args.server, timeout=args.timeout, health_check=False, **how) as client:
+    with Client(args.server, timeout=args.timeout, health_check=False, retry_full=True, **how) as client:
         return _predict(client, args) if args.command == "predict" else _models(client, args)
 
 
@@ -59,8 +75,16 @@ def _seconds(text: str) -> float:
 
 def _predict(client: Client, args: argparse.Namespace) -> int:
     info = client.metadata(args.model, version=args.version)
-    inputs = _as_rows(info, _inputs(args.input, info))
-    answer = client.infer(args.model, inputs, version=args.version, outputs=args.output, timings=args.timings)
+    sources = None if args.timings or not bulk.divisible(info) else _row_sources(args.input, info)
+    if sources is not None:
+        answers = _in_chunks(client, info, sources, args)
+        how = None if args.save is None or args.json else _row_format(args.save, info, args.output)
+        if how is not None:
+            return _save_rows(answers, args.save, how)
+        answer = _together(answers, info)
+    else:
+        inputs = _as_rows(info, _inputs(args.input, info))
+        answer = client.infer(args.model, inputs, version=args.version, outputs=args.output, timings=args.timings)
     if args.save is not None:
         array_files.save(args.save, answer, {name: answer.labels(name) for name in answer})
     if args.json:
@@ -80,21 +104,83 @@ def _predict(client: Client, args: argparse.Namespace) -> int:
     return 0
 
 
+def _row_sources(given: Sequence[str], info: ModelInfo) -> bulk.Sources | None:
+    """Where the rows come from, by input, if they are to be sent in chunks; None: they go in one request."""
+    sources: dict[str, RowSource] = {}
+    large = False
+    for text in given:
+        path, tensors = _file_of(text, info)
+        if len(tensors) != 1 or path.suffix.lower() not in (".npy", ".csv") or not path.is_file():
+            return None
+        (tensor,) = tensors
+        # How many rows a CSV file has is not known before its end.
+        large = large or path.suffix.lower() == ".csv" or path.stat().st_size > READ_BYTES
+        if tensor.name in sources:
+            return None
+        sources[tensor.name] = source = NpyRows(path) if path.suffix.lower() == ".npy" else CsvRows(path, tensor)
+        if len(source.row_shape) != len(tensor.shape) - 1:
+            return None  # a single row, or what the server refuses
+    if sources.keys() != info.input_named.keys():
+        return None
+    known = [source.rows for source in sources.values() if source.rows is not None]
+    return sources if large or any(rows > bulk.request_rows(info, sources) for rows in known) else None
+
+
+def _in_chunks(client: Client, info: ModelInfo, sources: bulk.Sources, args: argparse.Namespace) -> Iterator[Answer]:
+    rows = args.chunk_rows or bulk.chunk_rows(info, sources, args.output)
+    return bulk.answers(
+        client, info, sources, rows, in_flight=args.in_flight, version=args.version, outputs=args.output
+    )
+
+
+def _row_format(path: Path, info: ModelInfo, outputs: list[str] | None) -> RowFormat | None:
+    """How a file is written row by row; None: it can't be, or the outputs do not fit it."""
+    wanted = [tensor for tensor in info.outputs if outputs is None or tensor.name in outputs]
+    if len(wanted) != 1:
+        return None
+    (tensor,) = wanted
+    if path.suffix.lower() == ".csv":
+        return CsvFormat(tensor.name, tensor.labels)
+    return NpyFormat() if path.suffix.lower() == ".npy" and tensor.datatype != "BYTES" else None
+
+
+def _save_rows(answers: Iterator[Answer], path: Path, how: RowFormat) -> int:
+    with RowWriter(path, how) as writer:
+        try:
+            for answer in answers:
+                writer.write(answer.only())
+        except ForwardpassError as error:
+            if not writer.count:
+                raise
+            raise ForwardpassError(f"{error}; {writer.partial} has the {writer.count} rows before") from None
+    (name,) = answer
+    shape = [writer.count, *writer.row_shape]
+    print(f"wrote {path}: {name} {shape}, from {answer.model} version {answer.version}")
+    return 0
+
+
+def _together(answers: Iterator[Answer], info: ModelInfo) -> Answer:
+    found = list(answers)
+    arrays = {name: np.concatenate([answer[name] for answer in found]) for name in found[0]}
+    return Answer(arrays, info, found[0].model, found[0].version, "", None)
+
+
+def _file_of(text: str, info: ModelInfo) -> tuple[Path, tuple[TensorInfo, ...]]:
+    """The file of an --input, and the inputs that it may have."""
+    name, named, path = text.partition("=")
+    if not named or Path(text).exists():
+        return Path(text), info.inputs
+    if name not in info.input_named:
+        expected = ", ".join(info.input_named)
+        raise ForwardpassError(f"--input {text}: model '{info.name}' has no input '{name}'; expected {expected}")
+    return Path(path), (info.input_named[name],)
+
+
 def _inputs(given: Sequence[str], info: ModelInfo) -> array_files.Arrays:
     arrays: array_files.Arrays = {}
     for text in given:
-        name, named, path = text.partition("=")
-        tensors = info.inputs
-        if named and not Path(text).exists():
-            if name not in info.input_named:
-                expected = ", ".join(info.input_named)
-                raise ForwardpassError(
-                    f"--input {text}: model '{info.name}' has no input '{name}'; expected {expected}"
-                )
-            tensors = (info.input_named[name],)
-        else:
-            path = text
-        for found, array in array_files.read(Path(path), sys.stdin, tensors).items():
+        path, tensors = _file_of(text, info)
+        for found, array in array_files.read(path, sys.stdin, tensors).items():
             if found in arrays:
                 raise ForwardpassError(f"--input {text}: input '{found}' is given twice")
             arrays[found] = array

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forwardpass import protocol
 from forwardpass.client.arrays import TensorInfo
+from forwardpass.console.csv_cells import exact
+from forwardpass.console.row_reader import CsvRows
 from forwardpass.errors import ForwardpassError
 
 READ = (".npy", ".npz", ".csv", ".json")
@@ -127,22 +128,11 @@ def _named(content: Any, path: Path | str, tensors: Sequence[TensorInfo]) -> Arr
 
 def _rectangular(value: Any, where: Path | str) -> NDArray[Any]:
     try:
-        array = _exact(value)
+        array = exact(value)
     except ValueError:
         raise ForwardpassError(f"{where}: its rows differ in length") from None
     if array.dtype.kind not in "biufUS":
         raise ForwardpassError(f"{where}: expected numbers or texts in nested lists, got {array.dtype}")
-    return array
-
-
-def _exact(value: Any) -> NDArray[Any]:
-    """Nested lists as an array, exactly: numpy turns whole numbers into floats if some need 64 bits unsigned."""
-    array = np.asarray(value)
-    if array.dtype != np.float64 or isinstance(value, np.ndarray):
-        return array
-    whole = np.asarray(value, object)
-    if all(type(element) is int and 0 <= element < 1 << 64 for element in whole.flat):
-        return whole.astype(np.uint64)
     return array
 
 
@@ -154,50 +144,8 @@ def _json(text: str, where: Path | str) -> Any:
 
 
 def _csv(path: Path, tensor: TensorInfo) -> NDArray[Any]:
-    datatype = protocol.DATATYPES.get(tensor.datatype)
-    text = datatype is None or datatype.numpy is None
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = [(number, cells) for number, cells in enumerate(csv.reader(file), 1) if cells]
-    if lines and not text and not all(_is_number(cell) for cell in lines[0][1]):
-        del lines[0]
-    if not lines:
-        raise ForwardpassError(f"{path}: has no rows")
-    columns = len(lines[0][1])
-    whole = datatype is not None and datatype.numpy is not None and datatype.numpy.kind in "iub"
-    rows: list[list[Any]] = []
-    for number, cells in lines:
-        if len(cells) != columns:
-            raise ForwardpassError(f"{path}, line {number}: has {len(cells)} cells; expected {columns}")
-        if text:
-            rows.append(list(cells))
-            continue
-        for place, cell in enumerate(cells, 1):
-            if not _is_number(cell, whole):
-                wanted = "a whole number" if whole else "a number"
-                raise ForwardpassError(f"{path}, line {number}, cell {place}: expected {wanted}, got {cell!r}")
-        rows.append([int(cell) if whole else float(cell or "nan") for cell in cells])
-    array = _exact(rows)
-    if datatype is not None and datatype.name == "BOOL":
-        array = array != 0
-    trailing = tensor.shape[1:]
-    # A line has only columns: reshape them to the axes that the model expects.
-    if len(trailing) != 1 and min(trailing, default=1) >= 0 and math.prod(trailing) == columns:
-        return array.reshape(len(rows), *trailing)
-    return array
-
-
-def _is_number(cell: str, whole: bool = False) -> bool:
-    """Whether a cell is a number in CSV: an empty cell is a missing float, and Python's 1_000 is not a number."""
-    if "_" in cell:
-        return False
-    try:
-        if whole:
-            int(cell)
-        else:
-            float(cell.strip() or "nan")
-    except ValueError:
-        return False
-    return True
+    parts = list(CsvRows(path, tensor).parts())
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _without_objects(array: NDArray[Any]) -> NDArray[Any]:

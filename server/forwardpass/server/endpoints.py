@@ -102,7 +102,13 @@ class Endpoints:
     def _route(self) -> Router:
         services, admission = self._services, self._services.admission
         extensions = ["system_shared_memory"] if services.regions is not None else []
-        control = ControlService(services.repository, services.is_ready, services.control, tuple(extensions))
+        control = ControlService(
+            services.repository,
+            services.is_ready,
+            services.control,
+            tuple(extensions),
+            self._settings.max_message_bytes,
+        )
 
         async def counted(request: Any) -> Any:
             for _ in range(int(ACCOUNTS_SECONDS * 1e3)):
