@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tests.unit.made import Target, message, raw, signature, tensor
 
 from forwardpass import protocol
-from forwardpass.errors import InvalidRequest, RequestError, TooLarge, UnknownModel
+from forwardpass.errors import InvalidRequest, RequestError, TooLarge, UnknownModel, printable
 from forwardpass.inference.decoder import Decoder
 from forwardpass.inference.encoder import encode_plain
 from forwardpass.inference.request_template import RequestTemplate
@@ -36,7 +36,7 @@ class Only:
 
     def resolve(self, name: str, version: str) -> Target:
         if name != "m":
-            raise UnknownModel(f"there is no model '{name}'")
+            raise UnknownModel(f"there is no model '{printable(name)}'")
         return self.target
 
 
