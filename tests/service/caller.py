@@ -78,7 +78,7 @@ class Caller:
         answer, _ = self.send(request(model, *arrays), **more)
         return outputs(answer)
 
-    def start(self, message: Any, timeout: float = 60.0) -> Any:
+    def start(self, message: Any, timeout: float | None = 60.0) -> Any:
         """A call under way: a grpc.Future."""
         return self.channel.unary_unary(INFER).future(message.SerializeToString(), timeout=timeout)
 

@@ -22,7 +22,9 @@ from collections.abc import Hashable, Iterable, Sequence
 from operator import attrgetter
 from typing import Generic
 
+from forwardpass.batching.batch_sizes import preferred_count, prefix
 from forwardpass.batching.deadline_planner import all_in_time, best_batch, fill_batch
+from forwardpass.batching.ordering import patience
 from forwardpass.batching.rejections import deadline_missed, queue_full, queue_timed_out
 from forwardpass.batching.request import (
     NEVER,
@@ -38,10 +40,6 @@ from forwardpass.batching.request import (
 from forwardpass.batching.run_time_model import RunTimeModel
 from forwardpass.errors import Reason
 
-# A request without a deadline is ordered among those that have one as if it had this many seconds. Otherwise steady
-# traffic with deadlines would starve the rest forever.
-PATIENCE = 1.0
-
 # How far ahead a batch is planned under deadlines, in full batches: enough to detect an overload, and cheap compared
 # to the run.
 LOOKAHEAD = 8
@@ -55,7 +53,7 @@ class BatchQueue(Generic[RequestT]):
     - Every offered request is settled exactly once: by offer, take, expire, cancel or finish.
     - A batch holds one stack key and at most `max_batch_rows` rows (a single larger request runs alone). It has a
       preferred size if the front of the queue makes one and no queued request has a deadline.
-    - Within a priority the earliest deadline goes first; equal ones in the order of arrival.
+    - Within a priority what is due first goes first (see `ordering`); equal ones in the order of arrival.
     - A batch never contains an expired or cancelled request.
     - A deadline covers the whole request; a queue timeout covers only its wait for an instance. So a timeout is
       compared with the time at which an instance became free: while one is idle, nothing times out.
@@ -66,13 +64,15 @@ class BatchQueue(Generic[RequestT]):
       time for, and an overloaded server would answer no request in time.
     """
 
-    def __init__(self, limits: QueueLimits, run_time: RunTimeModel) -> None:
+    def __init__(self, limits: QueueLimits, run_time: RunTimeModel, instances: int = 1) -> None:
         self.limits = limits
         self.run_time = run_time
+        self.instances = instances
         self.rows = self.requests = self.nbytes = 0
         self.running_requests = self.running_rows = 0
         self.busy_until = 0.0  # earliest expected end of the current run; single-instance models only
         self.free_since = -NEVER  # when an instance last became free after all were busy; set by the caller
+        self._due = -NEVER  # when a request without a deadline that came last is due
         self._soonest = NEVER  # lower bound of the queued requests' start_by; may be too early
         self._closing = NEVER, Closed.IDLE  # with a queue delay: when the next batch closes, and why
         self._groups: dict[Hashable, list[RequestT]] = {}
@@ -95,6 +95,9 @@ class BatchQueue(Generic[RequestT]):
         limits = self.limits
         groups = self._groups
         dated = limits.deadlines
+        base, row = patience(self.run_time, limits.max_batch_rows, len(groups), self.running_rows, self.instances)
+        if not self.requests:
+            self._due = -NEVER
         for request in requests:
             rows = request.rows
             if self.requests and (
@@ -108,24 +111,25 @@ class BatchQueue(Generic[RequestT]):
                 refused.append(Settled(request, queue_full(request, limits, self.run_time, waiting)))
                 continue
             if request.deadline != NEVER:
-                if dated:
-                    request.order = (request.priority, request.deadline)
-                    start = self.busy_until if self.busy_until > now else now
-                    if request.deadline < start + self.run_time.lower_bound(rows):
-                        request.state = SETTLED
-                        refused.append(
-                            Settled(request, deadline_missed(request, self.run_time, now, Reason.DEADLINE_REFUSED))
-                        )
-                        continue
+                start = self.busy_until if self.busy_until > now else now
+                if dated and request.deadline < start + self.run_time.lower_bound(rows):
+                    request.state = SETTLED
+                    refused.append(
+                        Settled(request, deadline_missed(request, self.run_time, now, Reason.DEADLINE_REFUSED))
+                    )
+                    continue
                 self._dated += 1
-            elif dated:
-                request.order = (request.priority, request.arrival + PATIENCE)
-            if request.start_by != NEVER:
-                self._soonest = min(self._soonest, request.start_by)
-                if dated:
-                    request.order = (request.priority, min(request.order[1], request.start_by))
+            if request.start_by < self._soonest:
+                self._soonest = request.start_by
             request.state = QUEUED
             self.rows += rows
+            if dated:
+                due = request.arrival + base + row * self.rows
+                if due < self._due:
+                    due = self._due  # the queue has become shorter, and who came before still goes before
+                else:
+                    self._due = due
+                request.order = (request.priority, min(due, request.deadline, request.start_by))
             self.requests += 1
             self.nbytes += request.nbytes
             if request.priority in self._at:
@@ -219,7 +223,7 @@ class BatchQueue(Generic[RequestT]):
             chosen = group[:]
             group.clear()
             return self._start(chosen, now, [], self._closed(now))
-        chosen = _prefix(group, limit)
+        chosen = prefix(group, limit)
         del group[: len(chosen)]
         return self._start(chosen, now, [], Closed.FULL)
 
@@ -265,7 +269,7 @@ class BatchQueue(Generic[RequestT]):
         seen = self._survey(group, 0, limit, live, dropped, now)
         chosen = live
         if live and not deadlines:
-            chosen = _prefix(live, limit)
+            chosen = prefix(live, limit)
         elif live:
             count, rows, room = fill_batch(live, limit, self.run_time, now)
             chosen = live[:count]
@@ -287,14 +291,9 @@ class BatchQueue(Generic[RequestT]):
 
     def _preferred(self, group: Sequence[RequestT]) -> int:
         """How many requests from the front make the largest feasible preferred size; 0: none is feasible."""
-        best = rows = 0
-        for count, request in enumerate(() if self._dated or not self.limits.preferred else group, 1):
-            rows += request.rows if request.state != SETTLED else 0
-            if rows in self.limits.preferred:
-                best = count
-            elif rows > self.limits.max_batch_rows:
-                break
-        return best
+        if self._dated or not self.limits.preferred:
+            return 0
+        return preferred_count(group, self.limits.preferred, self.limits.max_batch_rows)
 
     def _survey(
         self,
@@ -386,15 +385,3 @@ class BatchQueue(Generic[RequestT]):
             else:
                 del self._groups[stack_key]
         self._dead = 0
-
-
-def _prefix(group: list[RequestT], limit: int) -> list[RequestT]:
-    """As many requests from the front as fit `limit` rows; at least one."""
-    rows = group[0].rows
-    count = 1
-    for request in group[1:limit]:
-        rows += request.rows
-        if rows > limit:
-            break
-        count += 1
-    return group[:count]

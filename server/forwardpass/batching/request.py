@@ -83,7 +83,7 @@ class QueueLimits:
     delay: float = 0.0  # seconds a batch that is not full may wait for more rows
     preferred: tuple[int, ...] = ()  # preferred batch sizes in rows; a delayed batch closes when it reaches one
     by_priority: Mapping[int, int] = field(default_factory=dict)  # most waiting requests of a priority
-    deadlines: bool = True  # earliest deadline first and early rejection; off: first come, first served
+    deadlines: bool = True  # near deadlines first and early rejection; off: first come, first served
 
 
 class QueueTimeout(NamedTuple):

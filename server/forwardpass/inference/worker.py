@@ -73,7 +73,7 @@ class Worker:
         self.signature = signature
         self.options = options
         self.metrics = metrics
-        self.queue: BatchQueue[AnyRequest] = BatchQueue(options.limits, run_time)
+        self.queue: BatchQueue[AnyRequest] = BatchQueue(options.limits, run_time, options.instances)
         self.run_rows = options.run_rows or options.limits.max_batch_rows
         shared = options.instances > len(sessions)
         runners = [BatchRunner(s, signature, self.run_rows, options.row_independent, shared) for s in sessions]

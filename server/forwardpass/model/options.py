@@ -140,7 +140,7 @@ class ModelConfig(BaseModel):
     )
     deadline_scheduling: bool = Field(
         True,
-        description="Order the queue by deadline and refuse what cannot make its own. Off: first come, first served.",
+        description="Let near deadlines go first and refuse what cannot make its own. Off: first come, first served.",
     )
     default_timeout_us: int = Field(
         0,

@@ -6,7 +6,7 @@ from collections import Counter
 
 from tests.unit.made import exact_run_time
 
-from forwardpass.batching.batch_queue import PATIENCE, BatchQueue
+from forwardpass.batching.batch_queue import BatchQueue
 from forwardpass.batching.request import NEVER, QUEUED, RUNNING, SETTLED, Batch, QueueLimits, Request, Settled
 from forwardpass.errors import DeadlineExceeded, Overloaded
 
@@ -19,7 +19,7 @@ class Machine:
     def __init__(self, limits: QueueLimits, a: float, b: float, instances: int = 1) -> None:
         self.limits = limits
         self.a, self.b = a, b
-        self.queue = BatchQueue(limits, exact_run_time(a, b))
+        self.queue = BatchQueue(limits, exact_run_time(a, b), instances)
         self.instances = instances
         self.now = 0.0
         self.requests: list[Request] = []
@@ -28,6 +28,7 @@ class Machine:
         self.told: Counter[int] = Counter()  # how often each request was settled, by its number
         self.ran: list[Request] = []  # in the order in which they were taken
         self.cancelled: set[int] = set()
+        self.answered: set[int] = set()
 
     def takes(self, rows: int) -> float:
         return self.a + self.b * rows
@@ -135,6 +136,7 @@ class Machine:
         for request, is_owed in zip(batch.requests, owed, strict=True):
             if is_owed:
                 self.settle(request)
+                self.answered.add(request.call)
         self.check()
 
     def drain(self) -> None:
@@ -182,8 +184,9 @@ class Machine:
         """Where the rules put a request in the order of the queue."""
         if not self.limits.deadlines:
             return (request.priority, request.arrival, request.call)
-        urgency = request.arrival + PATIENCE if request.deadline == NEVER else request.deadline
-        return (request.priority, min(urgency, request.start_by), request.call)
+        due = request.order[1]
+        assert due <= min(request.deadline, request.start_by)
+        return (request.priority, due, request.call)
 
     def check_order(self, order: list[Request], batch: Batch) -> None:
         """The batch is the front of its stack key's queue, unless that would make somebody late."""
