@@ -18,12 +18,15 @@ The caller holds one lock around every call. A caller that gets a request back a
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from operator import attrgetter
 from typing import Generic
 
 from forwardpass.batching.batch_sizes import preferred_count, prefix
-from forwardpass.batching.deadline_planner import all_in_time, best_batch, fill_batch
+from forwardpass.batching.closing import closing
+from forwardpass.batching.deadline_planner import all_in_time, best_batch, fill_batch, survey
+from forwardpass.batching.large_requests import TURN, LargeRequests
 from forwardpass.batching.ordering import patience
 from forwardpass.batching.rejections import deadline_missed, queue_full, queue_timed_out
 from forwardpass.batching.request import (
@@ -33,11 +36,13 @@ from forwardpass.batching.request import (
     SETTLED,
     Batch,
     Closed,
+    LargeTurn,
     QueueLimits,
     RequestT,
     Settled,
 )  # fmt: skip
 from forwardpass.batching.run_time_model import RunTimeModel
+from forwardpass.batching.stack_groups import StackGroups
 from forwardpass.errors import Reason
 
 # How far ahead a batch is planned under deadlines, in full batches: enough to detect an overload, and cheap compared
@@ -53,21 +58,24 @@ class BatchQueue(Generic[RequestT]):
     - Every offered request is settled exactly once: by offer, take, expire, cancel or finish.
     - A batch holds one stack key and at most `max_batch_rows` rows (a single larger request runs alone). It has a
       preferred size if the front of the queue makes one and no queued request has a deadline.
+    - A request with more rows than a slice is in `large`, and runs in several batches: see `large_requests`.
     - Within a priority what is due first goes first (see `ordering`); equal ones in the order of arrival.
     - A batch never contains an expired or cancelled request.
     - A deadline covers the whole request; a queue timeout covers only its wait for an instance. So a timeout is
       compared with the time at which an instance became free: while one is idle, nothing times out.
-    - rows, requests and nbytes are those of the QUEUED requests, and never exceed the limits; an empty queue accepts
-      any single request.
+    - rows, requests and nbytes are those of the QUEUED requests that are not large, and never exceed the limits; where
+      none of them waits, any single one is accepted. `len` counts the large ones as well.
     - While all waiting requests can meet their deadlines, the order is kept. Otherwise the batch with the most rows
       per second goes first: in order, each batch would shrink to the few rows that its most urgent request leaves
       time for, and an overloaded server would answer no request in time.
     """
 
-    def __init__(self, limits: QueueLimits, run_time: RunTimeModel, instances: int = 1) -> None:
+    def __init__(self, limits: QueueLimits, run_time: RunTimeModel, instances: int = 1, slice_rows: int = 0) -> None:
+        """`slice_rows`: rows of a matrix of a request with more rows; 0: it must run whole."""
         self.limits = limits
         self.run_time = run_time
         self.instances = instances
+        self.large = LargeRequests[RequestT](limits, run_time, instances, slice_rows)
         self.rows = self.requests = self.nbytes = 0
         self.running_requests = self.running_rows = 0
         self.busy_until = 0.0  # earliest expected end of the current run; single-instance models only
@@ -75,13 +83,23 @@ class BatchQueue(Generic[RequestT]):
         self._due = -NEVER  # when a request without a deadline that came last is due
         self._soonest = NEVER  # lower bound of the queued requests' start_by; may be too early
         self._closing = NEVER, Closed.IDLE  # with a queue delay: when the next batch closes, and why
-        self._groups: dict[Hashable, list[RequestT]] = {}
+        self._groups = StackGroups[RequestT]()
         self._dated = 0  # queued requests that have a deadline
-        self._dead = 0  # cancelled and expired requests still in a group
         self._at = dict.fromkeys(limits.by_priority, 0)  # queued requests of each priority that has its own bound
 
     def __len__(self) -> int:
-        return self.requests
+        return self.requests + self.large.requests
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that wait, of all requests."""
+        return self.rows + self.large.rows
+
+    @property
+    def next_seconds(self) -> float:
+        """Predicted seconds of the next batch, or of the longer one where it isn't known which of two it is."""
+        seconds = self.run_time.predict(min(self.rows or 1, self.limits.max_batch_rows))
+        return max(seconds, self.large.turn_seconds) if self.large.requests else seconds
 
     # -- in ---------------------------------------------------------------------------------------------------------
 
@@ -94,12 +112,19 @@ class BatchQueue(Generic[RequestT]):
         refused: list[Settled[RequestT]] = []
         limits = self.limits
         groups = self._groups
+        large = self.large
         dated = limits.deadlines
         base, row = patience(self.run_time, limits.max_batch_rows, len(groups), self.running_rows, self.instances)
         if not self.requests:
             self._due = -NEVER
         for request in requests:
             rows = request.rows
+            if rows > large.slice_rows:
+                if (settled := large.offer(request, now)) is not None:
+                    refused.append(settled)
+                elif request.start_by < self._soonest:
+                    self._soonest = request.start_by
+                continue
             if self.requests and (
                 self.rows + rows > limits.rows
                 or self.requests >= limits.requests
@@ -114,9 +139,8 @@ class BatchQueue(Generic[RequestT]):
                 start = self.busy_until if self.busy_until > now else now
                 if dated and request.deadline < start + self.run_time.lower_bound(rows):
                     request.state = SETTLED
-                    refused.append(
-                        Settled(request, deadline_missed(request, self.run_time, now, Reason.DEADLINE_REFUSED))
-                    )
+                    error = deadline_missed(request, now, Reason.DEADLINE_REFUSED, self.run_time.predict(rows))
+                    refused.append(Settled(request, error))
                     continue
                 self._dated += 1
             if request.start_by < self._soonest:
@@ -151,6 +175,7 @@ class BatchQueue(Generic[RequestT]):
             return True
         was_running = request.state == RUNNING
         if was_running:
+            self.large.remove(request)
             request.state = SETTLED
         return was_running
 
@@ -160,13 +185,12 @@ class BatchQueue(Generic[RequestT]):
         if self._soonest >= before:
             return expired
         self._soonest = NEVER
-        for group in self._groups.values():
-            for request in group:
-                if request.state == QUEUED and request.start_by < self._soonest:
-                    if request.start_by < before:
-                        expired.append(Settled(request, queue_timed_out(request, before)))
-                    else:
-                        self._soonest = request.start_by
+        for request in chain(self._groups.waiting(), self.large):
+            if request.state == QUEUED and request.start_by < self._soonest:
+                if request.start_by < before:
+                    expired.append(Settled(request, queue_timed_out(request, before)))
+                else:
+                    self._soonest = request.start_by
         for request, _ in expired:
             self._leave(request)
         return expired
@@ -174,38 +198,34 @@ class BatchQueue(Generic[RequestT]):
     @property
     def has_timeouts(self) -> bool:
         """Whether a request with a queue timeout may be waiting."""
-        return bool(self.requests) and self._soonest != NEVER
+        return bool(len(self)) and self._soonest != NEVER
 
     def clear(self) -> list[RequestT]:
         """Settle and return all waiting requests: the model is being unloaded."""
-        waiting = [r for group in self._groups.values() for r in group if r.state == QUEUED]
+        waiting = list(self._groups.waiting())
         for request in waiting:
             self._forget(request)
             request.state = SETTLED
         self._groups.clear()
-        self._dead = 0
-        return waiting
+        return waiting + self.large.clear()
 
     # -- out --------------------------------------------------------------------------------------------------------
 
     def closes_at(self, now: float) -> float:
         """When the next batch may be taken: at most `now` for immediately, inf when nothing waits."""
-        if not self.requests:
+        if not len(self):
             return NEVER
         limits = self.limits
-        if not limits.delay or self.rows >= limits.max_batch_rows or self._preferred(self._next_group() or ()):
+        if (
+            not limits.delay
+            or self.large.requests
+            or self.rows >= limits.max_batch_rows
+            or self._preferred(self._groups.first() or ())
+        ):
             self._closing = now, Closed.FULL if self.rows >= limits.max_batch_rows else Closed.IDLE
             return now
-        oldest = min(r.arrival for group in self._groups.values() for r in group if r.state == QUEUED)
-        close, why = oldest + limits.delay, Closed.DELAY
-        if self._dated:
-            urgent = min(r.deadline for group in self._groups.values() for r in group if r.state == QUEUED)
-            close, why = min((close, why), (urgent - self.run_time.upper_bound(self.rows), Closed.DEADLINE))
-        if self._soonest < close:
-            soonest = min(r.start_by for group in self._groups.values() for r in group if r.state == QUEUED)
-            close, why = min((close, why), (soonest, Closed.QUEUE_TIMEOUT))
-        self._closing = close, why
-        return close
+        self._closing = closing(list(self._groups.waiting()), limits, self.run_time, self.rows)
+        return self._closing[0]
 
     def take(self, now: float) -> Batch[RequestT] | None:
         """The next batch, or None when nothing waits. `dropped` holds expired and hopelessly late requests.
@@ -213,10 +233,17 @@ class BatchQueue(Generic[RequestT]):
         The batch may be empty when a request was dropped.
         """
         expired = self.expire(self.free_since) if self._soonest < self.free_since else []
-        group = self._next_group()
+        group = self._groups.first()
+        if self.large.requests:
+            if group is None or self.large.goes_before(group[0], now):
+                batch = self._take_turn(now, expired)
+                if batch is not None:
+                    return batch
+            else:
+                self.large.passed()
         if group is None:
             return self._start([], now, expired, Closed.IDLE) if expired else None
-        if self._dated or self._dead or expired or self.limits.preferred:
+        if self._dated or self._groups.dead or expired or self.limits.preferred:
             return self._take_dated(group, now, expired)
         limit = self.limits.max_batch_rows
         if self.rows <= limit or len(group) == 1:
@@ -229,38 +256,47 @@ class BatchQueue(Generic[RequestT]):
 
     def finish(self, batch: Batch[RequestT]) -> list[bool]:
         """Settle a finished batch. Returns for each request whether a response is owed (False: it was cancelled)."""
-        self.running_requests -= len(batch.requests)
-        self.running_rows -= batch.rows
-        if not self.running_requests:
-            self.busy_until = 0.0
+        self._ran(batch)
         owed = []
         for request in batch.requests:
             owed.append(request.state == RUNNING)
             request.state = SETTLED
         return owed
 
+    def extend_turn(self, batch: Batch[RequestT], now: float, alone: bool) -> LargeTurn[RequestT] | None:
+        """The next slice for a large request's turn; None: it ends. `alone`: it may last while nothing else waits."""
+        (request,) = batch.requests
+        others = not alone or self.requests or self.large.requests > 1
+        if request.deadline <= now or (others and now - batch.taken >= TURN):
+            return None
+        turn = self.large.extend(request)
+        if turn is not None:
+            batch.rows += turn.rows
+            self.running_rows += turn.rows
+        return turn
+
+    def finish_turn(self, batch: Batch[RequestT], failed: bool) -> tuple[bool, bool]:
+        """As `finish`, of a turn of a large request: see LargeRequests.finish."""
+        self._ran(batch)
+        return self.large.finish(batch.requests[0], failed)
+
     # -- how --------------------------------------------------------------------------------------------------------
 
-    def _next_group(self) -> list[RequestT] | None:
-        """The group whose first live request comes first overall."""
-        groups = self._groups
-        if len(groups) == 1 and not self._dead:
-            (group,) = groups.values()
-            return group or None
-        best: list[RequestT] | None = None
-        for stack_key in list(groups):
-            group = groups[stack_key]
-            dead = 0
-            while dead < len(group) and group[dead].state == SETTLED:
-                dead += 1
-            if dead:
-                del group[:dead]
-                self._dead -= dead
-            if not group:
-                del groups[stack_key]
-            elif best is None or group[0].order < best[0].order:
-                best = group
-        return best
+    def _take_turn(self, now: float, dropped: list[Settled[RequestT]]) -> Batch[RequestT] | None:
+        """The next turn of a large request, as a batch. None: all of them were dropped, since they are too late."""
+        turn = self.large.take(now, dropped)
+        if turn is None:
+            return None
+        self.running_requests += 1
+        self.running_rows += turn.rows
+        return Batch([turn.request], turn.rows, 0, now, Closed.FULL, turn.request.deadline != NEVER, dropped, turn)
+
+    def _ran(self, batch: Batch[RequestT]) -> None:
+        """Stop counting a batch that ran."""
+        self.running_requests -= len(batch.requests)
+        self.running_rows -= batch.rows
+        if not self.running_requests:
+            self.busy_until = 0.0
 
     def _take_dated(self, group: list[RequestT], now: float, dropped: list[Settled[RequestT]]) -> Batch[RequestT]:
         """As `take`, for deadlines, cancelled requests or preferred sizes."""
@@ -305,24 +341,15 @@ class BatchQueue(Generic[RequestT]):
         now: float,
     ) -> int:
         """Sort group[seen:] into `live` and `dropped` until `live` has `limit` rows. Returns how many were seen."""
-        run_time = self.run_time
-        trust = 1.0 - run_time.margin if self.limits.deadlines else 0.0
-        soonest, each = now + run_time.a * trust, run_time.b * trust  # as RunTimeModel.lower_bound, without the calls
-        rows = sum([r.rows for r in live])
-        for request in group[seen:] if seen else group:
-            if rows >= limit:
-                break
-            seen += 1
-            if request.state == SETTLED:
-                self._dead -= 1
-            elif request.deadline <= now:
-                self._drop(request, now, Reason.DEADLINE_EXPIRED, dropped)
-            elif request.deadline < soonest + each * request.rows:
-                self._drop(request, now, Reason.DEADLINE_HOPELESS, dropped)
-            else:
-                live.append(request)
-                rows += request.rows
-        return seen
+        late = list[tuple[RequestT, Reason]]()
+        trust = 1.0 - self.run_time.margin if self.limits.deadlines else 0.0
+        more, dead = survey(group[seen:] if seen else group, limit, self.run_time, trust, now, live=live, late=late)
+        self._groups.dead -= dead
+        for request, why in late:
+            self._forget(request)
+            request.state = SETTLED
+            dropped.append(Settled(request, deadline_missed(request, now, why, self.run_time.predict(request.rows))))
+        return seen + more
 
     def _closed(self, now: float) -> int:
         """Why a batch closes now that is neither full nor cut."""
@@ -354,11 +381,6 @@ class BatchQueue(Generic[RequestT]):
             closed = Closed.FULL
         return Batch(chosen, rows, nbytes, now, closed, dated, dropped)
 
-    def _drop(self, request: RequestT, now: float, why: Reason, dropped: list[Settled[RequestT]]) -> None:
-        self._forget(request)
-        request.state = SETTLED
-        dropped.append(Settled(request, deadline_missed(request, self.run_time, now, why)))
-
     def _forget(self, request: RequestT) -> None:
         """Stop counting a queued request that leaves without running."""
         self.rows -= request.rows
@@ -370,18 +392,9 @@ class BatchQueue(Generic[RequestT]):
             self._at[request.priority] -= 1
 
     def _leave(self, request: RequestT) -> None:
-        """Settle a queued request in place; `_sweep` removes it from its group later."""
-        self._forget(request)
+        """Settle a queued request; of a group it is removed later."""
         request.state = SETTLED
-        self._dead += 1
-        if self._dead > 64 and self._dead > self.requests:
-            self._sweep()
-
-    def _sweep(self) -> None:
-        for stack_key in list(self._groups):
-            kept = [r for r in self._groups[stack_key] if r.state == QUEUED]
-            if kept:
-                self._groups[stack_key] = kept
-            else:
-                del self._groups[stack_key]
-        self._dead = 0
+        if self.large.remove(request):
+            return
+        self._forget(request)
+        self._groups.left(self.requests)

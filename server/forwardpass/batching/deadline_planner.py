@@ -8,8 +8,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from operator import attrgetter
 
-from forwardpass.batching.request import NEVER, Request, RequestT
+from forwardpass.batching.request import NEVER, SETTLED, Request, RequestT
 from forwardpass.batching.run_time_model import RunTimeModel
+from forwardpass.errors import Reason
+
+
+def survey(
+    group: Sequence[RequestT],
+    limit: int,
+    run_time: RunTimeModel,
+    trust: float,
+    now: float,
+    *,
+    live: list[RequestT],
+    late: list[tuple[RequestT, Reason]],
+) -> tuple[int, int]:
+    """Sort `group` into `live` and `late` until `live` has `limit` rows. Returns how many were seen and left out.
+
+    `trust`: the share of a predicted run that a request must have time for, or it is late.
+    """
+    soonest, each = now + run_time.a * trust, run_time.b * trust  # as RunTimeModel.lower_bound, without the calls
+    rows = sum([r.rows for r in live])
+    seen = dead = 0
+    for request in group:
+        if rows >= limit:
+            break
+        seen += 1
+        if request.state == SETTLED:
+            dead += 1
+        elif request.deadline <= now:
+            late.append((request, Reason.DEADLINE_EXPIRED))
+        elif request.deadline < soonest + each * request.rows:
+            late.append((request, Reason.DEADLINE_HOPELESS))
+        else:
+            live.append(request)
+            rows += request.rows
+    return seen, dead
 
 
 def fill_batch(live: Sequence[Request], limit: int, run_time: RunTimeModel, now: float) -> tuple[int, int, int]:

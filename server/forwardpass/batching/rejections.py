@@ -10,14 +10,17 @@ from forwardpass.errors import DeadlineExceeded, ModelLoading, Overloaded, Reaso
 
 
 def queue_full(
-    request: Request, limits: QueueLimits, run_time: RunTimeModel, waiting: tuple[int, int, int, int]
+    request: Request,
+    limits: QueueLimits,
+    run_time: RunTimeModel,
+    waiting: tuple[int, int, int, int],
+    who: str = "the model's queue",
 ) -> Overloaded:
     """The error for a full queue: the bound reached, and the time until the queue should be half empty.
 
     `waiting`: requests, rows and bytes in the queue, and requests of this priority.
     """
     requests, rows, nbytes, peers = waiting
-    who = "the model's queue"
     if requests >= limits.requests:
         reason, what, have, more, bound = Reason.QUEUE_REQUESTS, "requests", requests, 1, limits.requests
     elif rows + request.rows > limits.rows:
@@ -36,14 +39,14 @@ def queue_full(
     )
 
 
-def deadline_missed(request: Request, run_time: RunTimeModel, now: float, why: Reason) -> DeadlineExceeded:
-    """The error for a missed deadline. `why`: DEADLINE_EXPIRED if it has passed; otherwise it can no longer be met."""
+def deadline_missed(request: Request, now: float, why: Reason, need: float) -> DeadlineExceeded:
+    """The error for a missed deadline. `why`: DEADLINE_EXPIRED if it has passed; otherwise it can no longer be met,
+    since the request's rows `need` so many seconds."""
     left = (request.deadline - now) * 1e3
     if why is Reason.DEADLINE_EXPIRED:
         text = f"the deadline passed {-left:.1f} ms ago, after {(now - request.arrival) * 1e3:.1f} ms in the queue"
     else:
-        need = run_time.predict(request.rows) * 1e3
-        text = f"the deadline is in {left:.1f} ms and {request.rows} row(s) take {need:.1f} ms"
+        text = f"the deadline is in {left:.1f} ms and {request.rows} row(s) take {need * 1e3:.1f} ms"
     return DeadlineExceeded(text, reason=why)
 
 

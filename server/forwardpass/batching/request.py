@@ -64,6 +64,11 @@ class Request:
         self.state = NEW
         self.order: tuple[int, float] = (priority, arrival)
 
+    @property
+    def client(self) -> Hashable:
+        """Whose it is; used only of requests with more rows than a batch."""
+        return None
+
     # The end of its queue timeout, as a time on the server's clock. A class attribute, and a slot only of the subclass
     # for requests with a queue timeout: the others neither store nor set it.
     start_by: float = NEVER
@@ -77,7 +82,8 @@ class QueueLimits:
     """Bounds of one queue. `rows`, `requests` and `nbytes` bound the total that may wait."""
 
     max_batch_rows: int = 64
-    rows: int = 8192
+    rows: int = 8192  # except of large requests
+    large_rows: int = 131072  # of requests that run in several turns: of them, rows that have not run
     requests: int = 4096
     nbytes: int = 256 << 20
     delay: float = 0.0  # seconds a batch that is not full may wait for more rows
@@ -120,6 +126,20 @@ class Settled(NamedTuple, Generic[RequestT]):
     error: RequestError
 
 
+class LargeTurn(NamedTuple, Generic[RequestT]):
+    """Rows of a request that run by themselves, while others wait: see `large_requests`."""
+
+    request: RequestT
+    client: Hashable
+    start: int
+    stop: int
+    running: int = 0  # turns of the request that run, this one included
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+
 @dataclass(slots=True)
 class Batch(Generic[RequestT]):
     """Requests of one stack key that run as one matrix, in the order of their rows."""
@@ -131,3 +151,4 @@ class Batch(Generic[RequestT]):
     closed: int  # one of Closed
     dated: bool  # whether any of its requests may have a deadline
     dropped: list[Settled[RequestT]] = field(default_factory=list)
+    turn: LargeTurn[RequestT] | None = None  # of its only request, which has more rows than the batch

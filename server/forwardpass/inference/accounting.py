@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -69,6 +70,25 @@ def record_batch(
         flight.keep(packed)
     else:
         flight.keep((packed, outcomes_of(answers[:KEPT_REQUESTS], owed[:KEPT_REQUESTS])))
+
+
+def record_turn(
+    flight: FlightTrack,
+    batch: Batch[AnyRequest],
+    ran: tuple[Sequence[int], float, float, float],
+    instance: int,
+    answers: Sequence[Answer],
+) -> None:
+    """Record a turn of a large request, as a batch which has that request only if its `answers` are there.
+
+    `ran`: the rows of its matrices, its seconds in the network, when it ended, and when it was done.
+    """
+    matrices, run, ended, done = ran
+    requests = batch.requests if answers else []
+    answered = sum(not isinstance(answer, RequestError) for answer in answers)
+    note = BatchRecord(waits_of(requests), matrices, batch.taken, run, done, answered)
+    turn = dataclasses.replace(batch, requests=requests)
+    record_batch(flight, turn, note, ended, instance, answers=answers, owed=[True] * len(answers))
 
 
 def outcomes_of(answers: Sequence[Answer], owed: Sequence[bool]) -> list[Outcome | None]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from forwardpass.batching.request import LargeTurn
 from forwardpass.errors import DeadlineExceeded, Reason, RequestError, RunFailed
 from forwardpass.execution.bound_row import bind
 from forwardpass.execution.session import Session
 from forwardpass.execution.stacking import stack, stack_into
 from forwardpass.inference.encoder import encode_plain, encode_with_options, row_parts
+from forwardpass.inference.large_run import JoinedOutputs, LargeRun
 from forwardpass.inference.request import AnyRequest
 from forwardpass.inference.request_template import RequestTemplate
 from forwardpass.model.signature import ModelSignature
@@ -86,7 +87,9 @@ class BatchRunner:
             matrices.append(rows if batchable else 1)
             outputs = self._once(arrays, wanted, options)
         else:
-            outputs = self._slices(arrays, wanted, rows, options, matrices)
+            joined = JoinedOutputs(rows)
+            self._slices(arrays, wanted, (0, rows), options, matrices, joined)
+            return joined.arrays, wanted
         if batchable:
             for output in outputs:
                 if not output.ndim or output.shape[0] != rows:
@@ -103,16 +106,30 @@ class BatchRunner:
                 raise _too_long() from None
             raise
 
+    def run_turn(self, turn: LargeTurn[AnyRequest], options: Any, matrices: list[int]) -> None:
+        """Run some rows of a large request, whose `large_run` gets the outputs. As `run` otherwise."""
+        request = turn.request
+        run: LargeRun = request.large_run
+        rows = turn.start, turn.stop
+        self._slices(run.inputs(self.signature), request.template.outputs, rows, options, matrices, run.outputs)
+
     def _slices(
-        self, arrays: Arrays, wanted: tuple[int, ...], rows: int, options: Any, matrices: list[int]
-    ) -> list[NDArray[Any]]:
-        """As `_once`, for more rows than a matrix may have."""
-        parts = []
-        for start in range(0, rows, self.max_rows):
-            piece = [a[start : start + self.max_rows] for a in arrays]
-            matrices.append(len(piece[0]))
-            parts.append(self._once(piece, wanted, options))
-        return [np.concatenate(p) for p in zip(*parts, strict=True)]
+        self,
+        arrays: Arrays,
+        wanted: tuple[int, ...],
+        span: tuple[int, int],
+        options: Any,
+        matrices: list[int],
+        joined: JoinedOutputs,
+    ) -> None:
+        """Run the rows from span[0] to span[1], more than a matrix may have; the outputs may be overwritten by the next
+        run."""
+        start, stop = span
+        for first in range(start, stop, self.max_rows):
+            piece = [a[first : min(stop, first + self.max_rows)] for a in arrays]
+            rows = len(piece[0])
+            matrices.append(rows)
+            joined.put(first, rows, self._once(piece, wanted, options))
 
     def scatter(
         self,

@@ -236,7 +236,7 @@ class Intake(Generic[CallT]):
             if error is not None:
                 self._one_by_one(worker, requests)
             elif count == 1 and self._try_run_now(worker, requests[0], len(groups) > 1):
-                settled = not worker.queue.requests  # unless another transport has queued requests meanwhile
+                settled = not len(worker.queue)  # unless another transport has queued requests meanwhile
             else:
                 worker.submit(requests, self.now)
             self.saturated = self.saturated and worker.saturated

@@ -11,10 +11,11 @@ from typing import Any, Generic, TypeVar
 
 from forwardpass.batching.request import NEW, Request
 from forwardpass.execution.stacking import Buffer
+from forwardpass.inference.large_run import LargeRun
 from forwardpass.inference.request_template import RequestTemplate
 from forwardpass.observability.log_limit import LogLimit
 from forwardpass.protocol.timings import BatchTiming
-from forwardpass.transport.interface import Answer, ReplySink
+from forwardpass.transport.interface import Answer, KnowsOrigin, ReplySink
 
 logger = logging.getLogger(__name__)
 logger.addFilter(LogLimit())
@@ -26,7 +27,8 @@ class InferenceRequest(Request, Generic[CallT]):
     """One call's rows; `call` identifies the call to its transport."""
 
     decoded: float  # when it was; set only if requests are traced
-    __slots__ = ("call", "decoded", "id_field", "reply_sink", "template", "timings")
+    large_run: LargeRun  # set only if it takes several turns
+    __slots__ = ("call", "decoded", "id_field", "large_run", "reply_sink", "template", "timings")
 
     def __init__(
         self,
@@ -58,6 +60,13 @@ class InferenceRequest(Request, Generic[CallT]):
         self.call = call
         self.timings = timings  # whether its response must carry its batch's timings
         self.id_field = id_field  # its id as a message field, tag and length included; empty: no id
+
+    @property
+    def client(self) -> str:
+        """The address that its connection came from; empty if its transport doesn't know. Costs a system call."""
+        sink = self.reply_sink
+        peer = sink.origin(self.call).peer if isinstance(sink, KnowsOrigin) else None
+        return "" if peer is None else peer()
 
     def cancel(self) -> None:
         """Cancel it: its client no longer waits."""

@@ -11,22 +11,28 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from forwardpass.batching.admission import Admission
 from forwardpass.batching.batch_queue import BatchQueue
 from forwardpass.batching.rejections import being_replaced, reject_late
-from forwardpass.batching.request import RUNNING, SETTLED, Batch, Settled, WorkerOptions
+from forwardpass.batching.request import RUNNING, SETTLED, Batch, LargeTurn, Settled, WorkerOptions
 from forwardpass.batching.run_time_model import RunTimeModel
-from forwardpass.errors import DeadlineExceeded, DeviceLost, Reason, RequestError, RunFailed
-from forwardpass.execution.ort_session import new_run_options
+from forwardpass.errors import Reason
 from forwardpass.execution.session import Session
-from forwardpass.inference.accounting import log_refused, log_requests, record_batch, record_single, waits_of
+from forwardpass.inference.accounting import (
+    log_requests,
+    record_batch,
+    record_single,
+    record_turn,
+    waits_of,
+)
 from forwardpass.inference.batch_runner import BatchRunner
+from forwardpass.inference.large_run import LargeRun
 from forwardpass.inference.request import AnyRequest, deliver
 from forwardpass.inference.request_traces import trace_batch, trace_refused
+from forwardpass.inference.runs import Runs
+from forwardpass.inference.settling import Rejections, count_errors
 from forwardpass.inference.worker_threads import IDLE_SECONDS, WorkerThreads
 from forwardpass.model.signature import ModelSignature
 from forwardpass.observability.flight_record import RECEIVER
@@ -37,8 +43,6 @@ from forwardpass.transport.interface import Answer
 
 logger = logging.getLogger(__name__)
 logger.addFilter(LogLimit())
-
-Outcome = tuple[list[Answer], float, bool]  # an answer per request, seconds in the network, whether a run failed
 
 
 class Worker:
@@ -73,14 +77,14 @@ class Worker:
         self.signature = signature
         self.options = options
         self.metrics = metrics
-        self.queue: BatchQueue[AnyRequest] = BatchQueue(options.limits, run_time, options.instances)
         self.run_rows = options.run_rows or options.limits.max_batch_rows
+        slice_rows = self.run_rows if options.row_independent and signature.batchable else 0
+        self.queue = BatchQueue[AnyRequest](options.limits, run_time, options.instances, slice_rows)
         shared = options.instances > len(sessions)
         runners = [BatchRunner(s, signature, self.run_rows, options.row_independent, shared) for s in sessions]
         self._runner = runners[0]
         self._admission = admission
         self._clock = clock
-        self._lost = lost
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._idle = options.instances
@@ -88,7 +92,8 @@ class Worker:
         self._closed = False  # new requests are rejected
         self._inline = options.inline_run_limit > 0 and options.instances == 1 and not options.limits.delay
         self._inline &= not self.session.own_thread
-        self._running: dict[int, tuple[float, Any]] = {}  # by id: when a run began, its run options
+        self._rejections = Rejections(metrics, admission, clock)
+        self._runs = Runs(metrics, clock, lost, options.shrink_arena)
         label = f"{name}/{version}"
         self._threads = WorkerThreads(label, self._wake, runners, options.instances, self._serve, IDLE_SECONDS)
 
@@ -106,7 +111,7 @@ class Worker:
             else:
                 refused = self.queue.offer(requests, now)
         if refused:
-            self._refuse(refused)
+            self._rejections.reject(refused)
 
     @property
     def saturated(self) -> bool:
@@ -116,15 +121,14 @@ class Worker:
     @property
     def slack(self) -> float:
         """Estimated seconds until a new request can start: half a full batch while busy, else 0. Only a hint."""
-        if self._idle and not self.queue.requests:
+        if self._idle and not len(self.queue):
             return 0.0
         return self.queue.run_time.predict(self.queue.limits.max_batch_rows) / 2
 
     @property
     def next_run_seconds(self) -> float:
         """Predicted seconds of the next run. Only a hint."""
-        queue = self.queue
-        return queue.run_time.predict(min(queue.rows or 1, queue.limits.max_batch_rows))
+        return self.queue.next_seconds
 
     def run_pending(self) -> bool:
         """Run the next batch on this thread if that is quicker than waking another; otherwise wake one.
@@ -133,16 +137,15 @@ class Worker:
         """
         with self._lock:
             queue = self.queue
-            if not queue.requests or not self._idle:
+            if not self._idle or not len(queue):
                 return False
-            rows = min(queue.rows, queue.limits.max_batch_rows)
-            slow = not self._inline or queue.run_time.predict(rows) > self.options.inline_run_limit
+            slow = not self._inline or queue.next_seconds > self.options.inline_run_limit
             if slow and self._threads.call():
                 return False
             batch = self._take()
         if batch is not None:
             self._run(batch, self._runner)
-        return bool(self.queue.requests)
+        return bool(len(self.queue))
 
     def try_run_now(self, request: AnyRequest, now: float) -> bool:
         """Run an admitted request on this thread if nothing waits and a slot is free; False: `submit` it instead.
@@ -155,6 +158,7 @@ class Worker:
                 not self._inline
                 or self._idle != 1
                 or self.queue.requests
+                or self.queue.large.requests
                 or self._ending
                 or request.deadline < now + run_time.lower_bound(request.rows)
                 or run_time.predict(request.rows) > self.options.inline_run_limit
@@ -164,7 +168,7 @@ class Worker:
         request.state = RUNNING
         matrices: list[int] = []
         taken = self._clock()
-        answers, run, failed = self._guarded([request], self._runner, matrices)
+        answers, run, failed = self._runs.answers([request], self._runner, matrices)
         ended = self._clock()
         request.state = SETTLED
         late = request.deadline < ended and reject_late([request], answers, ended)
@@ -174,9 +178,9 @@ class Worker:
         with self._lock:
             self._free_slot(ended)
             if not failed:
-                run_time.observe(request.rows, ended - taken)
+                run_time.observe(request.rows // len(matrices), (ended - taken) / len(matrices))
         if failed or late:
-            self._count(answers)
+            count_errors(self.metrics, answers)
         note = BatchRecord(((request.arrival, 1),), matrices, taken, run, self._clock(), 0 if failed or late else 1)
         self.metrics.ran(note)
         if self.metrics.flight is not None:
@@ -217,15 +221,15 @@ class Worker:
         while True:
             now = self._clock()
             closes = self.queue.closes_at(now)
-            if self._idle and (closes <= now or (self._ending and self.queue.requests)):
+            if self._idle and (closes <= now or (self._ending and len(self.queue))):
                 batch = self._take()
                 if batch is not None:
                     return batch
                 continue
-            if self._ending and not self.queue.requests:
+            if self._ending and not len(self.queue):
                 return None
             nothing = closes == float("inf") or not self._idle
-            if not self._threads.wait(None if nothing else max(0.0, closes - now)) and not self.queue.requests:
+            if not self._threads.wait(None if nothing else max(0.0, closes - now)) and not len(self.queue):
                 return None
 
     def _take(self) -> Batch[AnyRequest] | None:
@@ -238,20 +242,26 @@ class Worker:
         self._idle -= 1
         if batch.rows and self.options.instances == 1:
             queue.busy_until = now + queue.run_time.lower_bound(batch.rows)
-        if self._idle and queue.requests:
+        if self._idle and len(queue):
             self._threads.call()
+        if batch.turn is not None and not batch.turn.start:
+            (request,) = batch.requests
+            request.large_run = LargeRun(request.template, request.buffers, now)
         return batch
 
     def _run(self, batch: Batch[AnyRequest], runner: BatchRunner, instance: int = RECEIVER) -> None:
         """Run a batch, answer its requests and free its slot."""
         requests = batch.requests
         if batch.dropped:
-            self._refuse(batch.dropped)
+            self._rejections.reject(batch.dropped)
         if not requests:
             self._give_back(batch, self.queue.free_since)
             return
+        if batch.turn is not None:
+            self._run_turn(batch, batch.turn, runner, instance)
+            return
         matrices: list[int] = []
-        answers, run, failed = self._guarded(requests, runner, matrices)
+        answers, run, failed = self._runs.answers(requests, runner, matrices)
         ended = self._clock()
         owed = self._give_back(batch, ended)
         timing = BatchTiming(batch.taken, run, ended, sum(matrices))
@@ -263,7 +273,7 @@ class Worker:
             told, sent, answered = [requests[i] for i in kept], [answers[i] for i in kept], len(kept)
             nbytes = sum([request.nbytes for request in told])
         deliver(self.name, told, sent, timing)
-        answered -= self._count(sent) if failed or late else 0
+        answered -= count_errors(self.metrics, sent) if failed or late else 0
         note = BatchRecord(waits_of(requests), matrices, timing.taken, timing.run, self._clock(), answered)
         self.metrics.ran(note)
         if self.metrics.flight is not None:
@@ -275,7 +285,50 @@ class Worker:
         self._admission.release(len(told), nbytes)
         if not failed:
             with self._lock:
-                self.queue.run_time.observe(batch.rows, ended - batch.taken)
+                count = len(matrices)
+                self.queue.run_time.observe(batch.rows // count, (ended - batch.taken) / count)
+
+    def _run_turn(
+        self, batch: Batch[AnyRequest], turn: LargeTurn[AnyRequest], runner: BatchRunner, instance: int
+    ) -> None:
+        """Run a turn of a large request and free its slot; answer the request after its last turn, or if one failed."""
+        request, run = turn.request, turn.request.large_run
+        matrices: list[int] = []
+        seconds, following = 0.0, turn
+        while True:
+            error, took = self._runs.turn(following, runner, matrices)
+            seconds += took
+            ended = self._clock()
+            with self._lock:
+                more = self.queue.extend_turn(batch, ended, instance != RECEIVER) if error is None else None
+                if more is None:
+                    owed, last = self.queue.finish_turn(batch, error is not None)
+                    self._free_slot(ended)
+                    run.ran(matrices, seconds)
+                    if error is None:
+                        count = len(matrices)
+                        self.queue.run_time.observe(batch.rows // count, (ended - batch.taken) / count)
+                    break
+            following = more
+        answers: list[Answer] = []
+        if owed:
+            answers = [error if error is not None else self._runs.large_answer(request, runner)]
+            ended = self._clock()
+            reject_late([request], answers, ended)
+            deliver(self.name, [request], answers, run.timing(ended))
+        failed = count_errors(self.metrics, answers)
+        note = run.note(request.arrival, ended, self._clock(), len(answers) - failed)
+        if last:
+            self.metrics.ran(note)
+        if self.metrics.flight is not None:
+            record_turn(self.metrics.flight, batch, (matrices, seconds, ended, note.done), instance, answers)
+        if not owed:
+            return
+        if self.metrics.access is not None:
+            log_requests(self.metrics.access, self.metrics.labels, [request], answers, (True,), note)
+        if self.metrics.tracing is not None:
+            trace_batch(self.metrics, [request], answers, (True,), note, ended, closed=batch.closed, instance=instance)
+        self._admission.release(1, request.nbytes)
 
     def _give_back(self, batch: Batch[AnyRequest], ended: float) -> list[bool]:
         with self._lock:
@@ -288,79 +341,21 @@ class Worker:
         if not self._idle:
             self.queue.free_since = ended
         self._idle += 1
-        if self._ending or (self.queue.requests and self.options.instances > 1):
+        if self._ending or (self.options.instances > 1 and len(self.queue)):
             self._wake.notify_all()
-
-    def _guarded(self, requests: Sequence[AnyRequest], runner: BatchRunner, matrices: list[int]) -> Outcome:
-        """As `_answers`; an unexpected exception is logged and becomes an error for each request."""
-        try:
-            return self._answers(requests, runner, matrices)
-        except Exception:
-            logger.exception("model %s version %s: a batch failed unexpectedly", self.name, self.version)
-            unexpected = RunFailed("internal error; the server's log has the details")
-            return [unexpected] * len(requests), 0.0, True
-
-    def _answers(self, requests: Sequence[AnyRequest], runner: BatchRunner, matrices: list[int]) -> Outcome:
-        options = new_run_options(self.options.shrink_arena)
-        began = self._clock()
-        self._running[id(options)] = (began, options)
-        try:
-            if len(requests) == 1 and (answer := runner.run_single_row(requests[0], options, matrices)) is not None:
-                return [answer], self._clock() - began, False
-            outputs, wanted = runner.run(requests, options, matrices)
-            run = self._clock() - began
-            failures: list[RequestError] = []
-            return runner.scatter(requests, outputs, wanted, failures), run, bool(failures)
-        except RequestError as error:
-            if isinstance(error, DeviceLost):
-                self._lost(str(error))
-            if len(requests) == 1 or isinstance(error, DeadlineExceeded | DeviceLost):
-                return [error] * len(requests), self._clock() - began, True
-        finally:
-            del self._running[id(options)]
-        # Some request in this batch can't be run. Halve the batch until that request is alone.
-        self.metrics.isolate()
-        middle = len(requests) // 2
-        first, run_first, _ = self._answers(requests[:middle], runner, matrices)
-        second, run_second, _ = self._answers(requests[middle:], runner, matrices)
-        return first + second, run_first + run_second, True
-
-    # -- settling -----------------------------------------------------------------------------------------------------
-
-    def _count(self, answers: Sequence[Answer], seconds: float = 0.0) -> int:
-        """Count the errors among `answers`; returns how many. `seconds`: the total wait of requests that never ran."""
-        errors = [a for a in answers if isinstance(a, RequestError)]
-        texts = {(e.status.name, e.reason): str(e) for e in errors}
-        for (code, reason), times in Counter((e.status.name, e.reason) for e in errors).items():
-            self.metrics.refused(code, reason, times, seconds * times / len(errors), texts[code, reason])
-        return len(errors)
-
-    def _refuse(self, refused: Sequence[Settled[AnyRequest]]) -> None:
-        requests, errors = [r for r, _ in refused], [e for _, e in refused]
-        now = self._clock()
-        self._count(errors, sum([now - r.arrival for r in requests]))
-        if self.metrics.access is not None:
-            log_refused(self.metrics.access, self.metrics.labels, requests, errors, now)
-        if self.metrics.tracing is not None:
-            trace_refused(self.metrics.tracing, self.metrics.labels, requests, errors, now)
-        deliver(self.name, requests, errors, None)
-        self._admission.release(len(requests), sum([r.nbytes for r in requests]))
 
     # -- its end ------------------------------------------------------------------------------------------------------
 
     def end_runs_since(self, limit: float) -> int:
         """End every run that began before `limit` seconds on the clock, and return their number. For the watchdog."""
-        late = [options for began, options in list(self._running.values()) if began < limit]
-        for options in late:
-            options.terminate = True
-        return len(late)
+        return self._runs.end_since(limit)
 
     def reject_timed_out(self) -> None:
         """Reject the requests whose queue timeout ended while every instance is busy. For the watchdog."""
         with self._lock:
             expired = [] if self._idle else self.queue.expire(self._clock())
         if expired:
-            self._refuse(expired)
+            self._rejections.reject(expired)
 
     @property
     def has_timeouts(self) -> bool:
@@ -371,7 +366,7 @@ class Worker:
     def is_idle(self) -> bool:
         """Whether it has neither threads nor requests, so that closing it takes no time."""
         with self._lock:
-            return not (self._threads.serving or self.queue.requests or self._running)
+            return not (self._threads.serving or len(self.queue) or self._runs.running)
 
     def close(self, seconds: float) -> bool:
         """Finish queued requests within `seconds`, reject all others. Returns whether all threads ended in time."""
@@ -382,13 +377,13 @@ class Worker:
             left = self.queue.clear()
             self._wake.notify_all()
         if left:
-            self._refuse([Settled(r, being_replaced(self.name, self.version)) for r in left])
+            self._rejections.reject([Settled(r, being_replaced(self.name, self.version)) for r in left])
         return ended
 
     def retire(self, seconds: float) -> bool:
         """Finish queued requests and end the threads; returns whether in time. Later ones run on submitting threads."""
         with self._lock:
-            if self.queue.requests:
+            if len(self.queue):
                 self._threads.call()  # whoever queued them may be ending as well
             self._ending = True
             threads = self._threads.end()

@@ -129,14 +129,20 @@ class ModelConfig(BaseModel):
         default_factory=list,
         description="With a queue delay: a batch of one of these row counts does not wait further.",
     )
-    max_queue_rows: int = Field(8192, ge=1, description="Rows that may wait; a request that exceeds it is refused.")
+    max_queue_rows: int = Field(
+        8192,
+        ge=1,
+        description="Rows that may wait; a request that exceeds it is refused. Requests of more rows than "
+        "max_batch_size that run in slices have bounds of their own: this one, or twice max_request_rows if "
+        "that is more.",
+    )
     max_queue_requests: int = Field(4096, ge=1, description="Requests that may wait; one more is refused.")
     max_queue_bytes: int = Field(256 << 20, ge=1024, description="Bytes of requests that may wait.")
     max_request_rows: int = Field(
         65536,
         ge=1,
         description="Rows of the largest single request. Beyond max_batch_size it is run in slices, where rows are "
-        "independent; otherwise it is refused.",
+        "independent, by turns with other requests; otherwise it is refused.",
     )
     deadline_scheduling: bool = Field(
         True,

@@ -13,6 +13,7 @@ def limits(config: ModelConfig, rows: int) -> QueueLimits:
     return QueueLimits(
         max_batch_rows=rows,
         rows=config.max_queue_rows,
+        large_rows=max(config.max_queue_rows, 2 * config.max_request_rows),
         requests=config.max_queue_requests,
         nbytes=config.max_queue_bytes,
         delay=config.max_queue_delay_us * 1e-6 if rows > 1 else 0.0,

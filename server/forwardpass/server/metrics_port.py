@@ -118,7 +118,7 @@ class _Gauges(NamedTuple):
         return _Gauges(
             labels,
             phase,
-            (queue.requests, queue.rows, queue.running_requests),
+            (len(queue), queue.waiting_rows, queue.running_requests),
             (run_time.a, run_time.b),
             worker.options.instances,
             (entry.loaded.placement.label, entry.loaded.invariance.value),

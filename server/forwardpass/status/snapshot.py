@@ -112,7 +112,7 @@ class StatusSource:
             if entry.loaded is not None:
                 worker = entry.loaded.worker
                 totals[worker.metrics.labels] = worker.metrics.totals()
-                queued += worker.queue.requests
+                queued += len(worker.queue)
         return CounterSample(now, time.process_time(), totals, queued)
 
     def _keep(self, sample: CounterSample) -> None:
@@ -194,7 +194,7 @@ def _served(loaded: LoadedModel) -> dict[str, Any]:
         "provider": loaded.placement.label,
         "instances": worker.options.instances,
         "threads": loaded.placement.threads,
-        "queue": {"requests": queue.requests, "rows": queue.rows, "running": queue.running_requests},
+        "queue": {"requests": len(queue), "rows": queue.waiting_rows, "running": queue.running_requests},
         "batching": {
             "verdict": loaded.invariance.value,
             "batches": loaded.batches,

@@ -78,9 +78,9 @@ class Bench:
 
     def settled(self) -> None:
         """Nothing is left anywhere."""
-        wait_until(lambda: self.admission.requests == 0)
         queue = self.worker.queue
-        assert (queue.requests, queue.rows, queue.nbytes) == (0, 0, 0)
+        wait_until(lambda: self.admission.requests == 0 and not queue.running_requests)
+        assert (len(queue), queue.waiting_rows, queue.nbytes) == (0, 0, 0)
         assert (queue.running_requests, self.admission.nbytes) == (0, 0)
 
     def counted(self) -> dict[str, int]:

@@ -152,7 +152,7 @@ class Machine:
         assert (queue.rows, queue.requests, queue.nbytes) == (0, 0, 0)
         assert (queue.running_rows, queue.running_requests, len(queue)) == (0, 0, 0)
         assert queue.take(self.now) is None and queue.closes_at(self.now) == NEVER
-        assert (queue._dated, queue._dead) == (0, 0), "the short way is not taken again"
+        assert (queue._dated, queue._groups.dead) == (0, 0), "the short way is not taken again"
 
     def wait(self, seconds: float) -> None:
         """Time passes; what ends meanwhile is finished when it ends."""

@@ -158,7 +158,7 @@ def test_a_lone_request_frees_its_instance_as_a_batch_does(bench: Callable[..., 
     assert b.admission.admit(3, held.nbytes + late.nbytes + last.nbytes) is None
     runs = threading.Thread(target=b.worker.try_run_now, args=(held, time.monotonic()))
     runs.start()
-    wait_until(lambda: bool(b.worker._running))
+    wait_until(lambda: bool(b.worker._runs.running))
     b.worker.submit([late, last], time.monotonic())
     b.let_go()
     runs.join()

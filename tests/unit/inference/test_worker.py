@@ -109,7 +109,7 @@ def test_nobody_runs_beside_a_lone_request(bench: Callable[..., Bench]) -> None:
     assert b.admission.admit(2, held.nbytes + other.nbytes) is None
     runs = threading.Thread(target=b.worker.try_run_now, args=(held, time.monotonic()))
     runs.start()
-    wait_until(lambda: bool(b.worker._running))
+    wait_until(lambda: bool(b.worker._runs.running))
     b.worker.submit([other], time.monotonic())
     assert not b.worker.run_pending()  # whoever holds the slot comes back for it
     assert other.call not in b.sink.answers
@@ -137,7 +137,7 @@ def test_what_a_door_leaves_behind_is_run_before_the_end(bench: Callable[..., Be
     assert b.admission.admit(2, held.nbytes + left.nbytes) is None
     runs = threading.Thread(target=b.worker.try_run_now, args=(held, time.monotonic()))
     runs.start()
-    wait_until(lambda: bool(b.worker._running))
+    wait_until(lambda: bool(b.worker._runs.running))
     b.worker.submit([left], time.monotonic())  # and no step: that transport is going as well
     closes = threading.Thread(target=b.worker.close, args=(20.0,))
     closes.start()
