@@ -78,7 +78,7 @@ class BatchQueue(Generic[RequestT]):
         self.large = LargeRequests[RequestT](limits, run_time, instances, slice_rows)
         self.rows = self.requests = self.nbytes = 0
         self.running_requests = self.running_rows = 0
-        self.busy_until = 0.0  # earliest expected end of the current run; single-instance models only
+        self.busy_until = 0.0  # earliest expected end of the current run; of a single instance only
         self.free_since = -NEVER  # when an instance last became free after all were busy; set by the caller
         self._due = -NEVER  # when a request without a deadline that came last is due
         self._soonest = NEVER  # lower bound of the queued requests' start_by; may be too early
@@ -114,12 +114,12 @@ class BatchQueue(Generic[RequestT]):
         groups = self._groups
         large = self.large
         dated = limits.deadlines
+        slice_rows = large.slice_rows
         base, row = patience(self.run_time, limits.max_batch_rows, len(groups), self.running_rows, self.instances)
-        if not self.requests:
-            self._due = -NEVER
+        last = self._due if self.requests else -NEVER
         for request in requests:
             rows = request.rows
-            if rows > large.slice_rows:
+            if rows > slice_rows:
                 if (settled := large.offer(request, now)) is not None:
                     refused.append(settled)
                 elif request.start_by < self._soonest:
@@ -149,11 +149,14 @@ class BatchQueue(Generic[RequestT]):
             self.rows += rows
             if dated:
                 due = request.arrival + base + row * self.rows
-                if due < self._due:
-                    due = self._due  # the queue has become shorter, and who came before still goes before
-                else:
-                    self._due = due
-                request.order = (request.priority, min(due, request.deadline, request.start_by))
+                if due < last:
+                    due = last  # the queue has become shorter, and who came before still goes before
+                self._due = last = due
+                if request.deadline < due:
+                    due = request.deadline
+                if request.start_by < due:
+                    due = request.start_by
+                request.order = (request.priority, due)
             self.requests += 1
             self.nbytes += request.nbytes
             if request.priority in self._at:
@@ -256,7 +259,9 @@ class BatchQueue(Generic[RequestT]):
 
     def finish(self, batch: Batch[RequestT]) -> list[bool]:
         """Settle a finished batch. Returns for each request whether a response is owed (False: it was cancelled)."""
-        self._ran(batch)
+        self.running_requests -= len(batch.requests)
+        self.running_rows -= batch.rows
+        self.busy_until = 0.0
         owed = []
         for request in batch.requests:
             owed.append(request.state == RUNNING)
@@ -277,7 +282,9 @@ class BatchQueue(Generic[RequestT]):
 
     def finish_turn(self, batch: Batch[RequestT], failed: bool) -> tuple[bool, bool]:
         """As `finish`, of a turn of a large request: see LargeRequests.finish."""
-        self._ran(batch)
+        self.running_requests -= 1
+        self.running_rows -= batch.rows
+        self.busy_until = 0.0
         return self.large.finish(batch.requests[0], failed)
 
     # -- how --------------------------------------------------------------------------------------------------------
@@ -290,13 +297,6 @@ class BatchQueue(Generic[RequestT]):
         self.running_requests += 1
         self.running_rows += turn.rows
         return Batch([turn.request], turn.rows, 0, now, Closed.FULL, turn.request.deadline != NEVER, dropped, turn)
-
-    def _ran(self, batch: Batch[RequestT]) -> None:
-        """Stop counting a batch that ran."""
-        self.running_requests -= len(batch.requests)
-        self.running_rows -= batch.rows
-        if not self.running_requests:
-            self.busy_until = 0.0
 
     def _take_dated(self, group: list[RequestT], now: float, dropped: list[Settled[RequestT]]) -> Batch[RequestT]:
         """As `take`, for deadlines, cancelled requests or preferred sizes."""
@@ -341,7 +341,7 @@ class BatchQueue(Generic[RequestT]):
         now: float,
     ) -> int:
         """Sort group[seen:] into `live` and `dropped` until `live` has `limit` rows. Returns how many were seen."""
-        late = list[tuple[RequestT, Reason]]()
+        late: list[tuple[RequestT, Reason]] = []
         trust = 1.0 - self.run_time.margin if self.limits.deadlines else 0.0
         more, dead = survey(group[seen:] if seen else group, limit, self.run_time, trust, now, live=live, late=late)
         self._groups.dead -= dead

@@ -15,8 +15,6 @@ deadline is so near that first come, first served could miss it. From that follo
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from forwardpass.batching.run_time_model import RunTimeModel
 
 # Drain times until a request without a deadline is due. Requests that wait have arrived within the last one, if they
@@ -25,14 +23,12 @@ from forwardpass.batching.run_time_model import RunTimeModel
 PATIENCE = 2.0
 
 
-class Patience(NamedTuple):
-    """Seconds from a request's arrival until it is due without a deadline: `base` + `row` · rows that wait."""
+def patience(
+    run_time: RunTimeModel, max_batch_rows: int, groups: int, running_rows: int, instances: int
+) -> tuple[float, float]:
+    """PATIENCE drain times as (base, row): base + row · rows that wait, in seconds from a request's arrival.
 
-    base: float
-    row: float
-
-
-def patience(run_time: RunTimeModel, max_batch_rows: int, groups: int, running_rows: int, instances: int) -> Patience:
-    """PATIENCE drain times: of full batches, of one that is not full for each of `groups`, and of what runs."""
+    They are of full batches, of one that is not full for each of `groups`, and of what runs.
+    """
     a, b, times = run_time.a, run_time.b, PATIENCE / instances
-    return Patience(times * (a * (groups + 1) + b * running_rows), times * (a / max_batch_rows + b))
+    return times * (a * (groups + 1) + b * running_rows), times * (a / max_batch_rows + b)

@@ -178,7 +178,9 @@ class Worker:
         with self._lock:
             self._free_slot(ended)
             if not failed:
-                run_time.observe(request.rows // len(matrices), (ended - taken) / len(matrices))
+                count = len(matrices)
+                rows, seconds = request.rows, ended - taken
+                run_time.observe(rows, seconds) if count == 1 else run_time.observe(rows // count, seconds / count)
         if failed or late:
             count_errors(self.metrics, answers)
         note = BatchRecord(((request.arrival, 1),), matrices, taken, run, self._clock(), 0 if failed or late else 1)
