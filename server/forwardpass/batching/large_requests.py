@@ -34,7 +34,7 @@ from forwardpass.errors import Reason, RequestError
 
 # Seconds after which no slice is added to a turn while others wait. One slice of a small network is not worth what a
 # turn costs besides.
-TURN = 1e-3
+TURN = 2e-3
 
 # Batches that go before a turn, at most, while both wait: one client's large requests get a fifth of the batches, and
 # those of several up to a half.

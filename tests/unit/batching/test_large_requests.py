@@ -16,7 +16,7 @@ from forwardpass.batching.large_requests import SHARE, TURN
 from forwardpass.batching.request import NEVER, QUEUED, RUNNING, SETTLED, Batch, LargeTurn, QueueLimits
 from forwardpass.errors import DeadlineExceeded, Overloaded
 
-A, B, SLICE = 1e-3, 1e-4, 8  # seconds a matrix, seconds a row, rows a matrix: a slice takes longer than TURN
+A, B, SLICE = 2e-3, 1e-4, 8  # seconds a matrix, seconds a row, rows a matrix: a slice takes longer than TURN
 
 
 class Owned(Numbered):
@@ -235,9 +235,9 @@ def test_turns_use_every_idle_instance() -> None:
     s.run()
 
 
-@pytest.mark.parametrize(("others", "alone", "slices"), [(True, True, 12), (False, True, 40), (False, False, 12)])
+@pytest.mark.parametrize(("others", "alone", "slices"), [(True, True, 23), (False, True, 40), (False, False, 23)])
 def test_a_turn_lasts_for_its_time_or_while_nothing_else_waits(others: bool, alone: bool, slices: int) -> None:
-    s = Server(a=1e-5, b=1e-5)  # 90 us a slice, so that the twelfth ends after TURN
+    s = Server(a=1e-5, b=1e-5)  # 90 us a slice, so that the 23rd ends after TURN
     s.offer(large(SLICE * 40))
     batch = s.take()
     if others:
