@@ -21,6 +21,7 @@ MAX_CONCURRENT_STREAMS: Final = 3  # the setting's number
 # what it waited: what is served must have time for it. Past the capacity every call is read that late.
 MARGIN: Final = 20e-3
 MARGIN_SHARE: Final = 1 / 3
+TURN: Final = 5e-3  # seconds that processing may take: what is late by its end would be read for nothing
 LEAST: Final = 20e-3  # seconds that a connection's calls may wait at least: shorter stalls are no overload
 # The frame that sets the limit, without the limit: a length of 6, SETTINGS, no flags, no stream, the setting's number.
 FRAME: Final = b"\0\0\6\4\0" + bytes(4) + MAX_CONCURRENT_STREAMS.to_bytes(2, "big")
@@ -56,7 +57,7 @@ class Patience:
     def seconds(self) -> float:
         """What has waited for longer is too late whatever it is."""
         longest = max(self._latest, self._before) or self._without_deadline
-        return max(LEAST, longest - min(MARGIN, longest * MARGIN_SHARE / (1 + MARGIN_SHARE)))
+        return max(LEAST, longest - min(MARGIN, longest * MARGIN_SHARE / (1 + MARGIN_SHARE)) - TURN)
 
 
 def set_limit(engine: Engine, streams: int) -> bool:

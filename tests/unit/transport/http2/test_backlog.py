@@ -30,18 +30,18 @@ def test_what_is_left_decides(timeout: float) -> None:
 
 def test_a_connection_is_as_patient_as_its_most_patient_call() -> None:
     patience = Patience(2.0)
-    assert patience.seconds == pytest.approx(1.98)  # nothing is known of it
+    assert patience.seconds == pytest.approx(1.975)  # nothing is known of it
     patience.note(0.04)
-    assert patience.seconds == pytest.approx(0.03)
+    assert patience.seconds == pytest.approx(0.025)
     patience.note(10.0)
     patience.note(0.04)
-    assert patience.seconds == pytest.approx(9.98)
+    assert patience.seconds == pytest.approx(9.975)
     patience.roll()
     patience.note(0.04)
-    assert patience.seconds == pytest.approx(9.98)
+    assert patience.seconds == pytest.approx(9.975)
     for _ in range(3):
         patience.roll()  # without calls it does not forget
-    assert patience.seconds == pytest.approx(0.03)
+    assert patience.seconds == pytest.approx(0.025)
     patience.note(1e-4)
     patience.roll()
     assert patience.seconds == LEAST
