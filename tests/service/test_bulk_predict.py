@@ -133,6 +133,7 @@ def test_rows_that_depend_on_each_other_are_not_parted(server: ServerProcess, tm
     assert "the message has" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(server: ServerProcess, tmp_path: Path) -> None:
     peak = {rows: _peak(server, tmp_path, rows) for rows in (20_000, 1_000_000)}
     assert peak[1_000_000] - peak[20_000] < 24 << 20, peak

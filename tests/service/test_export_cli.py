@@ -129,6 +129,7 @@ def test_two_exporters_at_once_get_two_versions(project: Path) -> None:
 @pytest.mark.parametrize(
     "given", [["--args", '{"hidden": 8, "activation": "tanh"}'], ["--arg", "hidden=8", "--arg", "activation=tanh"]]
 )
+@pytest.mark.slow
 def test_arguments_of_the_constructor(project: Path, given: list[str]) -> None:
     scope: dict[str, type[torch.nn.Module]] = {}
     exec(NETWORK, scope)

@@ -116,6 +116,7 @@ def test_every_batch_and_request_adds_up(tmp_path: Path, serve: Serve, transport
     caller.close()
 
 
+@pytest.mark.slow
 def test_the_last_are_kept_and_zero_keeps_none(tmp_path: Path, serve: Serve) -> None:
     models.save(tmp_path / "models", "chain", models.chain())
     (tmp_path / "flight").mkdir()

@@ -191,6 +191,7 @@ def measured_before(path: Path, present: str, scores: dict[str, tuple[float, flo
 
 
 @pytest.mark.parametrize("name", ["config.pbtxt", "model.toml"])
+@pytest.mark.slow
 def test_tune_changes_the_options_file_that_is_there_and_the_next_start_works(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

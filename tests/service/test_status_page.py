@@ -111,6 +111,7 @@ def test_events_have_the_figures_of_real_load(serve: Serve, digits_repository: P
 
 
 @on_both_ports
+@pytest.mark.slow
 def test_viewers_are_bounded_and_leave_room(serve: Serve, digits_repository: Path, options: tuple[str, ...]) -> None:
     server = serve(digits_repository, *options)
     url = base_of(server) + "/status/events"
@@ -369,6 +370,7 @@ def test_the_page_asks_for_a_token(serve: Serve, browser: Any, digits_repository
     assert [problem for problem in opened.problems if "401" not in problem] == []
 
 
+@pytest.mark.slow
 def test_what_a_screen_reader_finds(serve: Serve, browser: Any, digits_repository: Path) -> None:
     server = serve(digits_repository)
     opened = Opened(browser, base_of(server) + "/")
