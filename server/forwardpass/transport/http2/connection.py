@@ -33,7 +33,7 @@ from ngh2.exceptions import NGH2Error
 from forwardpass.errors import InvalidRequest, RequestError, RunFailed, TooLarge, UnknownMethod
 from forwardpass.protocol.status import status_of
 from forwardpass.transport.http2 import idle_resets
-from forwardpass.transport.http2.backlog import Patience, rejections, set_limit, take_all
+from forwardpass.transport.http2.backlog import MAX_CONCURRENT_STREAMS, Patience, rejections, set_limit, take_all
 from forwardpass.transport.http2.engine import WINDOW, begin, ended
 from forwardpass.transport.http2.grpc_framing import MESSAGE_STRUCT, take_message
 from forwardpass.transport.http2.idle_resets import IdleResets
@@ -145,7 +145,8 @@ class Connection:
         sent = take_all(engine)
         self.shed += rejections(sent)
         self.out.first += sent
-        set_limit(engine, self._max_streams)
+        if not set_limit(engine, self._max_streams):  # it is about to end; then the client may hear of the limit
+            engine.update_settings({MAX_CONCURRENT_STREAMS: self._max_streams})
         return events
 
     def expire_stalled(self, for_message: int, for_response: int) -> None:
