@@ -31,6 +31,11 @@ from forwardpass.transport.memory_budget import Holding, no_room
 CallT = TypeVar("CallT")
 
 ELSEWHERE: Final = 64 << 10  # bytes of an unknown message from which another thread decodes it
+# A network that takes less than so many seconds a row loses much of its time to reading calls that it can't serve.
+QUICK: Final = 400e-6
+AHEAD: Final = (
+    10e-3  # seconds of runs, or two full batches, that wait at least for such a model before calls stay unread
+)
 
 logger = logging.getLogger(__name__)
 logger.addFilter(LogLimit())
@@ -40,11 +45,6 @@ class WorkerLookup(decoder.ModelLookup, Protocol):
     """Resolves a model to its worker: the repository."""
 
     def resolve(self, name: str, version: str) -> Worker: ...
-
-
-# A network that takes less than so many seconds a row loses much of its time to reading calls that it can't serve.
-QUICK = 400e-6
-AHEAD = 10e-3  # seconds of runs, or two full batches, that wait at least for a quick model before others stay unread
 
 
 def _room(worker: Worker, most: int) -> int:
@@ -304,10 +304,6 @@ class Intake(Generic[CallT]):
         """Answer a call with an error without decoding it, and count the error."""
         self.refuse_all([call], error)
 
-    def count_refused(self, calls: int, error: RequestError) -> None:
-        """Count calls that the transport has rejected by itself."""
-        self._metrics.refused(error.status.name, error.reason, calls, text=str(error))
-
     def refuse_all(self, calls: Sequence[CallT], error: RequestError) -> None:
         """The same for several calls at once, at a fraction of the cost of each."""
         # Its frames hold this group's messages, and may do so until the cycle collector comes: the error is an answer.
@@ -322,3 +318,7 @@ class Intake(Generic[CallT]):
                 trace_undecoded(self._metrics.tracing, error, origin, (self.now, self._clock()))
         now = self.now
         self._reply_sink.deliver([RejectedRequest(call, now) for call in calls], [error] * len(calls), None)
+
+    def count_refused(self, calls: int, error: RequestError) -> None:
+        """Count calls that the transport has rejected by itself."""
+        self._metrics.refused(error.status.name, error.reason, calls, text=str(error))

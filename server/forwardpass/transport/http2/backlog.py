@@ -3,8 +3,8 @@
 A server that reads more than it can serve answers everything late, and even a rejection costs a third of a small
 network's call where each is parsed, looked at and answered here. HTTP/2 has a cheaper one: calls beyond
 SETTINGS_MAX_CONCURRENT_STREAMS, which libnghttp2 rejects by itself with REFUSED_STREAM, for a twentieth. While overdue
-bytes are processed that limit is 0; afterwards it is as before. Clients know that such a call was not looked at and may
-be repeated (RFC 9113, 8.7).
+bytes are processed that limit is 0; afterwards it is as before. Clients may know that such a call was not looked at and
+can be repeated (RFC 9113, 8.7); gRPC's C core does not repeat it, and reports UNAVAILABLE.
 """
 
 from __future__ import annotations
