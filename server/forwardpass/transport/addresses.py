@@ -16,6 +16,8 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from forwardpass.transport.handed_listener import Listener
+
 UNIX: Final = "unix:"
 UNIX_MODE: Final = 0o660
 BACKLOG: Final = 1024
@@ -148,9 +150,9 @@ def clear_unix(path: str) -> None:
             raise OSError(errno.EADDRINUSE, f"a server listens on {path}")
 
 
-def close(listener: socket.socket) -> None:
+def close(listener: Listener) -> None:
     """Close a listener, and remove its file if it has one."""
-    path = listener.getsockname() if listener.family == socket.AF_UNIX else None
+    path = str(listener.getsockname()) if listener.family == socket.AF_UNIX else ""
     listener.close()
     if path:
         with contextlib.suppress(OSError):

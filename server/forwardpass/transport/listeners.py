@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from forwardpass.observability.log_limit import LogLimit
 from forwardpass.transport import addresses
+from forwardpass.transport.handed_listener import HandedListener, Listener
 
 logger = logging.getLogger(__name__)
 logger.addFilter(LogLimit())
@@ -32,11 +33,13 @@ class ListenerGone(Exception):
 class Listeners:
     """Listeners on every address of a host, on one port. For the one thread that waits on `epoll`."""
 
-    def __init__(self, host: str, port: int, epoll: select.epoll) -> None:
-        """Bind. Raises OSError if that fails."""
-        self._sockets = {listener.fileno(): listener for listener in addresses.listen(host, port)}
-        first = next(iter(self._sockets.values()))
-        self.port: int = 0 if first.family == socket.AF_UNIX else first.getsockname()[1]
+    def __init__(self, host: str, port: int, epoll: select.epoll, handed: HandedListener | None = None) -> None:
+        """Bind. Raises OSError if that fails. `handed`: listen there, in place of host and port."""
+        listeners: list[Listener] = [handed] if handed is not None else [*addresses.listen(host, port)]
+        self._sockets = {listener.fileno(): listener for listener in listeners}
+        self._counts = None if handed is None else handed.counts
+        first = listeners[0]
+        self.port = 0 if first.family == socket.AF_UNIX else int(first.getsockname()[1])
         self.accept_paused = False  # nothing is accepted for now, as when no descriptors are left
         self._epoll = epoll
         for fd in self._sockets:
@@ -64,8 +67,20 @@ class Listeners:
                 return
             yield sock
 
+    def note_open(self, count: int) -> None:
+        """Note how many connections are open, for the process that accepts them if that is another one."""
+        if self._counts is not None:
+            self._counts.open = count
+
+    @property
+    def must_look(self) -> bool:
+        """Whether `look` must be called now and then, even while there is no connection."""
+        return self.accept_paused or self._counts is not None
+
     def look(self) -> None:
         """Accept again after a failure. Raises ListenerGone if a socket no longer listens."""
+        if self._counts is not None:
+            self._counts.turns += 1
         if not all(map(accepts, self._sockets.values())):
             raise ListenerGone(f"port {self.port} accepts no connection any more")
         if self.accept_paused:
@@ -88,7 +103,7 @@ class Listeners:
                     self._epoll.unregister(fd)
 
 
-def accepts(listener: socket.socket) -> bool:
+def accepts(listener: Listener) -> bool:
     """Whether the socket still listens, according to the kernel."""
     try:
         return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))

@@ -48,6 +48,7 @@ class Peer:
         self.unprocessed = 0  # bytes read from it and not yet processed
         self.arrivals: deque[tuple[bytes, float]] = deque()  # these bytes, and since when they may have waited
         self.held = False  # they wait until it takes what it is owed
+        self.leaving = False  # it was asked to go elsewhere, or is gone
         self.ended = False  # nothing more can be read from it
         self.deadline = deadline  # when it is asked to reconnect, on the monotonic clock
 

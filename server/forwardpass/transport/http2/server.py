@@ -21,6 +21,7 @@ from forwardpass.observability.access_log import Origin
 from forwardpass.observability.log_limit import LogLimit
 from forwardpass.protocol.status import status_of
 from forwardpass.protocol.timings import BatchTiming
+from forwardpass.transport.handed_listener import HandedListener
 from forwardpass.transport.http2.backlog import MARGIN, is_late
 from forwardpass.transport.http2.call_context import Http2CallContext
 from forwardpass.transport.http2.connection import Connection
@@ -79,9 +80,11 @@ class Http2Server:
         authorize: Authorize | None = None,
         tls: Tls | None = None,
         lost: Callable[[str], None] = lambda _: None,
+        handed: HandedListener | None = None,
     ) -> None:
-        """Bind. Raises OSError if that fails. `make_sink` makes the sink for ModelInfer; it answers by `deliver`.
+        """Bind, or take connections from `handed`. Raises OSError if that fails.
 
+        `make_sink` makes the sink for ModelInfer; it answers by `deliver`.
         `handlers`: of the other methods, for the event loop; `call_soon` schedules a function there, from any thread.
         `authorize` None: every call of ModelInfer is allowed; handlers do their own checks.
         `tls` None: plaintext. `lost` is called with the reason, by the receiving thread, if that ends by itself.
@@ -89,7 +92,7 @@ class Http2Server:
         self._lost = lost
         self._bounds = bounds
         self._budget = MemoryBudget(bounds.max_bytes)
-        self._sockets = Sockets(host, port, self._connect, bounds.max_connection_age, tls)
+        self._sockets = Sockets(host, port, self._connect, bounds.max_connection_age, tls, handed)
         self.port = self._sockets.port
         paths = {f"/{service}/{name}".encode(): h for service, of in handlers.items() for name, h in of.items()}
         self._handlers = {path: handler for path, handler in paths.items() if path != INFER_PATH}
@@ -108,6 +111,7 @@ class Http2Server:
         self._mixed_until = 0.0
         self._hurried = False
         self._draining = self._departed = False
+        self._parting = 0  # clients to ask to connect anew
         self._closing = False
         self.settled = threading.Event()  # set while draining: every call on its way has arrived
         self._thread = threading.Thread(target=self._serve, name="direct-transport", daemon=True)
@@ -118,6 +122,11 @@ class Http2Server:
     def drain(self) -> None:
         """Accept no more connections and ask clients to go elsewhere; calls on their way are taken until `settled`."""
         self._draining = True
+        self._sockets.wake()
+
+    def part_with(self, count: int) -> None:
+        """Ask `count` clients to connect anew, so that another process may get them; their calls are served."""
+        self._parting = count
         self._sockets.wake()
 
     def close(self) -> None:
@@ -230,6 +239,9 @@ class Http2Server:
                 self._take(sockets.sweep())
                 if self._draining:
                     self._drain()
+                if self._parting:
+                    count, self._parting = self._parting, 0
+                    sockets.part_with(count, "connections are spread anew")
             except ListenerGone:
                 raise
             except Exception:

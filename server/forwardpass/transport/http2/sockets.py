@@ -22,6 +22,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from forwardpass.observability.log_limit import LogLimit
+from forwardpass.transport.handed_listener import HandedListener
 from forwardpass.transport.http2.arrivals import Arrivals
 from forwardpass.transport.http2.connection import Connection, ConnectionFailed
 from forwardpass.transport.http2.peer import READ, Peer
@@ -49,9 +50,15 @@ class Sockets:
     """Owns the listening port and every connection's socket. All except `transmit` and `wake` is for one thread."""
 
     def __init__(
-        self, host: str, port: int, connect: Callable[[Peer], Connection], max_age: float, tls: Tls | None = None
+        self,
+        host: str,
+        port: int,
+        connect: Callable[[Peer], Connection],
+        max_age: float,
+        tls: Tls | None = None,
+        handed: HandedListener | None = None,
     ) -> None:
-        """Bind. Raises OSError if that fails. `connect` makes the protocol for a new client.
+        """Bind, or take connections from `handed`. Raises OSError if that fails. `connect` makes a client's protocol.
 
         `max_age`: seconds after which clients are asked to reconnect; 0: never. `tls` None: plaintext.
         """
@@ -59,8 +66,9 @@ class Sockets:
         self._max_age = max_age
         self._tls = tls
         self._peers: dict[int, Peer] = {}
+        self._here = 0  # clients that were not asked to go
         self._epoll = select.epoll()
-        self._listeners = Listeners(host, port, self._epoll)
+        self._listeners = Listeners(host, port, self._epoll, handed)
         self.port = self._listeners.port
         self._bell, self._ring = os.pipe()
         self._epoll.register(self._bell, select.EPOLLIN)
@@ -123,7 +131,7 @@ class Sockets:
         if not self._ready:
             seconds, began = 0.0, monotonic()
             if wait and not self._again and not self._arrivals:
-                seconds = max(1e-3, self._sweep_at - began) if self._peers or self._listeners.accept_paused else -1
+                seconds = max(1e-3, self._sweep_at - began) if self._peers or self._listeners.must_look else -1
             try:
                 self._ready.extend(self._epoll.poll(seconds))
             except (OSError, ValueError) as error:
@@ -219,16 +227,29 @@ class Sockets:
             # The next sweep sends the second GOAWAY, whether or not the client acknowledges the PING.
             why = "max_connection_age" if now > peer.deadline else "the connection's receive window is used up"
             peer.deadline = float("inf") if connection.departing else 0.0
+            self._leaves(peer)
             connection.depart(why)
 
     def drain(self) -> None:
         """Accept no more connections, and ask current clients to go elsewhere. Calls on their way are served."""
         self._close_listeners()
         self._sweep_at = monotonic() + SWEEP_SECONDS  # clients have that long to answer
-        for peer in self._peers.values():
+        self.part_with(len(self._peers), "the server is stopping")
+
+    def part_with(self, count: int, why: str) -> None:
+        """Ask `count` clients to go elsewhere, those that have been here for the longest."""
+        staying = [peer for peer in self._peers.values() if not peer.connection.departing]
+        for peer in staying[:count]:
             peer.deadline = 0.0
-            if not peer.connection.departing:
-                peer.connection.depart("the server is stopping")
+            self._leaves(peer)
+            peer.connection.depart(why)
+
+    def _leaves(self, peer: Peer) -> None:
+        """A client is gone, or was asked to go."""
+        if not peer.leaving:
+            peer.leaving = True
+            self._here -= 1
+            self._listeners.note_open(self._here)
 
     @property
     def settled(self) -> bool:
@@ -364,6 +385,8 @@ class Sockets:
             sock.close()  # by now the TLS socket, if there is TLS
             raise
         self._peers[peer.fd] = peer
+        self._here += 1
+        self._listeners.note_open(self._here)
         with connection.out.lock:
             self.transmit(connection.out)
 
@@ -384,6 +407,7 @@ class Sockets:
         if self._peers.get(peer.fd) is not peer:
             return
         del self._peers[peer.fd]
+        self._leaves(peer)
         self._arrivals.forget(peer)
         with peer.connection.out.lock:
             peer.closed = True

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import http
 import sys
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import httptools
@@ -84,6 +85,7 @@ class RestConnection(HttpToolsProtocol):
 
     max_head_bytes = 16384
     budget: BodyBudget
+    closed: Callable[[], None] = staticmethod(lambda: None)  # called once it is not among the open ones any more
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -104,6 +106,7 @@ class RestConnection(HttpToolsProtocol):
         self._head_seen()
         self.resume_writing()
         super().connection_lost(exc)
+        self.closed()
 
     def data_received(self, data: bytes) -> None:
         for start in range(0, len(data), SLICE):

@@ -19,6 +19,7 @@ from uvicorn.server import ServerState
 from forwardpass.observability.log_limit import LogLimit
 from forwardpass.security.certificates import Certificates
 from forwardpass.transport import addresses
+from forwardpass.transport.handed_listener import HandedListener, Listener, PortCounts
 from forwardpass.transport.listeners import ACCEPTS, ONE_CONNECTION, accepts
 from forwardpass.transport.rest.application import RestApplication
 from forwardpass.transport.rest.connection import RestConnection
@@ -41,7 +42,9 @@ class RestServer:
     ) -> None:
         self._application = application
         self._most = most_connections
-        bounds = {"max_head_bytes": max_head_bytes, "budget": application.budget}
+        bounds = {
+            "max_head_bytes": max_head_bytes, "budget": application.budget, "closed": staticmethod(self._note_open)
+        }  # fmt: skip
         self._connection = type("BoundedConnection", (RestConnection,), bounds)
         # `loaded_app` is all that a connection takes from the configuration beside these.
         self._config = Config(
@@ -51,15 +54,19 @@ class RestServer:
         )  # fmt: skip
         self._config.load()
         self._state = ServerState()
-        self._listeners: list[socket.socket] = []
+        self._listeners: list[Listener] = []
+        self._counts: PortCounts | None = None
         self._certificates: Certificates | None = None
         self._handshakes: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
 
-    def listen(self, host: str, port: int, certificates: Certificates | None = None) -> int:
-        """Bind. Returns the port. `certificates` None: plaintext. Raises OSError if binding fails."""
+    def listen(
+        self, host: str, port: int, certificates: Certificates | None = None, handed: HandedListener | None = None
+    ) -> int:
+        """Bind, or take connections from `handed`. Returns the port. `certificates` None: plaintext. Raises OSError."""
         self._certificates = certificates
-        self._listeners = addresses.listen(host, port)
+        self._listeners = [handed] if handed is not None else [*addresses.listen(host, port)]
+        self._counts = None if handed is None else handed.counts
         first = self._listeners[0]
         return 0 if first.family == socket.AF_UNIX else int(first.getsockname()[1])
 
@@ -77,7 +84,7 @@ class RestServer:
         """Whether every listener still works."""
         return all(map(accepts, self._listeners))
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: Listener) -> None:
         for _ in range(ACCEPTS):
             try:
                 sock, _ = listener.accept()
@@ -101,9 +108,19 @@ class RestServer:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             task = self._loop.create_task(self._connect(sock))
             self._handshakes.add(task)
-            task.add_done_callback(self._handshakes.discard)
+            task.add_done_callback(self._connected)
+            self._note_open()
 
-    def _resume(self, listener: socket.socket) -> None:
+    def _connected(self, task: asyncio.Task[None]) -> None:
+        self._handshakes.discard(task)
+        self._note_open()
+
+    def _note_open(self) -> None:
+        """Note how many connections are open, for the process that accepts them if that is another one."""
+        if self._counts is not None:
+            self._counts.open = self.connections
+
+    def _resume(self, listener: Listener) -> None:
         if listener in self._listeners:
             self._loop.add_reader(listener, self._accept, listener)
 
