@@ -113,8 +113,8 @@ class Server:
     http: str = ""  # URL of the HTTP port; empty where there is none
 
     def cpu_seconds(self) -> float:
-        """User and system time of all its threads so far, in seconds, to within a clock tick."""
-        return cpu_seconds(self.pid)
+        """User and system time of all its threads and processes so far, in seconds, to within a clock tick each."""
+        return sum(map(cpu_seconds, (self.pid, *children(self.pid))))
 
     def scrape(self) -> Metrics:
         return scrape(self.metrics)
@@ -188,6 +188,12 @@ def cpu_seconds(pid: int) -> float:
     # The name in brackets may hold blanks; utime and stime are the 14th and 15th field.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) * TICK
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process started and that live."""
+    path = Path(f"/proc/{pid}/task")
+    return [int(child) for task in path.iterdir() for child in (task / "children").read_text().split()]
 
 
 def stolen_seconds(core: int) -> float:

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import http_report
+import process_report
 
 HERE = Path(__file__).resolve().parent
 DOCS, README = HERE.parent / "docs" / "performance.md", HERE.parent / "README.md"
+PROCESSES = DOCS.parent / "processes.md"
 # Between them report.py writes; {} is the name of the part.
 BEGIN, END = "<!-- {}: rendered by benchmarks/report.py -->", "<!-- {}: end -->"
 
@@ -385,6 +387,7 @@ def documents() -> dict[Path, str]:
     return {
         DOCS: rendered(DOCS.read_text("utf-8"), headline=headline, result=markdown(result), **small),
         README: rendered(README.read_text("utf-8"), headline=headline),
+        PROCESSES: rendered(PROCESSES.read_text("utf-8"), processes=process_report.markdown()),
     }
 
 

@@ -24,6 +24,7 @@ import harness  # noqa: E402
 import http_cost  # noqa: E402
 import http_report  # noqa: E402
 import openloop  # noqa: E402
+import process_report  # noqa: E402
 import report  # noqa: E402
 from forwardpass import protocol  # noqa: E402
 
@@ -321,3 +322,19 @@ def test_poisson_arrivals_have_the_rate_they_should() -> None:
     assert len(times) == pytest.approx(10_000, rel=0.05)
     assert (np.diff(times) >= 0).all()
     assert times[-1] < 10.0
+
+
+def test_what_processes_give_is_told_with_what_does_not_hold(tmp_path: Path) -> None:
+    assert "None" in process_report.markdown(tmp_path)
+    row = {
+        "scenario": "digits/real/8x16", "processes": 2, "requests_per_second": 70_000.4, "of_one": 1.8, "cpu_us": 20.04,
+        "cpu_ratio": 0.97, "p99_us": 4700.0,
+    }  # fmt: skip
+    result = {
+        "date": "2026-11-29", "machine": {"cpu": "a CPU"}, "rounds": 3, "cores": 2, "rows": [row],
+        "verdicts": [{"what": "half of it", "holds": False}, {"what": "the rest", "holds": True}],
+    }  # fmt: skip
+    (tmp_path / "process_counts.json").write_text(json.dumps(result))
+    text = process_report.markdown(tmp_path)
+    assert "| `digits`, requests that differ | 2 | 70,000 | 1.80 | 20.0 | 0.97 | 4.7 |" in text
+    assert "Does NOT hold: half of it." in text and "the rest" not in text
