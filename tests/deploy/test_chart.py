@@ -40,6 +40,8 @@ MATRIX: dict[str, Values] = {
     "mig": {"gpu": {"enabled": True, "resource": "nvidia.com/mig-1g.10gb"}, "tolerations": [{"operator": "Exists"}]},
     "hpa": {"autoscaling": {"kind": "hpa", "maxReplicas": 40, "requestsPerPod": 64}},
     "keda": {"autoscaling": {"kind": "keda", "prometheus": "http://prometheus.monitoring:9090"}},
+    "several processes": {"processes": {"count": 4, "scratch": "4Gi"}},
+    "processes as many as cores": {"processes": {"count": "auto"}},
     "observed by pod": {
         "monitor": {"kind": "pod", "labels": {"release": "prometheus"}},
         "rules": {"enabled": True, "latencySeconds": 0.02},
@@ -145,6 +147,19 @@ def test_every_variable_is_a_setting_of_the_server(case: str) -> None:
     assert Settings(**fields).drain_wait > 0
 
 
+def test_several_processes_have_room_for_the_weights_that_they_share() -> None:
+    for case, count, size in (
+        ("defaults", None, "64Mi"),
+        ("several processes", "4", "4Gi"),
+        ("processes as many as cores", "auto", "2Gi"),
+    ):
+        pod = toolbox.render(MATRIX[case]).one("Deployment")["spec"]["template"]["spec"]
+        env = {e["name"]: e.get("value") for e in pod["containers"][0]["env"]}
+        assert env.get("FORWARDPASS_PROCESSES") == count
+        (tmp,) = [volume for volume in pod["volumes"] if volume["name"] == "tmp"]
+        assert tmp["emptyDir"]["sizeLimit"] == size
+
+
 def test_one_value_makes_every_time_of_the_drain() -> None:
     for seconds in (3, 10, 30, 100, 3600):
         pod = toolbox.render({"drainSeconds": seconds}).one("Deployment")["spec"]["template"]["spec"]
@@ -246,6 +261,7 @@ tests:
       - series: 'forwardpass_file_reloads_total{namespace="serving",files="tokens",result="failed"}'
         values: '0x10 1x50'
       - {series: 'forwardpass_model_load_failures_total{namespace="serving",model="m"}', values: '0x10 1x50'}
+      - {series: 'forwardpass_process_ends_total{namespace="serving",pod="a",cause="SIGKILL"}', values: '0x10 1x50'}
       - {series: 'forwardpass_certificate_expiry_seconds{namespace="serving",pod="a"}', values: '864000x60'}
       - {series: 'forwardpass_certificate_expiry_seconds{namespace="serving",pod="b"}', values: '8640000x60'}
       - {series: 'process_start_time_seconds{namespace="serving",pod="a"}', values: '1x5 2x5 3x5 4x40'}
@@ -283,6 +299,15 @@ tests:
               summary: Changed certificates or tokens cannot be used; the last good ones stay.
               description: 'tokens: the log says why.'
       - {eval_time: 40m, alertname: ForwardpassReloadFails, exp_alerts: []}
+      - {eval_time: 9m, alertname: ForwardpassProcessEnds, exp_alerts: []}
+      - eval_time: 12m
+        alertname: ForwardpassProcessEnds
+        exp_alerts:
+          - exp_labels: {severity: warning, namespace: serving, pod: a, cause: SIGKILL}
+            exp_annotations:
+              summary: A process of a server died and was replaced.
+              description: 'a, SIGKILL: calls that were under way on it failed. SIGKILL is most often the limit on memory.'
+      - {eval_time: 40m, alertname: ForwardpassProcessEnds, exp_alerts: []}
       - eval_time: 12m
         alertname: ForwardpassLoadsFail
         exp_alerts:

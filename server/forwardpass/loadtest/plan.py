@@ -214,6 +214,7 @@ def plan(
         "capacity_per_core": curve.capacity,
         "cores": pods * cores_per_pod,
         "pods": pods,
+        "cores_per_pod": cores_per_pod,
         "load_of_a_core": each / curve.capacity,
         "predicted_seconds": capacity_model.quantile(curve, each, objective.q, seed),
     }
@@ -250,6 +251,11 @@ def _text(
         f"{planned['rate']:,.0f} requests/s: {planned['cores']:,} cores in {planned['pods']:,} pods, each core "
         f"{planned['load_of_a_core']:.0%} loaded, predicted p{100 * objective.q:g} {ms(planned['predicted_seconds'])}",
     ]
+    if planned["cores_per_pod"] > 1:
+        lines.append(
+            f"each pod with --processes {planned['cores_per_pod']}, where networks run on its cores: one process "
+            "receives and answers on one core (docs/processes.md)"
+        )
     if curve.client_limited:
         lines.insert(
             1, "the client reached its limit before the server did: the capacity is at least the one shown here"
