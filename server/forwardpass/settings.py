@@ -133,6 +133,16 @@ class Settings(BaseModel):
         description="Runs of one model at the same time, on CUDA on each device, for models that do not set it; 0 lets "
         "the server choose.",
     )
+    processes: int = Field(
+        1,
+        ge=0,
+        le=1024,
+        description="Processes that serve behind one port (docs/processes.md): one receives and answers on one core. "
+        "0, or auto: as many as receiving needs to keep every core busy, by the size of the networks; it is printed.",
+    )
+    min_processes: int = Field(
+        1, ge=1, description="With several processes, the server is not ready while fewer than these are."
+    )
     max_batch_size: int = Field(
         0,
         ge=0,
@@ -235,6 +245,11 @@ class Settings(BaseModel):
     def _split(cls, names: object) -> object:
         given = [names] if isinstance(names, str) else list(names) if isinstance(names, (list, tuple)) else []
         return tuple(n for text in given for n in map(str.strip, text.split(",")) if n)
+
+    @field_validator("processes", mode="before")
+    @classmethod
+    def _count(cls, given: object) -> object:
+        return 0 if given == "auto" else given
 
     @field_validator("flight_when")
     @classmethod

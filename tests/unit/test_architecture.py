@@ -30,6 +30,7 @@ LAYERS = (
     ("api", "insight", "flight"),
     ("status",),
     ("server", "export"),
+    ("processes",),
     ("cli",),
     ("__main__",),
 )
@@ -63,6 +64,7 @@ LIBRARIES = {
     "flight": ("numpy",),
     "status": ("numpy", "starlette"),
     "server": ("prometheus_client",),
+    "processes": ("prometheus_client",),
     "export": ("numpy", "onnx", "torch", "pydantic", "skl2onnx", "onnxmltools", "lightgbm", "xgboost"),
     "cli": ("numpy", "rich"),
     "__main__": (),
@@ -74,7 +76,7 @@ LARGEST_SHARE = 0.2  # of all lines, that one package may have
 # What a server or a client needs: none of these may load torch.
 SERVING = (
     "client", "transport", "batching", "execution", "model", "inference", "repository", "api", "observability",
-    "security", "server", "settings", "status",
+    "security", "server", "settings", "status", "processes",
 )  # fmt: skip
 
 

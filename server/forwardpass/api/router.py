@@ -48,7 +48,6 @@ class Router:
 
         `tokens` None: anyone who reaches the port may call everything. `reflection`: offer server reflection.
         """
-        self._health = health
         self._metrics = metrics
         self._inference = inference
         self._tokens = tokens
@@ -58,23 +57,15 @@ class Router:
             "ModelStreamInfer": Handler(self._stream, True),
         }
         for name, method in methods.items():
-            of_inference[name] = self._unary(self._plain(protocol.METHODS[name].request, method), role_of(name))
+            of_inference[name] = self._unary(_plain(protocol.METHODS[name].request, method), role_of(name))
         self.handlers: dict[str, dict[str, Handler]] = {
             protocol.INFERENCE_SERVICE: of_inference,
-            protocol.HEALTH_SERVICE: self._of_health(),
+            **health_handlers(health),
         }
         if reflection:
             answering = Reflection((*self.handlers, protocol.REFLECTION_SERVICE))
             for name in REFLECTION_SERVICES:
                 self.handlers[name] = {METHOD: Handler(self._reflecting(answering), True)}
-
-    def _of_health(self) -> dict[str, Handler]:
-        """The handlers of grpc.health.v1, which needs no token."""
-        return {
-            "Check": self._unary(self._plain(protocol.HealthCheckRequest, self._health.check)),
-            "List": self._unary(self._plain(protocol.HealthListRequest, self._health.list)),
-            "Watch": Handler(self._watch, True),
-        }
 
     async def end_streams(self, seconds: float) -> None:
         """Stop reading every stream, and wait up to `seconds` for each to end once its requests are answered."""
@@ -121,24 +112,6 @@ class Router:
             context.set_trailers(timing.trailers(arrived))
         return answer
 
-    @staticmethod
-    def _plain(
-        kind: protocol.MessageClass, method: Callable[[Any], Any]
-    ) -> Callable[[bytes, CallContext], Awaitable[bytes]]:
-        """Wrap a method from message to message, or a coroutine of one, as one from bytes to bytes."""
-
-        async def handle(message: bytes, _context: CallContext) -> bytes:
-            found = method(_parse(kind, message))
-            response: bytes = (await found if inspect.isawaitable(found) else found).SerializeToString()
-            return response
-
-        return handle
-
-    async def _watch(self, context: CallContext) -> None:
-        request = _parse(protocol.HealthCheckRequest, await _first(context))
-        async for response in self._health.watch(request):
-            await context.write(response.SerializeToString())
-
     async def _stream(self, context: CallContext) -> None:
         self._allow(context, Role.INFER)
         stream = InferStream(self._inference, context)
@@ -156,6 +129,44 @@ class Router:
                 await context.write(answer.SerializeToString())
 
         return handle
+
+
+def health_handlers(health: Health) -> dict[str, dict[str, Handler]]:
+    """The handlers of grpc.health.v1, which needs no token."""
+
+    def unary(kind: protocol.MessageClass, method: Callable[[Any], Any]) -> Handler:
+        found = _plain(kind, method)
+
+        async def handle(context: CallContext) -> bytes:
+            return await found(await _first(context), context)
+
+        return Handler(handle, False)
+
+    async def watch(context: CallContext) -> None:
+        request = _parse(protocol.HealthCheckRequest, await _first(context))
+        async for response in health.watch(request):
+            await context.write(response.SerializeToString())
+
+    return {
+        protocol.HEALTH_SERVICE: {
+            "Check": unary(protocol.HealthCheckRequest, health.check),
+            "List": unary(protocol.HealthListRequest, health.list),
+            "Watch": Handler(watch, True),
+        }
+    }
+
+
+def _plain(
+    kind: protocol.MessageClass, method: Callable[[Any], Any]
+) -> Callable[[bytes, CallContext], Awaitable[bytes]]:
+    """Wrap a method from message to message, or a coroutine of one, as one from bytes to bytes."""
+
+    async def handle(message: bytes, _context: CallContext) -> bytes:
+        found = method(_parse(kind, message))
+        response: bytes = (await found if inspect.isawaitable(found) else found).SerializeToString()
+        return response
+
+    return handle
 
 
 async def _first(context: CallContext) -> bytes:

@@ -42,6 +42,15 @@ def _serve(settings: Settings, say: Callable[[str], None]) -> int:
         raise SettingsError(f"the repository {settings.repository} is not a folder")
     # Imported here: `forwardpass serve --help` needs neither gRPC nor ONNX Runtime.
     from forwardpass.execution import cpu_budget
+    from forwardpass.processes import process_count
+
+    if settings.processes != 1:
+        chosen = process_count.of(settings, cpu_budget.available())
+        say(f"processes {chosen.processes} ({chosen.why})")
+        if chosen.processes > 1:
+            from forwardpass.processes.supervisor import Supervisor
+
+            return asyncio.run(Supervisor(settings, chosen.processes, cpu_budget.available(), say).run())
     from forwardpass.server.server import Server
 
     server = Server(settings, cpu_budget.available(), say=say)

@@ -26,12 +26,16 @@ _KINDS: dict[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric. A counter's name ends in _total; times are in seconds, sizes in bytes."""
+    """One metric. A counter's name ends in _total; times are in seconds, sizes in bytes.
+
+    `together`: its value for a server of several processes, from theirs.
+    """
 
     name: str
     kind: Literal["histogram", "counter", "gauge"]
     labels: tuple[str, ...]
     meaning: str
+    together: Literal["sum", "max"] = "sum"
 
 
 STAGE_SECONDS = Metric(
@@ -101,12 +105,14 @@ RUN_SECONDS_FITTED = Metric(
     "gauge",
     ("model", "version", "term"),
     "The run-time model a + b·rows that deadlines are judged by: term a in seconds, term b in seconds a row.",
+    together="max",
 )
 MODEL_INFO = Metric(
     "forwardpass_model_info",
     "gauge",
     ("model", "version", "provider", "batch_invariance"),
     "1 for each model version that serves. batch_invariance: exact, rounding, dependent, asserted or none.",
+    together="max",
 )
 MODEL_STATE = Metric(
     "forwardpass_model_state",
@@ -115,12 +121,14 @@ MODEL_STATE = Metric(
     "1 for the state that each model version is in: loading, ready, stale (it serves as it was; what is on disk "
     "now could not be loaded), unloading, failed, not_loaded (unloaded, or not asked for), skipped (a folder that "
     "looks like a model or a version and is none).",
+    together="max",
 )
 MODEL_LOAD_FAILURES_TOTAL = Metric(
     "forwardpass_model_load_failures_total",
     "counter",
     ("model",),
     "Loads of a model that failed.",
+    together="max",
 )
 MODEL_INSTANCES = Metric(
     "forwardpass_model_instances",
@@ -147,18 +155,21 @@ GPU_UTILIZATION_RATIO = Metric(
     "gauge",
     ("device",),
     "Share of the driver's last sampling period, 0 to 1, in which any kernel ran on a GPU in use, by NVML.",
+    together="max",
 )
 GPU_MEMORY_USED_BYTES = Metric(
     "forwardpass_gpu_memory_used_bytes",
     "gauge",
     ("device",),
     "Memory taken on a GPU in use, by all processes, by NVML.",
+    together="max",
 )
 GPU_MEMORY_TOTAL_BYTES = Metric(
     "forwardpass_gpu_memory_total_bytes",
     "gauge",
     ("device",),
     "Memory that a GPU in use has, by NVML.",
+    together="max",
 )
 IN_FLIGHT_REQUESTS = Metric(
     "forwardpass_in_flight_requests",
@@ -183,18 +194,21 @@ FILE_RELOADS_TOTAL = Metric(
     "counter",
     ("files", "result"),
     "Changes seen of certificates or tokens, ok or failed: after a failed one the last good files stay in use.",
+    together="max",
 )
 CERTIFICATE_EXPIRY_SECONDS = Metric(
     "forwardpass_certificate_expiry_seconds",
     "gauge",
     (),
     "When the TLS certificate in use, or one of its chain, expires: seconds since 1970.",
+    together="max",
 )
 REPOSITORY_ERRORS_TOTAL = Metric(
     "forwardpass_repository_errors_total",
     "counter",
     (),
     "Looks at the repository's folder that failed; the models stay as they are then.",
+    together="max",
 )
 SPANS_TOTAL = Metric(
     "forwardpass_spans_total",
@@ -208,12 +222,28 @@ BUILD_INFO = Metric(
     "gauge",
     ("version", "onnxruntime"),
     "1, with the versions of Forwardpass and of ONNX Runtime.",
+    together="max",
+)
+PROCESSES = Metric(
+    "forwardpass_processes",
+    "gauge",
+    ("state",),
+    "With --processes, worker processes by state: ready, starting (it loads models, or is about to be started again), "
+    "draining (it was replaced, and finishes its calls).",
+)
+PROCESS_ENDS_TOTAL = Metric(
+    "forwardpass_process_ends_total",
+    "counter",
+    ("cause",),
+    "With --processes, worker processes that ended without being asked to, by cause: the signal's name (SIGKILL, "
+    "SIGSEGV), exited, hung.",
 )
 READY = Metric(
     "forwardpass_ready",
     "gauge",
     (),
     "1 while the server is ready for traffic.",
+    together="max",
 )
 
 # Exported as 0 until they occur: Prometheus sees no increase in a counter that appears with a value.

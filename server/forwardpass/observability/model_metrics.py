@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -79,6 +79,18 @@ class ModelTotals(NamedTuple):
     rows: int
     batches: int
     isolated: int
+
+    def plus(self, other: ModelTotals) -> ModelTotals:
+        """These and those of the same version in another process."""
+        stages = {
+            stage: tuple(a + b for a, b in zip(counts, other.stages[stage], strict=True))
+            for stage, counts in self.stages.items()
+        }
+        codes, reasons = Counter(self.codes), Counter(self.reasons)
+        codes.update(other.codes)
+        reasons.update(other.reasons)
+        rows, batches, isolated = self.rows + other.rows, self.batches + other.batches, self.isolated + other.isolated
+        return ModelTotals(stages, dict(codes), dict(reasons), rows, batches, isolated)
 
 
 class ModelMetrics:

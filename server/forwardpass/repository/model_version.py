@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from forwardpass.errors import ModelLoading, ModelUnusable, Reason, RequestError, UnknownModel, printable
 from forwardpass.inference.worker import Worker
 from forwardpass.repository.loader import LoadedModel
 from forwardpass.repository.model_folder import Fingerprint, ModelFolder
+
+ALL_VERSIONS = ""  # in place of a version
 
 
 class VersionState(enum.Enum):
@@ -72,6 +74,22 @@ def idle(model_folder: ModelFolder) -> ModelVersion:
 def loading(model_folder: ModelFolder, version: str, folder: Path) -> ModelVersion:
     """The entry of a version that is about to be loaded."""
     return ModelVersion(model_folder.name, version, folder, VersionState.LOADING, model_folder=model_folder)
+
+
+def withdrawn(new: ModelVersion, before: ModelVersion | None, failed: Mapping[str, str]) -> ModelVersion:
+    """The entry of a version that was loaded here, where other processes `failed` to load it; closes what was loaded.
+
+    `before`: its entry until now. `failed`: reasons by version, or for ALL_VERSIONS.
+    """
+    reason = failed.get(new.version) or failed.get(ALL_VERSIONS)
+    if new.loaded is None or new.reason or reason is None:
+        return new
+    is_new = before is None or before.loaded is not new.loaded
+    if is_new:
+        new.loaded.worker.close(0.0)
+    if before is not None and before.loaded is not None:
+        return dataclasses.replace(before, reason=f"serves as it was; it could not be loaded again: {reason}")
+    return dataclasses.replace(new, state=VersionState.UNAVAILABLE, reason=reason, loaded=None, fingerprint=())
 
 
 def look_up(entries: Iterable[ModelVersion]) -> dict[tuple[str, str], Worker | ModelVersion]:

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from forwardpass.batching.admission import Admission
@@ -28,6 +28,7 @@ from forwardpass.errors import (
 from forwardpass.execution import shared_arena
 from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.execution.interruption import Interruption
+from forwardpass.execution.providers import OpenSession, open_session
 from forwardpass.inference.worker import Worker
 from forwardpass.model.contract import MODEL_FILE
 from forwardpass.model.options import ModelConfig
@@ -38,6 +39,7 @@ from forwardpass.repository.listing import RepositoryListing
 from forwardpass.repository.loader import LoadedModel, LoadRequest, load
 from forwardpass.repository.model_folder import ModelFolder
 from forwardpass.repository.model_version import (
+    ALL_VERSIONS,
     ModelVersion,
     VersionState,
     idle,
@@ -47,6 +49,7 @@ from forwardpass.repository.model_version import (
     refusal,
     unexpected,
     unknown,
+    withdrawn,
 )
 from forwardpass.repository.shared_measurements import SharedMeasurements
 from forwardpass.repository.turns import Turns
@@ -78,7 +81,8 @@ class Repository:
         self._lock = threading.Lock()
         self.turns = Turns()  # of changes of one model
         self._loading = threading.Semaphore(max(LOADS, cores.count))
-        self._shared = SharedMeasurements()
+        self.measurements = SharedMeasurements()
+        self.opens: OpenSession = open_session
         self._entries: dict[tuple[str, str], ModelVersion] = {}
         self._retiring: list[Worker] = []
         self._table: dict[tuple[str, str], Worker | ModelVersion] = {}
@@ -86,6 +90,9 @@ class Repository:
         self.recorder: FlightRecorder | None = None  # of the batches of all models
         self.access: AccessLog | None = None
         self.tracing: Tracing | None = None
+        # What other processes report of the same reload, by version: why it could not be loaded there. Blocks until all
+        # of them have tried.
+        self.agree: Callable[[str, Mapping[str, str]], Mapping[str, str]] = lambda _name, _failed: {}
         self.changed: Callable[[], None] = lambda: None  # called after every state change, from any thread
         self.lost: Callable[[str], None] = lambda _: None  # called with the reason when a device fails, from any thread
 
@@ -223,11 +230,15 @@ class Repository:
                 config = config or model_folder.config()
                 chosen = model_folder.chosen(config)
             except ModelError as error:
+                self.agree(model_folder.name, {ALL_VERSIONS: str(error)})
                 return self._keep(model_folder, before, str(error))
             for version, folder in chosen.items():
                 if before.get(str(version), idle(model_folder)).loaded is None:
                     self._enter(loading(model_folder, str(version), folder))
             wanted = [self._renew(model_folder, config, str(n), f, before.get(str(n))) for n, f in chosen.items()]
+            failed = self.agree(model_folder.name, {e.version: e.reason for e in wanted if e.reason})
+            if failed:
+                wanted = [withdrawn(e, before.get(e.version), failed) for e in wanted]
             kept: list[ModelVersion] = []
             if any(e.reason for e in wanted):
                 versions = {e.version for e in wanted}
@@ -297,7 +308,7 @@ class Repository:
 
         request = LoadRequest(
             model_folder.name, version, folder, config, self._settings, self._cores, self._admission,
-            model_folder.folder, metrics, lost, self.interruption, self._shared,
+            model_folder.folder, metrics, lost, self.interruption, self.measurements, self.opens,
         )  # fmt: skip
         try:
             with self._loading:

@@ -11,8 +11,8 @@ import contextlib
 import dataclasses
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
-from typing import Final, Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from forwardpass.execution.placement import Placement
 from forwardpass.repository import warm_up
@@ -20,6 +20,7 @@ from forwardpass.repository import warm_up
 MOST_SHAPES: Final = 4096  # of which measurements are kept; the one that was not asked for the longest goes first
 
 T = TypeVar("T")
+Known = tuple[Mapping[Hashable, Any], Mapping[Hashable, Any], Mapping[Hashable, Any]]  # measurements by kind
 
 
 class Measured(NamedTuple, Generic[T]):
@@ -58,6 +59,16 @@ class OncePerShape(Generic[T]):
                     self._known.popitem(last=False)
         return Measured(made, model, True)
 
+    def known(self) -> dict[Hashable, Measured[T]]:
+        """All that was measured."""
+        with self._lock:
+            return dict(self._known)
+
+    def learn(self, known: Mapping[Hashable, Measured[T]]) -> None:
+        """Take over what another process measured on this machine, in the same share of it."""
+        with self._lock:
+            self._known.update(known)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SharedMeasurements:
@@ -67,6 +78,17 @@ class SharedMeasurements:
     exact: OncePerShape[bool] = dataclasses.field(default_factory=OncePerShape)  # whether rows had the same bits
     run_times: OncePerShape[warm_up.RunTimes] = dataclasses.field(default_factory=OncePerShape)
     _alone: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+    def known(self) -> Known:
+        """All that was measured, for another process."""
+        return self.sizes.known(), self.exact.known(), self.run_times.known()
+
+    def learn(self, known: Known) -> None:
+        """Take over what another process measured on this machine, in the same share of it."""
+        sizes, exact, run_times = known
+        self.sizes.learn(sizes)
+        self.exact.learn(exact)
+        self.run_times.learn(run_times)
 
     @contextlib.contextmanager
     def measuring(self, placement: Placement) -> Iterator[None]:

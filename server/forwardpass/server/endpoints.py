@@ -26,6 +26,7 @@ from forwardpass.repository.control import ModelControl
 from forwardpass.repository.repository import Repository
 from forwardpass.security.policy import SecurityConfig
 from forwardpass.security.tokens import Role
+from forwardpass.server.process_group import ProcessGroup
 from forwardpass.settings import Settings
 from forwardpass.status.asgi import responder
 from forwardpass.status.page import StatusPage
@@ -69,9 +70,18 @@ class Endpoints:
     """Used on the event loop. `open`, then at the end `drain` and `close`; `close` alone is enough."""
 
     def __init__(
-        self, settings: Settings, services: Services, lost: Callable[[str], None], page: StatusPage | None = None
+        self,
+        settings: Settings,
+        services: Services,
+        lost: Callable[[str], None],
+        page: StatusPage | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
-        """`lost` is called with the reason, from any thread, if a port serves no more. `page`: of the HTTP port."""
+        """`lost` is called with the reason, from any thread, if a port serves no more. `page`: of the HTTP port.
+
+        `group` None: the ports are this process's own.
+        """
+        self._group = group
         self._settings = settings
         self._page = page
         self._services = services
@@ -123,6 +133,8 @@ class Endpoints:
             **LogSettings(services.repository.resolve, tracing=services.metrics.tracing).methods,
             "ModelStatistics": counted,
         }
+        if self._group is not None:
+            unary |= self._group.shared(unary)
         inference = AsyncInference(self._intake)
         tokens = services.security.tokens
         return Router(unary, services.health, services.metrics, inference, tokens, self._settings.reflection)
@@ -176,6 +188,7 @@ class Endpoints:
             authorize=authorize,
             tls=tls,
             lost=self._lost,
+            handed=None if self._group is None else self._group.grpc,
         )
 
     def _listen_rest(self, say: Callable[[str], None]) -> None:
@@ -187,7 +200,9 @@ class Endpoints:
         application = RestApplication(self._router.handlers, limits, mounted, self._flight)
         rest = self._rest = RestServer(application, settings.max_metadata_bytes)
         port = bind(
-            lambda: rest.listen(settings.host, settings.http_port, certificates),
+            lambda: rest.listen(
+                settings.host, settings.http_port, certificates, None if self._group is None else self._group.http
+            ),
             f"{endpoint(settings.host, settings.http_port)} for HTTP (--http-port picks another port, -1 none)",
         )
         rest.start()
@@ -206,6 +221,11 @@ class Endpoints:
         if dump is None:
             raise UnknownMethod("the flight recorder is turned off: --flight-batches 0")
         return dump
+
+    def part_with(self, clients: int) -> None:
+        """Ask so many clients of the gRPC port to connect anew; their calls are served."""
+        if self._http2 is not None:
+            self._http2.part_with(clients)
 
     def accepts(self) -> bool:
         """Whether the HTTP port's listeners still work. The gRPC ports watch themselves."""

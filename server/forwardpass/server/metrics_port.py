@@ -58,10 +58,10 @@ class MetricsSource:
         self._patience = patience
         self._gpus = GpuReader(lambda device: driver().bus_id(device))
         self.registry = CollectorRegistry()
-        self.registry.register(Exporter(self._collect))
+        self.registry.register(Exporter(self.collect))
         self._process = CollectorRegistry()
         self.registry.register(ProcessCollector(registry=self._process))
-        self._exposition = Exposition(self._collect)
+        self._exposition = Exposition(self.collect)
         self._lock = threading.Lock()
 
     def text(self, openmetrics: bool) -> bytes:
@@ -71,7 +71,8 @@ class MetricsSource:
         generate = openmetrics_format.generate_latest if openmetrics else generate_latest
         return b"".join((*parts, generate(self._process)))
 
-    def _collect(self, samples: SampleSink) -> None:
+    def collect(self, samples: SampleSink) -> None:
+        """Add all samples. Blocks for a moment, until requests in flight are counted."""
         self._admission.wait_empty(self._patience)
         self._metrics.snapshot(samples)
         self._security.collect(samples)

@@ -42,6 +42,7 @@ from forwardpass.server.endpoints import ACCOUNTS_SECONDS, Endpoints, Services, 
 from forwardpass.server.flight_dumps import FlightDumps
 from forwardpass.server.memory_trim import MemoryTrimmer
 from forwardpass.server.metrics_port import MetricsSource
+from forwardpass.server.process_group import GroupMember, ProcessGroup
 from forwardpass.server.state_dump import log_state
 from forwardpass.server.stop import Stop, signals
 from forwardpass.settings import Settings
@@ -70,8 +71,16 @@ QUEUE_TIMEOUT_LOOK = 0.1
 class Server:
     """One server with all its objects, wired. `run` is its whole life."""
 
-    def __init__(self, settings: Settings, cores: CpuBudget, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        cores: CpuBudget,
+        say: Callable[[str], None] = print,
+        group: ProcessGroup | None = None,
+    ) -> None:
+        """`group`: the processes that this one serves together with; None: it is alone."""
         self.settings = settings
+        self._group = group
         self._cores = cores
         self._say = say
         self._accepting = False  # models were loaded, and the server is not stopping
@@ -125,12 +134,21 @@ class Server:
                 )
             )
             entries = self.repository.discover()
-            page = self._status_page()
+            status = self._status_source()
+            page = StatusPage(status, self.repository, self._security.tokens) if self.settings.status_page else None
             on_http = serves_http(self.settings)
-            endpoints = Endpoints(self.settings, self._services(health), lost, page if on_http else None)
+            services = self._services(health)
+            endpoints = Endpoints(self.settings, services, lost, page if on_http else None, self._group)
             stack.push_async_callback(endpoints.close)
             await endpoints.open(self._say)
             self._endpoints = endpoints
+            if self._group is not None:
+                self._group.join(
+                    GroupMember(
+                        self.repository, self._scrape.collect, status.own, endpoints.part_with,
+                        lambda: self._changed(health),
+                    )
+                )  # fmt: skip
             stop_metrics = self._serve_metrics(None if on_http else page)
             if self._access is not None:
                 self._access.start()
@@ -150,7 +168,7 @@ class Server:
                     if not self._complete:
                         missing = ", ".join(f"{e.name} {e.version}".rstrip() for e in self.repository.missing())
                         self._say(f"NOT ready, with --strict, until every model serves: {missing} do not")
-                    if self.settings.model_control == "poll":
+                    if self.settings.model_control == "poll" and self._group is None:
                         self._begin(self._control.poll())
                     await stop.first.wait()
                 elif not stop.first.is_set():
@@ -200,12 +218,10 @@ class Server:
         stop: Callable[[], None] = listener.stop
         return stop
 
-    def _status_page(self) -> StatusPage | None:
-        if not self.settings.status_page:
-            return None
+    def _status_source(self) -> StatusSource:
         facts = ServerFacts(self._is_ready, self._cores, infer=serves_http(self.settings))
-        source = StatusSource(self.repository, self._admission, self._metrics, facts)
-        return StatusPage(source, self.repository, self._security.tokens)
+        others = (lambda: ()) if self._group is None else self._group.others
+        return StatusSource(self.repository, self._admission, self._metrics, facts, others=others)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine in the background, until the server ends at most."""
@@ -229,7 +245,7 @@ class Server:
         self.flight.write("SIGUSR1")
 
     def _is_ready(self) -> bool:
-        return self._accepting and self._complete
+        return self._accepting and self._complete and (self._group is None or self._group.ready)
 
     def _changed(self, health: Health) -> None:
         """Handle a change of the models, or of whether the server accepts calls."""
@@ -237,6 +253,8 @@ class Server:
             # Stays set: all replicas read the same folder, and a model that fails later must not take all of them out.
             self._complete = True
             self._say("ready")
+        if self._group is not None:
+            self._group.changed(self._accepting, self._complete)
         health.changed()
 
     async def _load(self, entries: list[ModelVersion], stop: Stop) -> bool:
@@ -293,7 +311,7 @@ class Server:
     async def _drain(self, health: Health, endpoints: Endpoints, stop: Stop) -> int:
         self._control.stop()
         was_accepting, self._accepting = self._accepting, False
-        health.changed()
+        self._changed(health)
         wait = self.settings.drain_wait
         if was_accepting and wait:  # one that never accepted calls has no clients
             self._say(f"draining: not ready, accepting calls for another {wait:g} s")
@@ -322,6 +340,8 @@ class Server:
             self._say(
                 "a model is still being loaded, in a step that cannot be interrupted; the process ends without it"
             )
+        if self._group is not None:
+            await self._group.leave()
         self._say("stopped")
         return 1 if self.lost else 0
 

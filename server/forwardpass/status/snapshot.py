@@ -10,16 +10,17 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from forwardpass import __version__
 from forwardpass.batching.admission import Admission
 from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.execution.onnx_runtime import ort
 from forwardpass.model.signature import TensorSpec
-from forwardpass.observability.model_metrics import ModelMetrics
+from forwardpass.observability.model_metrics import ModelMetrics, ModelTotals
+from forwardpass.observability.recent_errors import RecentError
 from forwardpass.repository.loader import LoadedModel
 from forwardpass.repository.model_version import ModelVersion
 from forwardpass.repository.repository import Repository
@@ -43,6 +44,17 @@ class ServerFacts:
     infer: bool  # whether /v2/models/... is served at the page's own address
 
 
+class ProcessSample(NamedTuple):
+    """What is shown of one process."""
+
+    cpu: float  # seconds that it has used
+    totals: dict[Labels, ModelTotals]
+    queued: int  # requests
+    requests: int  # in flight
+    nbytes: int  # of these
+    errors: list[tuple[RecentError, Labels]]
+
+
 class StatusSource:
     """Makes the document. Thread-safe; blocks for as long as the counters' locks are held, which is microseconds."""
 
@@ -53,8 +65,10 @@ class StatusSource:
         metrics: ModelMetrics,
         facts: ServerFacts,
         clock: Callable[[], float] = time.monotonic,
+        others: Callable[[], Sequence[ProcessSample]] = lambda: (),
     ) -> None:
-        """`metrics`: of requests without a model."""
+        """`metrics`: of requests without a model. `others`: of processes that serve together with this one; blocks."""
+        self._others = others
         self._repository = repository
         self._admission = admission
         self._metrics = metrics
@@ -74,17 +88,48 @@ class StatusSource:
                 self._document = json.dumps(self._look(now), allow_nan=False, separators=(",", ":")).encode()
             return self._document
 
+    def own(self) -> ProcessSample:
+        """What is shown of this process alone."""
+        entries = self._repository.entries()
+        totals = {self._metrics.labels: self._metrics.totals()}
+        sources: list[tuple[Labels, ModelMetrics]] = [(self._metrics.labels, self._metrics)]
+        queued = 0
+        for entry in entries:
+            if entry.loaded is not None:
+                worker = entry.loaded.worker
+                totals[worker.metrics.labels] = worker.metrics.totals()
+                queued += len(worker.queue)
+                sources.append((worker.metrics.labels, worker.metrics))
+        errors = [(error, labels) for labels, metrics in sources for error in metrics.recent_errors.list()]
+        return ProcessSample(
+            time.process_time(), totals, queued, self._admission.requests, self._admission.nbytes, errors
+        )
+
+    def _all(self) -> ProcessSample:
+        """Of all processes together."""
+        found = self.own()
+        for other in self._others():
+            totals = found.totals
+            for labels, theirs in other.totals.items():
+                totals[labels] = totals[labels].plus(theirs) if labels in totals else theirs
+            found = ProcessSample(
+                found.cpu + other.cpu, totals, found.queued + other.queued, found.requests + other.requests,
+                found.nbytes + other.nbytes, found.errors + other.errors,
+            )  # fmt: skip
+        return found
+
     def _look(self, now: float) -> dict[str, Any]:
         """Take a sample and describe the server. Lock held."""
         entries = self._repository.entries()
-        sample = self._sample(now, entries)
+        found = self._all()
+        sample = CounterSample(now, found.cpu, found.totals, found.queued)
         self._keep(sample)
         then = self._window_start(now)
         labels = list(sample.totals)
         return {
             "at": time.time(),
             "window_seconds": None if then is None else now - then.at,
-            "server": self._server(now, entries, then, sample),
+            "server": self._server(now, entries, then, found),
             "traffic": None if then is None else traffic(then, sample, labels),
             "queue_requests": sample.queued,
             "chart": {
@@ -100,20 +145,10 @@ class StatusSource:
                 for name, version, why in self._repository.skipped()
             ],
             "refused": refusals(then, sample),
-            "errors": list(self._errors(entries)),
+            "errors": list(_errors(found)),
         }
 
     # -- samples ------------------------------------------------------------------------------------------------------
-
-    def _sample(self, now: float, entries: list[ModelVersion]) -> CounterSample:
-        totals = {self._metrics.labels: self._metrics.totals()}
-        queued = 0
-        for entry in entries:
-            if entry.loaded is not None:
-                worker = entry.loaded.worker
-                totals[worker.metrics.labels] = worker.metrics.totals()
-                queued += len(worker.queue)
-        return CounterSample(now, time.process_time(), totals, queued)
 
     def _keep(self, sample: CounterSample) -> None:
         """Add a sample, its point in the charts, and forget what is too old."""
@@ -146,7 +181,7 @@ class StatusSource:
     # -- parts --------------------------------------------------------------------------------------------------------
 
     def _server(
-        self, now: float, entries: list[ModelVersion], then: CounterSample | None, sample: CounterSample
+        self, now: float, entries: list[ModelVersion], then: CounterSample | None, found: ProcessSample
     ) -> dict[str, Any]:
         providers = sorted({e.loaded.placement.label for e in entries if e.loaded is not None})
         return {
@@ -156,9 +191,9 @@ class StatusSource:
             "infer": self._facts.infer,
             "uptime_seconds": now - self._began,
             "providers": providers,
-            "in_flight_requests": self._admission.requests,
-            "in_flight_bytes": self._admission.nbytes,
-            "cores_used": None if then is None else (sample.cpu - then.cpu) / max(now - then.at, 1e-9),
+            "in_flight_requests": found.requests,
+            "in_flight_bytes": found.nbytes,
+            "cores_used": None if then is None else (found.cpu - then.cpu) / max(now - then.at, 1e-9),
             **process.facts(self._facts.cores),
         }
 
@@ -177,13 +212,11 @@ class StatusSource:
             found["answered"] = sample.totals[labels].codes.get("OK", 0)
         return found
 
-    def _errors(self, entries: list[ModelVersion]) -> Iterator[dict[str, Any]]:
-        """The last errors of all models, newest first."""
-        sources: list[tuple[Labels, ModelMetrics]] = [(self._metrics.labels, self._metrics)]
-        sources += [(e.loaded.worker.metrics.labels, e.loaded.worker.metrics) for e in entries if e.loaded is not None]
-        found = [(error, labels) for labels, metrics in sources for error in metrics.recent_errors.list()]
-        for error, (model, version) in sorted(found, key=lambda pair: -pair[0].at)[:LAST_ERRORS]:
-            yield {"model": model, "version": version, **error._asdict()}
+
+def _errors(found: ProcessSample) -> Iterator[dict[str, Any]]:
+    """The last errors of all models, newest first."""
+    for error, (model, version) in sorted(found.errors, key=lambda pair: -pair[0].at)[:LAST_ERRORS]:
+        yield {"model": model, "version": version, **error._asdict()}
 
 
 def _served(loaded: LoadedModel) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -216,3 +216,48 @@ def test_workers_answer_through_the_repository(opened: Repository, tmp_path: Pat
     (worker,) = opened.workers()
     x = np.ones((2, 4), np.float32)
     assert worker.session.run([x], (0,))[0].shape == (2, 3)
+
+
+@pytest.mark.parametrize("failed", [{"2": "no memory there"}, {"": "its options cannot be read there"}])
+def test_what_another_process_cannot_load_is_not_served_here(
+    opened: Repository, tmp_path: Path, failed: dict[str, str]
+) -> None:
+    models.save(tmp_path, "m", models.chain())
+    load_all(opened)
+    worker = opened.resolve("m", "")
+    models.save(tmp_path, "m", models.chain(seed=2), version=2)
+    asked = []
+
+    def agree(name: str, reasons: Mapping[str, str]) -> Mapping[str, str]:
+        asked.append((name, dict(reasons)))
+        return failed
+
+    opened.agree = agree
+    (entry,) = opened.reload(opened.model_folders()["m"])
+    assert asked == [("m", {})]
+    assert (entry.version, entry.loaded, entry.reason) == ("2", None, next(iter(failed.values())))
+    assert opened.resolve("m", "") is worker
+    opened.agree = lambda _name, _reasons: {}
+    (entry,) = opened.reload(opened.model_folders()["m"])  # what was withdrawn is tried again
+    assert entry.loaded is not None and opened.resolve("m", "").version == "2"
+
+
+def test_what_cannot_be_loaded_here_is_what_other_processes_are_told(opened: Repository, tmp_path: Path) -> None:
+    models.save(tmp_path, "m", models.chain())
+    load_all(opened)
+    asked: list[Mapping[str, str]] = []
+
+    def agree(_name: str, reasons: Mapping[str, str]) -> Mapping[str, str]:
+        asked.append(dict(reasons))
+        return reasons
+
+    opened.agree = agree
+    folder = tmp_path / "m" / "2"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(b"nonsense")
+    opened.reload(opened.model_folders()["m"])
+    (tmp_path / "m" / "model.toml").write_text("nonsense = 1")
+    opened.reload(opened.model_folders()["m"])
+    assert "not an ONNX file" in asked[0]["2"]
+    assert "nonsense" in asked[1][""]
+    assert opened.resolve("m", "").version == "1"

@@ -1,0 +1,433 @@
+"""Several processes behind one port are one server to everybody; one that dies, hangs or is renewed harms no other."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import models
+import numpy as np
+import pytest
+from caller import INFER, Caller, Refused, outputs, request, until
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from forwardpass import Client, protocol
+from forwardpass.errors import ForwardpassError
+from forwardpass.testing.server_process import ServerProcess
+
+Serve = Callable[..., ServerProcess]
+TWO = ("--processes", "2")
+ROW = np.arange(4, dtype=np.float32)[None]
+
+
+@pytest.fixture
+def callers() -> Iterator[Callable[[ServerProcess, int], list[Caller]]]:
+    """`callers(server, n)`: n connections, each of which has been used."""
+    with ExitStack() as stack:
+
+        def make(server: ServerProcess, count: int) -> list[Caller]:
+            made = [Caller(server) for _ in range(count)]
+            for caller in made:
+                stack.callback(caller.close)
+                caller.health()
+            return made
+
+        yield make
+
+
+def workers(server: ServerProcess) -> list[int]:
+    """The processes that serve: not the one that waits, which has no thread with an epoll of its own."""
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    return [int(pid) for pid in children if files(int(pid)).count("anon_inode:[eventpoll]") > 1]
+
+
+def files(pid: int) -> list[str]:
+    """What a process has open."""
+    found = []
+    with suppress(OSError):  # it has ended
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                found.append(str(link.readlink()))
+    return found
+
+
+def connections(server: ServerProcess) -> list[int]:
+    """How many connections to the gRPC port each process has, fewest first."""
+    port = f"{int(server.address.rpartition(':')[2]):04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    inodes = {row[9] for row in rows if row[1].endswith(f":{port}") and row[3] == "01"}
+    return sorted(
+        sum(file.removeprefix("socket:[").rstrip("]") in inodes for file in files(pid)) for pid in workers(server)
+    )
+
+
+def ask(caller: Caller, method: str, **fields: Any) -> Any:
+    what = protocol.METHODS[method]
+    answer, _ = caller.send(what.request(**fields), path=what.path)
+    return what.response.FromString(answer)
+
+
+def answers(callers: list[Caller], model: str = "m") -> list[bytes]:
+    return [caller.infer(model, ROW)[0].tobytes() for caller in callers]
+
+
+@contextmanager
+def load(server: ServerProcess, right: set[bytes], count: int = 4) -> Iterator[Counter[str]]:
+    """Clients that call all the time and count what they get: ok, wrong, or a status."""
+    found: Counter[str] = Counter()
+    over = threading.Event()
+
+    def call() -> None:
+        caller = Caller(server)
+        while not over.is_set():
+            try:
+                found["ok" if caller.infer("m", ROW)[0].tobytes() in right else "wrong"] += 1
+            except Refused as error:
+                found[str(error)] += 1
+        caller.close()
+
+    threads = [threading.Thread(target=call) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        until(lambda: found["ok"] > 20 * count, "answers")
+        yield found
+        before = found["ok"]
+        until(lambda: found["ok"] > before + 20 * count, "answers afterwards")
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_connections_are_spread_and_everything_is_counted_once(
+    tmp_path: Path, serve: Serve, callers: Callable[..., list[Caller]]
+) -> None:
+    models.save(tmp_path, "m", models.chain())
+    server = serve(tmp_path, *TWO)
+    clients = callers(server, 8)
+    assert connections(server) == [4, 4]
+    assert len(set(answers(clients))) == 1
+    for _ in range(4):
+        answers(clients)
+    for client in clients[:2]:
+        (found,) = ask(client, "ModelStatistics", name="m").model_stats
+        assert (found.inference_count, found.inference_stats.success.count) == (40, 40)
+        assert sum(entry.compute_infer.count for entry in found.batch_stats) == found.execution_count
+    assert clients[0].metric("forwardpass_requests_total", model="m", code="OK") == 40
+    assert clients[0].metric("forwardpass_stage_seconds_count", model="m", stage="total") == 40
+    assert clients[0].metric("forwardpass_in_flight_requests_max") == 16384
+    assert clients[0].metric("forwardpass_processes", state="ready") == 2
+    assert clients[0].metric("forwardpass_ready") == 1
+    assert {client.health("m") for client in clients} == {"SERVING"}
+    assert server.stop() == 0, server.tail()
+
+
+def test_connections_that_ended_are_made_up_for(
+    tmp_path: Path, serve: Serve, callers: Callable[..., list[Caller]]
+) -> None:
+    models.save(tmp_path, "m", models.chain())
+    server = serve(tmp_path, *TWO)
+    clients = callers(server, 6)
+    gone = [client for client in clients if client is clients[0] or client is clients[2] or client is clients[4]]
+    for client in gone:  # every second one: all of one process
+        client.close()
+    staying = [client for client in clients if client not in gone]
+    until(lambda: sum(connections(server)) == 3, "the end of connections")
+
+    def spread() -> bool:
+        answers(staying)  # whoever was asked to connect anew does so at its next call
+        return connections(server) == [1, 2]
+
+    until(spread, "an even spread")
+
+
+def test_models_come_and_go_in_all_processes_or_in_none(
+    tmp_path: Path, serve: Serve, callers: Callable[..., list[Caller]]
+) -> None:
+    models.save(tmp_path, "m", models.chain())
+    server = serve(tmp_path, *TWO, "--model-control", "explicit")
+    clients = callers(server, 4)
+    assert {client.refused(request("m", ROW)).code for client in clients} == {"NOT_FOUND"}
+    ask(clients[0], "RepositoryModelLoad", model_name="m")
+    (first,) = set(answers(clients))
+    models.save(tmp_path, "m", models.chain(seed=5), version=2)
+    ask(clients[1], "RepositoryModelLoad", model_name="m")
+    (second,) = set(answers(clients))
+    assert second != first
+    (tmp_path / "m" / "3").mkdir()
+    (tmp_path / "m" / "3" / "model.onnx").write_bytes(b"nonsense")
+    with pytest.raises(Refused, match=r"FAILED_PRECONDITION.*version 3"):
+        ask(clients[2], "RepositoryModelLoad", model_name="m")
+    assert set(answers(clients)) == {second}
+    index = {(m.version, m.state) for m in ask(clients[3], "RepositoryIndex").models}
+    assert index == {("2", "READY"), ("3", "UNAVAILABLE")}
+    shutil.rmtree(tmp_path / "m" / "3")
+    ask(clients[0], "RepositoryModelUnload", model_name="m")
+    assert {client.refused(request("m", ROW)).code for client in clients} == {"NOT_FOUND"}
+    with pytest.raises(Refused, match="NOT_FOUND"):
+        ask(clients[0], "RepositoryModelLoad", model_name="nowhere")
+
+
+def test_what_was_asked_for_holds_in_processes_that_come_later(
+    tmp_path: Path, serve: Serve, callers: Callable[..., list[Caller]]
+) -> None:
+    models.save(tmp_path, "m", models.chain())
+    models.save(tmp_path, "other", models.chain())
+    server = serve(tmp_path, *TWO, "--model-control", "explicit", "--load-model", "other", "--shared-memory", "on")
+    (client,) = callers(server, 1)
+    ask(client, "RepositoryModelLoad", model_name="m")
+    ask(client, "RepositoryModelUnload", model_name="other")
+    level = protocol.message("inference.LogSettingsRequest")()
+    level.settings["log_info"].bool_param = False
+    client.send(level, path=protocol.METHODS["LogSettings"].path)
+    key = f"/forwardpass-processes-{os.getpid()}"
+    path = Path("/dev/shm") / key[1:]
+    path.write_bytes(bytes(4096))
+    try:
+        ask(client, "SystemSharedMemoryRegister", name="region", key=key, byte_size=4096)
+        with pytest.raises(Refused, match="ALREADY_EXISTS"):
+            ask(client, "SystemSharedMemoryRegister", name="region", key=key, byte_size=4096)
+        before = set(workers(server))
+        server.send(signal.SIGHUP)
+        until(lambda: server.tail().count(": replaced") == 2, "new processes")
+        until(lambda: before.isdisjoint(workers(server)), "the end of the old ones")
+        clients = callers(server, 2)
+        assert connections(server) == [1, 1] or sum(connections(server)) == 3
+        for caller in clients:
+            assert caller.infer("m", ROW)
+            assert caller.refused(request("other", ROW)).code == "NOT_FOUND"
+            assert [*ask(caller, "SystemSharedMemoryStatus").regions] == ["region"]
+            found, _ = caller.send(
+                protocol.message("inference.LogSettingsRequest")(), path=protocol.METHODS["LogSettings"].path
+            )
+            assert (
+                not protocol.message("inference.LogSettingsResponse").FromString(found).settings["log_info"].bool_param
+            )
+        ask(clients[0], "SystemSharedMemoryUnregister", name="region")
+        assert not ask(clients[1], "SystemSharedMemoryStatus").regions
+    finally:
+        path.unlink()
+
+
+def test_a_changed_folder_is_served_by_all(tmp_path: Path, serve: Serve, callers: Callable[..., list[Caller]]) -> None:
+    models.save(tmp_path, "m", models.chain())
+    server = serve(tmp_path, *TWO, "--model-control", "poll", "--poll-seconds", "0.2")
+    clients = callers(server, 4)
+    (before,) = set(answers(clients))
+    models.save(tmp_path, "m", models.chain(seed=3), version=2)
+    until(lambda: len(now := set(answers(clients))) == 1 and now != {before}, "the new version")
+    (tmp_path / "m").rename(tmp_path / ".m")
+    until(lambda: all(len(ask(client, "RepositoryIndex").models) == 0 for client in clients), "the end of it")
+
+
+def test_a_killed_process_is_replaced_and_only_its_calls_fail(tmp_path: Path, serve: Serve) -> None:
+    models.save(tmp_path, "m", models.chain())
+    server = serve(tmp_path, *TWO, "--health-port", "0")
+    caller = Caller(server)
+    right = {caller.infer("m", ROW)[0].tobytes()}
+    with load(server, right) as found:
+        for times in (1, 2):
+            counted = caller.metric("forwardpass_requests_total", code="OK")
+            victim = workers(server)[0]
+            os.kill(victim, signal.SIGKILL)
+            until(lambda n=times: sum("replaced in" in line for line in server.lines) == n, "another process")  # type: ignore[misc]
+            assert caller.metric("forwardpass_requests_total", code="OK") >= counted
+            assert caller.metric("forwardpass_process_ends_total", cause="SIGKILL") == times
+    failed = {what: count for what, count in found.items() if what != "ok"}
+    assert all(what.startswith("UNAVAILABLE") for what in failed), failed
+    assert sum(failed.values()) <= 8, failed  # of 4 clients one call each, at most, is under way on the killed one
+    caller.close()
+    assert server.stop() == 0, server.tail()
+
+
+def test_our_clients_retries_make_up_for_a_killed_process(tmp_path: Path, serve: Serve) -> None:
+    models.save(tmp_path, "m", models.chain())
+    server = serve(tmp_path, *TWO)
+    over, count, failed = threading.Event(), Counter[int](), list[str]()
+
+    def call(number: int) -> None:
+        with Client(server.address) as client:
+            while not over.is_set():
+                try:
+                    client.infer("m", {"x": ROW}, timeout=30.0)
+                    count[number] += 1
+                except ForwardpassError as error:
+                    failed.append(str(error))
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    until(lambda: min(count[n] for n in range(4)) > 20, "answers")
+    os.kill(workers(server)[0], signal.SIGKILL)
+    until(lambda: any("replaced in" in line for line in server.lines), "another process")
+    before = count.copy()
+    until(lambda: all(count[n] > before[n] + 20 for n in range(4)), "answers afterwards")
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
+def test_readiness_follows_the_number_of_processes(tmp_path: Path, serve: Serve) -> None:
+    models.save(tmp_path, "m", models.chain())
+    server = serve(tmp_path, *TWO, "--min-processes", "2", "--health-port", "0")
+    (line,) = [line for line in server.lines if line.startswith("health ")]
+    said: list[int] = []
+    with grpc.insecure_channel(line.split()[1]) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+
+        def listen() -> None:
+            with suppress(grpc.RpcError):
+                for response in watch:
+                    said.append(response.status)  # noqa: PERF401
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        until(lambda: said == [1], "SERVING")
+        os.kill(workers(server)[1], signal.SIGKILL)
+        until(lambda: said == [1, 2, 1], "NOT_SERVING, then SERVING")
+        server.send(signal.SIGTERM)
+        thread.join()
+    assert said == [1, 2, 1, 2]
+    assert server.wait() == 0
+
+
+def test_renewal_fails_no_call_and_a_broken_repository_ends_it(tmp_path: Path, serve: Serve) -> None:
+    models.save(tmp_path, "m", models.chain())
+    server = serve(tmp_path, *TWO)
+    caller = Caller(server)
+    right = {caller.infer("m", ROW)[0].tobytes()}
+    models.save(tmp_path, "m", models.chain(seed=3), version=2)  # read when it is renewed
+    with ServerProcess(tmp_path, "--max-batch-size", "64") as alone:
+        other = Caller(alone)
+        right.add(other.infer("m", ROW)[0].tobytes())
+        other.close()
+    with load(server, right) as found:
+        server.send(signal.SIGHUP)
+        until(lambda: server.tail().count(": replaced") == 2, "new processes")
+        (tmp_path / "m" / "2" / "model.onnx").write_bytes(b"nonsense")
+        server.send(signal.SIGHUP)
+        until(lambda: "NOT replaced, the old one goes on" in server.tail(), "that it is not renewed")
+    assert {*found} == {"ok"}, found
+    assert caller.health() == "SERVING"
+    caller.close()
+    assert server.stop() == 0, server.tail()
+
+
+def test_the_end_answers_what_is_in_flight_and_leaves_no_process(tmp_path: Path, serve: Serve) -> None:
+    models.save(tmp_path, "hold", models.hold(), "instances = 3\n")
+    server = serve(tmp_path, *TWO)
+    pids = [int(pid) for pid in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()]
+    clients = [Caller(server) for _ in range(4)]
+    calls = [client.start(request("hold", np.array([[300_000.0]], np.float32))) for client in clients]
+    until(lambda: clients[0].metric("forwardpass_in_flight_requests") == 4, "calls in flight")
+    server.send(signal.SIGTERM)
+    for call in calls:
+        assert outputs(call.result())
+    assert server.wait() == 0, server.tail()
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_processes_end_when_the_supervisor_is_killed(tmp_path: Path, serve: Serve) -> None:
+    models.save(tmp_path, "m", models.chain())
+    server = serve(tmp_path, *TWO)
+    pids = [int(pid) for pid in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()]
+    assert len(pids) >= 2
+    server.kill()
+
+    def ended(pid: int) -> bool:
+        try:  # an orphan may stay a zombie where nobody waits for it
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except OSError:
+            return True
+
+    until(lambda: all(map(ended, pids)), "the end of all processes")
+
+
+@pytest.mark.slow  # a process counts as hanging only after the longest run and ten seconds
+def test_a_process_that_hangs_is_replaced(tmp_path: Path, serve: Serve) -> None:
+    models.save(tmp_path, "m", models.chain())
+    server = serve(tmp_path, *TWO, "--run-timeout", "1")
+    caller = Caller(server)
+    os.kill(workers(server)[0], signal.SIGSTOP)
+    until(lambda: any("replaced in" in line for line in server.lines), "another process", 120.0)
+    assert caller.metric("forwardpass_process_ends_total", cause="hung") == 1
+    caller.close()
+
+
+def test_a_failed_model_is_one_models_misfortune(tmp_path: Path, serve: Serve) -> None:
+    models.save(tmp_path, "m", models.chain())
+    models.save(tmp_path, "bad", models.chain())
+    (tmp_path / "bad" / "1" / "model.onnx").write_bytes(b"nonsense")
+    server = serve(tmp_path, *TWO)
+    caller = Caller(server)
+    assert caller.infer("m", ROW)
+    assert caller.refused(request("bad", ROW)).code == "FAILED_PRECONDITION"
+    assert caller.metric("forwardpass_model_state", model="bad", state="failed") == 1
+    assert caller.metric("forwardpass_model_load_failures_total", model="bad") == 1
+    caller.close()
+
+
+@pytest.mark.slow  # a server is given time to become ready, and must not
+def test_strict_holds_for_several_processes(tmp_path: Path) -> None:
+    models.save(tmp_path, "m", models.chain())
+    (tmp_path / "bad" / "1").mkdir(parents=True)
+    (tmp_path / "bad" / "1" / "model.onnx").write_bytes(b"nonsense")
+    with pytest.raises(ForwardpassError, match=r"NOT ready: of 2 processes 0 are; missing: bad 1"):
+        ServerProcess(tmp_path, *TWO, "--strict", patience=10.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--transport", "grpcio"), "processes: several need the direct transport"),
+        (("--grpc-port", "TAKEN"), "cannot listen on 127.0.0.1:"),
+        (("--tls-certificate", "/nowhere", "--tls-key", "/nowhere"), "nowhere"),
+    ],
+)
+def test_what_cannot_be_served_ends_at_once(tmp_path: Path, options: tuple[str, ...], words: str) -> None:
+    models.save(tmp_path, "m", models.chain())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        given = [option.replace("TAKEN", str(taken.getsockname()[1])) for option in options]
+        with pytest.raises(ForwardpassError, match=f"ended before it was ready(?s:.*){words}"):
+            ServerProcess(tmp_path, *TWO, *given)
+
+
+def test_http_and_the_status_page_show_all_processes(tmp_path: Path, serve: Serve) -> None:
+    models.save(tmp_path, "m", models.chain())
+    server = serve(tmp_path, *TWO)
+    clients = [Caller(server) for _ in range(4)]
+    answers(clients)
+
+    def snapshot() -> Any:
+        with urllib.request.urlopen(f"{server.http_url}/status/snapshot.json", timeout=10) as response:
+            return json.load(response)
+
+    until(lambda: [model["answered"] for model in snapshot()["models"]] == [4], "the requests of all")
+    body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0.0, 1.0, 2.0, 3.0]}]})
+    with urllib.request.urlopen(f"{server.http_url}/v2/models/m/infer", body.encode(), timeout=10) as response:
+        found = json.load(response)["outputs"][0]["data"]
+    assert np.array(found, np.float32).tobytes() == answers(clients)[0]
+    for client in clients:
+        client.close()
+
+
+def test_one_message_larger_than_a_share_is_still_served(tmp_path: Path, serve: Serve) -> None:
+    models.save(tmp_path, "words", models.echo(models.STRING, ("batch", 1)))
+    server = serve(tmp_path, "--processes", "3", "--max-bytes", "3000000", "--max-message-bytes", "2500000")
+    caller = Caller(server)
+    answer, _ = caller.send(request("words", np.array([["x" * 2_000_000]], object)), path=INFER)
+    assert len(answer) > 2_000_000
+    caller.close()
