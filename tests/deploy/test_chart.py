@@ -306,7 +306,7 @@ tests:
           - exp_labels: {severity: warning, namespace: serving, pod: a, cause: SIGKILL}
             exp_annotations:
               summary: A process of a server died and was replaced.
-              description: 'a, SIGKILL: calls that were under way on it failed. SIGKILL is most often the limit on memory.'
+              description: 'a, SIGKILL: calls that were under way on it failed. SIGKILL mostly means the memory limit.'
       - {eval_time: 40m, alertname: ForwardpassProcessEnds, exp_alerts: []}
       - eval_time: 12m
         alertname: ForwardpassLoadsFail
