@@ -160,6 +160,22 @@ def open_files(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
+def workers(server: ServerProcess) -> list[int]:
+    """The processes that serve: not the one that waits, which has no thread with an epoll of its own."""
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    return [int(pid) for pid in children if files(int(pid)).count("anon_inode:[eventpoll]") > 1]
+
+
+def files(pid: int) -> list[str]:
+    """What a process has open."""
+    found = []
+    with contextlib.suppress(OSError):  # it has ended
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.append(str(link.readlink()))
+    return found
+
+
 def thread_names(pid: int) -> list[str]:
     return sorted(task.read_text().strip() for task in Path(f"/proc/{pid}/task").glob("*/comm"))
 

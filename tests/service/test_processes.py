@@ -19,7 +19,7 @@ import grpc
 import models
 import numpy as np
 import pytest
-from caller import INFER, Caller, Refused, outputs, request, until
+from caller import INFER, Caller, Refused, files, outputs, request, until, workers
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from forwardpass import Client, protocol
@@ -44,22 +44,6 @@ def callers() -> Iterator[Callable[[ServerProcess, int], list[Caller]]]:
             return made
 
         yield make
-
-
-def workers(server: ServerProcess) -> list[int]:
-    """The processes that serve: not the one that waits, which has no thread with an epoll of its own."""
-    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-    return [int(pid) for pid in children if files(int(pid)).count("anon_inode:[eventpoll]") > 1]
-
-
-def files(pid: int) -> list[str]:
-    """What a process has open."""
-    found = []
-    with suppress(OSError):  # it has ended
-        for link in Path(f"/proc/{pid}/fd").iterdir():
-            with suppress(OSError):
-                found.append(str(link.readlink()))
-    return found
 
 
 def connections(server: ServerProcess) -> list[int]:

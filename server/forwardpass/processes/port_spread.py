@@ -70,10 +70,10 @@ class PortSpread:
                 logger.warning("no connection can be accepted: %s", error.strerror)
                 self._pause(listener)
                 return
-            with connection:
-                self._hand(connection)
+            self.hand(connection)
 
-    def _hand(self, connection: socket.socket) -> None:
+    def hand(self, connection: socket.socket) -> None:
+        """Hand a connection to a process, or close it if none can take it."""
         able = [process for process in self._in_turn() if process.accepts]
         while able:
             here = {process: process.ports[self._name].connections for process in able}
@@ -86,6 +86,7 @@ class PortSpread:
                 return
             able.remove(chosen)
         logger.warning("a connection is closed: no process could take it")
+        connection.close()
 
     def _in_turn(self) -> list[WorkerProcess]:
         """The processes, the one that was handed a connection last at the end."""

@@ -218,7 +218,11 @@ class Supervisor:
             since = caught_up
 
     def _ended(self, process: WorkerProcess) -> None:
-        """Keep the counts of a process, and do not wait for it any more."""
+        """Keep a process's counts, give others the connections that it did not receive, and wait for it no more."""
+        for name, port in self._ports.items():
+            for connection in process.ports[name].not_taken():
+                port.hand(connection)
+        process.close()
         self._models.ended(process.number)
         with self._metrics.lock:
             self._metrics.samples.end(process.number)

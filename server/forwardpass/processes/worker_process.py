@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from forwardpass.transport.handed_listener import PortCounts
 
 PORTS: Final = ("grpc", "http")
 _NUMBERS = itertools.count(1)
+KEEP_SECONDS: Final = 0.05  # between two looks at which connections were received
 _BUFFER: Final = 1 << 18  # bytes of connections on their way: more than a listener's backlog of them
 
 
@@ -33,6 +35,10 @@ class HandedPort:
         self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
         self.counts, self.descriptor = PortCounts.made()
         self.handed = 0
+        # Handed over and maybe not received yet, the oldest first: kept open here, so that another process can have
+        # them if this one dies before.
+        self._kept: deque[socket.socket] = deque()
+        self._releasing: asyncio.TimerHandle | None = None
 
     @property
     def connections(self) -> int:
@@ -40,7 +46,8 @@ class HandedPort:
         return self.counts.open + self.handed - self.counts.taken
 
     def hand(self, connection: socket.socket) -> bool:
-        """Hand a connection over. Returns whether the process could be given it; it is closed here by the caller."""
+        """Hand a connection over. Returns whether the process could be given it; only then it is no longer the
+        caller's to close."""
         try:
             self.channel.sendmsg(
                 [b"c"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [connection.fileno()]))]
@@ -48,7 +55,22 @@ class HandedPort:
         except OSError:  # it is gone, or so busy that its buffer is full
             return False
         self.handed += 1
+        self._kept.append(connection)
+        if self._releasing is None:
+            self._releasing = asyncio.get_running_loop().call_later(KEEP_SECONDS, self._release)
         return True
+
+    def _release(self) -> None:
+        """Close here what the process has received."""
+        for _ in range(len(self._kept) - (self.handed - self.counts.taken)):
+            self._kept.popleft().close()
+        self._releasing = asyncio.get_running_loop().call_later(KEEP_SECONDS, self._release) if self._kept else None
+
+    def not_taken(self) -> list[socket.socket]:
+        """The connections that the process did not receive, now that it has ended: for the caller to close."""
+        self._release()
+        left, self._kept = list(self._kept), deque()
+        return left
 
     def started(self) -> None:
         """The child has its own copies."""
@@ -57,6 +79,11 @@ class HandedPort:
 
     def close(self) -> None:
         self.channel.close()
+        if self._releasing is not None:
+            self._releasing.cancel()
+        for connection in self._kept:
+            connection.close()
+        self.counts.close()
 
 
 class WorkerProcess:
@@ -136,6 +163,11 @@ class WorkerProcess:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
+    def close(self) -> None:
+        """Once it has ended, and its connections were given to others."""
+        for port in self.ports.values():
+            port.close()
+
     @property
     def cause(self) -> str:
         """Why it ended, in a word."""
@@ -157,6 +189,4 @@ class WorkerProcess:
         os.close(self._watched)
         self.accepts = False
         self.ended.set()
-        for port in self.ports.values():
-            port.close()
         self._loop.call_soon(self.channel.close)  # after what it sent last was read

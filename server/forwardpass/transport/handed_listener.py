@@ -10,6 +10,7 @@ import array
 import mmap
 import os
 import socket
+from collections.abc import MutableSequence
 from typing import Final
 
 _FIELDS: Final = 3
@@ -21,7 +22,8 @@ class PortCounts:
     def __init__(self, descriptor: int) -> None:
         """Map the memory behind `descriptor`, which may be closed afterwards."""
         self._memory = mmap.mmap(descriptor, mmap.PAGESIZE)
-        self._fields = memoryview(self._memory).cast("q")
+        self._mapped = memoryview(self._memory).cast("q")
+        self._fields: MutableSequence[int] | memoryview[int] = self._mapped
 
     @classmethod
     def made(cls) -> tuple[PortCounts, int]:
@@ -29,6 +31,12 @@ class PortCounts:
         descriptor = os.memfd_create("forwardpass-port")
         os.ftruncate(descriptor, mmap.PAGESIZE)
         return cls(descriptor), descriptor
+
+    def close(self) -> None:
+        """Give the memory back, and the descriptor that the mapping keeps. The last values can still be read."""
+        self._fields = list(self._mapped)
+        self._mapped.release()
+        self._memory.close()
 
     @property
     def taken(self) -> int:

@@ -8,6 +8,7 @@ import os
 import select
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -87,4 +88,9 @@ def test_counts_are_seen_through_the_descriptor() -> None:
     other = PortCounts(descriptor)
     os.close(descriptor)
     counts.taken, counts.open, counts.turns = 1, 2, 3
+    assert (other.taken, other.open, other.turns) == (1, 2, 3)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    other.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before - 1
+    counts.taken = 9
     assert (other.taken, other.open, other.turns) == (1, 2, 3)
