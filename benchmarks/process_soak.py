@@ -130,8 +130,11 @@ def soak(folder: Path, chosen: argparse.Namespace) -> Figures:
                 look = {"at": passed, "bytes": sum(map(pss, pids)), "supervisor_bytes": pss(server.pid),
                         "descriptors": found.descriptors, "threads": found.threads, "processes": len(pids)}  # fmt: skip
                 looks.append(look)
-                print(f"{passed:5.0f} s: {look['bytes'] / 1e6:.0f} MB, supervisor {look['supervisor_bytes'] / 1e6:.0f}, "
-                      f"{found.descriptors} descriptors, {dict(callers.found)}", flush=True)  # fmt: skip
+                print(
+                    f"{passed:5.0f} s: {look['bytes'] / 1e6:.0f} MB, the supervisor {look['supervisor_bytes'] / 1e6:.0f}; "
+                    f"it has {found.descriptors} descriptors; {dict(callers.found)}",
+                    flush=True,
+                )
                 os.kill(random.choice(serving(server)), signal.SIGKILL)
                 kills += 1
                 until(server, "replaced in ", kills)
@@ -156,11 +159,11 @@ def verdicts(figures: Figures) -> list[tuple[str, bool]]:
     settled = [look for look in looks if look["at"] >= SETTLED] or looks[-1:]
     growth = max(look["bytes"] for look in settled) / settled[0]["bytes"]
     descriptors = max(look["descriptors"] for look in settled) - settled[0]["descriptors"]
-    median = statistics.median(times) if times else 0.0
+    median, longest = (statistics.median(times), max(times)) if times else (0.0, 0.0)
     return [
         (f"{calls.get('right', 0):,} answers right, {calls.get('WRONG', 0)} wrong", not calls.get("WRONG")),
         (f"{sum(failed.values())} calls failed with the library's retries {failed or ''}".strip(), not failed),
-        (f"{figures['kills']} processes killed; replaced in {median:.2f} s (median), at most {max(times, default=0):.2f}",
+        (f"{figures['kills']} processes killed; replaced in {median:.2f} s (median), {longest:.2f} at most",
          median < REPLACED),
         (f"memory grows by {growth - 1:.1%} at most after a minute (under 5 %)", growth < GROWTH),
         (f"the supervisor has {descriptors:+d} descriptors more than after a minute", descriptors <= 0),

@@ -118,6 +118,7 @@ def test_connections_are_spread_and_everything_is_counted_once(
     assert server.stop() == 0, server.tail()
 
 
+@pytest.mark.slow
 def test_connections_that_ended_are_made_up_for(
     tmp_path: Path, serve: Serve, callers: Callable[..., list[Caller]]
 ) -> None:
@@ -236,6 +237,7 @@ def test_a_killed_process_is_replaced_and_only_its_calls_fail(tmp_path: Path, se
     assert server.stop() == 0, server.tail()
 
 
+@pytest.mark.slow
 def test_our_clients_retries_make_up_for_a_killed_process(tmp_path: Path, serve: Serve) -> None:
     models.save(tmp_path, "m", models.chain())
     server = serve(tmp_path, *TWO)
@@ -288,6 +290,7 @@ def test_readiness_follows_the_number_of_processes(tmp_path: Path, serve: Serve)
     assert server.wait() == 0
 
 
+@pytest.mark.slow
 def test_renewal_fails_no_call_and_a_broken_repository_ends_it(tmp_path: Path, serve: Serve) -> None:
     models.save(tmp_path, "m", models.chain())
     server = serve(tmp_path, *TWO)
@@ -351,6 +354,7 @@ def test_a_process_that_hangs_is_replaced(tmp_path: Path, serve: Serve) -> None:
     caller.close()
 
 
+@pytest.mark.slow
 def test_a_failed_model_is_one_models_misfortune(tmp_path: Path, serve: Serve) -> None:
     models.save(tmp_path, "m", models.chain())
     models.save(tmp_path, "bad", models.chain())
@@ -408,6 +412,7 @@ def test_http_and_the_status_page_show_all_processes(tmp_path: Path, serve: Serv
         client.close()
 
 
+@pytest.mark.slow
 def test_one_message_larger_than_a_share_is_still_served(tmp_path: Path, serve: Serve) -> None:
     models.save(tmp_path, "words", models.echo(models.STRING, ("batch", 1)))
     server = serve(tmp_path, "--processes", "3", "--max-bytes", "3000000", "--max-message-bytes", "2500000")
