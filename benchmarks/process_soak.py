@@ -131,7 +131,7 @@ def soak(folder: Path, chosen: argparse.Namespace) -> Figures:
                         "descriptors": found.descriptors, "threads": found.threads, "processes": len(pids)}  # fmt: skip
                 looks.append(look)
                 print(
-                    f"{passed:5.0f} s: {look['bytes'] / 1e6:.0f} MB, the supervisor {look['supervisor_bytes'] / 1e6:.0f}; "
+                    f"{passed:5.0f} s: {look['bytes'] / 1e6:.0f} MB, supervisor {look['supervisor_bytes'] / 1e6:.0f}; "
                     f"it has {found.descriptors} descriptors; {dict(callers.found)}",
                     flush=True,
                 )
