@@ -420,3 +420,44 @@ def test_one_message_larger_than_a_share_is_still_served(tmp_path: Path, serve: 
     answer, _ = caller.send(request("words", np.array([["x" * 2_000_000]], object)), path=INFER)
     assert len(answer) > 2_000_000
     caller.close()
+
+
+@pytest.mark.slow
+def test_large_weights_are_in_memory_once(tmp_path: Path, serve: Serve) -> None:
+    width = 1600  # 10 MB of weights in each of two layers
+    rng = np.random.default_rng(0)
+    weights = [rng.normal(0, 0.02, (width, width)).astype(np.float32) for _ in range(2)]
+    nodes = [
+        models.helper.make_node("Gemm", ["x", "w0"], ["h"], transB=1),
+        models.helper.make_node("Relu", ["h"], ["r"]),
+        models.helper.make_node("Gemm", ["r", "w1"], ["y"], transB=1),
+    ]
+    tensors = [(name, models.FLOAT, ("batch", width)) for name in ("x", "y")]
+    network = models.network(nodes, tensors[:1], tensors[1:], {f"w{i}": w for i, w in enumerate(weights)})
+    models.save(tmp_path, "wide", network)
+    server = serve(tmp_path, *TWO)
+    clients = [Caller(server) for _ in range(2)]
+    x = rng.normal(0, 1, (1, width)).astype(np.float32)
+    for client in clients:
+        (found,) = client.infer("wide", x)
+        np.testing.assert_allclose(found, np.maximum(x @ weights[0].T, 0) @ weights[1].T, rtol=1e-3, atol=1e-3)
+        client.close()
+    pids = workers(server)
+    assert len(pids) == 2
+    for pid in pids:
+        mapped = mappings(pid, "network.weights")
+        assert mapped["Rss"] >= 2 * width * width * 4  # the packed matrices
+        assert mapped["Anonymous"] == 0  # all of it is the file's, which both map
+
+
+def mappings(pid: int, name: str) -> Counter[str]:
+    """Bytes of what a process has mapped of files of this name, by what the kernel calls it."""
+    found: Counter[str] = Counter()
+    inside = False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        words = line.split()
+        if not words[0].endswith(":"):
+            inside = words[-1].endswith(name)
+        elif inside and words[-1] == "kB":
+            found[words[0].rstrip(":")] += int(words[1]) * 1024
+    return found
