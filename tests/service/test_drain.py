@@ -6,9 +6,11 @@ No clock is compared: a long wait is ended by the second signal, and a long run 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +20,7 @@ import grpc
 import models
 import numpy as np
 import pytest
+from caller import until
 from certificates import Authority
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.conformance.drains import CALLERS, drain_by_turns, drain_failures
@@ -257,3 +260,39 @@ def test_probes_need_no_certificate(repository: Path, tmp_path: Path, serve: Ser
         _until(lambda: told == [SERVING, NOT_SERVING], server)
         server.send(signal.SIGTERM)
         assert server.wait() == 0
+
+
+def test_http_clients_are_asked_to_leave_before_any_is_refused(tmp_path: Path, serve: Serve) -> None:
+    models.save(tmp_path, "m", models.chain())
+    server = serve(tmp_path)
+    host, _, port = server.http_url.removeprefix("http://").rpartition(":")
+    body = b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0, 1, 2, 3]}]}'
+    statuses: list[int] = []
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        """Keep one connection, and leave when that is asked for; the end is that nobody is there any more."""
+        try:
+            while True:
+                connection = http.client.HTTPConnection(host, int(port), timeout=60)
+                leaves = False
+                while not leaves:
+                    connection.request("POST", "/v2/models/m/infer", body)
+                    response = connection.getresponse()
+                    statuses.append(response.status)
+                    leaves = response.will_close
+                    response.read()
+                    time.sleep(0.1)  # as clients have something to do between two requests
+                connection.close()
+        except OSError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(statuses) > 10, "responses")
+    assert server.stop() == 0
+    for thread in threads:
+        thread.join()
+    assert {*statuses} == {200}
+    assert {type(error) for error in errors} == {ConnectionRefusedError}, errors

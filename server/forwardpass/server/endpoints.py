@@ -49,6 +49,8 @@ ACCOUNTS_SECONDS = 0.02
 # How long a stopping server waits for calls that were on their way when it asked its clients to leave. Clients
 # acknowledge that within a round trip; those that do not are given one sweep of the sockets.
 SETTLE_SECONDS = 2.5
+# The same for the HTTP port, where a client learns it from the response to its next request.
+HTTP_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,14 +239,18 @@ class Endpoints:
         Returns when there are none any more, at `until` on the monotonic clock, or once `hurry` is set. No client that
         is asked to leave is rejected: calls on their way are served, later ones go elsewhere.
         """
-        if self._rest is not None:
-            self._rest.drain()
-        if self._http2 is None:
-            return
-        self._http2.drain()
-        settled = min(until, time.monotonic() + SETTLE_SECONDS)
-        while not self._http2.settled.is_set() and time.monotonic() < settled and not hurry.is_set():
-            await asyncio.to_thread(self._http2.settled.wait, 0.05)
+        rest, http2 = self._rest, self._http2
+        if rest is not None:
+            rest.drain()
+        if http2 is not None:
+            http2.drain()
+        began = time.monotonic()
+        while not hurry.is_set() and (now := time.monotonic()) < until:
+            on_grpc = http2 is not None and not http2.settled.is_set() and now < began + SETTLE_SECONDS
+            on_http = rest is not None and rest.connections > 0 and now < began + HTTP_SECONDS
+            if not (on_grpc or on_http):
+                break
+            await asyncio.sleep(0.01)
 
     async def close(self, seconds: float = 0.0) -> None:
         """Close the ports. Streams, and calls that are being answered, get `seconds` to end."""
