@@ -121,6 +121,7 @@ def soak(folder: Path, chosen: argparse.Namespace) -> Figures:
                 server.send(signal.SIGHUP)
                 until(server, ": replaced", 2 * (number + 1))
             figures["after_renewals"] = dict(callers.found)
+            time.sleep(5.0)  # the last of the old processes have left by then
             figures["looks"] = looks = []
             began = time.monotonic()
             kills = 0
