@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -54,6 +55,11 @@ def connections(server: ServerProcess) -> list[int]:
     return sorted(
         sum(file.removeprefix("socket:[").rstrip("]") in inodes for file in files(pid)) for pid in workers(server)
     )
+
+
+def children(server: ServerProcess) -> list[int]:
+    """The processes of a server, without the one that accepts connections."""
+    return [int(pid) for pid in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()]
 
 
 def ask(caller: Caller, method: str, **fields: Any) -> Any:
@@ -313,10 +319,60 @@ def test_renewal_fails_no_call_and_a_broken_repository_ends_it(tmp_path: Path, s
     assert server.stop() == 0, server.tail()
 
 
+@pytest.mark.slow
+def test_a_process_that_dies_while_it_is_renewed_leaves_none_behind(tmp_path: Path, serve: Serve) -> None:
+    models.save(tmp_path, "m", models.chain())
+    server = serve(tmp_path, *TWO)
+    until(lambda: len(children(server)) == 3, "the process that waits")
+    server.send(signal.SIGHUP)
+    old = workers(server)
+    until(lambda: not {*children(server)} <= {*old}, "the first new one")
+    for pid in old:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: server.tail().count(": replaced") == 2, "new processes")
+    until(lambda: len(children(server)) == 3 and len(workers(server)) == 2, "the end of all others")
+    assert server.stop() == 0, server.tail()
+
+
+@pytest.mark.slow
+def test_a_process_that_cannot_be_started_is_started_later(tmp_path: Path, serve: Serve) -> None:
+    models.save(tmp_path, "m", models.chain())
+    server = serve(tmp_path, *TWO)
+    until(lambda: len(children(server)) == 3, "the process that waits")
+    soft, hard = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (3, hard))
+    for pid in workers(server):  # the process that waits takes the place of one of them
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: "no process can be started: Too many open files" in server.tail(), "that there are no descriptors")
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (soft, hard))
+    until(lambda: len(workers(server)) == 2, "both processes")
+
+
+@pytest.mark.slow
+def test_a_stop_starts_no_process_that_was_to_be_started_later(tmp_path: Path, serve: Serve) -> None:
+    models.save(tmp_path, "m", models.chain())
+    models.save(tmp_path, "hold", models.hold())
+    server = serve(tmp_path, *TWO, "--grace", "60")  # longer than `stop` waits
+    clients = [Caller(server) for _ in range(2)]
+    for client in clients:
+        client.health()
+    calls = [client.start(request("hold", np.array([[6_000_000.0]], np.float32))) for client in clients]
+    until(lambda: clients[0].metric("forwardpass_in_flight_requests") == 2, "calls in flight")
+    staying = workers(server)[0]
+    for times in (1, 2, 3):  # after the third time the next one starts in 1 s
+        (victim,) = (pid for pid in workers(server) if pid != staying)
+        os.kill(victim, signal.SIGKILL)
+        until(lambda n=times: server.tail().count("ended by SIGKILL") == n, "its end")  # type: ignore[misc]
+        if times < 3:
+            until(lambda n=times: server.tail().count("replaced in") == n, "another process")  # type: ignore[misc]
+    assert server.stop() == 0, server.tail()
+    assert sum(call.exception() is None for call in calls) == 1
+
+
 def test_the_end_answers_what_is_in_flight_and_leaves_no_process(tmp_path: Path, serve: Serve) -> None:
     models.save(tmp_path, "hold", models.hold(), "instances = 3\n")
     server = serve(tmp_path, *TWO)
-    pids = [int(pid) for pid in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()]
+    pids = children(server)
     clients = [Caller(server) for _ in range(4)]
     calls = [client.start(request("hold", np.array([[300_000.0]], np.float32))) for client in clients]
     until(lambda: clients[0].metric("forwardpass_in_flight_requests") == 4, "calls in flight")
@@ -330,7 +386,7 @@ def test_the_end_answers_what_is_in_flight_and_leaves_no_process(tmp_path: Path,
 def test_processes_end_when_the_supervisor_is_killed(tmp_path: Path, serve: Serve) -> None:
     models.save(tmp_path, "m", models.chain())
     server = serve(tmp_path, *TWO)
-    pids = [int(pid) for pid in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()]
+    pids = children(server)
     assert len(pids) >= 2
     server.kill()
 

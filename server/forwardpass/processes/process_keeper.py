@@ -66,6 +66,7 @@ class ProcessKeeper:
         self._hooks = hooks
         self._slots = [Slot(number) for number in range(1, count + 1)]
         self._spare: WorkerProcess | None = None
+        self._sparing = False  # one is being started
         self._known: Known | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._renewing = asyncio.Lock()
@@ -108,11 +109,11 @@ class ProcessKeeper:
         for slot in self._slots:
             self._begin(self._keep(slot))
         self._hooks.changed()
-        self._spare = await self._started()
+        await self._see_to_spare()
         return True
 
     async def _started(self) -> WorkerProcess:
-        """Start a process, which will wait for its assignment."""
+        """Start a process, which will wait for its assignment. Raises OSError where the machine lets none start."""
         process = WorkerProcess(self._functions)
         self.all.append(process)
         self._begin(self._bury(process))
@@ -140,7 +141,7 @@ class ProcessKeeper:
             return False
         if self.complete:
             await self._hooks.catch_up(process)
-        process.accepts = not process.ended.is_set()
+        process.accepts = not process.ended.is_set() and not process.leaving
         process.ready_since = time.monotonic()
         return process.accepts
 
@@ -148,28 +149,57 @@ class ProcessKeeper:
 
     async def _keep(self, slot: Slot) -> None:
         """Replace the process of a slot whenever it dies, until the server stops."""
-        what = f"process {slot.number} of {self._count}"
         while not self.stopping.is_set():
             process = slot.process
             assert process is not None
             await process.ended.wait()
-            if slot.process is not process:
-                continue
-            if self.stopping.is_set():
-                return
-            wait = slot.policy.ended(time.monotonic() - process.ready_since if process.ready_since else 0.0)
-            if wait:
-                self._hooks.say(f"{what}: ended {slot.policy.ends} times in a row; the next one starts in {wait:g} s")
-                await asyncio.sleep(wait)
-            began = time.monotonic()
-            spare, self._spare = self._spare, None
-            following = spare if spare is not None and not spare.ended.is_set() else await self._started()
-            slot.process = following
-            if await self._serve_with(following):
-                self._hooks.say(f"{what}: replaced in {time.monotonic() - began:.2f} s")
-            self._hooks.changed()
-            if self._spare is None and not self.stopping.is_set():
-                self._spare = await self._started()
+            lasted = time.monotonic() - process.ready_since if process.ready_since else 0.0
+            while self._is_vacant(slot, process) and not await self._fill(slot, process, lasted):
+                lasted = 0.0
+
+    def _is_vacant(self, slot: Slot, process: WorkerProcess) -> bool:
+        """Whether a slot needs another process since `process` has ended; a renewal may have filled it meanwhile."""
+        return slot.process is process and not self.stopping.is_set()
+
+    async def _fill(self, slot: Slot, ended: WorkerProcess, lasted: float) -> bool:
+        """Have another process take the place of one that ended after serving for so long. False: none could start."""
+        what = f"process {slot.number} of {self._count}"
+        wait = slot.policy.ended(lasted)
+        if wait:
+            self._hooks.say(f"{what}: ended {slot.policy.ends} times in a row; the next one starts in {wait:g} s")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stopping.wait(), wait)
+            if not self._is_vacant(slot, ended):
+                return True
+        began = time.monotonic()
+        following, self._spare = self._spare, None
+        try:
+            if following is None or following.ended.is_set():
+                following = await self._started()
+        except OSError as error:
+            logger.error("%s: no process can be started: %s", what, error.strerror or error)
+            return False
+        if not self._is_vacant(slot, ended):
+            following.stop()
+            return True
+        slot.process = following
+        if await self._serve_with(following):
+            self._hooks.say(f"{what}: replaced in {time.monotonic() - began:.2f} s")
+        self._hooks.changed()
+        await self._see_to_spare()
+        return True
+
+    async def _see_to_spare(self) -> None:
+        """Start a process that waits, unless one does or another task starts one."""
+        if self._spare is not None or self._sparing or self.stopping.is_set():
+            return
+        self._sparing = True
+        try:
+            self._spare = await self._started()
+        except OSError as error:  # the next replacement tries again
+            logger.warning("no process that waits can be started: %s", error.strerror or error)
+        finally:
+            self._sparing = False
 
     async def _bury(self, process: WorkerProcess) -> None:
         """Once a process has ended, note what it died of unless it was asked to end."""
@@ -226,13 +256,17 @@ class ProcessKeeper:
             for slot in self._slots:
                 if self.stopping.is_set() or not await self._renew(slot):
                     break
-            if self._spare is None and not self.stopping.is_set():
-                self._spare = await self._started()
+            await self._see_to_spare()
 
     async def _renew(self, slot: Slot) -> bool:
-        old, new = slot.process, await self._started()
+        old = slot.process
         assert old is not None
         what = f"SIGHUP: process {slot.number} of {self._count}"
+        try:
+            new = await self._started()
+        except OSError as error:
+            self._hooks.say(f"{what}: NOT replaced, the old one goes on: {error.strerror or error}")
+            return False
         serves = await self._serve_with(new)
         lost = set() if old.ended.is_set() else old.serves() - new.serves()
         if not serves or lost or self.stopping.is_set():
@@ -240,9 +274,12 @@ class ProcessKeeper:
             why = f"it does not serve {', '.join(sorted(lost))}" if lost else "it ended before it served"
             self._hooks.say(f"{what}: NOT replaced, the old one goes on: {why}")
             return False
+        # If the old one has died meanwhile, its follower has its place already, or is about to serve there.
+        going = [process for process in {old, slot.process or old} if not process.ended.is_set()]
         slot.process = new
-        old.stop()
-        self._begin(self._see_off(old))
+        for process in going:
+            process.stop()
+            self._begin(self._see_off(process))
         self._hooks.changed()
         self._hooks.say(f"{what}: replaced")
         return True

@@ -30,10 +30,15 @@ class HandedPort:
     """One port of one process: the connections that it was handed."""
 
     def __init__(self) -> None:
-        self.channel, self.child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.counts, self.descriptor = PortCounts.made()
+        try:
+            self.channel, self.child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            os.close(self.descriptor)
+            self.counts.close()
+            raise
         self.channel.setblocking(False)
         self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
-        self.counts, self.descriptor = PortCounts.made()
         self.handed = 0
         # Handed over and maybe not received yet, the oldest first: kept open here, so that another process can have
         # them if this one dies before.
@@ -77,6 +82,11 @@ class HandedPort:
         self.child.close()
         os.close(self.descriptor)
 
+    def give_up(self) -> None:
+        """No child could be started."""
+        self.started()
+        self.close()
+
     def close(self) -> None:
         self.channel.close()
         if self._releasing is not None:
@@ -90,9 +100,10 @@ class WorkerProcess:
     """Used on the event loop. Once `ended` is set, `status` has its exit status, as subprocess has it."""
 
     def __init__(self, functions: Callable[[WorkerProcess], Mapping[str, Callable[..., Any]]]) -> None:
-        """Start it. `functions`: what it may call, for this process. Call `open` next."""
+        """Start it. `functions`: what it may call, for this process. Call `open` next. Raises OSError, leaving nothing
+        behind, where there are no descriptors or no memory for it."""
         self.number = next(_NUMBERS)  # never used again
-        self.ports = {name: HandedPort() for name in PORTS}
+        self.ports: dict[str, HandedPort] = {}
         self.state: State | None = None  # None: it serves nothing yet
         self.waits = asyncio.Event()  # it is ready for an assignment
         self.joined = asyncio.Event()  # its ports are open: it takes connections
@@ -105,24 +116,35 @@ class WorkerProcess:
         self.hung = False
         self.serving: bool | None = None  # what it was last told of whether the server is ready
         self.turns = 0  # of the thread that reads the gRPC port, then
-        own, child = socket.socketpair()
-        passed = [child.fileno()]
+        with contextlib.ExitStack() as failed:
+            for name in PORTS:
+                self.ports[name] = port = HandedPort()
+                failed.callback(port.give_up)
+            own, child = socket.socketpair()
+            failed.callback(own.close)
+            with child:
+                self._process = self._popen(child)
+            failed.callback(self._process.wait)
+            failed.callback(self._process.kill)
+            self._watched = os.pidfd_open(self._process.pid)
+            failed.pop_all()
+        for port in self.ports.values():
+            port.started()
+        self.channel = Channel(own, functions(self))
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._watched, self._has_ended)
+
+    def _popen(self, channel: socket.socket) -> subprocess.Popen[bytes]:
+        passed = [channel.fileno()]
         for port in self.ports.values():
             passed += [port.child.fileno(), port.descriptor]
         command = [sys.executable, *subprocess._args_from_interpreter_flags(), "-m"]  # type: ignore[attr-defined]
-        self._process = subprocess.Popen(
+        return subprocess.Popen(
             [*command, "forwardpass.processes.worker_main", ",".join(map(str, passed))],
             pass_fds=passed,
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C in a terminal is for the supervisor, which asks its workers to drain
         )
-        child.close()
-        for port in self.ports.values():
-            port.started()
-        self.channel = Channel(own, functions(self))
-        self._loop = asyncio.get_running_loop()
-        self._watched = os.pidfd_open(self._process.pid)
-        self._loop.add_reader(self._watched, self._has_ended)
 
     async def open(self) -> None:
         await self.channel.open()

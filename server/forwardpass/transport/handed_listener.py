@@ -29,8 +29,12 @@ class PortCounts:
     def made(cls) -> tuple[PortCounts, int]:
         """New memory, and its descriptor, for a child process and to be closed."""
         descriptor = os.memfd_create("forwardpass-port")
-        os.ftruncate(descriptor, mmap.PAGESIZE)
-        return cls(descriptor), descriptor
+        try:
+            os.ftruncate(descriptor, mmap.PAGESIZE)
+            return cls(descriptor), descriptor
+        except OSError:
+            os.close(descriptor)
+            raise
 
     def close(self) -> None:
         """Give the memory back, and the descriptor that the mapping keeps. The last values can still be read."""
