@@ -124,6 +124,24 @@ def test_connections_are_spread_and_everything_is_counted_once(
     assert server.stop() == 0, server.tail()
 
 
+@pytest.mark.slow  # a scrape waits for two seconds
+def test_counts_of_a_report_that_nobody_waited_for_come_with_the_next(
+    tmp_path: Path, serve: Serve, callers: Callable[..., list[Caller]]
+) -> None:
+    models.save(tmp_path, "m", models.chain())
+    server = serve(tmp_path, *TWO)
+    clients, pids = callers(server, 4), workers(server)
+    answers(clients)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    clients[0].metric("forwardpass_ready")
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: clients[0].metric("forwardpass_requests_total", model="m", code="OK") == 4, "the counts", 10.0)
+    (found,) = ask(clients[0], "ModelStatistics", name="m").model_stats
+    assert found.inference_count == 4
+
+
 @pytest.mark.slow
 def test_connections_that_ended_are_made_up_for(
     tmp_path: Path, serve: Serve, callers: Callable[..., list[Caller]]

@@ -46,6 +46,10 @@ class SampleRecorder(SampleSink):
         self._seen: dict[Hashable, Hashable] = {}
         self._rest: list[ValueSample | HistogramSample] = []
 
+    def forget(self) -> None:
+        """The last report did not arrive: the next one must have every part. Called before a scrape."""
+        self._sent = {}
+
     def report(self) -> Parts:
         """What was added since the last report, by part."""
         parts, self._parts = self._parts, {}

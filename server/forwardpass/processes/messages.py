@@ -72,7 +72,11 @@ class State(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What is asked of every process now and then; that it comes shows that the process does not hang."""
+    """What is asked of every process now and then; that it comes shows that the process does not hang.
 
+    One may be lost, where the supervisor waits no longer: the next one has everything then.
+    """
+
+    number: int  # of the reports of one process, from 1
     samples: Parts
     statistics: Mapping[Labels, bytes | None]  # of each version that serves; None: as in the report before

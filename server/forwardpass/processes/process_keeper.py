@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from forwardpass.errors import Draining
+from forwardpass.errors import Draining, ForwardpassError
 from forwardpass.processes.messages import Assignment, State
 from forwardpass.processes.restarts import RestartPolicy
 from forwardpass.processes.worker_process import WorkerProcess
@@ -217,7 +217,7 @@ class ProcessKeeper:
         while not process.ended.is_set():
             try:
                 async with asyncio.timeout(self._patience):
-                    with contextlib.suppress(Draining):
+                    with contextlib.suppress(ForwardpassError):  # it failed, and was logged: an answer all the same
                         await self._hooks.report(process)
             except TimeoutError:
                 self._end_hung(process, "it has answered nothing")

@@ -265,9 +265,13 @@ class Supervisor:
     # -- reports ------------------------------------------------------------------------------------------------------
 
     async def _report_of(self, process: WorkerProcess) -> None:
-        self._take_report(process, await process.channel.call("report"))
+        self._take_report(process, await process.channel.call("report", process.reported))
 
     def _take_report(self, process: WorkerProcess, report: Report) -> None:
+        # One that was overtaken lacks what is known already; counts of a process that ended were put with the others'.
+        if report.number <= process.reported or process.ended.is_set():
+            return
+        process.reported = report.number
         with self._metrics.lock:
             self._metrics.samples.take(process.number, report.samples)
         self._statistics.take(process.number, report.statistics)

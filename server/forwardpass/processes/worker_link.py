@@ -52,6 +52,7 @@ class WorkerLink:
         self._sending: asyncio.TimerHandle | None = None
         self._recorder = SampleRecorder()
         self._reported: dict[Labels, bytes] = {}
+        self._reports = 0
         self._reporting = threading.Lock()
         # Each waits until other processes have made the same change: with fewer threads than the supervisor makes
         # changes at a time, two processes could wait for each other.
@@ -122,7 +123,7 @@ class WorkerLink:
 
     async def leave(self) -> None:
         with contextlib.suppress(Draining):
-            await self._channel.call("left", await self.report())
+            await self._channel.call("left", await self.report(0))
         self._changes.shutdown(wait=False, cancel_futures=True)
 
     # -- for the supervisor -------------------------------------------------------------------------------------------
@@ -151,12 +152,16 @@ class WorkerLink:
         if self._member is not None:
             self._member.wake()
 
-    async def report(self) -> Report:
-        return await asyncio.to_thread(self._report)
+    async def report(self, taken: int) -> Report:
+        """What changed since report `taken` if that is the last one, else everything."""
+        return await asyncio.to_thread(self._report, taken)
 
-    def _report(self) -> Report:
+    def _report(self, taken: int) -> Report:
         with self._reporting:
             member = self._of_group
+            if taken != self._reports:
+                self._recorder.forget()
+                self._reported = {}
             member.collect(self._recorder)
             found: dict[Labels, bytes | None] = {}
             reported: dict[Labels, bytes] = {}
@@ -167,4 +172,5 @@ class WorkerLink:
                     found[labels] = None if self._reported.get(labels) == message else message
                     reported[labels] = message
             self._reported = reported
-            return Report(self._recorder.report(), found)
+            self._reports += 1
+            return Report(self._reports, self._recorder.report(), found)

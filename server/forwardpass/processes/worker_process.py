@@ -115,6 +115,7 @@ class WorkerProcess:
         self.status = 0
         self.hung = False
         self.serving: bool | None = None  # what it was last told of whether the server is ready
+        self.reported = 0  # the number of the last report that was taken
         self.turns = 0  # of the thread that reads the gRPC port, then
         with contextlib.ExitStack() as failed:
             for name in PORTS:

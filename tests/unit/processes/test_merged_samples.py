@@ -108,3 +108,14 @@ def test_unchanged_parts_are_not_sent_again() -> None:
     second = process.recorder.report()
     assert all(first[key] for key in first)
     assert second["a", "1"] is None and second["b", "1"]
+
+
+def test_after_a_lost_report_everything_is_sent_again() -> None:
+    process, merged = Process(), MergedSamples()
+    process.report(merged, 0)
+    process.do("a", 1)
+    process.collect(process.recorder)
+    process.recorder.report()  # lost
+    process.recorder.forget()
+    process.report(merged, 0)
+    assert text(merged.collect) == text(process.collect)
