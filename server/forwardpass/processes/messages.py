@@ -30,7 +30,10 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class VersionView:
-    """A model version of a worker process. It has those attributes of a ModelVersion that the supervisor needs."""
+    """A model version of a worker process. It has those attributes of a ModelVersion that the supervisor needs.
+
+    `reason`: of a failure alone; reservations are in the processes' own indexes.
+    """
 
     name: str
     version: str
@@ -43,19 +46,14 @@ class VersionView:
 
     @classmethod
     def of(cls, entry: ModelVersion) -> VersionView:
-        reason = entry.reason or (entry.loaded.reservation if entry.loaded is not None else "")
         return cls(
-            entry.name, entry.version, entry.folder, entry.state, reason, entry.model_folder, entry.asked_for,
+            entry.name, entry.version, entry.folder, entry.state, entry.reason, entry.model_folder, entry.asked_for,
             entry.loaded is not None,
         )  # fmt: skip
 
     @property
     def loaded(self) -> VersionView | None:
         return self if self.serves else None
-
-    @property
-    def reservation(self) -> str:
-        return ""  # part of `reason`
 
     @property
     def missing(self) -> bool:
