@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from caller import INFER, Caller, Refused, files, outputs, request, until, workers
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from test_stopping_a_load import slow_to_open
 
 from forwardpass import Client, protocol
 from forwardpass.errors import ForwardpassError
@@ -226,6 +227,72 @@ def test_what_was_asked_for_holds_in_processes_that_come_later(
             )
         ask(clients[0], "SystemSharedMemoryUnregister", name="region")
         assert not ask(clients[1], "SystemSharedMemoryStatus").regions
+    finally:
+        path.unlink()
+
+
+@pytest.mark.slow
+def test_what_was_served_is_served_by_processes_that_come_later(
+    tmp_path: Path, serve: Serve, callers: Callable[..., list[Caller]]
+) -> None:
+    for name in ("first", "m"):
+        models.save(tmp_path, name, models.chain())
+    server = serve(tmp_path, *TWO, "--model-control", "explicit", "--load-model", "first")
+    (client,) = callers(server, 1)
+    ask(client, "RepositoryModelLoad", model_name="m")
+    load = protocol.METHODS["RepositoryModelLoad"]
+    broken = load.request(model_name="m")
+    broken.parameters["config"].string_param = "{}"
+    broken.parameters["file:1/model.onnx"].bytes_param = b"nonsense"
+    assert client.refused(broken, path=load.path).code == "FAILED_PRECONDITION"
+    assert client.infer("m", ROW)
+    os.kill(workers(server)[0], signal.SIGKILL)
+    until(lambda: any("replaced in" in line for line in server.lines), "another process")
+    clients = callers(server, 4)
+    for name in ("first", "m"):
+        assert len(set(answers(clients, name))) == 1
+
+
+def test_a_model_that_is_served_with_a_reservation_is_no_failure(
+    tmp_path: Path, serve: Serve, callers: Callable[..., list[Caller]]
+) -> None:
+    models.save(tmp_path, "m", models.centred(), "max_batch_size = 8\n")
+    server = serve(tmp_path, *TWO, "--model-control", "explicit")
+    clients = callers(server, 2)
+    ask(clients[0], "RepositoryModelLoad", model_name="m")
+    for client in clients:
+        (entry,) = ask(client, "RepositoryIndex").models
+        assert entry.state == "READY"
+        assert entry.reason.startswith("served one request at a time")
+
+
+@pytest.mark.slow  # a network that takes its time to be opened
+def test_what_is_asked_for_while_a_process_starts_holds_in_it(tmp_path: Path, serve: Serve) -> None:
+    models.save(tmp_path, "m", models.chain())
+    models.save(tmp_path, "slow", slow_to_open(100))
+    server = serve(tmp_path, *TWO, "--model-control", "explicit", "--shared-memory", "on")
+    (client, other) = (Caller(server) for _ in range(2))
+    ask(client, "RepositoryModelLoad", model_name="slow")
+    key = f"/forwardpass-starting-{os.getpid()}"
+    path = Path("/dev/shm") / key[1:]
+    path.write_bytes(bytes(4096))
+    try:
+        ask(client, "SystemSharedMemoryRegister", name="before", key=key, byte_size=4096)
+        for pid in workers(server)[:1]:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: len(workers(server)) == 2, "a process that loads")
+        client.close()
+        client = Caller(server)
+        ask(client, "RepositoryModelLoad", model_name="m")
+        ask(client, "SystemSharedMemoryRegister", name="meanwhile", key=key, byte_size=4096)
+        ask(client, "SystemSharedMemoryUnregister", name="before")
+        assert not any("replaced in" in line for line in server.lines)
+        until(lambda: any("replaced in" in line for line in server.lines), "another process")
+        callers = [Caller(server) for _ in range(4)]
+        assert len(set(answers(callers))) == 1
+        assert [[*ask(c, "SystemSharedMemoryStatus").regions] for c in callers] == [["meanwhile"]] * 4
+        for caller in (client, other, *callers):
+            caller.close()
     finally:
         path.unlink()
 

@@ -42,12 +42,12 @@ def holding(turns: int) -> onnx.ModelProto:
     return model
 
 
-def slow_to_open() -> onnx.ModelProto:
+def slow_to_open(products: int = 400) -> onnx.ModelProto:
     """y = x·c with c = a chain of products that ONNX Runtime folds as it opens the network: many seconds of them."""
     size = 1500
     nodes = []
     last = "w"
-    for i in range(400):
+    for i in range(products):
         nodes += [
             helper.make_node("MatMul", [last, "w"], [f"product{i}"]),
             helper.make_node("Softmax", [f"product{i}"], [f"bounded{i}"]),

@@ -30,6 +30,7 @@ class GroupAnswers:
         refresh: Callable[[], Awaitable[None]],
     ) -> None:
         """`refresh` has every process report its statistics."""
+        self.changes = 0  # of settings: the number of the last one
         self._members = members
         self._statistics = statistics
         self._refresh = refresh
@@ -51,27 +52,35 @@ class GroupAnswers:
         """Answer a call that came to any process. Raises RequestError."""
         return await self._answers[name](request)
 
-    async def catch_up(self, process: WorkerProcess) -> None:
-        """Make in a new process what was set in the others."""
-        with contextlib.suppress(Draining):
-            if self._log.settings:
-                await process.channel.call("apply", "LogSettings", self._log.SerializeToString())
-            for request in [*self._regions.values()]:
-                with contextlib.suppress(RequestError):  # its owner may have removed it since
-                    await process.channel.call("apply", "SystemSharedMemoryRegister", request)
+    async def catch_up(self, process: WorkerProcess, since: int) -> int:
+        """Make in a new process what was set in the others, unless nothing was after number `since`; 0: it has nothing
+        yet. Returns the number of the last one."""
+        now = self.changes
+        if now == since:
+            return now
+        requests = [("LogSettings", self._log.SerializeToString())] if self._log.settings else []
+        if since:  # some that it was given may be gone
+            requests.append(("SystemSharedMemoryUnregister", b""))
+        requests += [("SystemSharedMemoryRegister", request) for request in self._regions.values()]
+        for name, request in requests:
+            with contextlib.suppress(RequestError):  # a region's owner may have removed it since
+                await process.channel.call("apply", name, request)
+        return now
 
     async def _each(self, name: str, request: bytes) -> dict[WorkerProcess, bytes | RequestError]:
         """What each process answers; those that end meanwhile are left out. Raises Draining if none is left."""
-        members = self._members()
-        calls = (process.channel.call("apply", name, request) for process in members)
+        asked: set[WorkerProcess] = set()
         found: dict[WorkerProcess, bytes | RequestError] = {}
-        for process, answer in zip(members, await asyncio.gather(*calls, return_exceptions=True), strict=True):
-            if isinstance(answer, RequestError | bytes):
-                if not isinstance(answer, Draining):
-                    found[process] = answer
-            else:
-                assert isinstance(answer, BaseException)
-                raise answer
+        while members := [process for process in self._members() if process not in asked]:  # some may join meanwhile
+            asked.update(members)
+            calls = (process.channel.call("apply", name, request) for process in members)
+            for process, answer in zip(members, await asyncio.gather(*calls, return_exceptions=True), strict=True):
+                if isinstance(answer, RequestError | bytes):
+                    if not isinstance(answer, Draining):
+                        found[process] = answer
+                else:
+                    assert isinstance(answer, BaseException)
+                    raise answer
         if not found:
             raise Draining("no process is left that could answer; try again", retry_after=0.5)
         return found
@@ -88,6 +97,7 @@ class GroupAnswers:
         response = await self._everywhere("LogSettings", request)
         for name, value in protocol.message("inference.LogSettingsRequest").FromString(request).settings.items():
             self._log.settings[name].CopyFrom(value)
+        self.changes += 1
         return response
 
     async def _register(self, request: bytes) -> bytes:
@@ -103,6 +113,7 @@ class GroupAnswers:
             )
             raise error
         self._regions[name] = request
+        self.changes += 1
         return cast(bytes, next(iter(found.values())))
 
     async def _unregister(self, request: bytes) -> bytes:
@@ -112,6 +123,7 @@ class GroupAnswers:
             self._regions.pop(name, None)
         else:
             self._regions.clear()
+        self.changes += 1
         return response
 
     def _change(self, name: str, method: Callable[[Any], Awaitable[Any]]) -> Callable[[bytes], Awaitable[bytes]]:

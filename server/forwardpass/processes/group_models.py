@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from forwardpass.errors import Draining
+from forwardpass.errors import Draining, ForwardpassError
 from forwardpass.execution.interruption import Interruption
 from forwardpass.model.options import ModelConfig
 from forwardpass.processes.messages import VersionView
@@ -64,7 +64,7 @@ class GroupModels:
         self._members = members
         self._loop = asyncio.get_running_loop()
         self._agreements: dict[str, Agreement] = {}  # by model
-        self._wanted: dict[str, Wanted] = {}  # what was changed since the start
+        self._wanted: dict[str, Wanted] = {}  # what was asked for, and could be done
         self._changes = 0
         self._changed_at: dict[str, int] = {}  # by model: the number of its last change
         self._skipped: Mapping[tuple[str, str], str] = {}
@@ -132,6 +132,12 @@ class GroupModels:
         await asyncio.gather(*(self._apply(process, name, self._wanted[name]) for name in names))
         return now
 
+    def asked_for(self) -> None:
+        """The server has started: what it was asked to serve then is what processes that come later must serve."""
+        for view in self.entries():
+            if view.asked_for and view.model_folder is not None and view.name not in self._wanted:
+                self._note(view.name, (view.model_folder.anew(), None))
+
     @property
     def changes(self) -> int:
         """The number of the last change."""
@@ -145,6 +151,8 @@ class GroupModels:
                 await process.channel.call("reload", *wanted)
         except Draining:
             logger.debug("process %d has ended before it could change model %s", process.pid, name)
+        except ForwardpassError as error:  # the others' models must be served there all the same
+            logger.error("process %d: model %s is not as in the other processes: %s", process.pid, name, error)
 
     async def _reload(self, folder: ModelFolder, config: ModelConfig | None) -> list[VersionView]:
         members = self._members()
@@ -161,13 +169,16 @@ class GroupModels:
             found = await _of_those_left(reload(process) for process in members)
         finally:
             del self._agreements[folder.name]
-        self._note(folder.name, (folder, config))
-        await asyncio.gather(*(self._apply(p, folder.name, (folder, config)) for p in self._late(members)))
         merged: dict[str, VersionView] = {}
         for view in (view for of_process in found for view in of_process):
             known = merged.get(view.version)
             if known is None or (view.reason and not known.reason):
                 merged[view.version] = view
+        # After a failure the processes serve what they served: so must those that come later.
+        if folder.name not in self._wanted or not any(view.reason for view in merged.values()):
+            wanted = (folder.anew(), config)  # read anew by each process that comes later
+            self._note(folder.name, wanted)
+            await asyncio.gather(*(self._apply(p, folder.name, wanted) for p in self._late(members)))
         return sorted(merged.values(), key=lambda view: number(view.version))
 
     async def _without(self, name: str, how: str) -> bool:

@@ -139,8 +139,7 @@ class ProcessKeeper:
             process.accepts = True
         if not await _either(process.loaded, process.ended):
             return False
-        if self.complete:
-            await self._hooks.catch_up(process)
+        await self._hooks.catch_up(process)
         process.accepts = not process.ended.is_set() and not process.leaving
         process.ready_since = time.monotonic()
         return process.accepts

@@ -65,6 +65,7 @@ class Supervisor:
         self._say = say
         self._was_ready = False
         self._said_ready = False
+        self._started = False
         self._ports: dict[str, PortSpread] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -185,7 +186,7 @@ class Supervisor:
         }
 
     def _assignment(self, known: Known | None, complete: bool) -> Assignment:
-        """`complete`: the server has started. Models that were asked for since are then loaded by `_catch_up`."""
+        """`complete`: the server has started. Models that were asked for are then loaded by `_catch_up`."""
         settings, count = self.settings, self._count
         least = min(settings.max_bytes, settings.max_message_bytes)
         share = settings.model_copy(
@@ -209,13 +210,12 @@ class Supervisor:
     async def _catch_up(self, process: WorkerProcess) -> None:
         """Make in a new process what was changed in the others since it read the repository."""
         process.channel.tell("serving", self._was_ready)
-        await self._answers.catch_up(process)
-        since = 0
+        settings = models = 0
         while not process.ended.is_set():
-            caught_up = await self._models.catch_up(process, since)
-            if caught_up == self._models.changes:  # from here nothing is awaited until it is a member
-                return
-            since = caught_up
+            settings = await self._answers.catch_up(process, settings)
+            models = await self._models.catch_up(process, models)
+            if (settings, models) == (self._answers.changes, self._models.changes):
+                return  # nothing is awaited from here until it is a member
 
     def _ended(self, process: WorkerProcess) -> None:
         """Keep a process's counts, give others the connections that it did not receive, and wait for it no more."""
@@ -247,6 +247,10 @@ class Supervisor:
     def _changed(self) -> None:
         """Have every process know whether the server is ready."""
         ready, keeper = self._is_ready(), self._keeper
+        if keeper.complete and not self._started:
+            self._started = True
+            if self.settings.model_control == "explicit":
+                self._models.asked_for()
         for process in keeper.current():
             if process.joined.is_set() and process.serving != ready:
                 process.serving = ready
