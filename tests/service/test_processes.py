@@ -404,6 +404,26 @@ def test_renewal_fails_no_call_and_a_broken_repository_ends_it(tmp_path: Path, s
     assert server.stop() == 0, server.tail()
 
 
+@pytest.mark.slow  # more connections than fit in what lies between two processes
+def test_connections_wait_for_processes_that_are_busy(tmp_path: Path, serve: Serve) -> None:
+    models.save(tmp_path, "m", models.chain())
+    server = serve(tmp_path, *TWO)
+    host, _, port = server.address.rpartition(":")
+    pids = workers(server)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    made = [socket.create_connection((host, int(port))) for _ in range(1700)]
+    until(lambda: sum(file.startswith("socket:") for file in files(server.pid)) > 1300, "that all are accepted")
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    for connection in made:
+        with connection:
+            connection.settimeout(30.0)
+            assert len(connection.recv(9)) == 9  # SETTINGS, with which a server begins
+    assert "closed" not in server.tail()
+    assert server.stop() == 0, server.tail()
+
+
 @pytest.mark.slow
 def test_a_process_that_dies_while_it_is_renewed_leaves_none_behind(tmp_path: Path, serve: Serve) -> None:
     models.save(tmp_path, "m", models.chain())
