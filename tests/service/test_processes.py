@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import resource
@@ -9,6 +10,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -571,6 +573,29 @@ def test_http_and_the_status_page_show_all_processes(tmp_path: Path, serve: Serv
     assert np.array(found, np.float32).tobytes() == answers(clients)[0]
     for client in clients:
         client.close()
+
+
+@pytest.mark.slow
+def test_the_status_page_does_not_wait_for_a_process_that_hangs(tmp_path: Path, serve: Serve) -> None:
+    models.save(tmp_path, "m", models.chain())
+    server = serve(tmp_path, *TWO)
+    with ExitStack() as stack:
+        made = [http.client.HTTPConnection(server.http_url.removeprefix("http://"), timeout=20) for _ in range(2)]
+
+        def answering(connection: http.client.HTTPConnection) -> int:
+            connection.request("GET", "/status/snapshot.json")
+            return int(json.load(connection.getresponse())["server"]["pid"])
+
+        for connection in made:
+            stack.callback(connection.close)
+        (stopped, pid) = map(answering, made)
+        assert {stopped, pid} == {*workers(server)}
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            time.sleep(1.0)  # a younger document is given out again
+            assert answering(made[1]) == pid
+        finally:
+            os.kill(stopped, signal.SIGCONT)
 
 
 @pytest.mark.slow

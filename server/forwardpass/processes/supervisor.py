@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 EVEN_SECONDS: Final = 5.0  # between two looks at how evenly connections are spread
 SCRAPE_SECONDS: Final = 2.0  # that a scrape waits for the processes' reports
+STATUS_SECONDS: Final = 0.5  # that the status page waits for other processes
 CLOSE_SECONDS: Final = 2.0  # that changes of models get to end once every process has
 OWN_LINES: Final = ("grpc ", "http ", "status ", "ready", "draining", "stopped")  # that the supervisor has itself
 
@@ -293,9 +294,18 @@ class Supervisor:
 
     async def _others(self, asking: WorkerProcess) -> list[Any]:
         """What the status page shows of the other processes, for the one that is asked for the page."""
-        others = [process for process in self._keeper.members() if process is not asking]
-        found = await asyncio.gather(*(p.channel.call("status") for p in others), return_exceptions=True)
-        return [sample for sample in found if not isinstance(sample, BaseException)]
+        calls = [
+            asyncio.ensure_future(process.channel.call("status"))
+            for process in self._keeper.members()
+            if process is not asking
+        ]
+        if not calls:
+            return []
+        # A thread of the asking process waits for it, of which there are few: a process that hangs is left out.
+        done, late = await asyncio.wait(calls, timeout=STATUS_SECONDS)
+        for call in late:
+            call.cancel()
+        return [call.result() for call in done if call.exception() is None]
 
     def _pids(self) -> list[int]:
         return [os.getpid(), *(process.pid for process in list(self._keeper.all))]

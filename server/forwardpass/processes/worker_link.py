@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -53,7 +52,8 @@ class WorkerLink:
         self._recorder = SampleRecorder()
         self._reported: dict[Labels, bytes] = {}
         self._reports = 0
-        self._reporting = threading.Lock()
+        # Of its own: a report that waits for other work is taken for a process that hangs.
+        self._reporting = ThreadPoolExecutor(1, "group-report")
         # Each waits until other processes have made the same change: with fewer threads than the supervisor makes
         # changes at a time, two processes could wait for each other.
         self._changes = ThreadPoolExecutor(CHANGES, "group-change")
@@ -124,7 +124,8 @@ class WorkerLink:
     async def leave(self) -> None:
         with contextlib.suppress(Draining):
             await self._channel.call("left", await self.report(0))
-        self._changes.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._changes, self._reporting):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     # -- for the supervisor -------------------------------------------------------------------------------------------
 
@@ -154,23 +155,22 @@ class WorkerLink:
 
     async def report(self, taken: int) -> Report:
         """What changed since report `taken` if that is the last one, else everything."""
-        return await asyncio.to_thread(self._report, taken)
+        return await asyncio.get_running_loop().run_in_executor(self._reporting, self._report, taken)
 
     def _report(self, taken: int) -> Report:
-        with self._reporting:
-            member = self._of_group
-            if taken != self._reports:
-                self._recorder.forget()
-                self._reported = {}
-            member.collect(self._recorder)
-            found: dict[Labels, bytes | None] = {}
-            reported: dict[Labels, bytes] = {}
-            for entry in member.repository.entries():
-                if entry.loaded is not None:
-                    labels = (entry.name, entry.version)
-                    message = statistics(entry.loaded.worker.metrics).SerializeToString()
-                    found[labels] = None if self._reported.get(labels) == message else message
-                    reported[labels] = message
-            self._reported = reported
-            self._reports += 1
-            return Report(self._reports, self._recorder.report(), found)
+        member = self._of_group
+        if taken != self._reports:
+            self._recorder.forget()
+            self._reported = {}
+        member.collect(self._recorder)
+        found: dict[Labels, bytes | None] = {}
+        reported: dict[Labels, bytes] = {}
+        for entry in member.repository.entries():
+            if entry.loaded is not None:
+                labels = (entry.name, entry.version)
+                message = statistics(entry.loaded.worker.metrics).SerializeToString()
+                found[labels] = None if self._reported.get(labels) == message else message
+                reported[labels] = message
+        self._reported = reported
+        self._reports += 1
+        return Report(self._reports, self._recorder.report(), found)
