@@ -318,10 +318,12 @@ def test_a_killed_process_is_replaced_and_only_its_calls_fail(tmp_path: Path, se
     with load(server, right) as found:
         for times in (1, 2):
             counted = caller.metric("forwardpass_requests_total", code="OK")
+            seconds = caller.metric("process_cpu_seconds_total")
             victim = workers(server)[0]
             os.kill(victim, signal.SIGKILL)
             until(lambda n=times: sum("replaced in" in line for line in server.lines) == n, "another process")  # type: ignore[misc]
             assert caller.metric("forwardpass_requests_total", code="OK") >= counted
+            assert caller.metric("process_cpu_seconds_total") >= seconds
             assert caller.metric("forwardpass_process_ends_total", cause="SIGKILL") == times
     failed = {what: count for what, count in found.items() if what != "ok"}
     assert all(what.startswith("UNAVAILABLE") for what in failed), failed

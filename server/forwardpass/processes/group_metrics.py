@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import resource
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -66,16 +67,19 @@ class GroupMetrics:
 
 
 class _Processes(Collector):
-    """process_* of several processes: sums, and the start of the first."""
+    """process_* of several processes: sums, and the start of the first. Seconds of CPU include those of processes that
+    have ended, so that they never decrease."""
 
     def __init__(self, pids: Callable[[], list[int]]) -> None:
         self._pids = pids
+        self._seconds = 0.0  # the most that was shown: one that ends meanwhile is not in either count
 
     def describe(self) -> Iterable[MetricFamily]:
         return ProcessCollector(registry=None).collect()
 
     def collect(self) -> Iterator[MetricFamily]:
         total: dict[str, MetricFamily] = {}
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)  # that have ended
         for pid in self._pids():
             for family in ProcessCollector(pid=functools.partial(int, pid), registry=None).collect():
                 known = total.setdefault(family.name, family)
@@ -86,4 +90,9 @@ class _Processes(Collector):
                     one._replace(value=combine((one.value, other.value)))
                     for one, other in zip(known.samples, family.samples, strict=True)
                 ]
+        cpu = total.get("process_cpu_seconds")
+        if cpu is not None:
+            seconds = cpu.samples[0].value + children.ru_utime + children.ru_stime
+            self._seconds = max(self._seconds, seconds)
+            cpu.samples = [cpu.samples[0]._replace(value=self._seconds)]
         yield from total.values()

@@ -7,6 +7,7 @@ the same and a viewer more costs nothing. Requests are not touched: a sample cop
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections import deque
@@ -47,6 +48,7 @@ class ServerFacts:
 class ProcessSample(NamedTuple):
     """What is shown of one process."""
 
+    pids: frozenset[int]
     cpu: float  # seconds that it has used
     totals: dict[Labels, ModelTotals]
     queued: int  # requests
@@ -76,6 +78,7 @@ class StatusSource:
         self._clock = clock
         self._began = clock()
         self._samples: deque[CounterSample] = deque()
+        self._pids: frozenset[int] = frozenset()
         self._charts: deque[dict[str, Any]] = deque()  # one for each sample but the first
         self._document = b""
         self._lock = threading.Lock()
@@ -102,7 +105,13 @@ class StatusSource:
                 sources.append((worker.metrics.labels, worker.metrics))
         errors = [(error, labels) for labels, metrics in sources for error in metrics.recent_errors.list()]
         return ProcessSample(
-            time.process_time(), totals, queued, self._admission.requests, self._admission.nbytes, errors
+            frozenset((os.getpid(),)),
+            time.process_time(),
+            totals,
+            queued,
+            self._admission.requests,
+            self._admission.nbytes,
+            errors,
         )
 
     def _all(self) -> ProcessSample:
@@ -113,8 +122,8 @@ class StatusSource:
             for labels, theirs in other.totals.items():
                 totals[labels] = totals[labels].plus(theirs) if labels in totals else theirs
             found = ProcessSample(
-                found.cpu + other.cpu, totals, found.queued + other.queued, found.requests + other.requests,
-                found.nbytes + other.nbytes, found.errors + other.errors,
+                found.pids | other.pids, found.cpu + other.cpu, totals, found.queued + other.queued,
+                found.requests + other.requests, found.nbytes + other.nbytes, found.errors + other.errors,
             )  # fmt: skip
         return found
 
@@ -123,6 +132,9 @@ class StatusSource:
         entries = self._repository.entries()
         found = self._all()
         sample = CounterSample(now, found.cpu, found.totals, found.queued)
+        if found.pids != self._pids:  # what the others have counted is no part of what happened since
+            self._samples.clear()
+            self._pids = found.pids
         self._keep(sample)
         then = self._window_start(now)
         labels = list(sample.totals)

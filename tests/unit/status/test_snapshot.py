@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tests.service import models
 from tests.unit.status.conftest import Watched, X
 
+from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.repository.model_version import VersionState
 from forwardpass.status import snapshot
 
@@ -44,6 +47,31 @@ def test_every_viewer_gets_the_same_and_one_more_costs_nothing(watched: Callable
     before = server.source.document()
     assert all(server.source.document() is before for _ in range(50))
     assert server.look(1.01 * snapshot.STEP)["models"][0]["answered"] == 10
+
+
+def test_counts_of_a_process_that_comes_or_goes_are_no_rate(watched: Callable[[], Watched]) -> None:
+    server, other = watched(), watched()
+    server.ask("one", 10)
+    other.ask("one", 30)
+    theirs = other.source.own()._replace(pids=frozenset({1}), cpu=1000.0)
+    others = [theirs]
+    facts = snapshot.ServerFacts(lambda: True, CpuBudget(2, "for a test"), infer=False)
+    source = snapshot.StatusSource(
+        server.repository, server.admission, server.metrics, facts, lambda: server.now, lambda: others
+    )
+
+    def look() -> Any:
+        server.now += 1.0
+        return json.loads(source.document())
+
+    assert look()["models"][0]["answered"] == 40
+    assert look()["traffic"]["requests_per_second"] == 0
+    others.clear()
+    assert look()["server"]["cores_used"] is None
+    assert look()["server"]["cores_used"] >= 0
+    others.append(theirs)
+    assert look()["traffic"] is None
+    assert look()["traffic"]["requests_per_second"] == 0
 
 
 def test_rates_are_of_the_last_seconds_alone(watched: Callable[[], Watched]) -> None:
