@@ -519,6 +519,27 @@ def test_a_process_that_hangs_is_replaced(tmp_path: Path, serve: Serve) -> None:
     caller.close()
 
 
+@pytest.mark.slow  # longer than a process may hang
+def test_nobody_hangs_where_all_stood_still(tmp_path: Path, serve: Serve) -> None:
+    models.save(tmp_path, "m", models.chain())
+    server = serve(tmp_path, "--processes", "4", "--run-timeout", "1")
+    before = workers(server)
+    pids = [*before, server.pid]
+    for pid in before:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(1.5)  # each owes a report
+    os.kill(server.pid, signal.SIGSTOP)
+    time.sleep(12.0)  # as where a container is paused
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    caller = Caller(server)
+    for _ in range(3):  # each takes the reports of all
+        assert caller.metric("forwardpass_process_ends_total", cause="hung") == 0
+        time.sleep(1.0)
+    assert workers(server) == before
+    caller.close()
+
+
 @pytest.mark.slow
 def test_a_failed_model_is_one_models_misfortune(tmp_path: Path, serve: Serve) -> None:
     models.save(tmp_path, "m", models.chain())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -211,23 +212,37 @@ class ProcessKeeper:
             self._hooks.changed()
 
     async def _beat(self, process: WorkerProcess) -> None:
-        """Take a process's reports. One that sends none, or whose reading thread stands still, is killed."""
-        turned = time.monotonic()
+        """Take a process's reports. One that sends none, or whose reading thread stands still, is killed.
+
+        Seconds are counted, not looked up: time in which the whole server stood still (a paused container) is nobody's
+        fault.
+        """
+        still = 0.0
         while not process.ended.is_set():
-            try:
-                async with asyncio.timeout(self._patience):
-                    with contextlib.suppress(ForwardpassError):  # it failed, and was logged: an answer all the same
-                        await self._hooks.report(process)
-            except TimeoutError:
+            if not await self._reports(process):
                 self._end_hung(process, "it has answered nothing")
                 return
-            turns, now = process.ports["grpc"].counts.turns, time.monotonic()
-            if turns != process.turns:
-                process.turns, turned = turns, now
-            elif now - turned > self._patience and not process.leaving:
+            turns = process.ports["grpc"].counts.turns
+            still = still + REPORT_SECONDS if turns == process.turns else 0.0
+            process.turns = turns
+            if still > self._patience and not process.leaving:
                 self._end_hung(process, "its gRPC port was not read")
                 return
             await asyncio.sleep(REPORT_SECONDS)
+
+    async def _reports(self, process: WorkerProcess) -> bool:
+        """Take one report. False: it does not come."""
+        report = asyncio.ensure_future(self._hooks.report(process))
+        try:
+            for _ in range(math.ceil(self._patience / REPORT_SECONDS)):
+                await asyncio.wait([report], timeout=REPORT_SECONDS)
+                if report.done():
+                    with contextlib.suppress(ForwardpassError):  # it failed, and was logged: an answer all the same
+                        report.result()
+                    return True
+            return False
+        finally:
+            report.cancel()
 
     def _end_hung(self, process: WorkerProcess, why: str) -> None:
         if process.ended.is_set():
