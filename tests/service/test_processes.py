@@ -659,6 +659,41 @@ def test_large_weights_are_in_memory_once(tmp_path: Path, serve: Serve) -> None:
         assert mapped["Anonymous"] == 0  # all of it is the file's, which both map
 
 
+@pytest.mark.slow
+def test_copies_of_weights_go_with_their_versions_and_their_server(tmp_path: Path, serve: Serve) -> None:
+    repository, temporary = tmp_path / "models", tmp_path / "temporary"
+    temporary.mkdir()
+
+    def save(version: int) -> None:
+        weights = np.random.default_rng(version).normal(0, 0.02, (1600, 1600)).astype(np.float32)
+        node = models.helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)
+        tensors = [(name, models.FLOAT, ("batch", 1600)) for name in ("x", "y")]
+        models.save(repository, "m", models.network([node], tensors[:1], tensors[1:], {"w": weights}), version=version)
+
+    def copies() -> int:
+        return len([*temporary.glob("forwardpass-weights-*/*/*/network.weights")])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(temporary))
+        save(1)
+        server = serve(repository, *TWO, "--model-control", "explicit")
+        caller = Caller(server)
+        ask(caller, "RepositoryModelLoad", model_name="m")
+        assert copies() == 1
+        save(2)
+        ask(caller, "RepositoryModelLoad", model_name="m")
+        until(lambda: copies() == 1, "the end of the first version's copy")
+        assert caller.infer("m", np.zeros((1, 1600), np.float32))
+        ask(caller, "RepositoryModelUnload", model_name="m")
+        until(lambda: copies() == 0, "the end of the second one's")
+        ask(caller, "RepositoryModelLoad", model_name="m")
+        caller.close()
+        server.kill()
+        assert copies() == 1
+        assert serve(repository, *TWO, "--model-control", "explicit").stop() == 0
+        assert not [*temporary.glob("forwardpass-weights-*")]
+
+
 def mappings(pid: int, name: str) -> Counter[str]:
     """Bytes of what a process has mapped of files of this name, by what the kernel calls it."""
     found: Counter[str] = Counter()

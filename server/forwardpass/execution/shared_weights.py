@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,14 +31,52 @@ logger = logging.getLogger(__name__)
 LEAST: Final = 8 << 20  # bytes of weights; smaller networks are opened as they are
 PACKED: Final = "1024"  # bytes of a tensor from which it lies beside the file
 NETWORK, WEIGHTS, SUFFIX = "network.onnx", "network.weights", ".onnx"
+SOURCE: Final = "source"  # beside a network's copy: the path of the network
+PREFIX, IN_USE = "forwardpass-weights-", "in-use"  # a folder's name; its file that a living server has locked
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for the copies of one server. Those of servers that were killed are removed."""
+    _sweep(Path(tempfile.gettempdir()))
+    with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        descriptor = os.open(folder / "taking", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            (folder / "taking").rename(folder / IN_USE)  # from here others may look whether it is locked
+            yield folder
+        finally:
+            os.close(descriptor)
+
+
+def _sweep(folder: Path) -> None:
+    for left in folder.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # it is in use, or another user's
+            descriptor = os.open(left / IN_USE, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)  # processes that drain keep what they mapped
+            finally:
+                os.close(descriptor)
 
 
 class SharedWeights:
     """Opens networks of the CPU provider from copies in a folder that several processes use. Thread-safe."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder`: for this alone, on this machine. Copies of networks that were replaced are removed."""
+        """`folder`: for this alone, on this machine. Copies of networks whose files were replaced are removed."""
         self._folder = folder
+
+    def remove(self, folders: Collection[Path]) -> None:
+        """Remove the copies of networks in these folders, which no process serves, or whose files are gone."""
+        for source in self._folder.glob(f"*/{SOURCE}"):
+            with contextlib.suppress(OSError):
+                network = Path(source.read_text("utf-8"))
+                if network.exists() and not any(map(network.is_relative_to, folders)):
+                    continue
+                with _alone(source.parent):
+                    _remove_folders(source.parent)
 
     def open(
         self,
@@ -71,6 +109,7 @@ class SharedWeights:
             home.mkdir(exist_ok=True)
             with _alone(home):
                 if not copy.exists():
+                    (home / SOURCE).write_text(str(path), "utf-8")
                     self._make(path, copy.parent, placement, optimizations, opening)
             return copy
         except (OSError, ModelError) as error:
@@ -96,12 +135,16 @@ class SharedWeights:
                 ort.InferenceSession(str(path), options, providers=[placement.provider])
             except Exception as error:
                 raise ModelError(str(error).partition("\n")[0]) from None
-            for other in folder.parent.iterdir():
-                if other.is_dir() and other != made:
-                    shutil.rmtree(other, ignore_errors=True)  # processes that have mapped it keep what they mapped
+            _remove_folders(folder.parent, made)
             made.rename(folder)
         finally:
             shutil.rmtree(made, ignore_errors=True)
+
+
+def _remove_folders(home: Path, staying: Path | None = None) -> None:
+    for other in home.iterdir():
+        if other.is_dir() and other != staying:
+            shutil.rmtree(other, ignore_errors=True)  # processes that have mapped it keep what they mapped
 
 
 def _identity(file: Path) -> tuple[int, int, int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from forwardpass.errors import Draining, ForwardpassError
@@ -65,6 +66,7 @@ class GroupModels:
         self._loop = asyncio.get_running_loop()
         self._agreements: dict[str, Agreement] = {}  # by model
         self._wanted: dict[str, Wanted] = {}  # what was asked for, and could be done
+        self._folders: set[Path] = set()  # of versions that any process served
         self._changes = 0
         self._changed_at: dict[str, int] = {}  # by model: the number of its last change
         self._skipped: Mapping[tuple[str, str], str] = {}
@@ -81,6 +83,16 @@ class GroupModels:
                     if known is None or (known.serves and not view.serves):
                         found[view.name, view.version] = view
         return sorted(found.values(), key=lambda view: (view.name, number(view.version)))
+
+    def left(self) -> set[Path]:
+        """Folders of versions that were served when this was called last, and that no process serves any more."""
+        members = self._members()
+        if not members:  # those that take their place are about to serve the same
+            return set()
+        states = [process.state for process in members if process.state is not None]
+        now = {view.folder for state in states for view in state.versions if view.serves}
+        left, self._folders = self._folders - now, now
+        return left
 
     def missing(self) -> list[VersionView]:
         return [view for view in self.entries() if view.missing]

@@ -14,16 +14,15 @@ import contextlib
 import logging
 import os
 import signal
-import tempfile
 from collections.abc import Callable, Coroutine
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, cast
 
 from forwardpass.api.health import Health
 from forwardpass.api.router import health_handlers
 from forwardpass.errors import SettingsError
 from forwardpass.execution.cpu_budget import CpuBudget
+from forwardpass.execution.shared_weights import SharedWeights, temporary_folder
 from forwardpass.processes.group_answers import GroupAnswers
 from forwardpass.processes.group_metrics import GroupMetrics
 from forwardpass.processes.group_models import GroupModels
@@ -88,7 +87,7 @@ class Supervisor:
         self._health = Health(cast(Repository, self._models), self._is_ready, self._is_ready)
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(signals(stop, lambda: self._begin(keeper.renew()), self._dump))
-            self._weights = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="forwardpass-weights-")))
+            self._weights = stack.enter_context(temporary_folder())
             stack.callback(keeper.close)
             await keeper.launch()
             self._bind()
@@ -265,6 +264,9 @@ class Supervisor:
             else:
                 self._said_ready = True
                 self._say("ready")
+        left = self._models.left()
+        if left:
+            self._begin(asyncio.to_thread(SharedWeights(self._weights).remove, left))
         self._health.changed()
 
     # -- reports ------------------------------------------------------------------------------------------------------

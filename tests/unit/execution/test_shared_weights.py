@@ -103,3 +103,33 @@ def test_small_networks_and_a_folder_that_is_gone_are_opened_as_they_are(
     assert not copies(tmp_path)
     monkeypatch.setattr(shared_weights, "LEAST", 1000)
     assert SharedWeights(tmp_path / "nowhere").open(path, PLACEMENT).run([x], (0,))
+
+
+def test_copies_of_what_is_served_no_more_go(tmp_path: Path, shared: SharedWeights) -> None:
+    paths = [save(tmp_path / "m" / version / "model.onnx", int(version)) for version in "123"]
+    for path in paths:
+        shared.open(path, PLACEMENT)
+    shared.remove([paths[0].parent])
+    assert len(copies(tmp_path)) == 2
+    paths[1].unlink()
+    shared.remove([])
+    (copy,) = copies(tmp_path)
+    shared.open(paths[2], PLACEMENT)
+    assert copies(tmp_path) == [copy]
+    shared.open(paths[0], PLACEMENT)  # it is asked for again
+    assert len(copies(tmp_path)) == 2
+
+
+def test_a_start_removes_what_killed_servers_left_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_weights.tempfile, "tempdir", str(tmp_path))
+    left, other = tmp_path / "forwardpass-weights-left", tmp_path / "forwardpass-weights-being-made"
+    (left / "home").mkdir(parents=True)
+    (left / "in-use").touch()
+    other.mkdir()
+    with shared_weights.temporary_folder() as living:
+        assert {*tmp_path.iterdir()} == {other, living}
+        with shared_weights.temporary_folder() as another:
+            assert {*tmp_path.iterdir()} == {other, living, another}
+    assert {*tmp_path.iterdir()} == {other}
