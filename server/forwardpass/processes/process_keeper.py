@@ -285,7 +285,7 @@ class ProcessKeeper:
         lost = set() if old.ended.is_set() else old.serves() - new.serves()
         if not serves or lost or self.stopping.is_set():
             new.stop()
-            why = f"it does not serve {', '.join(sorted(lost))}" if lost else "it ended before it served"
+            why = f"it does not serve {', '.join(sorted(lost))}" if serves and lost else "it ended before it served"
             self._hooks.say(f"{what}: NOT replaced, the old one goes on: {why}")
             return False
         # If the old one has died meanwhile, its follower has its place already, or is about to serve there.
