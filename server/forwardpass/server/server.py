@@ -29,6 +29,7 @@ from forwardpass.errors import RequestError
 from forwardpass.execution.cpu_budget import CpuBudget
 from forwardpass.execution.ort_session import share_threads
 from forwardpass.execution.providers import place
+from forwardpass.inference.load_waits import LoadWaits
 from forwardpass.inference.shared_memory import SharedMemoryRegions
 from forwardpass.observability.access_log import AccessLog
 from forwardpass.observability.model_metrics import LATENCY_BOUNDS, ModelMetrics
@@ -105,6 +106,8 @@ class Server:
             self.repository, self._admission, self._metrics, self._security, self._is_ready, ACCOUNTS_SECONDS
         )
         self._control = ModelControl(self.repository, settings)
+        loads = self._scrape.on_demand = self._control.on_demand
+        self._waits = None if loads is None else LoadWaits(loads, self._admission)
         self._background: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
@@ -134,6 +137,9 @@ class Server:
                 )
             )
             entries = self.repository.discover()
+            if self.repository.loads_on_demand:
+                idle = sum(not entry.asked_for for entry in self.repository.entries())
+                self._say(f"{idle} models are loaded once they are asked for")
             status = self._status_source()
             page = StatusPage(status, self.repository, self._security.tokens) if self.settings.status_page else None
             on_http = serves_http(self.settings)
@@ -168,7 +174,7 @@ class Server:
                     if not self._complete:
                         missing = ", ".join(f"{e.name} {e.version}".rstrip() for e in self.repository.missing())
                         self._say(f"NOT ready, with --strict, until every model serves: {missing} do not")
-                    if self.settings.model_control == "poll" and self._group is None:
+                    if self.settings.model_control in ("poll", "on-demand") and self._group is None:
                         self._begin(self._control.poll())
                     await stop.first.wait()
                 elif not stop.first.is_set():
@@ -192,6 +198,7 @@ class Server:
             repository=self.repository,
             control=self._control,
             admission=self._admission,
+            waits=self._waits,
             metrics=self._metrics,
             security=self._security,
             regions=self._regions,
