@@ -174,6 +174,13 @@ class Settings(BaseModel):
         description="Serve models whose config.pbtxt asks for what is not supported and changes no answer, such as "
         "TensorRT, without it, with a warning; else they are refused.",
     )
+    cpu_memory: int = Field(
+        0,
+        ge=0,
+        description="Memory that networks on the CPU may take, runs and weights together, such as 8GiB; a run that "
+        "would exceed it fails as RESOURCE_EXHAUSTED before it has taken it (docs/limits.md). 0: three quarters of the "
+        "cgroup's limit, or of the machine's memory where there is none.",
+    )
     max_message_bytes: int = Field(
         16 * MIB, ge=1024, description="The largest request in bytes; a larger one is refused as RESOURCE_EXHAUSTED."
     )
@@ -271,7 +278,7 @@ class Settings(BaseModel):
     def _count(cls, given: object) -> object:
         return 0 if given == "auto" else given
 
-    @field_validator("model_memory", mode="before")
+    @field_validator("model_memory", "cpu_memory", mode="before")
     @classmethod
     def _size(cls, given: object) -> object:
         return bytes_of(given) if isinstance(given, str) else given

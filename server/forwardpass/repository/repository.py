@@ -59,7 +59,6 @@ from forwardpass.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-
 NOT_YET = "not loaded yet: its first request loads it"
 LOADS = 2  # that run at the same time at least, so that a large one does not keep small ones waiting
 
@@ -182,8 +181,7 @@ class Repository:
         missing = sorted(wanted - model_folders.keys() - {"*"})
         if missing:
             raise SettingsError(f"load_model: there is no model {missing[0]!r} in {settings.repository}")
-        found: list[ModelVersion] = []
-        others: list[ModelVersion] = []
+        found, others = list[ModelVersion](), list[ModelVersion]()
         for model_folder in model_folders.values():
             if model_folder.name not in wanted and "*" not in wanted:
                 others.append(idle(model_folder, self._idle_reason))
@@ -303,24 +301,23 @@ class Repository:
         fingerprint = model_folder.fingerprint(folder, config)  # taken first: changes from here on count
         # Counters continue across a reload, so that none ever decreases.
         metrics = before.worker.metrics if before is not None else self._kept.pop((model_folder.name, version), None)
-
-        def lost(reason: str) -> None:
-            self.lost(reason)
-
         request = LoadRequest(
             model_folder.name, version, folder, config, self._settings, self._cores, self._admission,
-            model_folder.folder, metrics, lost, self.interruption, self.measurements, self.opens,
+            model_folder.folder, metrics, lambda reason: self.lost(reason), self.interruption, self.measurements,
+            self.opens,
         )  # fmt: skip
         try:
             with self._loading:
                 loaded = load(request)
         except DeviceLost as error:
-            lost(str(error))
+            self.lost(str(error))
             raise
         if self.recorder is not None:
             loaded.worker.metrics.flight = self.recorder.track(model_folder.name, version)
         loaded.worker.metrics.access, loaded.worker.metrics.tracing = self.access, self.tracing
         loaded.worker.start()
+        others = (e.loaded.memory for e in self.entries() if e.loaded is not None)
+        shared_arena.check_weights(loaded.memory + sum(others))
         return ModelVersion(
             model_folder.name, version, folder, VersionState.READY, "", loaded, model_folder, fingerprint
         )

@@ -26,7 +26,9 @@ from typing import Any
 from forwardpass.api.health import Health
 from forwardpass.batching.admission import Admission
 from forwardpass.errors import RequestError
+from forwardpass.execution import shared_arena
 from forwardpass.execution.cpu_budget import CpuBudget
+from forwardpass.execution.memory_limit import memory_limit
 from forwardpass.execution.ort_session import share_threads
 from forwardpass.execution.providers import place
 from forwardpass.inference.load_waits import LoadWaits
@@ -41,7 +43,7 @@ from forwardpass.security.policy import SecurityConfig
 from forwardpass.server import metrics_port
 from forwardpass.server.endpoints import ACCOUNTS_SECONDS, Endpoints, Services, bind, serves_http
 from forwardpass.server.flight_dumps import FlightDumps
-from forwardpass.server.memory_trim import MemoryTrimmer
+from forwardpass.server.memory_trim import ArenaTrimmer, MemoryTrimmer
 from forwardpass.server.metrics_port import MetricsSource
 from forwardpass.server.process_group import GroupMember, ProcessGroup
 from forwardpass.server.state_dump import log_state
@@ -91,6 +93,7 @@ class Server:
         self._endpoints: Endpoints | None = None
         self.unfinished = False  # a load could not be stopped: the process must not wait for its thread
         place(settings.provider, 1, "")  # raises for a missing provider before anything is opened
+        shared_arena.set_limit(settings.cpu_memory or memory_limit() * 3 // 4)
         self._admission = Admission(settings.max_requests, settings.max_bytes)
         self._metrics = ModelMetrics("", "")  # of requests without a model
         self._security = SecurityConfig(settings, addresses.is_loopback(settings.host))
@@ -289,10 +292,11 @@ class Server:
         event loop."""
         limit = self.settings.run_timeout
         nap = QUEUE_TIMEOUT_LOOK
-        memory = MemoryTrimmer()
+        memory, arena = MemoryTrimmer(), ArenaTrimmer(shared_arena.shrink)
         while not over.wait(nap):
             nap = min(1.0, limit / 4)
             memory.look(time.monotonic())
+            arena.look(time.monotonic())
             if not self._metrics_listen():
                 lost("the metrics port serves no more")
             if self._endpoints is not None and not self._endpoints.accepts():
