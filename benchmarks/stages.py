@@ -140,7 +140,7 @@ def measure(repository: Path, model: str, batch: int, rows: int) -> list[tuple[s
         intake.begin()
         found = [intake.take(i, message, None) for i in range(batch)]
         intake._groups.clear()
-        return [r for r in found if r is not None]
+        return [r for r in found if isinstance(r, InferenceRequest)]
 
     def whole() -> None:
         intake.begin()

@@ -74,6 +74,8 @@ class Reason(enum.StrEnum):
     LOADING = "loading"
     UNLOADING = "unloading"  # another version, or nothing, takes its place
     UNUSABLE = "unusable"
+    MODEL_MEMORY = "model_memory"  # it does not fit beside the loaded models
+    LOAD_WAITING = "load_waiting"  # too many calls wait for loads
     QUEUE_ROWS = "queue_rows"
     QUEUE_REQUESTS = "queue_requests"
     QUEUE_BYTES = "queue_bytes"
@@ -112,6 +114,7 @@ class RequestError(ForwardpassError):
     status = Status.INTERNAL
     reason = Reason.ERROR
     retry_after: float | None = None  # seconds; sent as google.rpc.RetryInfo if set
+    model: tuple[str, str] | None = None  # name and version, where the request is for one that is not served
 
     def __init__(self, text: str, *, reason: Reason | None = None, retry_after: float | None = None) -> None:
         super().__init__(text)

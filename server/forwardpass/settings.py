@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -21,6 +22,13 @@ from forwardpass.observability.model_metrics import LATENCY_BOUNDS
 
 PREFIX = "FORWARDPASS_"
 MIB = 1 << 20
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*((?:[KMGT]i?)?B?)", re.IGNORECASE)
+UNITS = {
+    prefix + binary + unit: (1024 if binary else 1000) ** power
+    for power, prefix in enumerate(("", "k", "m", "g", "t"))
+    for binary in (("", "i") if prefix else ("",))
+    for unit in ("", "b")
+}
 
 
 class Settings(BaseModel):
@@ -34,15 +42,27 @@ class Settings(BaseModel):
         description="Serve the repository's folder as the one model of this name: model.onnx directly in it, as "
         "version 1, or VERSION/model.onnx. KServe mounts models so.",
     )
-    model_control: Literal["none", "poll", "explicit"] = Field(
+    model_control: Literal["none", "poll", "explicit", "on-demand"] = Field(
         "none",
         description="How models come and go while the server runs: none: as they are at the start; poll: as the folder "
-        "changes; explicit: by RepositoryModelLoad and RepositoryModelUnload.",
+        "changes; explicit: by RepositoryModelLoad and RepositoryModelUnload; on-demand: a model is loaded by its "
+        "first request, and the folder is looked at as with poll.",
     )
     load_model: tuple[str, ...] = Field(
-        (), description="With explicit control, the models to load at the start, with commas between them; * for all."
+        (),
+        description="With explicit and on-demand control, the models to load at the start, with commas between them; "
+        "* for all.",
     )
-    poll_seconds: float = Field(15.0, gt=0, description="With polling, seconds between two looks at the folder.")
+    model_memory: int = Field(
+        0,
+        ge=0,
+        description="With on-demand control, the memory that loaded models may take together, such as 2GiB: beyond it "
+        "those that were not asked for the longest are unloaded. It counts what networks take, not what runs do "
+        "(docs/repositories.md). 0: no limit.",
+    )
+    poll_seconds: float = Field(
+        15.0, gt=0, description="With poll and on-demand, seconds between two looks at the folder."
+    )
     strict: bool = Field(
         False,
         description="Ready only once every model that should serve does; without it, once all were tried. The Helm "
@@ -154,6 +174,13 @@ class Settings(BaseModel):
         description="Serve models whose config.pbtxt asks for what is not supported and changes no answer, such as "
         "TensorRT, without it, with a warning; else they are refused.",
     )
+    cpu_memory: int = Field(
+        0,
+        ge=0,
+        description="Memory that networks on the CPU may take, runs and weights together, such as 8GiB; a run that "
+        "would exceed it fails as RESOURCE_EXHAUSTED before it has taken it (docs/limits.md). 0: three quarters of the "
+        "cgroup's limit, or of the machine's memory where there is none.",
+    )
     max_message_bytes: int = Field(
         16 * MIB, ge=1024, description="The largest request in bytes; a larger one is refused as RESOURCE_EXHAUSTED."
     )
@@ -251,6 +278,18 @@ class Settings(BaseModel):
     def _count(cls, given: object) -> object:
         return 0 if given == "auto" else given
 
+    @field_validator("model_memory", "cpu_memory", mode="before")
+    @classmethod
+    def _size(cls, given: object) -> object:
+        return bytes_of(given) if isinstance(given, str) else given
+
+    @field_validator("processes")
+    @classmethod
+    def _one(cls, count: int, info: ValidationInfo) -> int:
+        if count > 1 and info.data.get("model_control") == "on-demand":
+            raise ValueError("expected 1 with model_control on-demand")
+        return count
+
     @field_validator("flight_when")
     @classmethod
     def _condition(cls, text: str, info: ValidationInfo) -> str:
@@ -263,9 +302,24 @@ class Settings(BaseModel):
     @field_validator("load_model")
     @classmethod
     def _explicit(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        if names and info.data.get("model_control") != "explicit":
-            raise ValueError("expected model_control explicit with it")
+        if names and info.data.get("model_control") not in ("explicit", "on-demand"):
+            raise ValueError("expected model_control explicit or on-demand with it")
         return names
+
+    @field_validator("model_memory")
+    @classmethod
+    def _on_demand(cls, nbytes: int, info: ValidationInfo) -> int:
+        if nbytes and info.data.get("model_control") != "on-demand":
+            raise ValueError("expected model_control on-demand with it")
+        return nbytes
+
+
+def bytes_of(text: str) -> int:
+    """A size in bytes: a whole number, or one with a unit. Raises ValueError."""
+    found = SIZE.fullmatch(text.strip())
+    if found is None:
+        raise ValueError("expected bytes as a number, or with a unit: 500MB, 2GiB")
+    return int(float(found[1]) * UNITS[found[2].lower()])
 
 
 def _annotation(name: str) -> Any:

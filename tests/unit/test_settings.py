@@ -83,3 +83,26 @@ def test_every_setting_can_be_set_by_its_variable() -> None:
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().grpc_port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [("0", 0), ("1000", 1000), ("2GiB", 2 << 30), ("1.5 GB", 1_500_000_000), ("64MiB", 64 << 20), ("3k", 3000)],
+)
+def test_sizes_may_have_units(text: str, nbytes: int) -> None:
+    assert from_sources({"cpu_memory": text}, {}).cpu_memory == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "2 gigs", "1e9", "2GiBB", "nan"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"--cpu-memory: .*500MB, 2GiB"):
+        from_sources({"cpu_memory": text}, {})
+
+
+def test_models_are_loaded_on_demand_by_one_process_and_alone_within_a_bound() -> None:
+    given = {"model_control": "on-demand", "model_memory": "1GiB", "load_model": "a,b"}
+    assert from_sources(given, {}).model_memory == 1 << 30
+    with pytest.raises(SettingsError, match="processes"):
+        from_sources(given | {"processes": "2"}, {})
+    with pytest.raises(SettingsError, match="model-memory"):
+        from_sources({"model_memory": "1GiB"}, {})

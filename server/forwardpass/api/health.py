@@ -51,8 +51,11 @@ class Health:
         return self._of(entries) if entries else SERVICE_UNKNOWN
 
     def _of(self, entries: Iterable[ModelVersion]) -> int:
-        """The status of one model by its versions."""
-        return SERVING if self._accepting() and any(e.state is VersionState.READY for e in entries) else NOT_SERVING
+        """The status of one model by its versions. One that its first request will load serves."""
+        serves = any(
+            e.state is VersionState.READY or (self._repository.loads_on_demand and e.phase != "failed") for e in entries
+        )
+        return SERVING if self._accepting() and serves else NOT_SERVING
 
     def check(self, request: Any) -> Any:
         status = self.status(request.service)

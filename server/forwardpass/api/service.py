@@ -6,7 +6,7 @@ They raise RequestError; the transport turns that into a status.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from forwardpass import __version__, protocol
@@ -55,13 +55,27 @@ class ControlService:
             "ServerReady": self.server_ready,
             "ServerMetadata": self.server_metadata,
             "ModelReady": self.model_ready,
-            "ModelMetadata": self.model_metadata,
-            "ModelConfig": self.model_config,
+            "ModelMetadata": self._once_loaded(self.model_metadata),
+            "ModelConfig": self._once_loaded(self.model_config),
             "ModelStatistics": self.model_statistics,
             "RepositoryIndex": self.repository_index,
             "RepositoryModelLoad": self.repository_model_load,
             "RepositoryModelUnload": self.repository_model_unload,
         }
+
+    def _once_loaded(self, method: Callable[[Any], Any]) -> Callable[[Any], Awaitable[Any]]:
+        """The method, which waits for its model where that is loaded on demand."""
+
+        async def call(request: Any) -> Any:
+            try:
+                return method(request)
+            except RequestError as error:
+                loads = self._control.on_demand
+                if loads is None or not await loads.wait_for(request.name, request.version, error):
+                    raise
+            return method(request)
+
+        return call
 
     def server_live(self, _request: Any) -> Any:
         return protocol.ServerLiveResponse(live=True)

@@ -38,7 +38,7 @@ def available(root: Path = Path("/")) -> CpuBudget:
 def cgroup_quota(root: Path = Path("/")) -> float | None:
     """The smallest CPU quota in cores on the path from this process's cgroup to the root; None if there is none."""
     quotas = []
-    for folder in _folders(root):
+    for folder in cgroup_folders(root, "cpu"):
         quota = _quota_v2(folder / "cpu.max")
         if quota is None:
             quota = _quota_v1(folder)
@@ -47,16 +47,16 @@ def cgroup_quota(root: Path = Path("/")) -> float | None:
     return min(quotas, default=None)
 
 
-def _folders(root: Path) -> list[Path]:
-    """Every cgroup folder that may hold a quota for this process, from its own up to the mount."""
+def cgroup_folders(root: Path, controller: str) -> list[Path]:
+    """Every cgroup folder that may hold a limit of `controller` for this process, from its own up to the mount."""
     mount = root / "sys/fs/cgroup"
     found: list[Path] = []
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        base = mount / "cpu" if controllers else mount
+        base = mount / controller if controllers else mount
         folder = base / path.lstrip("/")
         while True:
             found.append(folder)
@@ -64,7 +64,7 @@ def _folders(root: Path) -> list[Path]:
                 break
             folder = folder.parent
     # In a container the path above may not be mounted; then the quota is at the mount itself.
-    found += [mount, mount / "cpu"]
+    found += [mount, mount / controller]
     return found
 
 

@@ -240,12 +240,20 @@ def _said(error: BaseException) -> str:
     return " ".join(text.split())
 
 
+def _beyond(text: str) -> str:
+    """The figures in the arena's refusal, in words; empty: it is another's."""
+    found = re.search(r"Available memory of (\d+) is smaller than requested bytes of (\d+)", text)
+    if found is None:
+        return ""
+    return f": it asks for {found[2]} bytes more, {found[1]} are left of --cpu-memory"
+
+
 def translate(error: Exception) -> RequestError:
     """Translate a run's exception to the error for its requests."""
     kind = type(error).__name__
     text = str(error)
     if isinstance(error, MemoryError) or any(word in text for word in OUT_OF_MEMORY):
-        return TooLarge("there is not enough memory for this run", reason=Reason.OUT_OF_MEMORY)
+        return TooLarge(f"there is not enough memory for this run{_beyond(text)}", reason=Reason.OUT_OF_MEMORY)
     if kind == "InvalidArgument" or REFUSED_VALUES.search(_said(error)):
         return InvalidRequest(f"the network cannot be run on these values: {reason(error)}")
     return RunFailed(f"the run failed: {reason(error)}")

@@ -3,6 +3,7 @@
 A run's memory is needed while it runs, so a process needs as much as it has runs at the same time, not as it has
 models; and memory that another model has just used is in the cache. Weights lie outside of it, and go with their
 session. What the arena has and nobody uses stays in it, for the next run of any model, until `shrink`.
+`set_limit` bounds what it has, and weights with it.
 """
 
 from __future__ import annotations
@@ -32,8 +33,29 @@ _GRAPH: Final = (
 IDENTITY: Final = b"\x08\x08\x3a" + bytes([len(_GRAPH)]) + _GRAPH + b"\x42\x04\x0a\x00\x10\x0d"
 
 _lock = threading.Lock()
+_limit = 0
 _session: Any = None
 _is_missing = False
+
+
+def set_limit(nbytes: int) -> None:
+    """Bound what all runs in the arena, and weights, may take together; 0: no bound. Call before the first `use`.
+
+    A run that would exceed it fails with the figures, before the memory is taken. ONNX Runtime subtracts the weights
+    from the bound for runs, without looking whether they are more: then it bounds nothing. See `check_weights`.
+    """
+    global _limit
+    _limit = nbytes
+
+
+def check_weights(nbytes: int) -> None:
+    """Log a warning where loaded networks take so much that runs are not bounded."""
+    if _limit and nbytes > _limit:
+        logger.warning(
+            "loaded networks take %d bytes, --cpu-memory is %d: what runs take is not bounded beside them",
+            nbytes,
+            _limit,
+        )
 
 
 def use(options: Any) -> None:
@@ -61,7 +83,9 @@ def _opened() -> Any:
         if _session is None and not _is_missing:
             try:
                 where = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-                ort.create_and_register_allocator(where, ort.OrtArenaCfg(ARENA))
+                ort.create_and_register_allocator(
+                    where, ort.OrtArenaCfg(ARENA | ({"max_mem": _limit} if _limit else {}))
+                )
                 options = session_options(Placement(CPU, 0, 1, ""), "none")
                 _add(options)
                 _session = ort.InferenceSession(IDENTITY, options, providers=[CPU])

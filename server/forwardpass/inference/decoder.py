@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from google.protobuf.message import DecodeError
 
 from forwardpass import protocol
-from forwardpass.errors import InvalidRequest, TooLarge, printable
+from forwardpass.errors import InvalidRequest, RequestError, TooLarge, printable
 from forwardpass.execution.stacking import Buffer
 from forwardpass.inference import tensor_contents
 from forwardpass.inference.parameters import (
@@ -125,7 +125,11 @@ class Decoder:
         except (DecodeError, RuntimeError):
             raise InvalidRequest("the message is not a ModelInferRequest") from None
         _names(request)
-        target = self._models.resolve(request.model_name, request.model_version)
+        try:
+            target = self._models.resolve(request.model_name, request.model_version)
+        except RequestError as error:
+            error.model = (request.model_name, request.model_version)
+            raise
         signature = target.signature
         said = (
             parse_request_parameters(request.parameters, target.options.priority_levels)

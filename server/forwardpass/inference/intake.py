@@ -13,12 +13,13 @@ from functools import partial
 from typing import Final, Generic, Protocol, TypeVar, cast
 
 from forwardpass.batching.admission import Admission
-from forwardpass.errors import RequestError, RunFailed
+from forwardpass.errors import Reason, RequestError, RunFailed
 from forwardpass.execution.stacking import Buffer
 from forwardpass.inference import decoder
 from forwardpass.inference.accounting import log_refused, log_undecoded, origin_of
 from forwardpass.inference.decode_thread import DecodeThread
 from forwardpass.inference.decoder import Decoder, ParsedMessage, SharedMemory
+from forwardpass.inference.load_waits import HeldCall, LoadWaits
 from forwardpass.inference.request import InferenceRequest, RejectedRequest, TimedInferenceRequest
 from forwardpass.inference.request_template import RequestTemplate
 from forwardpass.inference.request_traces import trace_refused, trace_undecoded
@@ -70,17 +71,19 @@ class Intake(Generic[CallT]):
         *,
         clock: Callable[[], float] = time.monotonic,
         regions: SharedMemory | None = None,
+        waits: LoadWaits | None = None,
     ) -> None:
-        """`regions` None: shared memory is turned off."""
+        """`regions` None: shared memory is turned off. `waits` None: no call waits for its model to be loaded."""
         self._reply_sink = reply_sink
         self._decoder = Decoder(models, max_message_bytes, regions)
         self._admission = admission
         self._metrics = metrics  # for calls that belong to no model
+        self._waits = waits
         self._clock = clock
         self._groups: dict[Worker, list[InferenceRequest[CallT]]] = {}
         self._pending: list[Worker] = []  # on which this thread must call `run_pending` again
         self._decode_thread = DecodeThread()
-        self.decoding = 0  # messages that another thread has; the transport counts them down
+        self.decoding = 0  # messages that another thread has, or that wait; the transport counts them down
         self.resume: Callable[[CallT, Callable[[], PendingRequest[CallT] | None]], None] | None = None
         self.before_run: Callable[[float], None] | None = None  # called with the seconds of a run that follows another
         self.now = clock()
@@ -101,19 +104,28 @@ class Intake(Generic[CallT]):
         seconds_left: float | None,
         timings: bool = False,
         room: Room | None = None,
-    ) -> InferenceRequest[CallT] | None:
-        """Decode one call's message. None: it was rejected, and has been answered; or another thread decodes it."""
+        waited: bool = False,
+    ) -> PendingRequest[CallT] | None:
+        """Decode one call's message. None: it was rejected, and has been answered; or another thread decodes it.
+
+        What is returned for a call that must wait for its model's load is no request yet, but cancels the call.
+        `waited`: it has.
+        """
+        whole = b""
         try:
             found = self._decoder.find(message) if type(message) is bytes else None
             if found is None:
                 if room is not None and self.resume is not None and len(message) >= ELSEWHERE:
-                    self._decode_elsewhere(call, message, seconds_left, timings, room)
+                    self._decode_elsewhere(call, message, (self.now, seconds_left, timings), room, waited)
                     return None
-                found = self._decoder.decode(message if isinstance(message, bytes) else message.inflate())
+                whole = message if isinstance(message, bytes) else message.inflate()
+                found = self._decoder.decode(whole)
             template, buffers, id_field = found
             if template.answer_bytes and room is not None and not room.reserve(template.answer_bytes):
                 raise no_room(template.answer_bytes)
         except RequestError as error:
+            if error.model is not None and not waited:
+                return self._hold(HeldCall(call, whole, (self.now, seconds_left, timings), room), error)
             self.refuse(call, error)
             return None
         except Exception:
@@ -122,14 +134,44 @@ class Intake(Generic[CallT]):
             return None
         return self._enqueue(call, template, buffers, id_field, len(message) + template.shared, seconds_left, timings)
 
+    def _hold(self, held: HeldCall[CallT], error: RequestError) -> PendingRequest[CallT] | None:
+        """Have a call wait for its model, or reject it with `error` or the reason why it can't wait."""
+        waits, resume = self._waits, self.resume
+        refused: RequestError | None = error
+        if waits is not None and resume is not None:
+            self.decoding += 1
+            refused = waits.hold(held, error, lambda ended: resume(held.call, partial(self._resume, held, ended)))
+            if refused is None:
+                held.cancelled = self._cancel_held
+                return held
+            self.decoding -= 1
+        assert refused is not None
+        self.refuse(held.call, refused)
+        return None
+
+    def _cancel_held(self) -> None:
+        self.decoding -= 1
+        self._metrics.refused("CANCELLED", Reason.CANCELLED)
+
+    def _resume(self, held: HeldCall[CallT], error: RequestError | None) -> PendingRequest[CallT] | None:
+        """As `take`, once a call's wait is over."""
+        message, held.message = held.message, b""
+        if error is not None:
+            self.refuse(held.call, error)
+            return None
+        now, self.now = self.now, held.arrival
+        try:
+            return self.take(held.call, message, held.seconds_left, held.timings, held.room, waited=True)
+        finally:
+            self.now = now
+
     def _decode_elsewhere(
-        self, call: CallT, message: Message, seconds_left: float | None, timings: bool, room: Room
+        self, call: CallT, message: Message, how: tuple[float, float | None, bool], room: Room, waited: bool
     ) -> None:
         """Have a large message decoded by another thread. Raises Overloaded if there is no room for it."""
         holding = Holding(room.share)
         if not holding.resize(len(message)):
             raise no_room(len(message))
-        arrival = self.now
         resume = self.resume
         assert resume is not None
         self.decoding += 1
@@ -147,33 +189,30 @@ class Intake(Generic[CallT]):
             except Exception:
                 logger.exception("a request could not be decoded")
                 parsed = RunFailed("internal error; the server's log has the details")
-            resume(call, partial(self._take_decoded, call, whole, parsed, (arrival, seconds_left, timings), room))
+            resume(call, partial(self._take_decoded, HeldCall(call, whole, how, room), parsed, waited))
             holding.release()
 
         self._decode_thread.submit(room.share, work)
 
     def _take_decoded(
-        self,
-        call: CallT,
-        message: bytes,
-        parsed: ParsedMessage | RequestError,
-        how: tuple[float, float | None, bool],
-        room: Room,
-    ) -> InferenceRequest[CallT] | None:
-        """As `take`, once another thread has decoded the message. `how`: arrival, seconds left then, timings."""
-        arrival, seconds_left, timings = how
+        self, decoded: HeldCall[CallT], parsed: ParsedMessage | RequestError, waited: bool
+    ) -> PendingRequest[CallT] | None:
+        """As `take`, once another thread has decoded the message."""
         if isinstance(parsed, RequestError):
-            self.refuse(call, parsed)
+            if parsed.model is not None and not waited:
+                return self._hold(decoded, parsed)
+            self.refuse(decoded.call, parsed)
             return None
+        call, message, room = decoded.call, decoded.message, decoded.room
         self._decoder.remember(message, parsed)
         template = parsed.template
-        if template.answer_bytes and not room.reserve(template.answer_bytes):
+        if template.answer_bytes and room is not None and not room.reserve(template.answer_bytes):
             self.refuse(call, no_room(template.answer_bytes))
             return None
-        now, self.now = self.now, arrival
+        now, self.now = self.now, decoded.arrival
         try:
-            nbytes = len(message) + template.shared
-            return self._enqueue(call, template, parsed.buffers, parsed.id_field, nbytes, seconds_left, timings)
+            nbytes, seconds_left = len(message) + template.shared, decoded.seconds_left
+            return self._enqueue(call, template, parsed.buffers, parsed.id_field, nbytes, seconds_left, decoded.timings)
         finally:
             self.now = now
 

@@ -20,13 +20,7 @@ from forwardpass.batching.request import RUNNING, SETTLED, Batch, LargeTurn, Set
 from forwardpass.batching.run_time_model import RunTimeModel
 from forwardpass.errors import Reason
 from forwardpass.execution.session import Session
-from forwardpass.inference.accounting import (
-    log_requests,
-    record_batch,
-    record_single,
-    record_turn,
-    waits_of,
-)
+from forwardpass.inference.accounting import log_requests, record_batch, record_single, record_turn, waits_of
 from forwardpass.inference.batch_runner import BatchRunner
 from forwardpass.inference.large_run import LargeRun
 from forwardpass.inference.request import AnyRequest, deliver
@@ -88,6 +82,7 @@ class Worker:
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._idle = options.instances
+        self.last_used = clock()  # when it was made, or its last run ended
         self._ending = False  # the threads end when the queue is empty
         self._closed = False  # new requests are rejected
         self._inline = options.inline_run_limit > 0 and options.instances == 1 and not options.limits.delay
@@ -343,6 +338,7 @@ class Worker:
         if not self._idle:
             self.queue.free_since = ended
         self._idle += 1
+        self.last_used = ended
         if self._ending or (self.options.instances > 1 and len(self.queue)):
             self._wake.notify_all()
 
@@ -363,6 +359,11 @@ class Worker:
     def has_timeouts(self) -> bool:
         """Whether requests with a queue timeout may arrive or wait. Read without the lock, so only a hint."""
         return self.options.queue_timeouts is not None or self.queue.has_timeouts
+
+    @property
+    def busy(self) -> bool:
+        """Whether requests wait or run. Read without the lock, so only a hint."""
+        return self._idle < self.options.instances or bool(len(self.queue))
 
     @property
     def is_idle(self) -> bool:

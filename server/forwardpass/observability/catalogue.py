@@ -130,6 +130,24 @@ MODEL_LOAD_FAILURES_TOTAL = Metric(
     "Loads of a model that failed.",
     together="max",
 )
+MODEL_ON_DEMAND_LOADS_TOTAL = Metric(
+    "forwardpass_model_on_demand_loads_total",
+    "counter",
+    ("model",),
+    "Loads of a model that requests brought about, with --model-control on-demand.",
+)
+MODEL_EVICTIONS_TOTAL = Metric(
+    "forwardpass_model_evictions_total",
+    "counter",
+    ("model",),
+    "Times that a model was unloaded so that another fits in --model-memory.",
+)
+MODEL_MEMORY_BYTES = Metric(
+    "forwardpass_model_memory_bytes",
+    "gauge",
+    (),
+    "What loaded models count for in --model-memory.",
+)
 MODEL_INSTANCES = Metric(
     "forwardpass_model_instances",
     "gauge",

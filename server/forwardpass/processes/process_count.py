@@ -30,6 +30,8 @@ def of(settings: Settings, cores: CpuBudget) -> ProcessCount:
     """The number of processes of a server, as it is set or as it is chosen."""
     if settings.processes:
         return ProcessCount(settings.processes, "as configured")
+    if settings.model_control == "on-demand":
+        return ProcessCount(1, "models are loaded on demand, by one")
     if settings.transport == "grpcio" or not sockets.AVAILABLE:
         return ProcessCount(1, "several need the direct transport")
     on_cpu = settings.provider == "cpu" or (settings.provider == "auto" and not place("auto", 1, "").devices)

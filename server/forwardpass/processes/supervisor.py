@@ -22,6 +22,7 @@ from forwardpass.api.health import Health
 from forwardpass.api.router import health_handlers
 from forwardpass.errors import SettingsError
 from forwardpass.execution.cpu_budget import CpuBudget
+from forwardpass.execution.memory_limit import memory_limit
 from forwardpass.execution.shared_weights import SharedWeights, temporary_folder
 from forwardpass.processes.group_answers import GroupAnswers
 from forwardpass.processes.group_metrics import GroupMetrics
@@ -194,6 +195,7 @@ class Supervisor:
                 "processes": 1,
                 "max_requests": max(1, settings.max_requests // count),
                 "max_bytes": max(settings.max_bytes // count, least),
+                "cpu_memory": max(1, (settings.cpu_memory or memory_limit() * 3 // 4) // count),
                 "metrics_port": -1,
                 "health_port": -1,
                 "drain_wait": 0.0,

@@ -2,6 +2,6 @@
 
 Imports `inference`, `execution`, `model`, `batching` and what is below them. Public are `control` (CHANGES,
 ModelControl), `knee` (RUN_COST, SIZES, SURPLUS, knee), `listing` (RepositoryListing), `loader` (LoadedModel),
-`model_folder` (ModelFolder), `model_version` (VersionState, ModelVersion, number), `repository` (Repository),
-`shared_measurements` (Known), `turns` (Turns).
+`model_folder` (ModelFolder), `model_version` (VersionState, ModelVersion, number), `on_demand` (OnDemand),
+`repository` (Repository), `shared_measurements` (Known), `turns` (Turns).
 """

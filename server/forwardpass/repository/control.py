@@ -36,6 +36,7 @@ from forwardpass.model import triton_config
 from forwardpass.model.options import ModelConfig, plain_name
 from forwardpass.repository.model_folder import Fingerprint, ModelFolder
 from forwardpass.repository.model_version import ModelVersion
+from forwardpass.repository.on_demand import OnDemand
 from forwardpass.repository.repository import Repository
 from forwardpass.settings import Settings
 
@@ -48,6 +49,7 @@ MOST_LOOKS = 64  # limit of the polls between attempts to load an unchanged mode
 NAME_LIMIT = 255  # characters of the name of a model whose files are in a request
 FILE_DEPTH = 16  # folders in the path of such a file
 PATH_LIMIT = 1024  # characters in that path
+BY_REQUEST = ("explicit", "on-demand")  # the ways of control with which models are loaded and unloaded by request
 STOPPING = "the server is stopping; models are not changed any more"
 FILE = "file:"  # the prefix of the names of parameters that carry files
 
@@ -66,8 +68,17 @@ class ModelControl:
         self._waiting = 0
         # Listing the folder waits for the disk, and must not wait for a load.
         self._looking = ThreadPoolExecutor(1, "model-listing")
+        self._naming = ThreadPoolExecutor(1, "model-names")  # the same, for names that are not known
         self._listing: asyncio.Future[None] | None = None  # the listing in progress, or the last one
         self._unfinished: set[futures.Future[Any]] = set()
+        self.on_demand: OnDemand | None = None
+        if settings.model_control == "on-demand":
+            self.on_demand = OnDemand(
+                repository,
+                settings.model_memory,
+                partial(self._submit, self._threads),
+                partial(self._submit, self._naming),
+            )
         self._seen: dict[str, Fingerprint] = {}  # by model: the state on disk at the last attempt to load it
         self._again: dict[str, tuple[int, int]] = {}  # by failed model: polls between attempts, and polls left
         self._sent: dict[str, tempfile.TemporaryDirectory[str]] = {}  # folders of models whose files were in a request
@@ -79,7 +90,7 @@ class ModelControl:
     def close(self, seconds: float = 0.0) -> bool:
         """`stop`, and wait up to `seconds` for changes in progress. Returns whether all of them ended."""
         self.stop()
-        for thread in (self._threads, self._polling, self._looking):
+        for thread in (self._threads, self._polling, self._looking, self._naming):
             thread.shutdown(wait=False, cancel_futures=True)
         return not futures.wait(self._unfinished, seconds).not_done
 
@@ -99,6 +110,14 @@ class ModelControl:
         """
         self._allowed()
         config, files = _read(parameters)
+        if self.on_demand is not None:
+            if config is not None:
+                raise InvalidRequest(
+                    "expected no parameters with --model-control on-demand: they would be forgotten when the model is "
+                    "evicted"
+                )
+            await self._change(partial(self._load_as_asked, self.on_demand, name))
+            return
         await self._change(lambda: self._load(name, config, files))
 
     async def unload(self, name: str) -> None:
@@ -115,7 +134,9 @@ class ModelControl:
 
     def _again_now(self) -> str:
         before = {id(e.loaded.worker) for e in self._repository.entries() if e.loaded is not None}
-        if self._settings.model_control == "explicit":
+        if self.on_demand is not None:
+            self.on_demand.look()
+        elif self._settings.model_control == "explicit":
             model_folders = self._repository.model_folders()
             asked_for = {e.name for e in self._repository.entries() if e.asked_for}
             self._reload([model_folders[name] for name in asked_for & model_folders.keys() - self._sent.keys()])
@@ -127,11 +148,11 @@ class ModelControl:
         return f"{len(serving - before)} version(s) loaded, {len(serving)} served, {missing} not served that should be"
 
     async def refresh(self) -> None:
-        """Update the index with models on disk that were not asked for. Does nothing without explicit control.
+        """Update the index with models on disk that were not asked for. Does nothing with control none or poll.
 
         If the folder can't be read, the index is not changed.
         """
-        if self._settings.model_control != "explicit" or self._repository.interruption.stopping:
+        if self._settings.model_control not in BY_REQUEST or self._repository.interruption.stopping:
             return
         if self._listing is None or self._listing.done():  # else concurrent calls share one listing
             listing = self._submit(
@@ -143,7 +164,7 @@ class ModelControl:
 
     def _allowed(self) -> None:
         mode = self._settings.model_control
-        if mode != "explicit":
+        if mode not in BY_REQUEST:
             raise ControlRefused(
                 f"models are loaded and unloaded by request with --model-control explicit; this server has {mode}"
             )
@@ -181,6 +202,11 @@ class ModelControl:
             return [future.result() for future in work]
         except futures.CancelledError:
             raise Draining(STOPPING) from None
+
+    def _load_as_asked(self, on_demand: OnDemand, name: str) -> None:
+        self._home(name, {})  # raises where there is no such model
+        self._repository.note(self._repository.model_folders().values())
+        on_demand.load(name)
 
     def _load(self, name: str, config: str | None, files: Mapping[str, bytes]) -> None:
         with self._repository.turns.of(name):
@@ -261,6 +287,9 @@ class ModelControl:
 
         Blocks until they are loaded. Raises RepositoryUnreadable, before it changes anything.
         """
+        if self.on_demand is not None:
+            self.on_demand.look()
+            return
         model_folders = self._repository.model_folders()
         for name in {e.name for e in self._repository.entries()} - model_folders.keys():
             logger.info("model %s is not on disk any more", name)

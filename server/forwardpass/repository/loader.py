@@ -30,6 +30,7 @@ from forwardpass.inference.worker import Worker
 from forwardpass.model import external_data
 from forwardpass.model.contract import CONTRACT_FILE, Contract
 from forwardpass.model.example_inputs import with_sizes
+from forwardpass.model.network_memory import network_memory
 from forwardpass.model.network_shape import network_shape
 from forwardpass.model.onnx_file import OnnxFile, read_onnx
 from forwardpass.model.options import ModelConfig
@@ -61,6 +62,7 @@ class LoadedModel:
     contract: Contract | None
     config: ModelConfig
     seconds: float  # that loading took
+    memory: int = 0  # bytes that it takes on the CPU, by its files
     reservation: str = ""  # what clients should know of how it is served, though it is READY
 
     @property
@@ -202,7 +204,8 @@ def load(request: LoadRequest) -> LoadedModel:
     if reservation:
         logger.warning("model %s version %s: %s", name, version, reservation)
     known = "; ".join(filter(None, (why, replayed, measured if batches else "")))
-    return LoadedModel(worker, placement, invariance, known, contract, config, time.monotonic() - began, reservation)
+    seconds, memory = time.monotonic() - began, 0 if placement.devices else network_memory(path)
+    return LoadedModel(worker, placement, invariance, known, contract, config, seconds, memory, reservation)
 
 
 def _graph_of(path: Path) -> tuple[OnnxFile | None, Proof]:

@@ -7,7 +7,7 @@ import enum
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from forwardpass.errors import ModelLoading, ModelUnusable, Reason, RequestError, UnknownModel, printable
+from forwardpass.errors import ModelError, ModelLoading, ModelUnusable, Reason, RequestError, UnknownModel, printable
 from forwardpass.inference.worker import Worker
 from forwardpass.repository.loader import LoadedModel
 from forwardpass.repository.model_folder import Fingerprint, ModelFolder
@@ -58,17 +58,27 @@ def number(version: str) -> int:
     return int(version) if version else 0
 
 
-def idle(model_folder: ModelFolder) -> ModelVersion:
+def idle(model_folder: ModelFolder, reason: str = "not loaded") -> ModelVersion:
     """The entry of a model that is on disk and not served."""
     return ModelVersion(
         model_folder.name,
         "",
         model_folder.folder,
         VersionState.UNAVAILABLE,
-        "not loaded",
+        reason,
         model_folder=model_folder,
         asked_for=False,
     )
+
+
+def announced(model_folder: ModelFolder) -> list[ModelVersion]:
+    """The entries of the versions that must be loaded, as they are on disk; one that fails where there is none."""
+    try:
+        versions = model_folder.chosen(model_folder.config())
+    except ModelError:  # raised again, and reported, when it is loaded
+        versions = model_folder.latest()
+    found = versions.items() or [("", model_folder.folder)]
+    return [loading(model_folder, str(version), folder) for version, folder in found]
 
 
 def loading(model_folder: ModelFolder, version: str, folder: Path) -> ModelVersion:
@@ -118,10 +128,14 @@ def refusal(entry: ModelVersion) -> RequestError:
     """The error for a request for a version that does not serve."""
     what = f"version {entry.version} of model '{entry.name}'" if entry.version else f"model '{entry.name}'"
     if not entry.asked_for:
-        return UnknownModel(f"{what} is not loaded", reason=Reason.NOT_LOADED)
+        return UnknownModel(f"{what} is {_not_loaded(entry.reason)}", reason=Reason.NOT_LOADED)
     if entry.state is VersionState.LOADING:
         return ModelLoading(f"{what} is still loading", retry_after=0.5)
     return ModelUnusable(f"{what} could not be loaded: {entry.reason}")
+
+
+def _not_loaded(reason: str) -> str:
+    return reason if reason.startswith("not loaded") else "not loaded"
 
 
 def unexpected(error: Exception) -> str:

@@ -34,6 +34,7 @@ from forwardpass.model.contract import MODEL_FILE
 from forwardpass.model.options import ModelConfig
 from forwardpass.observability.access_log import AccessLog
 from forwardpass.observability.flight_recorder import FlightRecorder
+from forwardpass.observability.model_metrics import ModelMetrics
 from forwardpass.observability.tracing import Tracing
 from forwardpass.repository.listing import RepositoryListing
 from forwardpass.repository.loader import LoadedModel, LoadRequest, load
@@ -42,6 +43,7 @@ from forwardpass.repository.model_version import (
     ALL_VERSIONS,
     ModelVersion,
     VersionState,
+    announced,
     idle,
     loading,
     look_up,
@@ -57,7 +59,7 @@ from forwardpass.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-
+NOT_YET = "not loaded yet: its first request loads it"
 LOADS = 2  # that run at the same time at least, so that a large one does not keep small ones waiting
 
 
@@ -85,6 +87,9 @@ class Repository:
         self.opens: OpenSession = open_session
         self._entries: dict[tuple[str, str], ModelVersion] = {}
         self._retiring: list[Worker] = []
+        self._kept: dict[tuple[str, str], ModelMetrics] = {}  # of versions that will be loaded again
+        self.loads_on_demand = settings.model_control == "on-demand"
+        self._idle_reason = NOT_YET if self.loads_on_demand else "not loaded"
         self._table: dict[tuple[str, str], Worker | ModelVersion] = {}
         self.generation = 0
         self.recorder: FlightRecorder | None = None  # of the batches of all models
@@ -130,11 +135,7 @@ class Repository:
         """
         with self._lock:
             known = {*self._entries, *((name, "") for name, _ in self._entries)}
-            return [
-                (name, version, why)
-                for (name, version), why in self.listing.skipped.items()
-                if (name, version) not in known
-            ]
+        return [(*key, why) for key, why in self.listing.skipped.items() if key not in known]
 
     def missing(self) -> list[ModelVersion]:
         """Every version that should serve but does not."""
@@ -176,21 +177,16 @@ class Repository:
             raise SettingsError(
                 f"no models in {settings.repository}: expected NAME/VERSION/{MODEL_FILE}, or VERSION/{MODEL_FILE}"
             )
-        wanted = set(settings.load_model if settings.model_control == "explicit" else "*")
+        wanted = set(settings.load_model if settings.model_control in ("explicit", "on-demand") else "*")
         missing = sorted(wanted - model_folders.keys() - {"*"})
         if missing:
             raise SettingsError(f"load_model: there is no model {missing[0]!r} in {settings.repository}")
-        found, others = [], []
+        found, others = list[ModelVersion](), list[ModelVersion]()
         for model_folder in model_folders.values():
             if model_folder.name not in wanted and "*" not in wanted:
-                others.append(idle(model_folder))
-                continue
-            try:
-                versions = model_folder.chosen(model_folder.config())
-            except ModelError:  # raised again, and reported, when it is loaded
-                versions = model_folder.latest()
-            for version, folder in versions.items() or [("", model_folder.folder)]:
-                found.append(loading(model_folder, str(version), folder))
+                others.append(idle(model_folder, self._idle_reason))
+            else:
+                found += announced(model_folder)
         self._enter(*others, *found)
         return found
 
@@ -246,18 +242,20 @@ class Repository:
             self._replace(model_folder.name, [*wanted, *kept])
             return wanted
 
-    def unload(self, name: str) -> bool:
+    def unload(self, name: str, reason: str = "unloaded") -> bool:
         """Stop serving a model, after its accepted requests. Blocks. Returns whether there was such a model."""
         with self.turns.of(name):
             entries = self.entries(name)
+            if self.loads_on_demand:  # its counters go on when it is loaded again
+                self._kept |= {(name, e.version): e.loaded.worker.metrics for e in entries if e.loaded is not None}
             going = [
                 dataclasses.replace(e, state=VersionState.UNLOADING, loaded=None, asked_for=False) for e in entries
             ]
             self._replace(name, going)
-            gone = [dataclasses.replace(e, state=VersionState.UNAVAILABLE, reason="unloaded") for e in going]
+            gone = [dataclasses.replace(e, state=VersionState.UNAVAILABLE, reason=reason) for e in going]
             self._replace(name, gone)
         if entries:
-            logger.info("model %s was unloaded", name)
+            logger.info("model %s was %s", name, reason)
         return bool(entries)
 
     def forget(self, name: str) -> None:
@@ -265,13 +263,14 @@ class Repository:
         with self.turns.of(name):
             self.unload(name)
             self._replace(name, [])
+            self._kept = {key: metrics for key, metrics in self._kept.items() if key[0] != name}
 
     def note(self, model_folders: Iterable[ModelFolder]) -> None:
         """Enter models on disk that were not asked for, and drop those that are gone. Does not wait for a load."""
         found = {h.name: h for h in model_folders}
         with self._lock:
             names = {name for name, _ in self._entries}
-            new = [idle(model_folder) for name, model_folder in found.items() if name not in names]
+            new = [idle(model_folder, self._idle_reason) for name, model_folder in found.items() if name not in names]
             gone = [(e.name, "") for e in self._entries.values() if not (e.asked_for or e.version or e.name in found)]
             for key in gone:
                 del self._entries[key]
@@ -301,25 +300,24 @@ class Repository:
         """Load a version and start its worker. Returns its entry. Raises ModelError."""
         fingerprint = model_folder.fingerprint(folder, config)  # taken first: changes from here on count
         # Counters continue across a reload, so that none ever decreases.
-        metrics = before.worker.metrics if before is not None else None
-
-        def lost(reason: str) -> None:
-            self.lost(reason)
-
+        metrics = before.worker.metrics if before is not None else self._kept.pop((model_folder.name, version), None)
         request = LoadRequest(
             model_folder.name, version, folder, config, self._settings, self._cores, self._admission,
-            model_folder.folder, metrics, lost, self.interruption, self.measurements, self.opens,
+            model_folder.folder, metrics, lambda reason: self.lost(reason), self.interruption, self.measurements,
+            self.opens,
         )  # fmt: skip
         try:
             with self._loading:
                 loaded = load(request)
         except DeviceLost as error:
-            lost(str(error))
+            self.lost(str(error))
             raise
         if self.recorder is not None:
             loaded.worker.metrics.flight = self.recorder.track(model_folder.name, version)
         loaded.worker.metrics.access, loaded.worker.metrics.tracing = self.access, self.tracing
         loaded.worker.start()
+        others = (e.loaded.memory for e in self.entries() if e.loaded is not None)
+        shared_arena.check_weights(loaded.memory + sum(others))
         return ModelVersion(
             model_folder.name, version, folder, VersionState.READY, "", loaded, model_folder, fingerprint
         )
@@ -364,16 +362,7 @@ class Repository:
         kept = [dataclasses.replace(e, reason=said) for e in before.values() if e.loaded is not None]
         if not kept:
             latest = max(before, key=number, default="")
-            kept = [
-                ModelVersion(
-                    model_folder.name,
-                    latest,
-                    model_folder.folder,
-                    VersionState.UNAVAILABLE,
-                    reason,
-                    model_folder=model_folder,
-                )
-            ]
+            kept = [dataclasses.replace(idle(model_folder, reason), version=latest, asked_for=True)]
         self._replace(model_folder.name, kept)
         return kept
 

@@ -20,6 +20,7 @@ from forwardpass.api.service import ControlService
 from forwardpass.batching.admission import Admission
 from forwardpass.errors import SettingsError, UnknownMethod
 from forwardpass.inference.intake import Intake
+from forwardpass.inference.load_waits import LoadWaits
 from forwardpass.inference.shared_memory import SharedMemoryRegions, SharedMemoryService
 from forwardpass.observability.model_metrics import ModelMetrics
 from forwardpass.repository.control import ModelControl
@@ -60,6 +61,7 @@ class Services:
     repository: Repository
     control: ModelControl
     admission: Admission
+    waits: LoadWaits | None  # of calls whose models must be loaded; None: models are not loaded on demand
     metrics: ModelMetrics  # of requests without a model
     security: SecurityConfig
     regions: SharedMemoryRegions | None  # None: shared memory is turned off
@@ -109,6 +111,7 @@ class Endpoints:
             services.metrics,
             self._settings.max_message_bytes,
             regions=services.regions,
+            waits=services.waits,
         )
 
     def _route(self) -> Router:

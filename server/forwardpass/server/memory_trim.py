@@ -16,6 +16,8 @@ from typing import Final
 
 LEAST: Final = 32 << 20  # bytes that are worth it
 PAUSE: Final = 3.0  # seconds between two looks
+ARENA_LEAST: Final = 256 << 20  # bytes by which the process must have grown
+ARENA_PAUSE: Final = 30.0  # seconds for which it must have been so
 
 
 class MallocState(ctypes.Structure):
@@ -66,6 +68,36 @@ class MemoryTrimmer:
 
     def _bytes_free(self) -> int:
         return 0 if self._free is None else self._free()
+
+
+class ArenaTrimmer:
+    """Gives back what runs took of the shared arena and none uses any more. For one thread; `look` when time passes.
+
+    What it holds can't be asked for, so the process's growth decides: a run that was an outlier has made it grow, and
+    where large runs are the rule their memory is taken anew once in ARENA_PAUSE, which costs them a part in a thousand.
+    """
+
+    def __init__(self, shrink: Callable[[], object], resident: Callable[[], int] | None = None) -> None:
+        """`shrink`: give back what no run uses; may take some milliseconds."""
+        self._shrink = shrink
+        self._resident = resident or resident_bytes
+        self._least = self._resident()
+        self._at = 0.0  # when it may be shrunk; 0: it has not grown
+
+    def look(self, now: float) -> bool:
+        """Shrink it if the process has grown by ARENA_LEAST since, ARENA_PAUSE ago. `now`: seconds, above 0."""
+        resident = self._resident()
+        self._least = min(self._least, resident)
+        if resident - self._least < ARENA_LEAST:
+            self._at = 0.0
+            return False
+        if not self._at:
+            self._at = now + ARENA_PAUSE
+        if now < self._at:
+            return False
+        self._shrink()
+        self._at, self._least = 0.0, self._resident()
+        return True
 
 
 def resident_bytes() -> int:

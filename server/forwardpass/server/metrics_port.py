@@ -24,6 +24,7 @@ from forwardpass.observability.exposition import Exposition
 from forwardpass.observability.gpu import GpuReader
 from forwardpass.observability.model_metrics import ModelMetrics
 from forwardpass.repository.model_version import ModelVersion
+from forwardpass.repository.on_demand import OnDemand
 from forwardpass.repository.repository import Repository
 from forwardpass.security.policy import SecurityConfig
 from forwardpass.status.page import StatusPage
@@ -56,6 +57,7 @@ class MetricsSource:
         self._security = security
         self._ready = ready
         self._patience = patience
+        self.on_demand: OnDemand | None = None  # where models are loaded on demand
         self._gpus = GpuReader(lambda device: driver().bus_id(device))
         self.registry = CollectorRegistry()
         self.registry.register(Exporter(self.collect))
@@ -87,6 +89,14 @@ class MetricsSource:
             samples.add(catalogue.MODEL_STATE, (name, version, "skipped"), 1)
         for name, failures in self._repository.load_failures.copy().items():
             samples.add(catalogue.MODEL_LOAD_FAILURES_TOTAL, (name,), failures)
+        if self.on_demand is not None:
+            for metric, counts in (
+                (catalogue.MODEL_ON_DEMAND_LOADS_TOTAL, self.on_demand.loads),
+                (catalogue.MODEL_EVICTIONS_TOTAL, self.on_demand.evictions),
+            ):
+                for name, count in counts.copy().items():
+                    samples.add(metric, (name,), count)
+            samples.add(catalogue.MODEL_MEMORY_BYTES, (), self.on_demand.memory)
         self._gpus.collect(devices, samples)
         samples.add(catalogue.IN_FLIGHT_REQUESTS, (), self._admission.requests)
         samples.add(catalogue.IN_FLIGHT_REQUESTS_MAX, (), self._admission.max_requests)

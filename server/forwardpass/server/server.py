@@ -26,9 +26,12 @@ from typing import Any
 from forwardpass.api.health import Health
 from forwardpass.batching.admission import Admission
 from forwardpass.errors import RequestError
+from forwardpass.execution import shared_arena
 from forwardpass.execution.cpu_budget import CpuBudget
+from forwardpass.execution.memory_limit import memory_limit
 from forwardpass.execution.ort_session import share_threads
 from forwardpass.execution.providers import place
+from forwardpass.inference.load_waits import LoadWaits
 from forwardpass.inference.shared_memory import SharedMemoryRegions
 from forwardpass.observability.access_log import AccessLog
 from forwardpass.observability.model_metrics import LATENCY_BOUNDS, ModelMetrics
@@ -40,7 +43,7 @@ from forwardpass.security.policy import SecurityConfig
 from forwardpass.server import metrics_port
 from forwardpass.server.endpoints import ACCOUNTS_SECONDS, Endpoints, Services, bind, serves_http
 from forwardpass.server.flight_dumps import FlightDumps
-from forwardpass.server.memory_trim import MemoryTrimmer
+from forwardpass.server.memory_trim import ArenaTrimmer, MemoryTrimmer
 from forwardpass.server.metrics_port import MetricsSource
 from forwardpass.server.process_group import GroupMember, ProcessGroup
 from forwardpass.server.state_dump import log_state
@@ -90,6 +93,7 @@ class Server:
         self._endpoints: Endpoints | None = None
         self.unfinished = False  # a load could not be stopped: the process must not wait for its thread
         place(settings.provider, 1, "")  # raises for a missing provider before anything is opened
+        shared_arena.set_limit(settings.cpu_memory or memory_limit() * 3 // 4)
         self._admission = Admission(settings.max_requests, settings.max_bytes)
         self._metrics = ModelMetrics("", "")  # of requests without a model
         self._security = SecurityConfig(settings, addresses.is_loopback(settings.host))
@@ -105,6 +109,8 @@ class Server:
             self.repository, self._admission, self._metrics, self._security, self._is_ready, ACCOUNTS_SECONDS
         )
         self._control = ModelControl(self.repository, settings)
+        loads = self._scrape.on_demand = self._control.on_demand
+        self._waits = None if loads is None else LoadWaits(loads, self._admission)
         self._background: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
@@ -134,6 +140,9 @@ class Server:
                 )
             )
             entries = self.repository.discover()
+            if self.repository.loads_on_demand:
+                idle = sum(not entry.asked_for for entry in self.repository.entries())
+                self._say(f"{idle} models are loaded once they are asked for")
             status = self._status_source()
             page = StatusPage(status, self.repository, self._security.tokens) if self.settings.status_page else None
             on_http = serves_http(self.settings)
@@ -168,7 +177,7 @@ class Server:
                     if not self._complete:
                         missing = ", ".join(f"{e.name} {e.version}".rstrip() for e in self.repository.missing())
                         self._say(f"NOT ready, with --strict, until every model serves: {missing} do not")
-                    if self.settings.model_control == "poll" and self._group is None:
+                    if self.settings.model_control in ("poll", "on-demand") and self._group is None:
                         self._begin(self._control.poll())
                     await stop.first.wait()
                 elif not stop.first.is_set():
@@ -192,6 +201,7 @@ class Server:
             repository=self.repository,
             control=self._control,
             admission=self._admission,
+            waits=self._waits,
             metrics=self._metrics,
             security=self._security,
             regions=self._regions,
@@ -282,10 +292,11 @@ class Server:
         event loop."""
         limit = self.settings.run_timeout
         nap = QUEUE_TIMEOUT_LOOK
-        memory = MemoryTrimmer()
+        memory, arena = MemoryTrimmer(), ArenaTrimmer(shared_arena.shrink)
         while not over.wait(nap):
             nap = min(1.0, limit / 4)
             memory.look(time.monotonic())
+            arena.look(time.monotonic())
             if not self._metrics_listen():
                 lost("the metrics port serves no more")
             if self._endpoints is not None and not self._endpoints.accepts():

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from forwardpass.server.memory_trim import LEAST, PAUSE, MemoryTrimmer, resident_bytes
+import numpy as np
+import onnx
+import pytest
+from tests.service import models
+
+from forwardpass.execution import shared_arena
+from forwardpass.execution.ort_session import OrtSession
+from forwardpass.execution.placement import CPU, Placement
+from forwardpass.server.memory_trim import (
+    ARENA_LEAST,
+    ARENA_PAUSE,
+    LEAST,
+    PAUSE,
+    ArenaTrimmer,
+    MemoryTrimmer,
+    resident_bytes,
+)
 
 
 class Allocator:
@@ -73,3 +89,40 @@ def test_the_real_allocator_gives_back_what_lies_between_what_stays() -> None:
     assert trimmer.look(1.0)
     assert before - resident_bytes() > 2 * LEAST
     assert len(kept)
+
+
+def test_the_arena_shrinks_once_the_process_has_been_large_for_a_while() -> None:
+    resident, shrunk = 10, []
+
+    def shrink() -> None:
+        shrunk.append(resident)
+
+    trimmer = ArenaTrimmer(shrink, lambda: resident)
+    resident += ARENA_LEAST - 1
+    assert not any(trimmer.look(1.0 + i * ARENA_PAUSE) for i in range(5))
+    resident += 1
+    assert not trimmer.look(200.0) and not trimmer.look(200.0 + ARENA_PAUSE - 1)
+    assert trimmer.look(200.0 + ARENA_PAUSE) and len(shrunk) == 1
+    # What stays large all the same, such as weights, is where growth counts from; what comes down by itself is left.
+    assert not trimmer.look(300.0) and not trimmer.look(300.0 + ARENA_PAUSE)
+    resident += ARENA_LEAST
+    assert not trimmer.look(400.0)
+    resident -= ARENA_LEAST
+    assert not trimmer.look(401.0)
+    resident += ARENA_LEAST
+    assert not trimmer.look(400.0 + ARENA_PAUSE), "it has been large for a moment only"
+
+
+@pytest.mark.skipif(not resident_bytes(), reason="needs Linux's /proc/self/statm")
+def test_what_an_outlier_took_of_the_real_arena_is_given_back(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(models.allocate(), path)
+    session = OrtSession(path, Placement(CPU, 0, 1, ""), opening=shared_arena.use)
+    session.run([np.array([[10]], np.int64)], (0,))
+    shared_arena.shrink()
+    trimmer = ArenaTrimmer(shared_arena.shrink)
+    before = resident_bytes()
+    session.run([np.array([[40_000_000]], np.int64)], (0,))  # 320 MB
+    assert resident_bytes() - before > 300e6
+    assert not trimmer.look(1.0) and trimmer.look(1.0 + ARENA_PAUSE)
+    assert resident_bytes() - before < 50e6
