@@ -16,7 +16,7 @@ from forwardpass.errors import ForwardpassError
 # name: (module, one-line summary)
 COMMANDS = {
     "serve": ("forwardpass.cli.serve", "serve a model repository over gRPC"),
-    "models": ("forwardpass.cli.predict", "list what a server serves"),
+    "models": ("forwardpass.cli.models", "list what a server serves, what it does not, and why"),
     "predict": ("forwardpass.cli.predict", "send rows to a served model and print or save its answer"),
     "top": ("forwardpass.cli.top", "show what a server does now, in the terminal"),
     "export": ("forwardpass.export.command", "export a PyTorch network to ONNX with a numerical contract"),

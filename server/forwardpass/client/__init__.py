@@ -9,7 +9,7 @@
 requests and reads responses, in `operations`, which uses no channel. docs/client.md explains which client to use when.
 
 Imports `protocol`, `errors` and `watched_files`, and nothing of the server. Public are the names below; of the modules,
-`arrays`, `results` and `errors` are used by the commands too.
+`arrays`, `results`, `errors` and `tables` are used by the commands too.
 """
 
 from forwardpass.client.arrays import TensorInfo
@@ -33,6 +33,7 @@ from forwardpass.client.errors import (
     Unavailable,
     Unimplemented,
 )
+from forwardpass.client.ranking import Ranked
 from forwardpass.client.results import Answer, ModelInfo, ModelState, ServerInfo
 from forwardpass.client.sync_client import Client
 from forwardpass.client.sync_stream import Stream
@@ -41,6 +42,6 @@ from forwardpass.protocol.timings import Timings
 __all__ = [
     "DEFAULT_ADDRESS", "AlreadyExists", "Answer", "AsyncClient", "AsyncStream", "CallError", "Cancelled", "Client",
     "Coalesce", "Counts", "DeadlineExceeded", "FailedPrecondition", "Internal", "InvalidArgument", "ModelInfo",
-    "ModelState", "NotFound", "PermissionDenied", "ResourceExhausted", "ServerInfo", "Stream", "TensorInfo", "Timings",
-    "Tls", "Unauthenticated", "Unavailable", "Unimplemented",
+    "ModelState", "NotFound", "PermissionDenied", "Ranked", "ResourceExhausted", "ServerInfo", "Stream", "TensorInfo",
+    "Timings", "Tls", "Unauthenticated", "Unavailable", "Unimplemented",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any, Self, Unpack
 
 import grpc
 import grpc.aio
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from forwardpass.client.async_stream import AsyncStream
 from forwardpass.client.base import BaseClient, left_of
@@ -22,6 +22,7 @@ from forwardpass.client.operations import Call, Inputs, Reply, Steps, T
 from forwardpass.client.options import INFER, InferOptions, shows
 from forwardpass.client.pending import STREAM_PATH
 from forwardpass.client.results import Answer, ModelInfo, ModelState, ServerInfo
+from forwardpass.client.tables import is_array
 
 
 class AsyncClient(BaseClient):
@@ -45,7 +46,7 @@ class AsyncClient(BaseClient):
     async def predict(
         self,
         model: str,
-        x: ArrayLike,
+        x: Inputs,
         *,
         output: str | None = None,
         version: str = "",
@@ -53,7 +54,7 @@ class AsyncClient(BaseClient):
         priority: int = 0,
     ) -> NDArray[Any]:
         """See `Client.predict`."""
-        if self._coalescer is not None:
+        if self._coalescer is not None and is_array(x):
             result: NDArray[Any] = await self._coalescer.predict(model, x, output, version, timeout, priority)
             return result
         return await self._run(
@@ -122,6 +123,9 @@ class AsyncClient(BaseClient):
         except StopIteration as stop:
             result: T = stop.value
             return result
+        except CallError as error:
+            # Without the frames of this library and gRPC's own error, which say nothing that the text does not.
+            raise error.with_traceback(None) from None
 
     async def _traced(self, call: Call) -> Reply:
         assert self._tracing is not None

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from forwardpass.client import Tls
+from forwardpass.client import DEFAULT_ADDRESS, Client, Tls
+from forwardpass.console import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +24,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--plaintext-token", action="store_true", help="bring it to other machines without TLS too, as inside a mesh"
     )
+
+
+def add_call_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options, with `--server` and `--timeout`, of a command that makes a few calls."""
+    parser.add_argument("--server", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="[%(default)s]")
+    parser.add_argument("--timeout", type=arguments.seconds, default=30.0, metavar="SECONDS", help="[%(default)s]")
+    add_arguments(parser)
+
+
+def client_of(args: argparse.Namespace) -> Client:
+    """A client for the options of `add_call_arguments`."""
+    # No health check: a server that is still loading must be able to report which models it is loading.
+    return Client(args.server, timeout=args.timeout, health_check=False, retry_full=True, **options_of(args))
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:

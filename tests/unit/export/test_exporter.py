@@ -131,6 +131,28 @@ def test_outputs_and_labels_by_name(tmp_path: Path) -> None:
     ]
 
 
+def test_columns_and_categories_of_inputs(tmp_path: Path) -> None:
+    network = TwoTowers()
+    inputs = ["user:float32[n,3]", "item:int64[n]"]
+    labels = {"user": ["age", "height", "weight"]}
+    exported = export(network, inputs, "m", tmp_path, labels=labels, categories={"item": ["a", "b"]})
+    contract = Contract.load(exported.path / CONTRACT_FILE)
+    assert [(t.name, t.labels, t.categories) for t in contract.inputs] == [
+        ("user", ["age", "height", "weight"], None),
+        ("item", None, ["a", "b"]),
+    ]
+    # Older readers refuse fields that they do not know.
+    assert (exported.path / CONTRACT_FILE).read_text("utf-8").count('"categories"') == 1
+    for wrong, text in (
+        ({"labels": {"user": ["age"]}}, "has 1 labels for 3 places"),
+        ({"categories": {"user": ["a"]}}, "has categories and is FP32; expected integers"),
+        ({"categories": {"item": ["a", "a"]}}, "expected different ones"),
+        ({"categories": {"x": ["a"]}}, "categories: are for x; the inputs are user, item"),
+    ):
+        with pytest.raises(ExportError, match=text):
+            export(network, inputs, "n", tmp_path, **wrong)
+
+
 def test_inputs_with_names_of_their_own_go_in_order(tmp_path: Path) -> None:
     exported = export(TwoTowers(), ["features:float32[n,3]", "index:int64[n]"], "m", tmp_path)
     assert [tensor.name for tensor in exported.contract.inputs] == ["features", "index"]
