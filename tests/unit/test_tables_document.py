@@ -39,7 +39,7 @@ def test_the_programs_run_as_they_are_printed(tmp_path: Path, capsys: pytest.Cap
     with ServerProcess(tmp_path / "models") as server:
         said = run(CALLING.replace("Client()", f"Client({server.address!r})"), tmp_path)
         assert said.count("Ranked(") == 4 and said.index("over 27 mpg") < said.index("under 19 mpg")
-        frame = re.search(r"DataFrame\((\{.*\})\)", CALLING)
+        frame = re.search(r"DataFrame\(\s*(\{.*\})\s*\)", CALLING)
         assert frame is not None
         columns = {"origin": ["Japan", "USA"], "weight": [1985, 4341], "horsepower": [70, 165], "model_year": [82, 70]}
         assert str(columns).replace("'", '"') == frame[1]

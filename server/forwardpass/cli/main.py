@@ -17,6 +17,12 @@ from forwardpass.errors import ForwardpassError
 COMMANDS = {
     "serve": ("forwardpass.cli.serve", "serve a model repository over gRPC"),
     "models": ("forwardpass.cli.models", "list what a server serves, what it does not, and why"),
+    "load": ("forwardpass.cli.control", "have a server load a model, or load it again"),
+    "unload": ("forwardpass.cli.control", "have a server stop serving a model"),
+    "reload": ("forwardpass.cli.control", "have a server load a model again that it serves"),
+    "stats": ("forwardpass.cli.control", "show what a server's models did so far"),
+    "config": ("forwardpass.cli.control", "print a model's options, with those that the server chose"),
+    "log-level": ("forwardpass.cli.control", "show or set the level of a server's log"),
     "predict": ("forwardpass.cli.predict", "send rows to a served model and print or save its answer"),
     "top": ("forwardpass.cli.top", "show what a server does now, in the terminal"),
     "export": ("forwardpass.export.command", "export a PyTorch network to ONNX with a numerical contract"),

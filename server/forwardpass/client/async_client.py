@@ -13,10 +13,12 @@ import grpc
 import grpc.aio
 from numpy.typing import NDArray
 
+from forwardpass.client import control
 from forwardpass.client.async_stream import AsyncStream
 from forwardpass.client.base import BaseClient, left_of
 from forwardpass.client.coalescer import Coalesce
 from forwardpass.client.coalescing_tasks import AsyncCoalescer
+from forwardpass.client.control import ModelStats
 from forwardpass.client.errors import CallError, Cancelled
 from forwardpass.client.operations import Call, Inputs, Reply, Steps, T
 from forwardpass.client.options import INFER, InferOptions, shows
@@ -80,6 +82,26 @@ class AsyncClient(BaseClient):
     async def models(self, *, ready: bool = False, timeout: float | None = None) -> list[ModelState]:
         """See `Client.models`."""
         return await self._run(self._operations.models(ready=ready, timeout=timeout))
+
+    async def load(self, model: str, *, timeout: float | None = None) -> None:
+        """See `Client.load`."""
+        await self._run(control.load(self._operations.ask, model, timeout))
+
+    async def unload(self, model: str, *, timeout: float | None = None) -> None:
+        """See `Client.unload`."""
+        await self._run(control.unload(self._operations.ask, model, timeout))
+
+    async def statistics(self, model: str = "", *, version: str = "", timeout: float | None = None) -> list[ModelStats]:
+        """See `Client.statistics`."""
+        return await self._run(control.statistics(self._operations.ask, model, version, timeout))
+
+    async def config(self, model: str, *, version: str = "", timeout: float | None = None) -> dict[str, Any]:
+        """See `Client.config`."""
+        return await self._run(control.config(self._operations.ask, model, version, timeout))
+
+    async def log_level(self, level: str | None = None, *, timeout: float | None = None) -> str:
+        """See `Client.log_level`."""
+        return await self._run(control.log_level(self._operations.ask, level, timeout))
 
     async def server(self, *, timeout: float | None = None) -> ServerInfo:
         """See `Client.server`."""

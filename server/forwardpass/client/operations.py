@@ -182,7 +182,7 @@ class Operations:
 
     def metadata(self, model: str, *, version: str, timeout: float | None) -> Steps[ModelInfo]:
         request = protocol.ModelMetadataRequest(name=model, version=version)
-        response = yield from self._ask("ModelMetadata", request, timeout)
+        response = yield from self.ask("ModelMetadata", request, timeout)
         info = read_info(response)
         remember(self._infos, (model, version), info)
         return info
@@ -193,16 +193,16 @@ class Operations:
         return remembered or (yield from self.metadata(model, version=version, timeout=timeout))
 
     def models(self, *, ready: bool, timeout: float | None) -> Steps[list[ModelState]]:
-        response = yield from self._ask("RepositoryIndex", protocol.RepositoryIndexRequest(ready=ready), timeout)
+        response = yield from self.ask("RepositoryIndex", protocol.RepositoryIndexRequest(ready=ready), timeout)
         return ModelList(ModelState(model.name, model.version, model.state, model.reason) for model in response.models)
 
     def server(self, *, timeout: float | None) -> Steps[ServerInfo]:
-        response = yield from self._ask("ServerMetadata", protocol.ServerMetadataRequest(), timeout)
+        response = yield from self.ask("ServerMetadata", protocol.ServerMetadataRequest(), timeout)
         return ServerInfo(response.name, response.version, tuple(response.extensions))
 
     def live(self, *, timeout: float | None) -> Steps[bool]:
         try:
-            response = yield from self._ask("ServerLive", protocol.ServerLiveRequest(), timeout)
+            response = yield from self.ask("ServerLive", protocol.ServerLiveRequest(), timeout)
         except Unavailable:
             return False
         return bool(response.live)
@@ -210,10 +210,10 @@ class Operations:
     def ready(self, model: str | None, *, version: str, timeout: float | None) -> Steps[bool]:
         try:
             if model is None:
-                response = yield from self._ask("ServerReady", protocol.ServerReadyRequest(), timeout)
+                response = yield from self.ask("ServerReady", protocol.ServerReadyRequest(), timeout)
             else:
                 request = protocol.ModelReadyRequest(name=model, version=version)
-                response = yield from self._ask("ModelReady", request, timeout)
+                response = yield from self.ask("ModelReady", request, timeout)
         except Unavailable:
             return False
         return bool(response.ready)
@@ -252,7 +252,8 @@ class Operations:
         self._plain.clear()
         self.forgotten += 1
 
-    def _ask(self, method: str, request: Any, timeout: float | None) -> Steps[Any]:
+    def ask(self, method: str, request: Any, timeout: float | None) -> Steps[Any]:
+        """The parsed response of a method that takes one message."""
         called = protocol.METHODS[method]
         reply = yield Call(called.path, request.SerializeToString(), self.limit(timeout))
         return parse(called.response, reply.message)

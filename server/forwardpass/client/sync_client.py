@@ -14,9 +14,11 @@ from typing import Any, Self, Unpack
 import grpc
 from numpy.typing import NDArray
 
+from forwardpass.client import control
 from forwardpass.client.base import BaseClient, left_of
 from forwardpass.client.coalescer import Coalesce
 from forwardpass.client.coalescing_threads import ThreadCoalescer
+from forwardpass.client.control import ModelStats
 from forwardpass.client.errors import CallError
 from forwardpass.client.operations import Call, Inputs, Reply, Steps, T
 from forwardpass.client.options import INFER, InferOptions, shows
@@ -96,6 +98,30 @@ class Client(BaseClient):
     def models(self, *, ready: bool = False, timeout: float | None = None) -> list[ModelState]:
         """Every model in the server's repository; with `ready`, only those that serve."""
         return self._run(self._operations.models(ready=ready, timeout=timeout))
+
+    def load(self, model: str, *, timeout: float | None = None) -> None:
+        """Load a model, or load it again from its folder; returns once it serves, which may take longer than a call.
+
+        Needs a server with explicit control of models, and with tokens the role admin, as `unload` does. Raises
+        FailedPrecondition with the reason if the model cannot be loaded; versions that served continue to.
+        """
+        self._run(control.load(self._operations.ask, model, timeout))
+
+    def unload(self, model: str, *, timeout: float | None = None) -> None:
+        """Stop serving a model; returns once accepted requests are finished."""
+        self._run(control.unload(self._operations.ask, model, timeout))
+
+    def statistics(self, model: str = "", *, version: str = "", timeout: float | None = None) -> list[ModelStats]:
+        """What each served version did so far; of one model, or of all."""
+        return self._run(control.statistics(self._operations.ask, model, version, timeout))
+
+    def config(self, model: str, *, version: str = "", timeout: float | None = None) -> dict[str, Any]:
+        """A model's options, with those that the server chose, as the protocol's ModelConfig."""
+        return self._run(control.config(self._operations.ask, model, version, timeout))
+
+    def log_level(self, level: str | None = None, *, timeout: float | None = None) -> str:
+        """The level of the server's log; first set to `level` (debug, info, warning, error), if given."""
+        return self._run(control.log_level(self._operations.ask, level, timeout))
 
     def server(self, *, timeout: float | None = None) -> ServerInfo:
         """The server's name and version, and the extensions of the protocol that it offers."""
