@@ -25,7 +25,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     repository = tmp_path_factory.mktemp("controlled")
     save(repository, "m", chain(), "max_batch_size = 7\n")
     (save(repository, "broken", chain()) / "model.onnx").write_bytes(b"")
-    with ServerProcess(repository, "--model-control", "explicit") as running:
+    settings = tmp_path_factory.mktemp("settings") / "serve.toml"
+    settings.write_text('model_control = "explicit"\nmetrics_port = 1\n')  # an option comes before it
+    with ServerProcess(repository, "--config", str(settings)) as running:
         yield running
 
 

@@ -20,7 +20,7 @@ from tests.unit.package_imports import FILES, PACKAGE, ROOT, imports_in, imports
 # Packages and single modules of forwardpass/, callees first. Each imports from rows above its own, and from itself.
 LAYERS = (
     ("errors",),
-    ("observability", "watched_files", "optional_imports"),
+    ("observability", "watched_files", "optional_imports", "settings_file"),
     ("protocol", "settings", "testing"),
     ("model", "batching", "security"),
     ("execution", "client", "transport"),
@@ -45,6 +45,7 @@ LIBRARIES = {
     "errors": (),
     "watched_files": (),
     "optional_imports": (),
+    "settings_file": (),
     "testing": (),
     "batching": (),
     "observability": ("numpy", "prometheus_client", "pynvml", "opentelemetry"),
