@@ -18,7 +18,7 @@ from forwardpass.client.async_stream import AsyncStream
 from forwardpass.client.base import DEFAULT_ADDRESS, Counts
 from forwardpass.client.coalescer import Coalesce
 from forwardpass.client.control import ModelStats
-from forwardpass.client.credentials import Tls
+from forwardpass.client.credentials import PLAIN, Access, Tls
 from forwardpass.client.errors import (
     AlreadyExists,
     CallError,
@@ -41,8 +41,9 @@ from forwardpass.client.sync_stream import Stream
 from forwardpass.protocol.timings import Timings
 
 __all__ = [
-    "DEFAULT_ADDRESS", "AlreadyExists", "Answer", "AsyncClient", "AsyncStream", "CallError", "Cancelled", "Client",
-    "Coalesce", "Counts", "DeadlineExceeded", "FailedPrecondition", "Internal", "InvalidArgument", "ModelInfo",
-    "ModelState", "ModelStats", "NotFound", "PermissionDenied", "Ranked", "ResourceExhausted", "ServerInfo", "Stream",
-    "TensorInfo", "Timings", "Tls", "Unauthenticated", "Unavailable", "Unimplemented",
+    "DEFAULT_ADDRESS", "PLAIN", "Access", "AlreadyExists", "Answer", "AsyncClient", "AsyncStream", "CallError",
+    "Cancelled", "Client", "Coalesce", "Counts", "DeadlineExceeded", "FailedPrecondition", "Internal",
+    "InvalidArgument", "ModelInfo", "ModelState", "ModelStats", "NotFound", "PermissionDenied", "Ranked",
+    "ResourceExhausted", "ServerInfo", "Stream", "TensorInfo", "Timings", "Tls", "Unauthenticated", "Unavailable",
+    "Unimplemented",
 ]  # fmt: skip

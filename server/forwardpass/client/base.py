@@ -15,12 +15,11 @@ from typing import Any, Final
 
 from forwardpass.client import notebook
 from forwardpass.client.coalescer import CLOSED, Coalesce
-from forwardpass.client.credentials import Tls, is_local, token_source
+from forwardpass.client.credentials import Tls, check_plaintext, token_source
 from forwardpass.client.errors import CallError, Cancelled, from_status
 from forwardpass.client.operations import Call, Operations
 from forwardpass.client.retry import Retrying
 from forwardpass.client.tracing import open_client_tracing
-from forwardpass.errors import SettingsError
 from forwardpass.protocol import INFERENCE_SERVICE
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8001"
@@ -94,11 +93,8 @@ class BaseClient:
         self._credentials = None if tls is None else tls.credentials()
         self._token = token_source(token, token_file)
         self._tracing = open_client_tracing()
-        if self._token is not None and tls is None and not (plaintext_token or is_local(address)):
-            raise SettingsError(
-                f"token: expected tls for {address}, since a token sent there in plaintext can be read on the way; "
-                "plaintext_token=True sends it all the same, as where a mesh encrypts what leaves the pod"
-            )
+        if self._token is not None:
+            check_plaintext(address, tls, plaintext_token)
         arguments: dict[str, Any] = {
             "grpc.max_send_message_length": max_message_bytes,
             "grpc.max_receive_message_length": max_message_bytes,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from forwardpass.client import DEFAULT_ADDRESS, Client, Tls
+from forwardpass.client import DEFAULT_ADDRESS, Access, Client, Tls
 from forwardpass.console import arguments
 
 
@@ -41,8 +41,13 @@ def client_of(args: argparse.Namespace) -> Client:
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments as keyword arguments of Client."""
+    return access_of(args).options()
+
+
+def access_of(args: argparse.Namespace) -> Access:
+    """The arguments, for callers that make no Client."""
     tls = None
     files = (args.tls_ca, args.tls_certificate, args.tls_key, args.tls_server_name)
     if args.tls or any(said is not None for said in files):
         tls = Tls(*files)
-    return {"tls": tls, "token_file": args.token_file, "plaintext_token": args.plaintext_token}
+    return Access(tls, args.token_file, args.plaintext_token)
