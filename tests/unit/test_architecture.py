@@ -67,7 +67,7 @@ LIBRARIES = {
     "server": ("prometheus_client",),
     "processes": ("prometheus_client",),
     "export": ("numpy", "onnx", "torch", "pydantic", "skl2onnx", "onnxmltools", "lightgbm", "xgboost"),
-    "cli": ("numpy", "rich"),
+    "cli": ("numpy", "rich", "shtab"),
     "__main__": (),
 }
 RANK = {package: rank for rank, row in enumerate(LAYERS) for package in row}
