@@ -208,17 +208,16 @@ def coded(array: NDArray[Any], tensor: TensorInfo, where: str) -> NDArray[Any]:
             f"{where}: expected one of the words {_named(tensor.categories)}, got {array.dtype}: send words; codes are "
             "sent as a numpy array by the input's name"
         )
-    distinct, places = np.unique(array.ravel(), return_inverse=True)
-    words = [_word(value) for value in distinct.tolist()]
-    if unknown := [word for word in words if word not in codes]:
-        row = next(row for row, place in enumerate(places.tolist()) if words[place] == unknown[0])
-        near = difflib.get_close_matches(unknown[0], tensor.categories, 1)
+    cells = array.ravel().tolist()
+    code_of = {cell: codes.get(_word(cell), -1) for cell in set(cells)}
+    found = [code_of[cell] for cell in cells]
+    if -1 in found:
+        row = found.index(-1)
+        got = _word(cells[row])
+        near = difflib.get_close_matches(got, tensor.categories, 1)
         hint = f"; is '{near[0]}' meant?" if near else ""
-        raise InvalidArgument(
-            f"{where}, row {row}: expected one of {_named(tensor.categories)}, got '{unknown[0]}'{hint}"
-        )
-    datatype = protocol.DATATYPES[tensor.datatype].numpy
-    return np.array([codes[word] for word in words], datatype)[places].reshape(array.shape)
+        raise InvalidArgument(f"{where}, row {row}: expected one of {_named(tensor.categories)}, got '{got}'{hint}")
+    return np.array(found, protocol.DATATYPES[tensor.datatype].numpy).reshape(array.shape)
 
 
 def _word(value: Any) -> str:
