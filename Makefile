@@ -7,7 +7,7 @@ PY     := $(VENV)/bin/python
 PYTHON ?=# the interpreter that makes .venv; by default the first that is new enough
 TORCH  ?= 2.13.0
 EXTRAS ?= cpu,train,dev
-MODELS ?= document digits mnist
+MODELS ?= document digits mnist tabular
 ARGS   ?=
 
 # A copy of the pyproject.toml that .venv was made from. Written last, so that an interrupted set-up is taken up again.
@@ -52,7 +52,7 @@ venv: ## set up .venv (PYTHON=..., TORCH=2.13.0, EXTRAS=cpu,train,dev)
 	$(PY) -m pip install $$quiet -e '.[$(EXTRAS)]'; \
 	cp pyproject.toml $(READY); echo "$(VENV) is ready"
 
-models: venv ## train and export the three recipes (MODELS='document digits mnist')
+models: venv ## train and export the four recipes (MODELS='document digits mnist tabular')
 	@set -e; for name in $(MODELS); do $(PY) models/$$name/train.py --repository models; done
 
 demo: venv ## train digits, serve it, call it from concurrent clients, compare with PyTorch

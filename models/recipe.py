@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forwardpass.errors import ContractError, ForwardpassError
 from forwardpass.export.staged_version import versions
@@ -23,23 +23,30 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    Rows = NDArray[np.float32] | dict[str, NDArray[Any]]
+
 _SHARED = (Path(__file__), Path(__file__).with_name("training.py"))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One network, its data and how it learns. Rows are x [N, features] float32, y [N] int64."""
+    """One network, its data and how it learns.
+
+    Rows are x [N, features] float32, or arrays by input of which one is that, and y [N] int64.
+    """
 
     folder: Path  # models/<name>
     network: Callable[[], nn.Module]  # has the buffers `mean` and `scale`, [features]
-    training: Callable[[], tuple[NDArray[np.float32], NDArray[np.int64]]]
-    held_out: Callable[[], tuple[NDArray[np.float32], NDArray[np.int64]]]
+    training: Callable[[], tuple[Rows, NDArray[np.int64]]]
+    held_out: Callable[[], tuple[Rows, NDArray[np.int64]]]
     labels: Sequence[str]
     one_scale: bool  # features are alike (pixels): standardise them by one deviation, not each by its own
     epochs: int
     batch_rows: int
     learning_rate: float  # at the start; falls to zero along half a cosine
     accuracy: float  # held-out rows that must be right, 0 to 1; below it nothing is exported
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by input: the names of its features
+    categories: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by input: what its values stand for
 
     @property
     def name(self) -> str:

@@ -1,8 +1,8 @@
 """Every setting of the server, declared once: its name, unit, default and advice.
 
-The command line (`--grpc-port`), the environment (`FORWARDPASS_GRPC_PORT`) and the README's table are made from the
-fields below. Precedence: command line, then environment, then default. What belongs to one model rather than to the
-server is in `model/options.py`.
+The command line (`--grpc-port`), the environment (`FORWARDPASS_GRPC_PORT`), a file (`--config`) and the README's table
+are made from the fields below. Precedence: command line, then environment, then the file, then default. What belongs to
+one model rather than to the server is in `model/options.py`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from forwardpass.errors import SettingsError
 from forwardpass.observability.latency_watch import LatencyCondition
 from forwardpass.observability.model_metrics import LATENCY_BOUNDS
+from forwardpass.settings_file import read_settings
 
 PREFIX = "FORWARDPASS_"
+CONFIG = (
+    "A TOML file of settings by these names, with _ in place of -: grpc_port = 9001. An option comes before its "
+    "variable, that before the file, that before the default; a name that is no setting is an error. Paths in it are "
+    "relative to where the server is started."
+)
 MIB = 1 << 20
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*((?:[KMGT]i?)?B?)", re.IGNORECASE)
 UNITS = {
@@ -328,6 +334,8 @@ def _annotation(name: str) -> Any:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one option per setting. Options not given stay absent, so that the environment and the defaults apply."""
+    text = f"{CONFIG} [None; {PREFIX}CONFIG]"
+    parser.add_argument("--config", type=Path, default=argparse.SUPPRESS, metavar="FILE", help=text)
     for name, field in Settings.model_fields.items():
         default = field.default
         text = f"{field.description} [{default}; {PREFIX}{name.upper()}]".replace("%", "%%")
@@ -357,13 +365,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def from_sources(arguments: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
-    """Settings from parsed arguments, then the environment, then the defaults.
+    """Settings from parsed arguments, then the environment, then the file that either names, then the defaults.
 
     Raises SettingsError, which names each invalid setting, what was expected and what came.
     """
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
+    file = arguments.get("config") or environ.get(PREFIX + "CONFIG")
+    if file:
+        values = read_settings(Path(file), Settings.model_fields)
+        origin = {name: f"{file}: {name}" for name in values}
     for name in Settings.model_fields:
         variable = PREFIX + name.upper()
         if name in arguments:
@@ -387,4 +399,5 @@ def table() -> str:
     for name, field in Settings.model_fields.items():
         option = "`REPOSITORY`" if name == "repository" else f"`--{name.replace('_', '-')}`"
         lines.append(f"| {option} | `{PREFIX}{name.upper()}` | `{field.default}` | {field.description} |")
+    lines.append(f"| `--config` | `{PREFIX}CONFIG` | `None` | {CONFIG} |")
     return "\n".join(lines)

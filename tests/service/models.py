@@ -15,15 +15,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from forwardpass.model.contract import (
-    CONTRACT_FILE,
-    MODEL_FILE,
-    Contract,
-    ContractTensor,
-    Samples,
-    Tolerance,
-    file_digest,
-)
+from forwardpass.model.contract import CONTRACT_FILE, MODEL_FILE, Contract, Samples, Tolerance, file_digest
+from forwardpass.model.contract_tensor import ContractTensor
 
 OPSET = 17
 IR_VERSION = 9  # what every ONNX Runtime that we support can read
@@ -107,6 +100,39 @@ def relu_any_width() -> onnx.ModelProto:
     """y = max(x, 0), FP32 [B, any]: requests of different widths cannot share a matrix."""
     shape = ("batch", "width")
     return network([helper.make_node("Relu", ["x"], ["y"])], [("x", FLOAT, shape)], [("y", FLOAT, shape)])
+
+
+def cars(repository: Path) -> Path:
+    """The model `cars` with its contract: of a table's columns weight, power, origin (a category) and name (text) it
+    makes `logits` [B, 3], weight and power by a matrix plus a row for each origin, and `seen`, the name."""
+    made = network(
+        [
+            helper.make_node("MatMul", ["numbers", "w"], ["a"]),
+            helper.make_node("Gather", ["t", "origin"], ["b"], axis=0),
+            helper.make_node("Add", ["a", "b"], ["logits"]),
+            helper.make_node("Identity", ["name"], ["seen"]),
+        ],
+        [("numbers", FLOAT, ["batch", 2]), ("origin", INT64, ["batch"]), ("name", STRING, ["batch", 1])],
+        [("logits", FLOAT, ["batch", 3]), ("seen", STRING, ["batch", 1])],
+        {"w": np.array([[1, 0, -1], [0, 1, 0]], np.float32), "t": np.array([[0, 0, 0], [0, 0, 5]], np.float32)},
+    )
+    folder = save(repository, "cars", made)
+    given = {
+        "numbers": np.array([[1, 2], [0.5, 0.25]], np.float32),
+        "origin": np.array([0, 1]),
+        "name": np.array([["golf"], ["mustang"]], object),
+    }
+    inputs = [
+        ContractTensor(name="numbers", datatype="FP32", shape=[-1, 2], labels=["weight", "power"]),
+        ContractTensor(name="origin", datatype="INT64", shape=[-1], categories=["USA", "Europe"]),
+        ContractTensor(name="name", datatype="BYTES", shape=[-1, 1]),
+    ]
+    outputs = [
+        ContractTensor(name="logits", datatype="FP32", shape=[-1, 3], labels=["low", "middle", "high"]),
+        ContractTensor(name="seen", datatype="BYTES", shape=[-1, 1]),
+    ]
+    add_contract(folder, given, True, inputs=inputs, outputs=outputs)
+    return folder
 
 
 def table(rows: int = 8) -> onnx.ModelProto:
@@ -331,6 +357,6 @@ def add_contract(folder: Path, given: dict[str, Any], rows_independent: bool | N
 
 
 def _specs(values: Any) -> list[ContractTensor]:
-    names = {"tensor(float)": "FP32", "tensor(int64)": "INT64"}
+    names = {"tensor(float)": "FP32", "tensor(int64)": "INT64", "tensor(string)": "BYTES"}
     sizes = [[d if isinstance(d, int) else -1 for d in v.shape] for v in values]
     return [ContractTensor(name=v.name, datatype=names[v.type], shape=s) for v, s in zip(values, sizes, strict=True)]

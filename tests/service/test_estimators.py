@@ -82,8 +82,22 @@ def test_estimators_are_served_as_they_predict(
         asked = pd.DataFrame({"age": np.array([30, 60], np.float32), "city": ["Oslo", "Paris"]})
         found = client.infer("table", {name: asked[name].to_numpy()[:, None] for name in asked})
         assert [str(label) for label in found["label"]] == list(table.predict(asked))
+        whole = client.infer("table", asked)  # the frame itself, of which city is text and age a number
+        assert (whole["probabilities"] == found["probabilities"]).all()
+        assert [row[0].label for row in whole.top()] == list(table.predict(asked))
         assert client.metadata("table").labels("probabilities") == ("no", "yes")
         np.testing.assert_allclose(found["probabilities"], table.predict_proba(asked), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_matrix_keeps_the_names_of_the_frame_that_the_estimator_was_fitted_on(tmp_path: Path) -> None:
+    frame = pd.DataFrame(X, columns=["sepal length", "sepal width", "petal length", "petal width"])
+    fitted = LogisticRegression(max_iter=500).fit(frame, SPECIES)
+    exported = export_estimator(fitted, "m", tmp_path, inputs=["x:float32[batch,4]"], samples={"x": X})
+    assert exported.contract.inputs[0].labels == list(frame)
+    with ServerProcess(tmp_path) as server, Client(server.address) as client:
+        turned = frame[["petal width", "petal length", "sepal width", "sepal length"]]
+        assert (client.predict("m", turned, output="label") == fitted.predict(frame)).all()
 
 
 @pytest.mark.parametrize("package", ["lightgbm", "xgboost"])

@@ -160,7 +160,7 @@ def test_several_inputs_and_outputs_and_texts(tmp_path: Path, serve: Serve, caps
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert lines["alone"].endswith("one request at a time")
     assert "a FP32[?,3], n INT64[?,1] -> sum FP32[?,3], most FP32[?], n_out INT64[?,1]" in lines["pair"]
-    assert "UNAVAILABLE" in lines["broken"]
+    assert "UNAVAILABLE" in lines["broken"] and lines["broken"].endswith("model.onnx is empty")
 
 
 def test_as_a_command(server: ServerProcess) -> None:

@@ -20,7 +20,7 @@ from tests.unit.package_imports import FILES, PACKAGE, ROOT, imports_in, imports
 # Packages and single modules of forwardpass/, callees first. Each imports from rows above its own, and from itself.
 LAYERS = (
     ("errors",),
-    ("observability", "watched_files", "optional_imports"),
+    ("observability", "watched_files", "optional_imports", "settings_file"),
     ("protocol", "settings", "testing"),
     ("model", "batching", "security"),
     ("execution", "client", "transport"),
@@ -45,6 +45,7 @@ LIBRARIES = {
     "errors": (),
     "watched_files": (),
     "optional_imports": (),
+    "settings_file": (),
     "testing": (),
     "batching": (),
     "observability": ("numpy", "prometheus_client", "pynvml", "opentelemetry"),
@@ -66,7 +67,7 @@ LIBRARIES = {
     "server": ("prometheus_client",),
     "processes": ("prometheus_client",),
     "export": ("numpy", "onnx", "torch", "pydantic", "skl2onnx", "onnxmltools", "lightgbm", "xgboost"),
-    "cli": ("numpy", "rich"),
+    "cli": ("numpy", "rich", "shtab"),
     "__main__": (),
 }
 RANK = {package: rank for rank, row in enumerate(LAYERS) for package in row}

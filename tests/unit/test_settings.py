@@ -25,6 +25,47 @@ def test_the_command_line_comes_before_the_environment_before_the_default() -> N
     assert from_sources({}, {}) == Settings()
 
 
+def test_a_file_comes_after_the_environment_and_before_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text(
+        'grpc_port = 1\nhttp_port = 2\nhost = "::"\nmodel_control = "explicit"\nload_model = ["a", "b"]\n'
+        "reflection = true\ngrace = 3\n"
+    )
+    environ = {"FORWARDPASS_HTTP_PORT": "22", "FORWARDPASS_GRPC_PORT": "11"}
+    found = from_sources(parsed("--config", str(file), "--grpc-port", "111"), environ)
+    assert (found.grpc_port, found.http_port, found.host) == (111, 22, "::")
+    assert (found.load_model, found.reflection, found.grace, found.metrics_port) == (("a", "b"), True, 3.0, 8002)
+    assert from_sources({}, {"FORWARDPASS_CONFIG": str(file)}).host == "::"
+    other = tmp_path / "other.toml"
+    other.write_text("")
+    assert from_sources(parsed("--config", str(other)), {"FORWARDPASS_CONFIG": str(file)}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("grpc_prot = 1", ["serve.toml: grpc_prot is no setting; is grpc_port meant?"]),
+        ("grpc-port = 1", ["serve.toml: grpc-port is no setting; is grpc_port meant?"]),
+        ("zzz = 1", ["serve.toml: zzz is no setting; `forwardpass serve --help` lists them"]),
+        ('config = "x.toml"', ["serve.toml: config is no setting"]),
+        ("[serve]\ngrpc_port = 1", ["expected settings as NAME = VALUE at the top, got the table [serve]"]),
+        ("grpc_port = 99999", ["serve.toml: grpc_port: ", "65535", "got 99999"]),
+        ('reflection = "perhaps"', ["serve.toml: reflection: ", "'perhaps'"]),
+        ("grpc_port", ["serve.toml: is not TOML: "]),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named_with_the_file(tmp_path: Path, text: str, words: list[str]) -> None:
+    (tmp_path / "serve.toml").write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        from_sources({"config": tmp_path / "serve.toml"}, {})
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"nowhere\.toml: No such file or directory"):
+        from_sources({"config": tmp_path / "nowhere.toml"}, {})
+
+
 def test_what_is_absent_on_the_command_line_stays_absent() -> None:
     assert parsed() == {}
     assert parsed("somewhere", "--instances", "3") == {"repository": "somewhere", "instances": "3"}
@@ -60,8 +101,9 @@ def test_every_setting_has_its_option_its_variable_and_its_line_in_the_table() -
     add_arguments(parser)
     help_text = re.sub(r"\s+", " ", parser.format_help())
     rows = table().splitlines()[2:]
-    assert len(rows) == len(Settings.model_fields)
-    for (name, field), row in zip(Settings.model_fields.items(), rows, strict=True):
+    assert "`--config`" in rows[-1] and f"`{PREFIX}CONFIG`" in rows[-1] and "--config FILE" in help_text
+    assert len(rows) == len(Settings.model_fields) + 1
+    for (name, field), row in zip(Settings.model_fields.items(), rows[:-1], strict=True):
         option = "REPOSITORY" if name == "repository" else f"--{name.replace('_', '-')}"
         assert f"`{option}`" in row and f"`{PREFIX}{name.upper()}`" in row
         assert field.description and field.description in row

@@ -97,7 +97,8 @@ class ControlService:
         return protocol.ModelReadyResponse(ready=True)
 
     def model_metadata(self, request: Any) -> Any:
-        """Name, versions, platform, tensors with their shapes (-1: any size; the batch axis included) and labels."""
+        """Name, versions, platform, tensors with their shapes (-1: any size; the batch axis included), labels and
+        categories."""
         loaded = self._repository.loaded(request.name, request.version)
         worker = loaded.worker
         versions = [e.version for e in self._repository.entries(worker.name) if e.loaded]
@@ -175,6 +176,7 @@ def _tensor(tensor: TensorSpec) -> Any:
     message = protocol.message("inference.ModelMetadataResponse.TensorMetadata")(
         name=tensor.name, datatype=tensor.datatype.name, shape=tensor.shape
     )
-    if tensor.labels:
-        message.parameters["labels"].string_param = json.dumps(tensor.labels, ensure_ascii=False)
+    for key, words in (("labels", tensor.labels), ("categories", tensor.categories)):
+        if words:
+            message.parameters[key].string_param = json.dumps(words, ensure_ascii=False)
     return message

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from forwardpass import __version__
 from forwardpass.errors import ForwardpassError
@@ -16,7 +16,13 @@ from forwardpass.errors import ForwardpassError
 # name: (module, one-line summary)
 COMMANDS = {
     "serve": ("forwardpass.cli.serve", "serve a model repository over gRPC"),
-    "models": ("forwardpass.cli.predict", "list what a server serves"),
+    "models": ("forwardpass.cli.models", "list what a server serves, what it does not, and why"),
+    "load": ("forwardpass.cli.control", "have a server load a model, or load it again"),
+    "unload": ("forwardpass.cli.control", "have a server stop serving a model"),
+    "reload": ("forwardpass.cli.control", "have a server load a model again that it serves"),
+    "stats": ("forwardpass.cli.control", "show what a server's models did so far"),
+    "config": ("forwardpass.cli.control", "print a model's options, with those that the server chose"),
+    "log-level": ("forwardpass.cli.control", "show or set the level of a server's log"),
     "predict": ("forwardpass.cli.predict", "send rows to a served model and print or save its answer"),
     "top": ("forwardpass.cli.top", "show what a server does now, in the terminal"),
     "export": ("forwardpass.export.command", "export a PyTorch network to ONNX with a numerical contract"),
@@ -31,10 +37,16 @@ COMMANDS = {
     "tune": ("forwardpass.loadtest.tune", "find the options of model.toml under which most answers are in time"),
     "flight": ("forwardpass.cli.flight", "draw what a server's flight recorder wrote: queue, runs, answers"),
     "plan": ("forwardpass.loadtest.plan", "find by simulation how many cores and pods a load needs"),
+    "completion": ("forwardpass.cli.completion", "print a script that has a shell complete commands and options"),
 }
 
 
-def _parser(chosen: str | None) -> argparse.ArgumentParser:
+def whole_parser() -> argparse.ArgumentParser:
+    """The parser with the options of every command, except of those whose packages are not installed."""
+    return _parser(COMMANDS)
+
+
+def _parser(chosen: Collection[str | None]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="forwardpass", description="Serve small neural networks over gRPC.", allow_abbrev=False
     )
@@ -44,8 +56,12 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
         command = commands.add_parser(
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
         )
-        if name == chosen:
-            importlib.import_module(module_name).add_arguments(command)
+        if name in chosen:
+            try:
+                importlib.import_module(module_name).add_arguments(command)
+            except ForwardpassError:
+                if len(chosen) == 1:
+                    raise
     return parser
 
 
@@ -55,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = next((a for a in arguments if not a.startswith("-")), None)
     try:
         # Importing a command's module may raise ForwardpassError for a package that is not installed.
-        args = _parser(chosen).parse_args(arguments)
+        args = _parser([chosen]).parse_args(arguments)
         return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
     except ForwardpassError as error:
         print(f"forwardpass {chosen}: {error}", file=sys.stderr)

@@ -1,8 +1,9 @@
-"""`forwardpass predict`: send rows from files to a served model. `forwardpass models`: list a server's models."""
+"""`forwardpass predict`: send rows, or a table, from files to a served model, and print or save what it answers."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forwardpass.cli import bulk
-from forwardpass.client import DEFAULT_ADDRESS, Answer, CallError, Client, ModelInfo, ModelState, TensorInfo, Timings
-from forwardpass.console import arguments, array_files, connection_options
-from forwardpass.console.row_reader import READ_BYTES, CsvRows, NpyRows, RowSource
+from forwardpass.cli import bulk, ranking
+from forwardpass.client import Answer, Client, ModelInfo, TensorInfo, Timings
+from forwardpass.console import arguments, array_files, connection_options, table_files
+from forwardpass.console.row_reader import READ_BYTES, ArrayRows, CsvRows, NpyRows, RowSource
 from forwardpass.console.row_writer import CsvFormat, NpyFormat, RowFormat, RowWriter
 from forwardpass.errors import ForwardpassError
 
@@ -24,67 +25,73 @@ _SHOWN_COLUMNS = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command in the parser's prog, whose last word is `predict` or `models`."""
-    if parser.prog.split()[-1] == "predict":
-        parser.add_argument("model", help="the model's name")
-        parser.add_argument(
-            "--input",
-            action="append",
-            required=True,
-            metavar="[NAME=]FILE",
-            help="rows for an input: .npy, .npz, .csv, .json, or - for JSON on stdin; NAME may be left out where the "
-            "file has the names or the model has one input",
-        )
-        parser.add_argument("--output", action="append", metavar="NAME", help="only this output; may be repeated")
-        parser.add_argument("--save", type=Path, metavar="FILE", help="write the answer as .npy, .npz, .csv or .json")
-        parser.add_argument("--version", default="", help="the model's version; left out, the server chooses")
-        parser.add_argument(
-            "--in-flight",
-            type=arguments.count,
-            default=bulk.IN_FLIGHT,
-            metavar="N",
-            help="requests under way at once, for more rows than go in one [%(default)s]",
-        )
-        parser.add_argument(
-            "--chunk-rows",
-            type=arguments.count,
-            metavar="N",
-            help="rows of one request, where there are more [what the server's limits and a MiB allow]",
-        )
-        parser.add_argument("--timings", action="store_true", help="show where the server spent the time")
+    parser.add_argument("model", help="the model's name")
+    parser.add_argument(
+        "--input",
+        action="append",
+        required=True,
+        metavar="[NAME=]FILE",
+        help="rows for an input: .npy, .npz, .csv, .json, or - for JSON on stdin; NAME may be left out where the file "
+        "has the names or the model has one input; or a table of the model's columns: .csv with a header, .parquet, "
+        "records in .json, .jsonl or on stdin",
+    )
+    parser.add_argument("--output", action="append", metavar="NAME", help="only this output; may be repeated")
+    parser.add_argument(
+        "--top",
+        type=arguments.count,
+        metavar="K",
+        help="the K largest values of each row by their labels, with probabilities; --save takes .csv or .json",
+    )
+    parser.add_argument(
+        "--softmax",
+        action=argparse.BooleanOptionalAction,
+        help="with --top, take the softmax of the output's values [of an output with logit in its name]",
+    )
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the answer as .npy, .npz, .csv or .json")
+    parser.add_argument("--version", default="", help="the model's version; left out, the server chooses")
+    parser.add_argument(
+        "--in-flight",
+        type=arguments.count,
+        default=bulk.IN_FLIGHT,
+        metavar="N",
+        help="requests under way at once, for more rows than go in one [%(default)s]",
+    )
+    parser.add_argument(
+        "--chunk-rows",
+        type=arguments.count,
+        metavar="N",
+        help="rows of one request, where there are more [what the server's limits and a MiB allow]",
+    )
+    parser.add_argument("--timings", action="store_true", help="show where the server spent the time")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--server", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="[%(default)s]")
-    parser.add_argument("--timeout", type=_seconds, default=30.0, metavar="SECONDS", help="[%(default)s]")
-    connection_options.add_arguments(parser)
+    connection_options.add_call_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run either command. Raises ForwardpassError, whose text is one line."""
-    # No health check: a server that is still loading must be able to report which models it is loading.
-    how = connection_options.options_of(args)
-    with Client(args.server, timeout=args.timeout, health_check=False, retry_full=True, **how) as client:
-        return _predict(client, args) if args.command == "predict" else _models(client, args)
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not seconds > 0:
-        raise argparse.ArgumentTypeError(f"expected more than 0 seconds, got {text}")
-    return seconds
+    """Raises ForwardpassError, whose text is one line."""
+    with connection_options.client_of(args) as client:
+        return _predict(client, args)
 
 
 def _predict(client: Client, args: argparse.Namespace) -> int:
     info = client.metadata(args.model, version=args.version)
-    sources = None if args.timings or not bulk.divisible(info) else _row_sources(args.input, info)
+    stdin = io.StringIO(sys.stdin.read() if any(_file_of(text, info)[0] == Path("-") for text in args.input) else "")
+    table = _table(args.input, info, stdin)
+    sources = None
+    if not args.timings and bulk.divisible(info):
+        sources = _row_sources(args.input, info) if table is None else _sources_of(table, info)
     if sources is not None:
         answers = _in_chunks(client, info, sources, args)
-        how = None if args.save is None or args.json else _row_format(args.save, info, args.output)
+        how = None if args.save is None or args.json or args.top else _row_format(args.save, info, args.output)
         if how is not None:
             return _save_rows(answers, args.save, how)
         answer = _together(answers, info)
     else:
-        inputs = _as_rows(info, _inputs(args.input, info))
+        inputs = _as_rows(info, _inputs(args.input, info, stdin)) if table is None else table
         answer = client.infer(args.model, inputs, version=args.version, outputs=args.output, timings=args.timings)
+    if args.top is not None:
+        ranking.show(answer, args)
+        return 0
     if args.save is not None:
         array_files.save(args.save, answer, {name: answer.labels(name) for name in answer})
     if args.json:
@@ -102,6 +109,20 @@ def _predict(client: Client, args: argparse.Namespace) -> int:
         print()
         print(_told(answer.timings))
     return 0
+
+
+def _table(given: Sequence[str], info: ModelInfo, stdin: io.StringIO) -> array_files.Arrays | None:
+    """The inputs that a file of the model's columns makes; None: it is none, or there are several files."""
+    if len(given) != 1:
+        return None
+    path, tensors = _file_of(given[0], info)
+    return table_files.read_table(path, stdin, info.name, tensors)
+
+
+def _sources_of(table: array_files.Arrays, info: ModelInfo) -> bulk.Sources | None:
+    sources: dict[str, RowSource] = {name: ArrayRows(array) for name, array in table.items()}
+    rows = len(next(iter(table.values())))
+    return sources if rows > min(bulk.request_rows(info, sources), bulk.CHUNK_ROWS) else None
 
 
 def _row_sources(given: Sequence[str], info: ModelInfo) -> bulk.Sources | None:
@@ -176,11 +197,11 @@ def _file_of(text: str, info: ModelInfo) -> tuple[Path, tuple[TensorInfo, ...]]:
     return Path(path), (info.input_named[name],)
 
 
-def _inputs(given: Sequence[str], info: ModelInfo) -> array_files.Arrays:
+def _inputs(given: Sequence[str], info: ModelInfo, stdin: io.StringIO) -> array_files.Arrays:
     arrays: array_files.Arrays = {}
     for text in given:
         path, tensors = _file_of(text, info)
-        for found, array in array_files.read(path, sys.stdin, tensors).items():
+        for found, array in array_files.read(path, stdin, tensors).items():
             if found in arrays:
                 raise ForwardpassError(f"--input {text}: input '{found}' is given twice")
             arrays[found] = array
@@ -249,54 +270,3 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
-
-
-def _models(client: Client, args: argparse.Namespace) -> int:
-    served = [(state, _describe(client, state)) for state in client.models()]
-    if args.json:
-        print(json.dumps([_model_as_json(state, info) for state, info in served], ensure_ascii=False))
-        return 0
-    lines = [["NAME", "VERSION", "STATE", "INPUTS -> OUTPUTS", "BATCHING"]]
-    for state, info in served:
-        if info is None:
-            lines.append([state.name, state.version or "-", state.state, state.reason or "-", "-"])
-        else:
-            lines.append([state.name, state.version, state.state, _interface(info), _batching(info)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    return 0
-
-
-def _describe(client: Client, state: ModelState) -> ModelInfo | None:
-    if state.state != "READY":
-        return None
-    try:
-        return client.metadata(state.name, version=state.version)
-    except CallError:
-        return None  # unloaded since the list was returned
-
-
-def _interface(info: ModelInfo) -> str:
-    return f"{', '.join(map(str, info.inputs))} -> {', '.join(map(str, info.outputs))}"
-
-
-def _batching(info: ModelInfo) -> str:
-    rows = info.parameters.get("max_batch_size")
-    if rows is None:
-        return "-"
-    return f"up to {rows} rows" if rows else "one request at a time"
-
-
-def _model_as_json(state: ModelState, info: ModelInfo | None) -> dict[str, Any]:
-    said: dict[str, Any] = {"name": state.name, "version": state.version, "state": state.state, "reason": state.reason}
-    if info is not None:
-        said["inputs"] = [_tensor_as_json(tensor) for tensor in info.inputs]
-        said["outputs"] = [_tensor_as_json(tensor) for tensor in info.outputs]
-        said["parameters"] = dict(info.parameters)
-    return said
-
-
-def _tensor_as_json(tensor: Any) -> dict[str, Any]:
-    said = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
-    return said | ({"labels": list(tensor.labels)} if tensor.labels else {})

@@ -9,7 +9,7 @@
 requests and reads responses, in `operations`, which uses no channel. docs/client.md explains which client to use when.
 
 Imports `protocol`, `errors` and `watched_files`, and nothing of the server. Public are the names below; of the modules,
-`arrays`, `results` and `errors` are used by the commands too.
+`arrays`, `control`, `errors`, `results` and `tables` are used by the commands too.
 """
 
 from forwardpass.client.arrays import TensorInfo
@@ -17,7 +17,8 @@ from forwardpass.client.async_client import AsyncClient
 from forwardpass.client.async_stream import AsyncStream
 from forwardpass.client.base import DEFAULT_ADDRESS, Counts
 from forwardpass.client.coalescer import Coalesce
-from forwardpass.client.credentials import Tls
+from forwardpass.client.control import ModelStats
+from forwardpass.client.credentials import PLAIN, Access, Tls
 from forwardpass.client.errors import (
     AlreadyExists,
     CallError,
@@ -33,14 +34,16 @@ from forwardpass.client.errors import (
     Unavailable,
     Unimplemented,
 )
+from forwardpass.client.ranking import Ranked
 from forwardpass.client.results import Answer, ModelInfo, ModelState, ServerInfo
 from forwardpass.client.sync_client import Client
 from forwardpass.client.sync_stream import Stream
 from forwardpass.protocol.timings import Timings
 
 __all__ = [
-    "DEFAULT_ADDRESS", "AlreadyExists", "Answer", "AsyncClient", "AsyncStream", "CallError", "Cancelled", "Client",
-    "Coalesce", "Counts", "DeadlineExceeded", "FailedPrecondition", "Internal", "InvalidArgument", "ModelInfo",
-    "ModelState", "NotFound", "PermissionDenied", "ResourceExhausted", "ServerInfo", "Stream", "TensorInfo", "Timings",
-    "Tls", "Unauthenticated", "Unavailable", "Unimplemented",
+    "DEFAULT_ADDRESS", "PLAIN", "Access", "AlreadyExists", "Answer", "AsyncClient", "AsyncStream", "CallError",
+    "Cancelled", "Client", "Coalesce", "Counts", "DeadlineExceeded", "FailedPrecondition", "Internal",
+    "InvalidArgument", "ModelInfo", "ModelState", "ModelStats", "NotFound", "PermissionDenied", "Ranked",
+    "ResourceExhausted", "ServerInfo", "Stream", "TensorInfo", "Timings", "Tls", "Unauthenticated", "Unavailable",
+    "Unimplemented",
 ]  # fmt: skip

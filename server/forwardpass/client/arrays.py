@@ -22,38 +22,45 @@ from forwardpass.protocol.bytes_tensors import pack, unpack
 class TensorInfo:
     """One input or output of a model. `shape` has -1 for variable sizes; axis 0 is the batch if the model batches.
 
-    `labels` name the indices of the last axis, in order; empty if the model has none.
+    `labels` name the indices of the last axis, in order: an output's classes, an input's columns. `categories` are what
+    the values 0, 1, ... of an integer input stand for. Both are empty if the model has none.
     """
 
     name: str
     datatype: str  # "FP32", "INT64", "BYTES" ...
     shape: tuple[int, ...]
     labels: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+
+    @property
+    def sizes(self) -> str:
+        """The shape as text, with ? for variable sizes."""
+        return f"[{','.join('?' if size < 0 else str(size) for size in self.shape)}]"
 
     def __str__(self) -> str:
-        return f"{self.name} {self.datatype}[{','.join('?' if size < 0 else str(size) for size in self.shape)}]"
+        return f"{self.name} {self.datatype}{self.sizes}"
 
 
-def fit(array: NDArray[Any], tensor: TensorInfo) -> NDArray[Any]:
+def fit(array: NDArray[Any], tensor: TensorInfo, what: str = "input") -> NDArray[Any]:
     """`array` converted to the dtype of `tensor`; `array` itself if it has it. Shapes are checked by the server.
 
     BYTES takes arrays of str or bytes; BF16 takes its bits as uint16. Raises InvalidArgument, naming the expected
-    dtype, the dtype that came and, if a value does not fit, the value.
+    dtype, the dtype that came and, if a value does not fit, the value. `what` the tensor is in its text.
     """
     datatype = protocol.DATATYPES.get(tensor.datatype)
     if datatype is None:
-        raise InvalidArgument(f"input '{tensor.name}' is of datatype {tensor.datatype}, which this client cannot send")
+        raise InvalidArgument(f"{what} '{tensor.name}' is of datatype {tensor.datatype}, which this client cannot send")
     want = datatype.numpy
     if want is None:  # before any comparison of dtypes: numpy treats None as float64
         if array.dtype.kind in "OUS":
             return array
-        raise _unfit(array, tensor, "str or bytes")
+        raise _unfit(array, tensor, "str or bytes", what)
     if array.dtype == want:
         return array
     if datatype.as_bits:
         if array.dtype.name == "bfloat16":
             return array.view(np.uint16)
-        raise _unfit(array, tensor, "its bits as uint16")
+        raise _unfit(array, tensor, "its bits as uint16", what)
     have = array.dtype
     if have.kind == "f" and want.kind == "f":
         try:
@@ -62,15 +69,15 @@ def fit(array: NDArray[Any], tensor: TensorInfo) -> NDArray[Any]:
         except FloatingPointError:
             with np.errstate(over="ignore"):
                 outside = array[np.isinf(array.astype(want)) & np.isfinite(array)]
-            raise InvalidArgument(f"input '{tensor.name}': {outside[0]} does not fit {tensor.datatype}") from None
+            raise InvalidArgument(f"{what} '{tensor.name}': {outside[0]} does not fit {tensor.datatype}") from None
     if have.kind not in "biu" or want.kind == "b":
-        raise _unfit(array, tensor, str(want))
+        raise _unfit(array, tensor, str(want), what)
     if have.itemsize < want.itemsize and np.can_cast(have, want, "safe"):
         return array.astype(want)
-    return _exactly(array, want, tensor)
+    return _exactly(array, want, tensor, what)
 
 
-def _exactly(array: NDArray[Any], want: np.dtype[Any], tensor: TensorInfo) -> NDArray[Any]:
+def _exactly(array: NDArray[Any], want: np.dtype[Any], tensor: TensorInfo, what: str) -> NDArray[Any]:
     """Convert integers to another number type, without changing any value."""
     with np.errstate(over="ignore", invalid="ignore"):
         there = array.astype(want)
@@ -83,14 +90,14 @@ def _exactly(array: NDArray[Any], want: np.dtype[Any], tensor: TensorInfo) -> ND
         changed |= there.astype(np.float64) >= 2.0 ** (8 * array.dtype.itemsize - (array.dtype.kind == "i"))
     if changed.any():
         raise InvalidArgument(
-            f"input '{tensor.name}': expected {want} ({tensor.datatype}), got {array.dtype} "
+            f"{what} '{tensor.name}': expected {want} ({tensor.datatype}), got {array.dtype} "
             f"with the value {array[changed].flat[0]}, which {want} cannot hold exactly"
         )
     return there
 
 
-def _unfit(array: NDArray[Any], tensor: TensorInfo, expected: str) -> InvalidArgument:
-    return InvalidArgument(f"input '{tensor.name}': expected {expected} ({tensor.datatype}), got {array.dtype}")
+def _unfit(array: NDArray[Any], tensor: TensorInfo, expected: str, what: str) -> InvalidArgument:
+    return InvalidArgument(f"{what} '{tensor.name}': expected {expected} ({tensor.datatype}), got {array.dtype}")
 
 
 def to_raw(array: NDArray[Any], name: str) -> bytes:

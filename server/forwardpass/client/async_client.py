@@ -11,17 +11,20 @@ from typing import Any, Self, Unpack
 
 import grpc
 import grpc.aio
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from forwardpass.client import control
 from forwardpass.client.async_stream import AsyncStream
 from forwardpass.client.base import BaseClient, left_of
 from forwardpass.client.coalescer import Coalesce
 from forwardpass.client.coalescing_tasks import AsyncCoalescer
+from forwardpass.client.control import ModelStats
 from forwardpass.client.errors import CallError, Cancelled
 from forwardpass.client.operations import Call, Inputs, Reply, Steps, T
 from forwardpass.client.options import INFER, InferOptions, shows
 from forwardpass.client.pending import STREAM_PATH
 from forwardpass.client.results import Answer, ModelInfo, ModelState, ServerInfo
+from forwardpass.client.tables import is_array
 
 
 class AsyncClient(BaseClient):
@@ -45,7 +48,7 @@ class AsyncClient(BaseClient):
     async def predict(
         self,
         model: str,
-        x: ArrayLike,
+        x: Inputs,
         *,
         output: str | None = None,
         version: str = "",
@@ -53,7 +56,7 @@ class AsyncClient(BaseClient):
         priority: int = 0,
     ) -> NDArray[Any]:
         """See `Client.predict`."""
-        if self._coalescer is not None:
+        if self._coalescer is not None and is_array(x):
             result: NDArray[Any] = await self._coalescer.predict(model, x, output, version, timeout, priority)
             return result
         return await self._run(
@@ -79,6 +82,26 @@ class AsyncClient(BaseClient):
     async def models(self, *, ready: bool = False, timeout: float | None = None) -> list[ModelState]:
         """See `Client.models`."""
         return await self._run(self._operations.models(ready=ready, timeout=timeout))
+
+    async def load(self, model: str, *, timeout: float | None = None) -> None:
+        """See `Client.load`."""
+        await self._run(control.load(self._operations.ask, model, timeout))
+
+    async def unload(self, model: str, *, timeout: float | None = None) -> None:
+        """See `Client.unload`."""
+        await self._run(control.unload(self._operations.ask, model, timeout))
+
+    async def statistics(self, model: str = "", *, version: str = "", timeout: float | None = None) -> list[ModelStats]:
+        """See `Client.statistics`."""
+        return await self._run(control.statistics(self._operations.ask, model, version, timeout))
+
+    async def config(self, model: str, *, version: str = "", timeout: float | None = None) -> dict[str, Any]:
+        """See `Client.config`."""
+        return await self._run(control.config(self._operations.ask, model, version, timeout))
+
+    async def log_level(self, level: str | None = None, *, timeout: float | None = None) -> str:
+        """See `Client.log_level`."""
+        return await self._run(control.log_level(self._operations.ask, level, timeout))
 
     async def server(self, *, timeout: float | None = None) -> ServerInfo:
         """See `Client.server`."""
@@ -122,6 +145,9 @@ class AsyncClient(BaseClient):
         except StopIteration as stop:
             result: T = stop.value
             return result
+        except CallError as error:
+            # Without the frames of this library and gRPC's own error, which say nothing that the text does not.
+            raise error.with_traceback(None) from None
 
     async def _traced(self, call: Call) -> Reply:
         assert self._tracing is not None

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Final
 
+from forwardpass.client import notebook
 from forwardpass.client.coalescer import CLOSED, Coalesce
-from forwardpass.client.credentials import Tls, is_local, token_source
+from forwardpass.client.credentials import Tls, check_plaintext, token_source
 from forwardpass.client.errors import CallError, Cancelled, from_status
 from forwardpass.client.operations import Call, Operations
 from forwardpass.client.retry import Retrying
 from forwardpass.client.tracing import open_client_tracing
-from forwardpass.errors import SettingsError
 from forwardpass.protocol import INFERENCE_SERVICE
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:8001"
@@ -93,11 +93,8 @@ class BaseClient:
         self._credentials = None if tls is None else tls.credentials()
         self._token = token_source(token, token_file)
         self._tracing = open_client_tracing()
-        if self._token is not None and tls is None and not (plaintext_token or is_local(address)):
-            raise SettingsError(
-                f"token: expected tls for {address}, since a token sent there in plaintext can be read on the way; "
-                "plaintext_token=True sends it all the same, as where a mesh encrypts what leaves the pod"
-            )
+        if self._token is not None:
+            check_plaintext(address, tls, plaintext_token)
         arguments: dict[str, Any] = {
             "grpc.max_send_message_length": max_message_bytes,
             "grpc.max_receive_message_length": max_message_bytes,
@@ -121,6 +118,29 @@ class BaseClient:
         self._methods: dict[str, Any] = {}  # by path: the channel's callable
         self._lock = threading.Lock()
         self._retries = 0
+
+    def __repr__(self) -> str:
+        facts = [self.address]
+        facts += ["TLS"] if self._credentials is not None else []
+        facts += ["with a token"] if self._token is not None else []
+        facts += ["closed"] if self._closed else []
+        return f"<{type(self).__name__} of {', '.join(facts)}>"
+
+    def _repr_html_(self) -> str:
+        counts = self.counts
+        seconds = self._operations.limit(None)
+        state = "closed" if self._closed else "open" if self._channel is not None else "connects with the first call"
+        rows = [
+            ("address", self.address),
+            ("encryption", "none" if self._credentials is None else "TLS"),
+            ("token", "none" if self._token is None else "sent with every call"),
+            ("time limit of a call", "none" if seconds is None else f"{seconds:g} s"),
+            ("state", state),
+            ("calls made again", counts.retries),
+        ]
+        if self._coalescer is not None:
+            rows.append(("rows that shared requests", f"{counts.shared_rows} in {counts.shared_requests}"))
+        return notebook.table(type(self).__name__, ("", ""), rows)
 
     @property
     def counts(self) -> Counts:

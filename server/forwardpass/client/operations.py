@@ -7,7 +7,7 @@ operation's result. The clients run them over a blocking or an asyncio channel, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, Unpack
 
 import numpy as np
@@ -20,6 +20,7 @@ from forwardpass.client.options import INFER, SUBMIT, InferOptions, SubmitOption
 from forwardpass.client.results import (
     Answer,
     ModelInfo,
+    ModelList,
     ModelState,
     Parameter,
     ServerInfo,
@@ -30,10 +31,11 @@ from forwardpass.client.results import (
     read_answer,
     read_info,
 )
+from forwardpass.client.tables import arrays_of, coded, columns_in, is_array
 from forwardpass.protocol.timings import TIMINGS_KEY, read_timings
 from forwardpass.protocol.wire import RAW_IN, varint
 
-Inputs = Mapping[str, ArrayLike] | ArrayLike
+Inputs = Mapping[str, ArrayLike] | Sequence[Mapping[str, object]] | ArrayLike  # arrays by name; a table; an array
 
 _INFER = protocol.METHODS["ModelInfer"].path
 _ID = b"\x1a"  # tag of ModelInferRequest.id (field 3, length-delimited)
@@ -112,8 +114,12 @@ class Operations:
         return (yield from self._exchange(model, version, build, chosen["timeout"], chosen["timings"]))
 
     def predict(
-        self, model: str, x: ArrayLike, *, output: str | None, version: str, timeout: float | None, priority: int
+        self, model: str, x: Inputs, *, output: str | None, version: str, timeout: float | None, priority: int
     ) -> Steps[NDArray[Any]]:
+        if not is_array(x):
+            wanted = None if output is None else (output,)
+            table = yield from self.infer(model, x, outputs=wanted, version=version, timeout=timeout, priority=priority)
+            return table.only()
         array = x if type(x) is np.ndarray else np.asarray(x)
         like = (model, version, output, priority, array.shape, array.dtype)
         plain = self._plain.get(like)
@@ -129,7 +135,7 @@ class Operations:
                     result = self._read(reply, plain.kind, plain.info, model, version, False).only()
                 return _row(result) if plain.one_row else result
 
-        wanted = () if output is None else (output,)
+        outputs = () if output is None else (output,)
         chosen: SubmitOptions = {**SUBMIT, "version": version, "priority": priority}
 
         def build(info: ModelInfo) -> Built:
@@ -138,7 +144,7 @@ class Operations:
             one_row = array.ndim == len(tensor.shape) - 1
             rows = array[np.newaxis] if one_row else array
             sent = fit(rows, tensor)
-            kind, request = self._request([(tensor, sent)], model, wanted, chosen)
+            kind, request = self._request([(tensor, sent)], model, outputs, chosen)
             as_it_is = sent is rows and array.nbytes and array.dtype.kind not in "OUS"
             plain = Plain(request[: -array.nbytes] if as_it_is else b"", kind, info, one_row)
             return kind, request
@@ -176,7 +182,7 @@ class Operations:
 
     def metadata(self, model: str, *, version: str, timeout: float | None) -> Steps[ModelInfo]:
         request = protocol.ModelMetadataRequest(name=model, version=version)
-        response = yield from self._ask("ModelMetadata", request, timeout)
+        response = yield from self.ask("ModelMetadata", request, timeout)
         info = read_info(response)
         remember(self._infos, (model, version), info)
         return info
@@ -187,16 +193,16 @@ class Operations:
         return remembered or (yield from self.metadata(model, version=version, timeout=timeout))
 
     def models(self, *, ready: bool, timeout: float | None) -> Steps[list[ModelState]]:
-        response = yield from self._ask("RepositoryIndex", protocol.RepositoryIndexRequest(ready=ready), timeout)
-        return [ModelState(model.name, model.version, model.state, model.reason) for model in response.models]
+        response = yield from self.ask("RepositoryIndex", protocol.RepositoryIndexRequest(ready=ready), timeout)
+        return ModelList(ModelState(model.name, model.version, model.state, model.reason) for model in response.models)
 
     def server(self, *, timeout: float | None) -> Steps[ServerInfo]:
-        response = yield from self._ask("ServerMetadata", protocol.ServerMetadataRequest(), timeout)
+        response = yield from self.ask("ServerMetadata", protocol.ServerMetadataRequest(), timeout)
         return ServerInfo(response.name, response.version, tuple(response.extensions))
 
     def live(self, *, timeout: float | None) -> Steps[bool]:
         try:
-            response = yield from self._ask("ServerLive", protocol.ServerLiveRequest(), timeout)
+            response = yield from self.ask("ServerLive", protocol.ServerLiveRequest(), timeout)
         except Unavailable:
             return False
         return bool(response.live)
@@ -204,10 +210,10 @@ class Operations:
     def ready(self, model: str | None, *, version: str, timeout: float | None) -> Steps[bool]:
         try:
             if model is None:
-                response = yield from self._ask("ServerReady", protocol.ServerReadyRequest(), timeout)
+                response = yield from self.ask("ServerReady", protocol.ServerReadyRequest(), timeout)
             else:
                 request = protocol.ModelReadyRequest(name=model, version=version)
-                response = yield from self._ask("ModelReady", request, timeout)
+                response = yield from self.ask("ModelReady", request, timeout)
         except Unavailable:
             return False
         return bool(response.ready)
@@ -246,7 +252,8 @@ class Operations:
         self._plain.clear()
         self.forgotten += 1
 
-    def _ask(self, method: str, request: Any, timeout: float | None) -> Steps[Any]:
+    def ask(self, method: str, request: Any, timeout: float | None) -> Steps[Any]:
+        """The parsed response of a method that takes one message."""
         called = protocol.METHODS[method]
         reply = yield Call(called.path, request.SerializeToString(), self.limit(timeout))
         return parse(called.response, reply.message)
@@ -292,7 +299,11 @@ def _row(result: NDArray[Any]) -> NDArray[Any]:
     return result.reshape(result.shape[1:]) if result.shape[:1] == (1,) else result
 
 
-def _fitted(info: ModelInfo, inputs: Inputs) -> Fitted:
+def _fitted(info: ModelInfo, inputs: Any) -> Fitted:
+    columns = None if type(inputs) is np.ndarray else columns_in(inputs, info.inputs)
+    if columns is not None:
+        arrays = arrays_of(columns, info.name, info.inputs)
+        return [(info.input_named[name], array) for name, array in arrays.items()]
     if isinstance(inputs, np.ndarray) or not isinstance(inputs, Mapping):
         only = info.only_input()
         return [(only, fit(np.asarray(inputs), only))]
@@ -301,7 +312,9 @@ def _fitted(info: ModelInfo, inputs: Inputs) -> Fitted:
         tensor = info.input_named.get(name)
         if tensor is None:
             raise InvalidArgument(f"model '{info.name}' has no input '{name}'; expected {names(info.inputs)}")
-        fitted.append((tensor, fit(np.asarray(value), tensor)))
+        array = np.asarray(value)
+        words = bool(tensor.categories) and array.dtype.kind in "OUS"
+        fitted.append((tensor, coded(array, tensor, f"input '{name}'") if words else fit(array, tensor)))
     return fitted
 
 

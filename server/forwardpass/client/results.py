@@ -13,15 +13,17 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from forwardpass import protocol
+from forwardpass.client import notebook
 from forwardpass.client.arrays import TensorInfo, from_raw, from_typed
 from forwardpass.client.errors import Internal, InvalidArgument
+from forwardpass.client.ranking import Ranked, ranked
 from forwardpass.protocol.timings import Timings
 from forwardpass.protocol.wire import RAW_OUT, varint
 
 Parameter = bool | int | float | str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelInfo:
     """A model's inputs and outputs, and the versions served now."""
 
@@ -46,6 +48,25 @@ class ModelInfo:
         """Labels of the indices of an output's last axis, in order; empty if the model has none."""
         return next((tensor.labels for tensor in self.outputs if tensor.name == output), ())
 
+    @property
+    def batching(self) -> str:
+        """Whether requests share a run, in words; "" for a server that does not report it."""
+        rows = self.parameters.get("max_batch_size")
+        return "" if rows is None else f"up to {rows} rows" if rows else "one request at a time"
+
+    def __str__(self) -> str:
+        return f"{', '.join(map(str, self.inputs))} -> {', '.join(map(str, self.outputs))}"
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name!r}, versions {', '.join(self.versions) or 'unknown'}: {self}>"
+
+    def _repr_html_(self) -> str:
+        tensors = [("input", tensor) for tensor in self.inputs] + [("output", tensor) for tensor in self.outputs]
+        rows = [(kind, t.name, t.datatype, t.sizes, ", ".join(t.labels or t.categories)) for kind, t in tensors]
+        caption = f"{self.name}, versions {', '.join(self.versions) or 'unknown'}"
+        below = f"batching: {self.batching}" if self.batching else ""
+        return notebook.table(caption, ("", "name", "datatype", "shape", "columns, classes or categories"), rows, below)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
@@ -55,6 +76,14 @@ class ModelState:
     version: str
     state: str  # READY, LOADING, UNLOADING, UNAVAILABLE
     reason: str  # the reason why it is not ready
+
+
+class ModelList(list[ModelState]):
+    """A list, which a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        rows = [(model.name, model.version, model.state, model.reason) for model in self]
+        return notebook.table(f"{len(rows)} model versions", ("name", "version", "state", "reason"), rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +133,34 @@ class Answer(Mapping[str, NDArray[Any]]):
         """Labels of the indices of an output's last axis, in order; empty if the model has none."""
         return self._info.labels(name)
 
+    def top(self, k: int = 1, *, output: str | None = None, softmax: bool | None = None) -> list[list[Ranked]]:
+        """The `k` largest values of each row, the largest first, with their labels and probabilities.
+
+        `output` None: the only one, or the only one with labels. `softmax` None: taken of outputs whose name has
+        `logit`; values of others are probabilities where rows sum to 1, and are left as they are. A row with NaN has
+        none. Raises InvalidArgument for an output that is no rows of numbers.
+        """
+        name = self._ranked_output() if output is None else output
+        if name not in self._arrays:
+            raise InvalidArgument(
+                f"model '{self.model}' gave {', '.join(self._arrays)}; expected one of them, got {name}"
+            )
+        return ranked(self._arrays[name], name, self.labels(name), k, softmax)
+
+    def _ranked_output(self) -> str:
+        found = [name for name in self._arrays if len(self._arrays) == 1 or self.labels(name)]
+        if len(found) != 1:
+            raise InvalidArgument(f"model '{self.model}' gave {', '.join(self._arrays)}: name the output to rank")
+        return found[0]
+
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}: {array.dtype}{list(array.shape)}" for name, array in self._arrays.items())
         return f"<Answer of {self.model!r} version {self.version!r}: {shapes}>"
+
+    def _repr_html_(self) -> str:
+        labels = {name: self.labels(name) for name in self._arrays}
+        shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in self._arrays.items())
+        return notebook.answer_table(f"{self.model} version {self.version}", self._arrays, labels, shapes)
 
 
 class Template(NamedTuple):
@@ -197,18 +251,21 @@ def read_info(response: Any) -> ModelInfo:
 
 
 def _tensor(metadata: Any) -> TensorInfo:
-    labels: Any = []
-    if "labels" in metadata.parameters:
-        try:
-            labels = json.loads(metadata.parameters["labels"].string_param)
-        except ValueError:
-            labels = []  # another server's different format
     return TensorInfo(
         name=metadata.name,
         datatype=metadata.datatype,
         shape=tuple(metadata.shape),
-        labels=tuple(str(label) for label in labels) if isinstance(labels, list) else (),
+        labels=_words(metadata.parameters, "labels"),
+        categories=_words(metadata.parameters, "categories"),
     )
+
+
+def _words(parameters: Any, key: str) -> tuple[str, ...]:
+    try:
+        words = json.loads(parameters[key].string_param) if key in parameters else []
+    except ValueError:
+        return ()  # another server's different format
+    return tuple(str(word) for word in words) if isinstance(words, list) else ()
 
 
 def _value(parameter: Any) -> Parameter:

@@ -12,17 +12,20 @@ from collections.abc import Iterator
 from typing import Any, Self, Unpack
 
 import grpc
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from forwardpass.client import control
 from forwardpass.client.base import BaseClient, left_of
 from forwardpass.client.coalescer import Coalesce
 from forwardpass.client.coalescing_threads import ThreadCoalescer
+from forwardpass.client.control import ModelStats
 from forwardpass.client.errors import CallError
 from forwardpass.client.operations import Call, Inputs, Reply, Steps, T
 from forwardpass.client.options import INFER, InferOptions, shows
 from forwardpass.client.pending import STREAM_PATH
 from forwardpass.client.results import Answer, ModelInfo, ModelState, ServerInfo
 from forwardpass.client.sync_stream import Stream
+from forwardpass.client.tables import is_array
 
 
 class Client(BaseClient):
@@ -41,7 +44,10 @@ class Client(BaseClient):
 
     @shows(INFER)
     def infer(self, model: str, inputs: Inputs, **options: Unpack[InferOptions]) -> Answer:
-        """Send arrays [B, ...] by input name, or one array for a model with one input; get the outputs by name.
+        """Send a table, arrays [B, ...] by input name, or the only input's array; get the outputs by name.
+
+        A table is a data frame, a mapping of its columns, or records; each column goes to the input, or the column of
+        an input, that has its name (see `tables`).
 
         Arrays are converted to the model's dtypes if no value changes except by rounding of floats: float64 is accepted
         for FP32, integers if they convert exactly. Otherwise InvalidArgument is raised and nothing is sent. BYTES takes
@@ -56,18 +62,19 @@ class Client(BaseClient):
     def predict(
         self,
         model: str,
-        x: ArrayLike,
+        x: Inputs,
         *,
         output: str | None = None,
         version: str = "",
         timeout: float | None = None,
         priority: int = 0,
     ) -> NDArray[Any]:
-        """The only output of a model with one input: [B, D_in] to [B, D_out]. A row [D_in] gives a row [D_out].
+        """The only output: of a model with one input, [B, D_in] to [B, D_out]; a row [D_in] gives a row [D_out]. Of a
+        table of B rows, as `infer` takes it, [B, D_out].
 
         `output` selects one if the model has several. With `coalesce`, calls from several threads share requests.
         """
-        if self._coalescer is not None:
+        if self._coalescer is not None and is_array(x):
             result: NDArray[Any] = self._coalescer.predict(model, x, output, version, timeout, priority)
             return result
         return self._run(
@@ -91,6 +98,30 @@ class Client(BaseClient):
     def models(self, *, ready: bool = False, timeout: float | None = None) -> list[ModelState]:
         """Every model in the server's repository; with `ready`, only those that serve."""
         return self._run(self._operations.models(ready=ready, timeout=timeout))
+
+    def load(self, model: str, *, timeout: float | None = None) -> None:
+        """Load a model, or load it again from its folder; returns once it serves, which may take longer than a call.
+
+        Needs a server with explicit control of models, and with tokens the role admin, as `unload` does. Raises
+        FailedPrecondition with the reason if the model cannot be loaded; versions that served continue to.
+        """
+        self._run(control.load(self._operations.ask, model, timeout))
+
+    def unload(self, model: str, *, timeout: float | None = None) -> None:
+        """Stop serving a model; returns once accepted requests are finished."""
+        self._run(control.unload(self._operations.ask, model, timeout))
+
+    def statistics(self, model: str = "", *, version: str = "", timeout: float | None = None) -> list[ModelStats]:
+        """What each served version did so far; of one model, or of all."""
+        return self._run(control.statistics(self._operations.ask, model, version, timeout))
+
+    def config(self, model: str, *, version: str = "", timeout: float | None = None) -> dict[str, Any]:
+        """A model's options, with those that the server chose, as the protocol's ModelConfig."""
+        return self._run(control.config(self._operations.ask, model, version, timeout))
+
+    def log_level(self, level: str | None = None, *, timeout: float | None = None) -> str:
+        """The level of the server's log; first set to `level` (debug, info, warning, error), if given."""
+        return self._run(control.log_level(self._operations.ask, level, timeout))
 
     def server(self, *, timeout: float | None = None) -> ServerInfo:
         """The server's name and version, and the extensions of the protocol that it offers."""
@@ -134,6 +165,9 @@ class Client(BaseClient):
         except StopIteration as stop:
             result: T = stop.value
             return result
+        except CallError as error:
+            # Without the frames of this library and gRPC's own error, which say nothing that the text does not.
+            raise error.with_traceback(None) from None
 
     def _traced(self, call: Call) -> Reply:
         assert self._tracing is not None

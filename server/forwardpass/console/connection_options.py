@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from forwardpass.client import Tls
+from forwardpass.client import DEFAULT_ADDRESS, Access, Client, Tls
+from forwardpass.console import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,10 +26,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_call_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options, with `--server` and `--timeout`, of a command that makes a few calls."""
+    parser.add_argument("--server", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="[%(default)s]")
+    parser.add_argument("--timeout", type=arguments.seconds, default=30.0, metavar="SECONDS", help="[%(default)s]")
+    add_arguments(parser)
+
+
+def client_of(args: argparse.Namespace) -> Client:
+    """A client for the options of `add_call_arguments`."""
+    # No health check: a server that is still loading must be able to report which models it is loading.
+    return Client(args.server, timeout=args.timeout, health_check=False, retry_full=True, **options_of(args))
+
+
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments as keyword arguments of Client."""
+    return access_of(args).options()
+
+
+def access_of(args: argparse.Namespace) -> Access:
+    """The arguments, for callers that make no Client."""
     tls = None
     files = (args.tls_ca, args.tls_certificate, args.tls_key, args.tls_server_name)
     if args.tls or any(said is not None for said in files):
         tls = Tls(*files)
-    return {"tls": tls, "token_file": args.token_file, "plaintext_token": args.plaintext_token}
+    return Access(tls, args.token_file, args.plaintext_token)

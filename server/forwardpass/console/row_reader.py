@@ -62,6 +62,18 @@ class NpyRows:
                 yield part.reshape(count, *self.row_shape)
 
 
+class ArrayRows:
+    """The rows of an array that is in memory."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self._array = array
+        self.rows: int | None = len(array)
+        self.row_shape = array.shape[1:]
+
+    def parts(self) -> Iterator[NDArray[Any]]:
+        yield self._array
+
+
 class CsvRows:
     """The rows of a CSV file for one input; `rows` is None: their number is not known before the end."""
 
@@ -119,7 +131,7 @@ class CsvRows:
         return rows.astype(np.float64)
 
 
-RowSource = NpyRows | CsvRows
+RowSource = NpyRows | CsvRows | ArrayRows
 
 
 def chunks(parts: Iterable[NDArray[Any]], rows: int) -> Iterator[NDArray[Any]]:

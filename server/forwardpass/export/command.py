@@ -48,8 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rows to check the export on and to put into the contract: .npz or .json by input, .npy or .csv of the "
         "only input; without it they are drawn at random")  # fmt: skip
     add("--output", action="append", dest="outputs", metavar="NAME", help="an output's name; once for each output")
-    add("--labels", action="append", metavar="[OUTPUT=]A,B,C|FILE",
-        help="what the places of the output's last axis stand for: words, or a file with one a line")  # fmt: skip
+    add("--labels", action="append", metavar="[TENSOR=]A,B,C|FILE",
+        help="what the places of a tensor's last axis stand for: an output's classes, an input's columns; words, or a "
+        "file with one a line; the output's without a name")  # fmt: skip
+    add("--categories", action="append", metavar="INPUT=A,B,C|FILE",
+        help="what the values 0, 1, ... of an input of integers stand for: clients send the words")  # fmt: skip
     add("--args", metavar="JSON", help="the constructor's arguments, as one JSON object")
     add("--arg", action="append", default=[], metavar="KEY=VALUE",
         help="one argument of the constructor; the value is read as JSON where it is JSON, else as text")  # fmt: skip
@@ -71,7 +74,10 @@ def run(args: argparse.Namespace) -> int:
     """Export, and print a report. Returns the exit status. Raises ExportError."""
     arguments = _constructor_arguments(args.args, args.arg)
     tolerance = _tolerance(args.rtol, args.atol)
-    labels = _labels(args.labels or [])
+    labels = _words("--labels", args.labels or [])
+    categories = _words("--categories", args.categories or [])
+    if isinstance(categories, list):
+        raise ExportError(f"--categories {args.categories[0]!r}: expected INPUT=WORDS")
     found = None
     try:
         estimator = _estimator(args) if Path(args.network).suffix in PICKLES else None
@@ -105,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
             version=args.version,
             outputs=args.outputs,
             labels=labels,
+            categories=categories,
             opset=args.opset,
             tolerance=tolerance,
             samples=None if args.samples is None else _samples(args.samples, args.inputs),
@@ -139,7 +146,8 @@ def _estimators() -> Any:
 def _export_estimator(args: argparse.Namespace, estimator: Any, tolerance: Tolerance | None) -> ExportedModel:
     given = {
         "--weights": args.weights, "--args": args.args, "--arg": args.arg, "--output": args.outputs,
-        "--labels": args.labels, "--expose-hidden": args.expose_hidden, "--precision": args.precision != "native",
+        "--labels": args.labels, "--categories": args.categories, "--expose-hidden": args.expose_hidden,
+        "--precision": args.precision != "native",
     }  # fmt: skip
     useless = ", ".join(option for option, value in given.items() if value)
     if useless:
@@ -235,18 +243,19 @@ def _tolerance(rtol: float | None, atol: float | None) -> Tolerance | None:
     return Tolerance(rtol=rtol, atol=atol)
 
 
-def _labels(given: Sequence[str]) -> list[str] | dict[str, list[str]] | None:
-    by_output: dict[str, list[str]] = {}
+def _words(option: str, given: Sequence[str]) -> list[str] | dict[str, list[str]] | None:
+    """By tensor, or of the only one without a name."""
+    by_tensor: dict[str, list[str]] = {}
     for text in given:
-        output, equals, words = text.rpartition("=")
+        tensor, equals, words = text.rpartition("=")
         path = Path(words)
         try:
-            by_output[output] = path.read_text("utf-8").splitlines() if path.is_file() else words.split(",")
+            by_tensor[tensor] = path.read_text("utf-8").splitlines() if path.is_file() else words.split(",")
         except (OSError, UnicodeDecodeError) as error:
-            raise ExportError(f"--labels {text!r}: cannot be read: {error}") from None
-        if output == "" and (equals or len(given) > 1):
-            raise ExportError(f"--labels {text!r}: expected OUTPUT=LABELS, as several are given")
-    return by_output.get("", by_output) if by_output else None
+            raise ExportError(f"{option} {text!r}: cannot be read: {error}") from None
+        if tensor == "" and (equals or len(given) > 1):
+            raise ExportError(f"{option} {text!r}: expected OUTPUT=LABELS, as several are given")
+    return by_tensor.get("", by_tensor) if by_tensor else None
 
 
 def _say(stage: str) -> None:

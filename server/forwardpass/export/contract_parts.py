@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from forwardpass.errors import ExportError
-from forwardpass.model.contract import Contract, ContractTensor, Tolerance
+from forwardpass.model.contract import Contract, Tolerance
+from forwardpass.model.contract_tensor import ContractTensor
 
 # The allowed error, by the narrowest float in the network: a few hundred roundings of its last place.
 TOLERANCES = {
@@ -25,7 +26,8 @@ TOLERANCES = {
 _SAMPLE_ROWS = 8
 _SAMPLE_NUMBERS = 65_536
 
-Labels = Sequence[str] | Mapping[str, Sequence[str]]
+Words = Mapping[str, Sequence[str]]  # by tensor
+Labels = Sequence[str] | Words
 Values = dict[str, NDArray[Any]]
 Part = TypeVar("Part", ContractTensor, Contract)
 
@@ -75,23 +77,32 @@ def sample_count(rows: Values) -> int:
     return max(1, min(_SAMPLE_ROWS, _SAMPLE_NUMBERS // max(numbers, 1)))
 
 
-def labelled(outputs: list[ContractTensor], labels: Labels | None) -> list[ContractTensor]:
+def described(
+    inputs: list[ContractTensor], outputs: list[ContractTensor], labels: Labels | None, categories: Words | None
+) -> tuple[list[ContractTensor], list[ContractTensor]]:
+    """Inputs and outputs with the labels, and the inputs with the categories. Raises ExportError."""
     names = [tensor.name for tensor in outputs]
-    if labels is None:
-        return outputs
-    if not isinstance(labels, Mapping):
+    if labels is not None and not isinstance(labels, Mapping):
         if len(outputs) > 1:
             raise ExportError(f"labels: expected a mapping by output, as there are several: {', '.join(names)}")
         labels = {names[0]: labels}
-    unknown = sorted(set(labels) - set(names))
-    if unknown:
-        raise ExportError(f"labels: are for {', '.join(unknown)}; the outputs are {', '.join(names)}")
-    return [
-        checked(ContractTensor, **{**tensor.model_dump(), "labels": list(labels[tensor.name])})
-        if tensor.name in labels
-        else tensor
-        for tensor in outputs
-    ]
+    columns = [tensor.name for tensor in inputs]
+    for what, given, known, those in (
+        ("labels", labels, {*names, *columns}, f"outputs are {', '.join(names)}, the inputs {', '.join(columns)}"),
+        ("categories", categories, set(columns), f"inputs are {', '.join(columns)}"),
+    ):
+        if unknown := sorted(set(given or ()) - known):
+            raise ExportError(f"{what}: are for {', '.join(unknown)}; the {those}")
+    return (
+        [_with(_with(tensor, "labels", labels), "categories", categories) for tensor in inputs],
+        [_with(tensor, "labels", labels) for tensor in outputs],
+    )
+
+
+def _with(tensor: ContractTensor, field: str, words: Words | None) -> ContractTensor:
+    if words is None or tensor.name not in words:
+        return tensor
+    return checked(ContractTensor, **{**tensor.model_dump(), field: [str(word) for word in words[tensor.name]]})
 
 
 def checked(part: type[Part], **fields: Any) -> Part:

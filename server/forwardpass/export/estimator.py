@@ -29,16 +29,8 @@ from forwardpass.export.contract_parts import (
 from forwardpass.export.input_spec import InputSpec, batch_symbol, draw, fit_samples, parse_inputs
 from forwardpass.export.staged_version import StagedVersion
 from forwardpass.export.user_code import is_estimator
-from forwardpass.model.contract import (
-    CONTRACT_FILE,
-    MODEL_FILE,
-    Contract,
-    ContractTensor,
-    Samples,
-    Tolerance,
-    compare,
-    file_digest,
-)
+from forwardpass.model.contract import CONTRACT_FILE, MODEL_FILE, Contract, Samples, Tolerance, compare, file_digest
+from forwardpass.model.contract_tensor import ContractTensor
 from forwardpass.optional_imports import need
 
 ML_OPSET = 3  # of ai.onnx.ml: the newest that the converters of boosted trees write
@@ -105,7 +97,7 @@ def export_estimator(
             model=name,
             version=version or 1,
             files={MODEL_FILE: file_digest(path)},
-            inputs=[spec.tensor() for spec in specs],
+            inputs=[_input(spec, estimator) for spec in specs],
             outputs=[_output(tensor, expected[tensor.name], estimator) for tensor in runner.outputs],
             batchable=True,
             batch_invariant=independence.bit_identical,
@@ -245,6 +237,13 @@ def _named(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
     for value, name in zip(graph.output, names, strict=True):
         value.name = name
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def _input(spec: InputSpec, estimator: Any) -> ContractTensor:
+    """With the names of its columns, where the estimator was fitted on a table and takes it as one matrix."""
+    tensor = spec.tensor()
+    columns = [str(column) for column in getattr(estimator, "feature_names_in_", ())]
+    return tensor.model_copy(update={"labels": columns}) if len(columns) == tensor.shape[1] > 1 else tensor
 
 
 def _output(tensor: ContractTensor, expected: NDArray[Any], estimator: Any) -> ContractTensor:

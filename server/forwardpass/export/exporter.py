@@ -20,9 +20,10 @@ from forwardpass.export.contract_parts import (
     TOLERANCES,
     ExportedModel,
     Labels,
+    Words,
     checked,
+    described,
     doubts_of,
-    labelled,
     sample_count,
     scaled,
 )
@@ -58,6 +59,7 @@ def export(
     version: int | None = None,
     outputs: Sequence[str] | None = None,
     labels: Labels | None = None,
+    categories: Words | None = None,
     opset: int = 20,
     tolerance: Tolerance | None = None,
     samples: Mapping[str, Any] | None = None,
@@ -74,7 +76,9 @@ def export(
     - `version`: the next free number if None. An existing version is never overwritten.
     - `outputs`: their names; by default the keys or fields of forward's dict, named tuple or dataclass (None is left
       out), or `output`, or `output_0`, `output_1`, ...
-    - `labels`: the names of the indices of the output's last axis; for several outputs a mapping by output.
+    - `labels`: the names of the indices of the output's last axis: its classes. A mapping by tensor for several
+      outputs, and for inputs, whose last axis are columns of a table.
+    - `categories`: by input of integers, what its values 0, 1, ... stand for; clients send the words.
     - `tolerance`: the allowed difference from the float64 reference; None uses `TOLERANCES`, or for half precision
       the measured difference, with a margin.
     - `samples`: rows to check parity on, arrays [rows, ...] by input; the first few go into the contract. If None
@@ -122,13 +126,15 @@ def export(
         count = sample_count(rows) if batch is not None else 1
         sample = parity.take(rows, slice(count)) if batch is not None else rows
         doubts = doubts_of(network.expected(sample), drawn=samples is None)
+        own = [tensor for tensor in runner.outputs if tensor.name not in hidden]
+        input_tensors, output_tensors = described([spec.tensor() for spec in network.specs], own, labels, categories)
         contract = checked(
             Contract,
             model=name,
             version=version or 1,
             files={MODEL_FILE: file_digest(path)},
-            inputs=[spec.tensor() for spec in network.specs],
-            outputs=labelled([tensor for tensor in runner.outputs if tensor.name not in hidden], labels),
+            inputs=input_tensors,
+            outputs=output_tensors,
             hidden=[tensor for tensor in runner.outputs if tensor.name in hidden],
             batchable=batch is not None,
             batch_invariant=independence.bit_identical if independence is not None else None,

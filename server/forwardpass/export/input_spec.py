@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass.errors import ExportError
-from forwardpass.model.contract import DTYPES, ContractTensor
+from forwardpass.model.contract_tensor import DTYPES, ContractTensor
 
 # The dtypes of the protocol, by numpy's names, and `text`.
 TEXT = "text"

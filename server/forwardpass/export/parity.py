@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from forwardpass.errors import ExportError
 from forwardpass.execution.onnx_runtime import ort
 from forwardpass.export.input_spec import InputSpec
-from forwardpass.model.contract import DTYPES, ContractTensor, Tolerance, compare
+from forwardpass.model.contract import Tolerance, compare
+from forwardpass.model.contract_tensor import DTYPES, ContractTensor
 from forwardpass.protocol import DATATYPES
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from forwardpass.execution.ort_session import OrtSession
 from forwardpass.execution.placement import CPU, Placement
 from forwardpass.insight import equations, ort_profile
 from forwardpass.insight.model_argument import Source
-from forwardpass.model.contract import DTYPES, compare
+from forwardpass.model.contract import compare
+from forwardpass.model.contract_tensor import DTYPES
 from forwardpass.model.onnx_graph import Graph
 
 Arrays = dict[str, NDArray[Any]]

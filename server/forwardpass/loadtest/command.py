@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from forwardpass.console import arguments
+from forwardpass.console import arguments, connection_options
 from forwardpass.errors import LoadTestError
 from forwardpass.loadtest import measurement, objective_search, request_bodies
 from forwardpass.loadtest.generator.schedule import Phase
@@ -22,7 +22,7 @@ SATURATED = 3  # exit status
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", metavar="HOST:PORT", help="the server's gRPC port, plaintext")
+    parser.add_argument("target", metavar="HOST:PORT", help="the server's gRPC port")
     parser.add_argument("model", help="the model's name")
     load = parser.add_mutually_exclusive_group(required=True)
     load.add_argument(
@@ -77,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with plots")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for each measurement")
+    connection_options.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -118,12 +119,13 @@ def _targets(args: argparse.Namespace) -> list[LoadTarget]:
         args.patience,
         args.seed,
         progress=True,
+        access=connection_options.access_of(args),
     )
     addresses = [args.target, *([args.compare] if args.compare else [])]
     names = args.names.split(",") if args.names else addresses
     if len(names) != len(addresses) or len(set(names)) != len(names):
         raise LoadTestError(f"--names: expected {len(addresses)} different names, got {args.names or names[0]}")
-    model = request_bodies.info(args.target, args.model, args.model_version)
+    model = request_bodies.info(args.target, args.model, args.model_version, client.access)
     requests = request_bodies.make(model, args.model_version, mix, args.input, args.seed)
     urls = [args.metrics, args.compare_metrics]
     return [

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from forwardpass.console import arguments
+from forwardpass.console import arguments, connection_options
 from forwardpass.errors import LoadTestError
 from forwardpass.loadtest import capacity_model, measurement, objective_search, request_bodies
 from forwardpass.loadtest.capacity_model import LATENCY_QUANTILES, Alone, Curve, Full, Observed
@@ -67,18 +67,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="[%(default)s]")
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with plots")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    connection_options.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure or read a curve, plan, check, report. Raises LoadTestError."""
     target = None
+    access = connection_options.access_of(args)
     if args.target is not None:
         if args.model is None:
             raise LoadTestError("--target needs --model")
         requests = request_bodies.make(
-            request_bodies.info(args.target, args.model), "", {args.rows: 1.0}, None, args.seed
+            request_bodies.info(args.target, args.model, access=access), "", {args.rows: 1.0}, None, args.seed
         )
-        client = LoadClient(core=args.core, processes=1, warm_up=0.5, seed=args.seed)
+        client = LoadClient(core=args.core, processes=1, warm_up=0.5, seed=args.seed, access=access)
         target = LoadTarget(args.target, args.model, requests, client)
     if args.check and target is None:
         raise LoadTestError("--check needs --target and --model")
@@ -90,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
             windows = in_turns(target, [share * curve.capacity for share in CHECKED_AT], args.duration, 2 * args.rounds)
     elif target is not None:
         also = CHECKED_AT if args.check else ()
-        rows = args.max_batch or request_bodies.max_batch_rows(args.target, args.model)
+        rows = args.max_batch or request_bodies.max_batch_rows(args.target, args.model, access)
         curve, windows = measure(target, max(1, rows // args.rows), args.duration, args.rounds, also)
     else:
         raise LoadTestError("give --curve FILE, or --target HOST:PORT and --model to measure one")

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forwardpass import protocol
-from forwardpass.client import Client
+from forwardpass.client import PLAIN, Access, Client
 from forwardpass.client.arrays import TensorInfo, fit, to_raw
 from forwardpass.client.errors import CallError
 from forwardpass.client.raw_calls import RawChannel
@@ -88,9 +88,9 @@ def parse_mix(text: str) -> dict[int, float]:
     return found
 
 
-def info(address: str, model: str, version: str = "") -> ModelInfo:
+def info(address: str, model: str, version: str = "", access: Access = PLAIN) -> ModelInfo:
     """The model's inputs and outputs. Raises CallError if the server does not respond or has no such model."""
-    with Client(address, health_check=False, timeout=10.0, attempts=1) as client:
+    with Client(address, health_check=False, timeout=10.0, attempts=1, **access.options()) as client:
         return client.metadata(model, version=version)
 
 
@@ -157,10 +157,10 @@ def _slice(arrays: Mapping[str, NDArray[Any]], at: int, rows: int, file: Path | 
     return found
 
 
-def model_config(address: str, model: str) -> Any:
+def model_config(address: str, model: str, access: Access = PLAIN) -> Any:
     """A model's configuration in the server, an inference.ModelConfig. Raises LoadTestError if it returns none."""
     method = protocol.METHODS["ModelConfig"]
-    with RawChannel(address) as channel:
+    with RawChannel(address, access) as channel:
         try:
             found = channel.call(method.path, method.request(name=model).SerializeToString(), 10.0)
         except CallError as error:
@@ -168,18 +168,18 @@ def model_config(address: str, model: str) -> Any:
     return method.response.FromString(found).config
 
 
-def max_batch_rows(address: str, model: str) -> int:
+def max_batch_rows(address: str, model: str, access: Access = PLAIN) -> int:
     """The model's max_batch_size in the server's configuration. Raises LoadTestError if the server returns none."""
-    return max(1, int(model_config(address, model).max_batch_size))
+    return max(1, int(model_config(address, model, access).max_batch_size))
 
 
-def answers(address: str, requests: Requests, every: bool) -> list[bytes]:
+def answers(address: str, requests: Requests, every: bool, access: Access = PLAIN) -> list[bytes]:
     """The server's response to the first message, or to every one, each with gRPC's five-byte prefix.
 
     Verifies before the load that these requests can be answered at all. Raises CallError as a client would.
     """
     found = []
-    with RawChannel(address) as channel:
+    with RawChannel(address, access) as channel:
         for message in itertools.islice(requests.messages, None if every else 1):
             answer = channel.call(PATH, message, 30.0)
             found.append(b"\x00" + len(answer).to_bytes(4, "big") + answer)

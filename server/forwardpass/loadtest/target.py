@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from forwardpass.client import PLAIN, Access
 from forwardpass.errors import LoadTestError
 from forwardpass.loadtest import measurement, request_bodies, server_metrics
 from forwardpass.loadtest.generator import fleet, histogram, schedule
@@ -36,6 +37,7 @@ class LoadClient:
     patience: float = 2.0
     seed: int = 0
     progress: bool = False
+    access: Access = PLAIN
 
 
 class LoadTarget:
@@ -60,8 +62,9 @@ class LoadTarget:
         self.name = name or address
         self.host, self.port = host.strip("[]"), int(port)
         self.requests = requests
-        answers = request_bodies.answers(address, requests, verify)
+        answers = request_bodies.answers(address, requests, verify, client.access)
         self._expected = answers if verify else ()
+        self._metadata = client.access.metadata(address)
         self.metrics_url = f"http://{host}:{DEFAULT_METRICS_PORT}/metrics" if metrics_url is None else metrics_url
         self._runs = 0
 
@@ -113,6 +116,8 @@ class LoadTarget:
             seed=client.seed * 1_000_003 + self._runs,
             slices=_SLICES,
             core=client.core,
+            tls=client.access.tls,
+            metadata=self._metadata,
         )
         before: list[Any] = []
         with contextlib.ExitStack() as stack:

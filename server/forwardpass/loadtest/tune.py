@@ -1,9 +1,10 @@
 """`forwardpass tune`: measure which options let a model answer the most requests in time.
 
 All candidates are models in one real server process, so that none needs a server start; the first is the model as it
-is, with the server's effective options. The open-loop client offers each a load that ramps up past its capacity, with
-the objective as deadline; candidates are ranked by the number of responses in time. A state file keeps every
-measurement, so a second run continues where the first ended. Options are written only if better beyond the noise.
+is, with the server's effective options. The server has the settings in the environment, TLS and tokens too. The
+open-loop client offers each a load that ramps up past its capacity, with the objective as deadline; candidates are
+ranked by the number of responses in time. A state file keeps every measurement, so a second run continues where the
+first ended. Options are written only if better beyond the noise.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from forwardpass.console import arguments
+from forwardpass.client import Access
+from forwardpass.console import arguments, connection_options
 from forwardpass.errors import LoadTestError, ModelError
 from forwardpass.loadtest import objective_search, options_file, request_bodies, successive_halving
 from forwardpass.loadtest.command import objective
@@ -70,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exhaustive", action="store_true", help="measure the whole grid at length too, and compare")
     parser.add_argument("--server-core", type=int, metavar="N", help="pin the server to this core")
     parser.add_argument("--core", type=int, metavar="N", help="pin the load generator to this core")
+    connection_options.add_arguments(parser)
 
 
 @dataclasses.dataclass(slots=True)
@@ -126,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
         with _on(args.server_core):
             started = ServerProcess(Path(made), "--log-level", "warning", patience=600.0)
         with started as server:
-            first = _as_it_runs(server.address, config)
+            first = _as_it_runs(server.address, config, connection_options.access_of(args))
             settings = [first, *[setting for setting in settings if setting != first]]
             key = f"{args.model} version {max(versions)}, {args.slo}, {args.rows} row(s), present {_words(first)}"
             state = _State.open(args.state or Path(f"tune-{args.model}.json"), key)
@@ -150,9 +153,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _as_it_runs(address: str, config: ModelConfig) -> Setting:
+def _as_it_runs(address: str, config: ModelConfig, access: Access) -> Setting:
     """The present setting as the server runs it, with the server's own choice for each option that is not set."""
-    found = request_bodies.model_config(address, PRESENT)
+    found = request_bodies.model_config(address, PRESENT, access)
     threads = config.intra_op_threads or 1  # without the option, the server gives a run one
     delay = config.max_queue_delay_us
     chosen = (max(1, found.max_batch_size), max(1, sum(g.count for g in found.instance_group)), threads, delay)
@@ -244,9 +247,11 @@ class _Bench:
 
     def _target(self, setting: Setting, deadline: float | None) -> LoadTarget:
         address, name, args = self._server.address, self._names[setting], self._args
-        requests = request_bodies.make(request_bodies.info(address, name), "", {args.rows: 1.0}, None, 0)
+        access = connection_options.access_of(args)
+        model = request_bodies.info(address, name, access=access)
+        requests = request_bodies.make(model, "", {args.rows: 1.0}, None, 0)
         # A response this long after the deadline is late in any case: do not wait for it.
-        client = LoadClient(core=args.core, deadline=deadline, warm_up=_WARM_UP, patience=0.25)
+        client = LoadClient(core=args.core, deadline=deadline, warm_up=_WARM_UP, patience=0.25, access=access)
         return LoadTarget(address, name, requests, client, metrics_url="")
 
     def measure(self, setting: Setting, rung: Rung, turn: int) -> Sample:

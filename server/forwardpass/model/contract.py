@@ -16,18 +16,13 @@ from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from forwardpass.errors import ContractError
-from forwardpass.protocol import DATATYPES
+from forwardpass.model.contract_tensor import ContractPart, ContractTensor
 
 CONTRACT_FILE = "contract.json"
 MODEL_FILE = "model.onnx"
-
-# The protocol's datatypes that ONNX Runtime exchanges with numpy. BYTES travels as an array of Python strings.
-DTYPES: dict[str, np.dtype[Any]] = {
-    d.name: np.dtype(np.object_) if d.numpy is None else d.numpy for d in DATATYPES.values() if not d.as_bits
-}
 
 # JSON has no NaN and no infinities: they are written as these strings, spelled as in protobuf's JSON mapping.
 _NOT_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
@@ -35,55 +30,14 @@ _NOT_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float
 Arrays = Mapping[str, NDArray[Any]]
 
 
-class _ContractPart(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
-
-
-class ContractTensor(_ContractPart):
-    """One input or output. `shape` has -1 for any size; axis 0 is the batch if the model is batchable.
-
-    `labels`, if any, name the indices of the last axis, in order.
-    """
-
-    name: str = Field(min_length=1)
-    datatype: str
-    shape: list[int]
-    labels: list[str] | None = None
-
-    @field_validator("datatype")
-    @classmethod
-    def _known(cls, datatype: str) -> str:
-        if datatype not in DTYPES:
-            raise ValueError(f"is {datatype!r}; expected one of {', '.join(DTYPES)}")
-        return datatype
-
-    @model_validator(mode="after")
-    def _sizes(self) -> Self:
-        if any(size < -1 for size in self.shape):
-            raise ValueError(
-                f"tensor {self.name!r} has shape {self.shape}; expected sizes of at least 0, or -1 for any"
-            )
-        if self.labels is not None:
-            places = self.shape[-1] if self.shape else 0
-            if places not in (-1, len(self.labels)):
-                raise ValueError(
-                    f"tensor {self.name!r} has {len(self.labels)} labels for {places} places of its last axis"
-                )
-        return self
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return DTYPES[self.datatype]
-
-
-class Tolerance(_ContractPart):
+class Tolerance(ContractPart):
     """An element is correct if |got - expected| <= atol + rtol * |expected|."""
 
     rtol: float = Field(ge=0, allow_inf_nan=False)
     atol: float = Field(ge=0, allow_inf_nan=False)
 
 
-class Samples(_ContractPart):
+class Samples(ContractPart):
     """Sample rows and their expected outputs, as nested lists by tensor name. `Contract` returns them as arrays."""
 
     rows: int = Field(ge=1)  # of the sample batch; 1 if the model is not batchable
@@ -108,7 +62,7 @@ class Difference:
     failure: str | None  # None: all within tolerance; else which output, which element, by how much
 
 
-class Contract(_ContractPart):
+class Contract(ContractPart):
     """The description and expected outputs of an exported model. Fields are as in the JSON file, in this order.
 
     - `files` lists every file of the version's folder except the contract itself.
@@ -122,7 +76,7 @@ class Contract(_ContractPart):
     files: dict[str, str]  # relative path in the folder, with "/" -> sha256 in hex
     inputs: list[ContractTensor]
     outputs: list[ContractTensor] = Field(min_length=1)
-    hidden: list[ContractTensor] = []  # outputs computed only if requested
+    hidden: list[ContractTensor] = Field([])  # outputs computed only if requested
     batchable: bool  # axis 0 of every input and output is the batch
     batch_invariant: bool | None  # a row's output is the same, bit for bit, alone and in a batch; None: not measured
     rows_independent: bool | None = None  # equal within the tolerance: rows do not mix; None: not measured

@@ -16,6 +16,7 @@ class TensorSpec:
     datatype: Datatype
     shape: tuple[int, ...]
     labels: tuple[str, ...] = ()  # of the indices of the last axis, if known
+    categories: tuple[str, ...] = ()  # of the values 0, 1, ... of an input of integers, if known
     network_shape: tuple[int, ...] | None = None  # the network's, where clients are shown another
 
 

@@ -40,6 +40,7 @@ def reconcile(
     if contract is not None:
         _agree(found, contract)
         labels = {t.name: tuple(t.labels) for t in contract.outputs if t.labels}
+        found = dataclasses.replace(found, inputs=_described(found.inputs, contract))
         hidden = frozenset(t.name for t in contract.hidden)
         batchable = batchable and contract.batchable
     if config.origin.given is not None and config.max_batch_size and not batchable:
@@ -73,6 +74,19 @@ def reconcile(
             labels[options.name] = _labels(model_folder / options.labels, config.where(f"output '{options.name}'"))
     outputs = tuple(dataclasses.replace(t, labels=labels.get(t.name, ())) for t in outputs)
     return ModelSignature(inputs, outputs, in_rows, hidden, found.defaulted)
+
+
+def _described(inputs: Sequence[TensorSpec], contract: Contract) -> tuple[TensorSpec, ...]:
+    """The inputs with the columns and categories that the contract names."""
+    by_name = {tensor.name: tensor for tensor in contract.inputs}
+    return tuple(
+        dataclasses.replace(
+            tensor,
+            labels=tuple(by_name[tensor.name].labels or ()),
+            categories=tuple(by_name[tensor.name].categories or ()),
+        )
+        for tensor in inputs
+    )
 
 
 def _narrowed(

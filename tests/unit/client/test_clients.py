@@ -58,7 +58,8 @@ def test_the_two_clients_have_the_same_operations_with_the_same_arguments() -> N
     streams = blocking.pop("stream"), awaited.pop("stream")
     assert streams[0].parameters == streams[1].parameters
     assert blocking == awaited
-    assert {"infer", "predict", "metadata", "models", "server", "live", "ready", "close"} == set(blocking)
+    calls = {"infer", "predict", "metadata", "models", "server", "live", "ready", "close"}
+    assert calls | {"load", "unload", "statistics", "config", "log_level"} == set(blocking)
 
 
 def test_the_two_kinds_of_streams_take_the_same_arguments() -> None:

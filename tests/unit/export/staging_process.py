@@ -22,7 +22,8 @@ import numpy as np
 from forwardpass.errors import ExportError
 from forwardpass.export import staged_version as staging_module
 from forwardpass.export.staged_version import StagedVersion
-from forwardpass.model.contract import CONTRACT_FILE, Contract, ContractTensor, Samples, Tolerance, file_digest
+from forwardpass.model.contract import CONTRACT_FILE, Contract, Samples, Tolerance, file_digest
+from forwardpass.model.contract_tensor import ContractTensor
 
 SPEC = ContractTensor(name="x", datatype="FP32", shape=[-1])
 

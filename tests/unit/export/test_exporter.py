@@ -18,7 +18,9 @@ from torch import nn
 
 from forwardpass.errors import ExportError
 from forwardpass.export import ExportedModel, export
+from forwardpass.export.contract_parts import described
 from forwardpass.model.contract import CONTRACT_FILE, MODEL_FILE, Contract, Tolerance
+from forwardpass.model.contract_tensor import ContractTensor
 from networks import (
     Attend,
     Branches,
@@ -129,6 +131,39 @@ def test_outputs_and_labels_by_name(tmp_path: Path) -> None:
         ("b", ["likes"]),
         ("c", None),
     ]
+
+
+def test_columns_and_categories_of_inputs(tmp_path: Path) -> None:
+    network = TwoTowers()
+    inputs = ["user:float32[n,3]", "item:int64[n]"]
+    labels = {"user": ["age", "height", "weight"]}
+    exported = export(network, inputs, "m", tmp_path, labels=labels, categories={"item": ["a", "b"]})
+    contract = Contract.load(exported.path / CONTRACT_FILE)
+    assert [(t.name, t.labels, t.categories) for t in contract.inputs] == [
+        ("user", ["age", "height", "weight"], None),
+        ("item", None, ["a", "b"]),
+    ]
+    # Older readers refuse fields that they do not know.
+    assert (exported.path / CONTRACT_FILE).read_text("utf-8").count('"categories"') == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "categories", "text"),
+    [
+        ({"user": ["age"]}, None, "has 1 labels for 3 places"),
+        (None, {"user": ["a"]}, "has categories and is FP32; expected integers"),
+        (None, {"item": ["a", "a"]}, "expected different ones"),
+        (None, {"item": []}, "expected different ones"),
+        (None, {"x": ["a"]}, "categories: are for x; the inputs are user, item"),
+        ({"z": ["a"]}, None, "labels: are for z; the outputs are a, b, the inputs user, item"),
+    ],
+)
+def test_wrong_columns_and_categories_are_named(labels: Any, categories: Any, text: str) -> None:
+    user = ContractTensor(name="user", datatype="FP32", shape=[-1, 3])
+    item = ContractTensor(name="item", datatype="INT64", shape=[-1])
+    outputs = [ContractTensor(name=name, datatype="FP32", shape=[-1, 1]) for name in "ab"]
+    with pytest.raises(ExportError, match=text):
+        described([user, item], outputs, labels, categories)
 
 
 def test_inputs_with_names_of_their_own_go_in_order(tmp_path: Path) -> None:

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import pandas
 import pytest
 
+from forwardpass import Client
 from forwardpass.model.contract import CONTRACT_FILE, MODEL_FILE, Contract
+from forwardpass.testing.server_process import ServerProcess
 
 MODELS = Path(__file__).parents[3] / "models"
 
@@ -73,6 +76,26 @@ def test_a_recipe_learns_and_exports(repository: Path, name: str, features: int,
 
 
 @pytest.mark.slow
+def test_the_recipe_of_a_table_is_served_to_a_data_frame(repository: Path) -> None:
+    said = train("tabular", "--repository", repository)
+    assert f"wrote {repository / 'tabular' / '1'}" in said
+    contract = Contract.load(repository / "tabular" / "1" / CONTRACT_FILE)
+    data = data_of("tabular")
+    assert [(t.name, t.datatype, t.shape, t.labels, t.categories) for t in contract.inputs] == [
+        ("numbers", "FP32", [-1, 5], data.NUMBERS, None),
+        ("cylinders", "INT64", [-1], None, data.CATEGORIES["cylinders"]),
+        ("origin", "INT64", [-1], None, data.CATEGORIES["origin"]),
+    ]
+    assert contract.outputs[0].labels == data.LABELS and contract.batch_invariant
+    (_, learnt_y), (_, y) = data.training(), data.held_out()
+    assert (len(learnt_y), len(y)) == (294, 98)
+    with ServerProcess(repository) as server, Client(server.address) as client:
+        answer = client.infer("tabular", pandas.DataFrame(data.table()))
+    right = np.mean([top[0].label == data.LABELS[label] for top, label in zip(answer.top(), y, strict=True)])
+    assert right >= 0.8
+
+
+@pytest.mark.slow
 def test_a_recipe_trains_once_and_again_what_was_spoilt(repository: Path) -> None:
     folder = repository / "document"
     if not folder.exists():  # where this test runs alone
@@ -85,7 +108,7 @@ def test_a_recipe_trains_once_and_again_what_was_spoilt(repository: Path) -> Non
     assert (folder / "2" / MODEL_FILE).read_bytes() == model
 
 
-@pytest.mark.parametrize("name", ["document", "digits", pytest.param("mnist", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["document", "digits", "tabular", pytest.param("mnist", marks=pytest.mark.slow)])
 def test_the_data_needs_no_torch(name: str) -> None:
     path = str(MODELS / name / "data.py")
     code = (

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forwardpass.errors import ContractError
-from forwardpass.model.contract import CONTRACT_FILE, Contract, ContractTensor, Samples, Tolerance, compare, file_digest
+from forwardpass.model.contract import CONTRACT_FILE, Contract, Samples, Tolerance, compare, file_digest
+from forwardpass.model.contract_tensor import ContractTensor
 
 TOLERANCE = Tolerance(rtol=1e-4, atol=1e-5)
 NAN, INF = float("nan"), float("inf")

@@ -10,7 +10,8 @@ from tests.unit.made import signature, tensor
 
 from forwardpass.errors import ConfigError, ContractError
 from forwardpass.model import triton_config
-from forwardpass.model.contract import Contract, ContractTensor, Samples, Tolerance
+from forwardpass.model.contract import Contract, Samples, Tolerance
+from forwardpass.model.contract_tensor import ContractTensor
 from forwardpass.model.options import ModelConfig, TensorOptions
 from forwardpass.model.signature import ModelSignature
 from forwardpass.repository.reconcile import reconcile

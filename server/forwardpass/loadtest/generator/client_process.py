@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from forwardpass.errors import Status
+from forwardpass.client import Tls
+from forwardpass.errors import SettingsError, Status
 from forwardpass.loadtest.generator import schedule
 from forwardpass.loadtest.generator.recording import UNANSWERED, WRONG, Recording
 from forwardpass.transport.http2.client_connection import (
@@ -61,6 +62,8 @@ class ProcessPlan:
     shares: int = 1
     slices: int = 100
     core: int | None = None
+    tls: Tls | None = None
+    metadata: Sequence[tuple[str, str]] = ()  # of every call
 
 
 @dataclass(slots=True)
@@ -88,7 +91,7 @@ def main(order: ProcessPlan, memory_name: str, pipe: Any) -> None:
         pipe.send("ready")
         begin = pipe.recv()
         told = client.run(begin)
-    except OSError as error:
+    except (OSError, SettingsError) as error:
         told.error = str(error)
     except (EOFError, KeyboardInterrupt):
         return  # the parent has gone
@@ -114,6 +117,7 @@ class ClientLoop:
         self._connections: list[ClientConnection] = []
         self._leaving: list[ClientConnection] = []  # replaced, but with calls still in flight
         self._by_file: dict[int, ClientConnection] = {}
+        self._tls = None if order.tls is None else order.tls.context()
         self._poll = select.epoll()
         for _ in range(order.connections):
             self._connections.append(self._connect(5.0))
@@ -126,13 +130,20 @@ class ClientLoop:
         self._slept = 0.0  # seconds
         self._finished = 0  # completed calls
         authority = f"{order.host}:{order.port}"
-        self._fields = request_fields(order.path, authority)
+        self._fields = request_fields(order.path, authority, order.metadata, "http" if order.tls is None else "https")
         if order.deadline is not None:
             self._fields.append(timeout_field(int(order.deadline * 1e6)))  # last; an open loop replaces it per request
 
     def _connect(self, timeout: float) -> ClientConnection:
         order = self._order
-        connection = ClientConnection(order.host, order.port, timeout, keep_answers=bool(order.expected))
+        connection = ClientConnection(
+            order.host,
+            order.port,
+            timeout,
+            keep_answers=bool(order.expected),
+            tls=self._tls,
+            server_name=None if order.tls is None else order.tls.server_name,
+        )
         self._by_file[connection.socket.fileno()] = connection
         self._poll.register(connection.socket, select.EPOLLIN)
         connection.flush()

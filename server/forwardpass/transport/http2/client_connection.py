@@ -1,4 +1,4 @@
-"""One plaintext HTTP/2 connection that makes unary gRPC calls, for load tests: many at a time, without blocking.
+"""One HTTP/2 connection, in plaintext or by TLS, for load tests: many unary gRPC calls at a time, without blocking.
 
 libnghttp2 (through the ngh2 library) does the framing, HPACK and flow control. A call's outcome is returned with the
 token that it was started with. grpcio's client is not used because it makes a quarter as many calls on a core, and ends
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
@@ -33,6 +34,8 @@ INITIAL_WINDOW_SIZE: Final = 4  # a setting number
 LARGEST_WINDOW: Final = (1 << 31) - 1
 LAST_STREAM: Final = (1 << 31) - 1
 _READ: Final = 1 << 18
+_RECORDS: Final = 16  # of TLS that are read at once, of 16 KiB at most
+_BLOCKED: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _ENGINE: Final = Configuration(peer_max_concurrent_streams=LAST_STREAM)
 # Status by RST_STREAM error code, from gRPC's table; any other code is INTERNAL.
 _RESETS = {7: Status.UNAVAILABLE, 8: Status.CANCELLED, 11: Status.RESOURCE_EXHAUSTED, 12: Status.PERMISSION_DENIED}
@@ -53,9 +56,9 @@ def framed(message: bytes) -> bytes:
     return MESSAGE_STRUCT.pack(0, len(message)) + message
 
 
-def request_fields(path: str, authority: str, metadata: Sequence[tuple[str, str]] = ()) -> Fields:
+def request_fields(path: str, authority: str, metadata: Sequence[tuple[str, str]] = (), scheme: str = "http") -> Fields:
     """The headers of a call, without a deadline."""
-    pairs = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", authority)]
+    pairs = [(":method", "POST"), (":scheme", scheme), (":path", path), (":authority", authority)]
     pairs += [("te", "trailers"), ("content-type", "application/grpc"), *metadata]
     return [(name.encode(), value.encode()) for name, value in pairs]
 
@@ -73,10 +76,22 @@ class ClientConnection:
     - `usable` becomes False when the server goes away; calls in flight may still be answered.
     """
 
-    def __init__(self, host: str, port: int, timeout: float = 5.0, *, keep_answers: bool = False) -> None:
-        """Connect. Raises OSError. `timeout`: seconds."""
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        timeout: float = 5.0,
+        *,
+        keep_answers: bool = False,
+        tls: ssl.SSLContext | None = None,
+        server_name: str | None = None,
+    ) -> None:
+        """Connect. Raises OSError. `timeout`: seconds, of the handshake too. `server_name` None: `host`."""
         self.socket = socket.create_connection((host, port), timeout)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._is_secure = tls is not None
+        if tls is not None:
+            self._shake_hands(tls, server_name or host)
         self.socket.setblocking(False)
         self.usable = True
         self.lost = False
@@ -122,7 +137,7 @@ class ClientConnection:
                 break
             try:
                 sent = self.socket.send(data)
-            except BlockingIOError:
+            except _BLOCKED:
                 sent = 0
             except OSError:
                 self._lose()
@@ -143,8 +158,8 @@ class ClientConnection:
         """Read from the socket. Returns the calls that ended."""
         ended, self._unstarted = self._unstarted, []
         try:
-            data = self.socket.recv(_READ)
-        except BlockingIOError:
+            data = self._records() if self._is_secure else self.socket.recv(_READ)
+        except _BLOCKED:
             return ended
         except OSError:
             data = b""
@@ -192,6 +207,27 @@ class ClientConnection:
 
     def close(self) -> None:
         self.socket.close()
+
+    # -- TLS --------------------------------------------------------------------------------------------------------
+
+    def _shake_hands(self, tls: ssl.SSLContext, server_name: str) -> None:
+        try:
+            secure = tls.wrap_socket(self.socket, server_hostname=server_name)
+        except OSError:
+            self.socket.close()
+            raise
+        if secure.selected_alpn_protocol() != "h2":
+            secure.close()
+            raise OSError("the server speaks TLS, and no HTTP/2 in it")
+        self.socket = secure
+
+    def _records(self) -> bytes:
+        """Some of the records that have come. What is left in the socket wakes its poller again; OpenSSL keeps none."""
+        records = [self.socket.recv(_READ)]
+        with contextlib.suppress(*_BLOCKED):
+            while records[-1] and len(records) < _RECORDS:
+                records.append(self.socket.recv(_READ))
+        return b"".join(records)
 
     # -- rare cases ---------------------------------------------------------------------------------------------------
 

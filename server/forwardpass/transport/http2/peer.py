@@ -14,18 +14,26 @@ Nothing here raises because of what a client or its network does.
 from __future__ import annotations
 
 import contextlib
+import logging
 import select
 import socket
 import ssl
 import sys
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
+from forwardpass.observability.log_limit import LogLimit
 from forwardpass.transport.http2.connection import Connection
+
+logger = logging.getLogger(__name__)
+logger.addFilter(LogLimit())
 
 READ: Final = 1 << 16  # bytes taken from a socket at once
 BACKLOG: Final = 1 << 20  # bytes that a client may leave unread; beyond that nothing is read from it
 RECORD: Final = 1 << 14  # bytes of one TLS record, at most
+
+Tls = Callable[[], ssl.SSLContext]  # returns the TLS context for a new connection
 
 
 class Peer:
@@ -71,6 +79,22 @@ class Peer:
         # that waits behind a full socket results from what was read from the same client.
         unread = len(self.unsent) + self.connection.out.queued
         return select.EPOLLOUT | select.EPOLLIN if unread < BACKLOG else select.EPOLLOUT
+
+    def handshake(self) -> int | None:
+        """Continue the TLS handshake. Returns the events that it waits for, 0 once it is done; None: it failed."""
+        assert isinstance(self.sock, ssl.SSLSocket)
+        try:
+            self.sock.do_handshake()
+        except ssl.SSLWantReadError:
+            return select.EPOLLIN
+        except ssl.SSLWantWriteError:
+            return select.EPOLLOUT
+        except OSError as error:  # every SSLError is one
+            reason = getattr(error, "reason", None) or error.strerror or str(error)
+            logger.warning("a TLS handshake failed: %s", reason.lower().replace("_", " "))
+            return None
+        self.handshaking = False
+        return 0
 
     def push(self) -> None:
         """Send unsent bytes as far as the socket takes them; at most BACKLOG, since others wait. With the lock held."""
@@ -127,3 +151,12 @@ class Peer:
     def undelivered(self) -> bool:
         """Whether TLS holds bytes already read off the socket, which no poll reports."""
         return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
+
+
+def prepared(sock: socket.socket, tls: Tls | None) -> socket.socket:
+    """A connection that was accepted, ready to be a peer's. `tls` None: plaintext."""
+    sock.setblocking(False)
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    return sock if tls is None else tls().wrap_socket(sock, server_side=True, do_handshake_on_connect=False)

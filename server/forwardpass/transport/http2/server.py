@@ -7,7 +7,6 @@ together are one write.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -27,10 +26,11 @@ from forwardpass.transport.http2.call_context import Http2CallContext
 from forwardpass.transport.http2.connection import Connection
 from forwardpass.transport.http2.decoded_calls import DecodedCalls
 from forwardpass.transport.http2.limits import Http2Limits
-from forwardpass.transport.http2.peer import Peer
+from forwardpass.transport.http2.loop_mailbox import LoopMailbox
+from forwardpass.transport.http2.peer import Peer, Tls
 from forwardpass.transport.http2.request_head import RequestHead
 from forwardpass.transport.http2.send_side import SendSide, ServerStream, StreamListener
-from forwardpass.transport.http2.sockets import CLOSE_SECONDS, Sockets, Tls
+from forwardpass.transport.http2.sockets import CLOSE_SECONDS, Sockets
 from forwardpass.transport.http2.thread_priority import schedule_promptly
 from forwardpass.transport.interface import (
     Answer,
@@ -96,9 +96,7 @@ class Http2Server:
         self.port = self._sockets.port
         paths = {f"/{service}/{name}".encode(): h for service, of in handlers.items() for name, h in of.items()}
         self._handlers = {path: handler for path, handler in paths.items() if path != INFER_PATH}
-        self._call_soon = call_soon
-        self._posted: list[Callable[[], object]] = []
-        self._posting = threading.Lock()
+        self._mailbox = LoopMailbox(call_soon)
         self._authorize = authorize
         self._sink = make_sink(self)
         self._sink.before_run = self._before_run
@@ -386,25 +384,7 @@ class Http2Server:
 
     def _open(self, call: ServerStream) -> StreamListener | None:
         handler = self._handlers.get(call.head.path)
-        return None if handler is None else Http2CallContext(call, handler, self._post)
-
-    def _post(self, function: Callable[..., object], *arguments: object) -> None:
-        """Schedule a function on the event loop, from any thread; those of one thread run in order."""
-        with self._posting:
-            self._posted.append(partial(function, *arguments))
-            if len(self._posted) > 1:
-                return
-        with contextlib.suppress(RuntimeError):  # the loop is closed: no client waits any more
-            self._call_soon(self._run_posted)
-
-    def _run_posted(self) -> None:
-        with self._posting:
-            posted, self._posted = self._posted, []
-        for function in posted:
-            try:
-                function()
-            except Exception:
-                logger.exception("an event of a call could not be handled")
+        return None if handler is None else Http2CallContext(call, handler, self._mailbox.post)
 
 
 def _header(head: RequestHead, name: str) -> str:

@@ -16,7 +16,6 @@ import os
 import random
 import select
 import socket
-import ssl
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
@@ -25,7 +24,7 @@ from forwardpass.observability.log_limit import LogLimit
 from forwardpass.transport.handed_listener import HandedListener
 from forwardpass.transport.http2.arrivals import Arrivals
 from forwardpass.transport.http2.connection import Connection, ConnectionFailed
-from forwardpass.transport.http2.peer import READ, Peer
+from forwardpass.transport.http2.peer import READ, Peer, Tls, prepared
 from forwardpass.transport.http2.send_side import SendSide
 from forwardpass.transport.listeners import ListenerGone, Listeners
 
@@ -42,8 +41,6 @@ MESSAGE_AGES = 30  # sweeps during which a call's message may make no progress
 ANSWER_AGES = 60  # sweeps during which a client may take nothing of what it is sent
 GREETING_AGES = 10  # sweeps until a client must have sent its HTTP/2 settings, the TLS handshake included
 CLOSE_SECONDS = 1.0  # to send what is unsent when the transport closes
-
-Tls = Callable[[], ssl.SSLContext]  # returns the TLS context for a new connection
 
 
 class Sockets:
@@ -331,24 +328,13 @@ class Sockets:
 
     def _continue_handshake(self, peer: Peer) -> None:
         """Continue the TLS handshake; once it is done, send what was queued."""
-        try:
-            assert isinstance(peer.sock, ssl.SSLSocket)
-            peer.sock.do_handshake()
-        except ssl.SSLWantReadError:
-            wanted = select.EPOLLIN
-        except ssl.SSLWantWriteError:
-            wanted = select.EPOLLOUT
-        except OSError as error:  # every SSLError is one
-            reason = getattr(error, "reason", None) or error.strerror or str(error)
-            logger.warning("a TLS handshake failed: %s", reason.lower().replace("_", " "))
+        wanted = peer.handshake()
+        if wanted is None:
             self.close_peer(peer)
-            return
-        else:
-            peer.handshaking = False
+        elif not wanted:
             self._flush(peer)
             self._again.append(peer.fd)
-            return
-        if wanted != peer.watched:
+        elif wanted != peer.watched:
             peer.watched = wanted
             self._epoll.modify(peer.fd, wanted)
 
@@ -370,12 +356,7 @@ class Sockets:
 
     def _begin(self, sock: socket.socket) -> None:
         """Set up a new connection. Raises OSError if it is gone already."""
-        sock.setblocking(False)
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if self._tls is not None:
-            sock = self._tls().wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        sock = prepared(sock, self._tls)
         age = self._max_age * random.uniform(0.9, 1.1)  # so that clients that came together leave apart
         peer = Peer(sock, monotonic() + age if age else float("inf"))
         connection = peer.connection = self._connect(peer)
