@@ -337,26 +337,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = f"{CONFIG} [None; {PREFIX}CONFIG]"
     parser.add_argument("--config", type=Path, default=argparse.SUPPRESS, metavar="FILE", help=text)
     for name, field in Settings.model_fields.items():
-        default = field.default
+        default, option = field.default, f"--{name.replace('_', '-')}"
         text = f"{field.description} [{default}; {PREFIX}{name.upper()}]".replace("%", "%%")
         if name == "repository":
             parser.add_argument(name, nargs="?", default=argparse.SUPPRESS, help=text)
         elif isinstance(default, bool):
-            parser.add_argument(
-                f"--{name.replace('_', '-')}",
-                action=argparse.BooleanOptionalAction,
-                default=argparse.SUPPRESS,
-                help=text,
-            )
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         elif isinstance(default, tuple):
-            parser.add_argument(
-                f"--{name.replace('_', '-')}", action="append", default=argparse.SUPPRESS, metavar="NAMES", help=text
-            )
+            parser.add_argument(option, action="append", default=argparse.SUPPRESS, metavar="NAMES", help=text)
         else:
             annotation = _annotation(name)
             choices = get_args(annotation) if get_origin(annotation) is Literal else None
             parser.add_argument(
-                f"--{name.replace('_', '-')}",
+                option,
                 default=argparse.SUPPRESS,
                 choices=choices,
                 metavar=None if choices else name.rsplit("_", 1)[-1].upper(),
