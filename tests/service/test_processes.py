@@ -492,6 +492,20 @@ def test_the_end_answers_what_is_in_flight_and_leaves_no_process(tmp_path: Path,
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
+@pytest.mark.slow
+def test_the_end_does_not_wait_for_a_load_that_cannot_be_interrupted(tmp_path: Path, serve: Serve) -> None:
+    models.save(tmp_path, "slow", slow_to_open())
+    server = serve(tmp_path, *TWO, "--model-control", "explicit", "--grace", "60")  # longer than `stop` waits
+    caller = Caller(server)
+    load = protocol.METHODS["RepositoryModelLoad"]
+    call = caller.channel.unary_unary(load.path).future(load.request(model_name="slow").SerializeToString())
+    until(lambda: "LOADING" in {entry.state for entry in ask(caller, "RepositoryIndex").models}, "the load")
+    time.sleep(0.5)  # it is in ONNX Runtime
+    assert server.stop() == 0, server.tail()
+    assert call.exception() is not None
+    caller.close()
+
+
 def test_processes_end_when_the_supervisor_is_killed(tmp_path: Path, serve: Serve) -> None:
     models.save(tmp_path, "m", models.chain())
     server = serve(tmp_path, *TWO)
@@ -577,6 +591,13 @@ def test_what_cannot_be_served_ends_at_once(tmp_path: Path, options: tuple[str, 
         given = [option.replace("TAKEN", str(taken.getsockname()[1])) for option in options]
         with pytest.raises(ForwardpassError, match=f"ended before it was ready(?s:.*){words}"):
             ServerProcess(tmp_path, *TWO, *given)
+
+
+def test_a_process_that_ends_by_itself_has_its_own_status(tmp_path: Path) -> None:
+    models.save(tmp_path, "m", models.chain())
+    nowhere = ("--tls-certificate", "/nowhere", "--tls-key", "/nowhere")
+    with pytest.raises(ForwardpassError, match=r"process \d+ ended with status 1"):
+        ServerProcess(tmp_path, *TWO, *nowhere)
 
 
 def test_http_and_the_status_page_show_all_processes(tmp_path: Path, serve: Serve) -> None:

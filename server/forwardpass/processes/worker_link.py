@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -57,6 +57,7 @@ class WorkerLink:
         # Each waits until other processes have made the same change: with fewer threads than the supervisor makes
         # changes at a time, two processes could wait for each other.
         self._changes = ThreadPoolExecutor(CHANGES, "group-change")
+        self._under_way: set[Future[Any]] = set()
 
     def functions(self) -> dict[str, Callable[..., Any]]:
         """What the supervisor may call."""
@@ -141,7 +142,15 @@ class WorkerLink:
         return [VersionView.of(entry) for entry in entries]
 
     async def _change(self, change: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._changes, partial(change, *arguments))
+        future = self._changes.submit(partial(change, *arguments))
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+        return await asyncio.wrap_future(future)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a change could not be stopped: the process must not wait for its thread."""
+        return bool(self._under_way)
 
     async def _relist(self) -> None:
         """Look at the repository's folder, for what is skipped there."""

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from forwardpass.errors import Draining, ForwardpassError
 from forwardpass.execution.shared_weights import SharedWeights
@@ -30,14 +31,15 @@ from forwardpass.transport.handed_listener import HandedListener, PortCounts
 def run(descriptors: Sequence[int]) -> int:
     """Serve until told to stop. `descriptors`: of the channel, then of each port its connections and its counts."""
     ignore_early()
-    status, server = asyncio.run(_run(*descriptors))
-    if server is not None and (server.lost or server.unfinished):
+    status, finished = asyncio.run(_run(*descriptors))
+    if not finished:
         logging.shutdown()
         os._exit(status)  # see `cli.serve`
     return status
 
 
-async def _run(link: int, grpc: int, grpc_counts: int, http: int, http_counts: int) -> tuple[int, Server | None]:
+async def _run(link: int, grpc: int, grpc_counts: int, http: int, http_counts: int) -> tuple[int, bool]:
+    """Returns the exit status, and whether the interpreter can end: no thread is left that it would wait for."""
     assigned: asyncio.Future[Assignment] = asyncio.get_running_loop().create_future()
     listeners = [
         HandedListener(socket.socket(fileno=port), 0, PortCounts(counts))
@@ -52,7 +54,7 @@ async def _run(link: int, grpc: int, grpc_counts: int, http: int, http_counts: i
     ended = asyncio.ensure_future(channel.ended.wait())
     await asyncio.wait((assigned, ended), return_when=asyncio.FIRST_COMPLETED)
     if not assigned.done():
-        return 0, None
+        return 0, True
     assignment = assigned.result()
     for listener, port in zip(listeners, (assignment.grpc_port, assignment.http_port), strict=True):
         listener.port = port
@@ -63,8 +65,11 @@ async def _run(link: int, grpc: int, grpc_counts: int, http: int, http_counts: i
         with contextlib.suppress(Draining):
             channel.tell("say", line)
 
-    # As by a signal: the supervisor is gone, and nobody else would end this process.
-    ended.add_done_callback(lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    def orphaned(ended: asyncio.Future[Any]) -> None:
+        if not ended.cancelled():  # as it is where this process ends by itself, with a status of its own
+            os.kill(os.getpid(), signal.SIGTERM)  # the supervisor is gone, and nobody else would end this process
+
+    ended.add_done_callback(orphaned)
     try:
         server = Server(settings, assignment.cores, say, group)
         server.repository.opens = SharedWeights(assignment.weights).open
@@ -72,10 +77,11 @@ async def _run(link: int, grpc: int, grpc_counts: int, http: int, http_counts: i
             server.repository.measurements.learn(assignment.known)
         gc.collect()
         gc.freeze()
-        return await server.run(), server
+        status = await server.run()
+        return status, not (server.lost or server.unfinished or group.unfinished)
     except ForwardpassError as error:
         say(str(error))
-        return 1, None
+        return 1, not group.unfinished
 
 
 if __name__ == "__main__":
