@@ -22,7 +22,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv models demo test test-deploy test-slow zoo test-gpu lint format types tables proto bench bench-gpu serve \
+.PHONY: help venv models demo test test-deploy test-slow zoo test-gpu lint format types tables docs \
+        docs-tools diagrams proto bench bench-gpu serve \
         clean distclean
 
 help: ## list these targets
@@ -116,6 +117,24 @@ types: venv ## mypy, strict
 tables: venv ## write the generated tables of README and docs anew
 	@$(PY) docs/tables.py
 
+# Apart from .venv, whose packages the site's would quarrel with. Without URL, links to files that are no pages are text.
+DOCS := .venv-docs
+URL  ?=# the repository's address, once there is one: https://...
+docs-tools: venv
+	@if cmp -s pyproject.toml $(DOCS)/ready.toml; then exit 0; fi; set -eu; \
+	$(PY) -m venv --clear --without-pip $(DOCS); \
+	$(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
+	    > $(DOCS)/requirements.txt; \
+	$(PY) -m pip --python $(DOCS)/bin/python install -qq -r $(DOCS)/requirements.txt; \
+	cp pyproject.toml $(DOCS)/ready.toml
+
+docs: docs-tools ## build the site into build/site, strictly: a dead link is an error (URL=https://...)
+	@NO_MKDOCS_2_WARNING=1 PROJECT_URL=$(URL) $(DOCS)/bin/python -m mkdocs build --strict --quiet -f deploy/publish/mkdocs.yml
+	@echo "build/site/index.html is the site"
+
+diagrams: venv ## draw the documents' mermaid diagrams anew, for the site (needs npm and chromium)
+	@$(PY) deploy/publish/diagrams.py
+
 proto: venv ## make again what is generated from proto/
 	@$(PY) proto/generate.py
 
@@ -133,4 +152,4 @@ clean: ## remove caches and build outputs
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv and the trained versions too
-	rm -rf $(VENV) $(TOOLS) models/*/[0-9]* models/*/*.pt
+	rm -rf $(VENV) $(TOOLS) $(DOCS) models/*/[0-9]* models/*/*.pt
