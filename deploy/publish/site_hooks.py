@@ -59,11 +59,11 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, **_: Any) -> str:
     uri = page.file.src_uri
     document = MADE[uri][0] if uri in MADE else f"docs/{uri}"
     if document.startswith("docs/examples/"):
-        markdown += _programs(ROOT / "docs" / "examples", files)
+        markdown += _programs(ROOT / "docs" / "examples")
     elsewhere = links.on_a_host(config.extra["project_url"], config.extra["project_ref"])
 
     def place(target: links.Target) -> str | None:
@@ -122,7 +122,7 @@ def _part(text: str, name: str, heading: str) -> str:
     return f"# {heading}\n{found[1]}"
 
 
-def _programs(folder: Path, files: Files) -> str:
+def _programs(folder: Path) -> str:
     """The gallery's programs as they are in its folder, each below a heading: on a code host they are a click away."""
     parts = []
     for path in sorted(folder.iterdir()):

@@ -22,7 +22,11 @@ NOWHERE = links.on_a_host("", "v1")
         ("[a [b] c](x.md)", "[a [b] c](https://host/owner/name/blob/v1/docs/x.md)", "a [b] c"),
         ("[here](#part)", "[here](#part)", "[here](#part)"),
         ("[far](https://else/where.md)", "[far](https://else/where.md)", "[far](https://else/where.md)"),
-        ("`[code](x.md)` [a](b.md)", "`[code](x.md)` [a](https://host/owner/name/blob/v1/docs/b.md)", "`[code](x.md)` a"),
+        (
+            "`[code](x.md)` [a](b.md)",
+            "`[code](x.md)` [a](https://host/owner/name/blob/v1/docs/b.md)",
+            "`[code](x.md)` a",
+        ),
         ("```\n[code](x.md)\n```\n", "```\n[code](x.md)\n```\n", "```\n[code](x.md)\n```\n"),
     ],
 )
