@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv models demo test test-deploy test-slow zoo test-gpu lint format types tables docs \
+.PHONY: help venv models demo test test-deploy test-slow zoo test-gpu examples lint format types tables docs \
         docs-tools release release-tools diagrams proto bench bench-gpu serve \
         clean distclean
 
@@ -102,6 +102,9 @@ conformance-tools: venv ## get the foreign clients and tools that tests/conforma
 
 conformance: conformance-tools ## run foreign clients and tools against the server, the slow ones too
 	@$(PY) -m pytest tests/conformance $(ARGS)
+
+examples: venv ## run every program of docs/examples whose language is there (Node: after make conformance-tools)
+	@$(PY) -m pytest tests/publish/test_examples.py -m "" $(ARGS)
 
 lint: venv ## ruff: rules and format
 	@$(PY) -m ruff check .

@@ -84,8 +84,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, **_: An
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    # Wide tables scroll by themselves, so that the page does not; a keyboard reaches what scrolls.
-    return re.sub(r"<table>", '<table tabindex="0">', html)
+    # A browser breaks lines within `--option` after its hyphens; site.css keeps names of no great length whole.
+    return re.sub(r"<code>([^<\s]{1,32})</code>", r'<code class="whole">\1</code>', html)
 
 
 def _pages(section: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,7 @@ from tests.publish.publish_modules import ROOT
 
 PYTHON = ROOT / ".venv-docs" / "bin" / "python"
 URL = "https://host.example/owner/name"
-PARTS = ("deploy/publish", "docs", "server/forwardpass", "tests", "models", "benchmarks")
+PARTS = ("deploy/publish", "docs", "server/forwardpass", "tests", "models", "benchmarks", "proto")
 
 
 def build(root: Path, site: Path, url: str = "") -> subprocess.CompletedProcess[str]:
