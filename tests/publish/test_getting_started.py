@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.publish.publish_modules import ROOT
+from tests.publish.publish_modules import ROOT, in_a_clone
 
 from forwardpass.testing.server_process import ServerProcess
 
@@ -54,6 +54,7 @@ def test_step_by_step(tmp_path: Path) -> None:
         assert server.stop() == 0, server.tail()
 
 
+@in_a_clone
 def test_the_install_line_is_readmes() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     assert INSTALL.strip() == "pip install '.[cpu,train]'" and INSTALL.strip() in readme

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.publish.publish_modules import ROOT, load
+from tests.publish.publish_modules import ROOT, in_a_clone, load
 
 links = load("links")
 diagrams = load("diagrams")
@@ -48,6 +48,7 @@ def test_a_link_out_of_the_repository_is_an_error() -> None:
         links.mapped("[x](../../x.md)", "docs/page.md", HOST)
 
 
+@in_a_clone
 def test_every_diagram_has_its_drawing_and_no_other_is_kept() -> None:
     sources = diagrams.sources()
     assert sources, "the documents have no diagram any more: remove the drawings and their script"

@@ -14,9 +14,10 @@ from email.message import Message
 from pathlib import Path
 
 import pytest
-from tests.publish.publish_modules import PUBLISH, ROOT, load
+from tests.publish.publish_modules import PUBLISH, ROOT, in_a_clone, load
 
 stage = load("stage")
+pytestmark = in_a_clone
 
 TOOLS = ROOT / ".venv-release"
 URL = "https://host.example/owner/name"
