@@ -22,7 +22,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv models demo test test-deploy test-slow zoo test-gpu lint format types tables proto bench bench-gpu serve \
+.PHONY: help venv models demo test test-deploy test-slow zoo test-gpu examples lint format types tables docs \
+        docs-tools release release-tools diagrams proto bench bench-gpu serve \
         clean distclean
 
 help: ## list these targets
@@ -102,6 +103,9 @@ conformance-tools: venv ## get the foreign clients and tools that tests/conforma
 conformance: conformance-tools ## run foreign clients and tools against the server, the slow ones too
 	@$(PY) -m pytest tests/conformance $(ARGS)
 
+examples: venv ## run every program of docs/examples whose language is there (Node: after make conformance-tools)
+	@$(PY) -m pytest tests/publish/test_examples.py -m "" $(ARGS)
+
 lint: venv ## ruff: rules and format
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -115,6 +119,38 @@ types: venv ## mypy, strict
 
 tables: venv ## write the generated tables of README and docs anew
 	@$(PY) docs/tables.py
+
+# Apart from .venv, whose packages the site's would quarrel with. Without URL, links to files that are no pages are text.
+DOCS := .venv-docs
+URL  ?=# the repository's address, once there is one: https://...
+# The requirements of one extra of pyproject.toml, without the project's own.
+extra = $(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$(1)"], sep="\n")'
+docs-tools: venv
+	@if cmp -s pyproject.toml $(DOCS)/ready.toml; then exit 0; fi; set -eu; \
+	$(PY) -m venv --clear --without-pip $(DOCS); \
+	$(call extra,docs) > $(DOCS)/requirements.txt; \
+	$(PY) -m pip --python $(DOCS)/bin/python install -qq -r $(DOCS)/requirements.txt; \
+	cp pyproject.toml $(DOCS)/ready.toml
+
+docs: docs-tools ## build the site into build/site, strictly: a dead link is an error (URL=https://...)
+	@NO_MKDOCS_2_WARNING=1 PROJECT_URL=$(URL) $(DOCS)/bin/python -m mkdocs build --strict --quiet -f deploy/publish/mkdocs.yml
+	@echo "build/site/index.html is the site"
+
+# Apart as well. The checks come first; CHECKS= leaves them out.
+RELEASE := .venv-release
+CHECKS  ?= lint types test
+release-tools: venv
+	@if cmp -s pyproject.toml $(RELEASE)/ready.toml; then exit 0; fi; set -eu; \
+	$(PY) -m venv --clear --without-pip $(RELEASE); \
+	$(call extra,release) > $(RELEASE)/requirements.txt; \
+	$(PY) -m pip --python $(RELEASE)/bin/python install -qq -r $(RELEASE)/requirements.txt; \
+	cp pyproject.toml $(RELEASE)/ready.toml
+
+release: release-tools $(CHECKS) ## check, then build wheel, sdist, bill of materials, checksums into dist/ (URL=https://..., CHECKS=)
+	@PROJECT_URL=$(URL) deploy/publish/release.sh $(RELEASE)
+
+diagrams: venv ## draw the documents' mermaid diagrams anew, for the site (needs npm and chromium)
+	@$(PY) deploy/publish/diagrams.py
 
 proto: venv ## make again what is generated from proto/
 	@$(PY) proto/generate.py
@@ -133,4 +169,4 @@ clean: ## remove caches and build outputs
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv and the trained versions too
-	rm -rf $(VENV) $(TOOLS) models/*/[0-9]* models/*/*.pt
+	rm -rf $(VENV) $(TOOLS) $(DOCS) $(RELEASE) models/*/[0-9]* models/*/*.pt
