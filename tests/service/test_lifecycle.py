@@ -259,7 +259,9 @@ def test_what_takes_longer_than_the_grace_is_unavailable(holding: Path, transpor
     options = ["--transport", transport, "--inline-run-limit", "0", "--grace", "600" if again else "0.1"]
     with ServerProcess(holding, *options) as server:
         caller = Caller(server)
-        calls = [held(caller, 1e15), *(caller.start(request("hold", NONE)) for _ in range(3))]
+        first = held(caller, 1e15)
+        until(lambda: caller.metric("forwardpass_running_requests") == 1, "its run")  # else others may share it
+        calls = [first, *(caller.start(request("hold", NONE)) for _ in range(3))]
         until(lambda: caller.metric("forwardpass_queue_requests") == 3, "a queue")
         server.send(signal.SIGTERM)
         if again:
