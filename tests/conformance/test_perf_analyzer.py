@@ -47,7 +47,11 @@ def measure(tool: Tool, server: ServerProcess, way: str, levels: str, report: Pa
         return sorted(csv.DictReader(file), key=lambda row: int(row["Concurrency"]))
 
 
-@pytest.mark.parametrize("way", WAYS)
+# Of the ways, those that every run of the tests takes: 4 s each.
+QUICK = ("sync", "http shared memory")
+
+
+@pytest.mark.parametrize("way", [way if way in QUICK else pytest.param(way, marks=pytest.mark.slow) for way in WAYS])
 def test_a_few_levels_of_concurrency(perf_analyzer: Tool, served: ServerProcess, way: str, tmp_path: Path) -> None:
     rows = measure(perf_analyzer, served, way, "1:8:7", tmp_path / "report.csv")
     assert [row["Concurrency"] for row in rows] == ["1", "8"]

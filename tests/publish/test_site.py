@@ -85,6 +85,7 @@ def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
     assert loaded and not [address for address in loaded if not inside(address) and not address.startswith("data:")]
 
 
+@pytest.mark.slow
 def test_without_an_address_links_to_other_files_are_text_and_with_one_they_lead_there(
     site: Path, tmp_path: Path
 ) -> None:
@@ -94,6 +95,7 @@ def test_without_an_address_links_to_other_files_are_text_and_with_one_they_lead
     assert f"{URL}/blob/main/deploy/helm/forwardpass/values.yaml" in Page(tmp_path / "kubernetes.html").links
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("addition", "said"),
     [

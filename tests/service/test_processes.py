@@ -192,6 +192,7 @@ def test_models_come_and_go_in_all_processes_or_in_none(
         ask(clients[0], "RepositoryModelLoad", model_name="nowhere")
 
 
+@pytest.mark.slow
 def test_what_was_asked_for_holds_in_processes_that_come_later(
     tmp_path: Path, serve: Serve, callers: Callable[..., list[Caller]]
 ) -> None:
@@ -361,6 +362,7 @@ def test_our_clients_retries_make_up_for_a_killed_process(tmp_path: Path, serve:
     assert not failed
 
 
+@pytest.mark.slow
 def test_readiness_follows_the_number_of_processes(tmp_path: Path, serve: Serve) -> None:
     models.save(tmp_path, "m", models.chain())
     server = serve(tmp_path, *TWO, "--min-processes", "2", "--health-port", "0")
@@ -506,6 +508,7 @@ def test_the_end_does_not_wait_for_a_load_that_cannot_be_interrupted(tmp_path: P
     caller.close()
 
 
+@pytest.mark.slow
 def test_processes_end_when_the_supervisor_is_killed(tmp_path: Path, serve: Serve) -> None:
     models.save(tmp_path, "m", models.chain())
     server = serve(tmp_path, *TWO)

@@ -47,7 +47,7 @@ def data_of(name: str) -> Any:
     ("name", "features", "labels", "accuracy"),
     [
         pytest.param("document", 5, 3, 0.9, marks=pytest.mark.slow),
-        ("digits", 64, 10, 0.97),
+        pytest.param("digits", 64, 10, 0.97, marks=pytest.mark.slow),
         pytest.param("mnist", 784, 10, 0.94, marks=pytest.mark.slow),
     ],
 )
